@@ -1,0 +1,85 @@
+"""What a model is to the runtime: something that streams deltas.
+
+A model is any object with an ``id`` and a ``stream`` method; nothing needs to be inherited. ``stream`` returns an
+asynchronous iterator (network models: it runs as a task on the event loop's thread) or a plain iterator (in-process
+models: it runs on a helper thread). Neither ever runs on the worker of a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from channels import CancelToken
+
+from .session import Message
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of the reply."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """A piece of what the model thinks aloud."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a tool call. Pieces of one call share ``index``; names and JSON text may come in fragments."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageDelta:
+    """Tokens this call has used."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FinishDelta:
+    """Why the model stopped: ``stop``, ``tool_calls``, ``length``, or what the provider says."""
+
+    reason: str
+
+
+Delta: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta | UsageDelta | FinishDelta
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDefinition:
+    """A tool as a model sees it: ``parameters`` is a JSON schema of type object."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A language model."""
+
+    @property
+    def id(self) -> str:
+        """The name shown to people, such as ``local/smollm2-135m``."""
+
+    def stream(
+        self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
+    ) -> AsyncIterator[Delta] | Iterator[Delta]:
+        """Answer ``messages`` in deltas, or ask for calls of ``tools``.
+
+        A synchronous model should look at ``cancel`` between deltas and return early once it is cancelled; the stream
+        has then already moved on and waits for nobody. Exceptions become an ``error`` event with code ``model_error``.
+        """
