@@ -1,0 +1,28 @@
+"""Closable bounded channels for threads, with Go's semantics: `Channel`, `select`, `CancelToken` and what goes with them.
+
+The asyncio side is in `channels.aio`, imported on its own.
+"""
+
+from ._cancel import CancelToken, Registration
+from ._channel import Channel, Receiver, Sender, Sending, SupportsDone
+from ._errors import Cancelled, ChannelClosed, WouldBlock
+from ._select import Selected, merge, select
+from ._timer import after, tick
+
+__all__ = [
+    "CancelToken",
+    "Cancelled",
+    "Channel",
+    "ChannelClosed",
+    "Receiver",
+    "Registration",
+    "Selected",
+    "Sender",
+    "Sending",
+    "SupportsDone",
+    "WouldBlock",
+    "after",
+    "merge",
+    "select",
+    "tick",
+]

@@ -1,0 +1,174 @@
+"""Telling threads to stop: Go's ``context``, as a token.
+
+There is no lock here. Who cancels first is decided by deleting the one element of a list, who runs a callback by popping it
+from a dict; both are single steps. So cancelling is safe in finalizers and signal handlers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from ._channel import Channel, Receiver
+from ._park import deadline_after
+from ._timer import Timer, call_at
+
+_logger = logging.getLogger(__name__)
+_keys = itertools.count()
+
+
+class _Cancellation(Channel[None]):
+    """The channel that closes on cancel, with what else has to live as long as anyone holds its receiver."""
+
+    __slots__ = ("callbacks", "cause", "parent", "ticket", "timer")
+
+    def __init__(self, parent: _Cancellation | None) -> None:
+        super().__init__(name="cancelled")
+        self.parent = parent  # held strongly: its deadline is this one's too
+        self.cause: object = None
+        self.ticket: list[None] = [None]
+        self.callbacks: dict[int, Callable[[], object]] = {}
+        self.timer: Timer | None = None
+
+    def cancel(self, cause: object) -> bool:
+        try:
+            del self.ticket[0]
+            self.cause = cause
+            first = True
+        except IndexError:
+            first = False
+        if first or self.callbacks:
+            try:
+                self._spread()
+            except BaseException:
+                self._spread()  # interrupted: nobody else would tell the rest
+                raise
+        return first
+
+    def _spread(self) -> None:
+        self.close()
+        if self.timer is not None:
+            self.timer.cancel()
+        while self.callbacks:
+            for key in list(self.callbacks):
+                self.run(key)
+
+    def run(self, key: int) -> None:
+        """Run the callback, unless somebody else has."""
+        function = self.callbacks.pop(key, None)
+        if function is None:
+            return
+        try:
+            function()
+        except Exception:
+            _logger.exception("a cancel callback failed: %r", function)
+
+
+class CancelToken:
+    """Says once, to everyone who looks or waits, that something should stop.
+
+    Pass it as ``cancel=`` to channel operations, look at `cancelled`, or wait for `done`, a receiver that closes. Cancelling
+    only asks; nothing is interrupted by force. Cancelling ``parent`` cancels this token with the same cause, which holds its
+    children weakly; ``timeout`` (seconds) cancels it with a `TimeoutError` as the cause. All methods are thread-safe, and
+    safe in signal handlers and finalizers.
+
+    Modelled on https://pkg.go.dev/context.
+    """
+
+    __slots__ = ("__weakref__", "_core", "done")
+
+    def __init__(self, parent: CancelToken | None = None, timeout: float | None = None) -> None:
+        deadline = deadline_after(timeout)
+        above = None if parent is None else parent._core
+        self._core = core = _Cancellation(above)
+        #: A receiver that closes when the token is cancelled.
+        self.done: Receiver[None] = Receiver(core)
+        if above is not None:
+            _Link(above, core)
+        if deadline is not None and not core.closed:
+            ref = weakref.ref(core)
+            core.timer = call_at(deadline, lambda: _expire(ref, timeout))
+
+    def cancel(self, cause: object = None) -> bool:
+        """Cancel, for the reason ``cause``; whether this call did. Runs the callbacks, in the order of registration."""
+        return self._core.cancel(cause)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the token is cancelled."""
+        return self._core.closed
+
+    @property
+    def cause(self) -> object:
+        """What was given to the first `cancel`; a `TimeoutError` after a deadline."""
+        return self._core.cause
+
+    def on_cancel(self, function: Callable[[], object]) -> Registration:
+        """Call ``function`` once on cancel, in the thread that cancels (the timer thread for a deadline); at once if it is.
+
+        It must be quick and not block. What it raises is logged.
+        """
+        core = self._core
+        key = next(_keys)
+        core.callbacks[key] = function
+        if core.closed:  # the canceller may have looked before the callback stood there
+            core.run(key)
+        return Registration(core, key)
+
+    def __repr__(self) -> str:
+        if not self.cancelled:
+            return "<CancelToken>"
+        return "<CancelToken cancelled>" if self.cause is None else f"<CancelToken cancelled: {self.cause!r}>"
+
+
+class Registration:
+    """A callback of a token. Leaving a ``with`` block on it removes it."""
+
+    __slots__ = ("_core", "_key")
+
+    def __init__(self, core: _Cancellation, key: int) -> None:
+        self._core = core
+        self._key = key
+
+    def remove(self) -> bool:
+        """Whether the callback will now never be called: False if it was, or is being."""
+        return self._core.callbacks.pop(self._key, None) is not None
+
+    def __enter__(self) -> Registration:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+class _Link:
+    """A parent's callback that cancels a child, and goes when the child does."""
+
+    __slots__ = ("_child", "_parent")
+
+    def __init__(self, parent: _Cancellation, child: _Cancellation) -> None:
+        key = next(_keys)
+        callbacks = parent.callbacks
+        self._child: weakref.ref[_Cancellation] = weakref.ref(child, lambda _: callbacks.pop(key, None))
+        self._parent: weakref.ref[_Cancellation] = weakref.ref(parent)
+        callbacks[key] = self
+        if parent.closed:
+            parent.run(key)
+
+    def __call__(self) -> None:
+        child: Any = self._child()
+        parent: Any = self._parent()
+        if child is not None:
+            child.cancel(None if parent is None else parent.cause)
+
+
+def _expire(ref: weakref.ref[_Cancellation], timeout: float | None) -> None:
+    core = ref()
+    if core is not None:
+        core.cancel(TimeoutError(f"deadline of {timeout} s passed"))

@@ -1,0 +1,802 @@
+"""Closable bounded channels with Go's semantics.
+
+Invariants, true whenever the lock is free:
+
+- A live waiter in ``_receivers`` means that the buffer is empty and no live sender waits (but one that a select queued on
+  both sides, which never meets itself).
+- A live waiter in ``_senders`` means that the buffer is full and the channel open.
+- A closed channel has no waiters. Its buffer may hold one value more than its capacity: the final one.
+- Queues are first in, first out. Values go from hand to hand: whoever is served has its value before anyone else can ask.
+  Entries of waiters that withdrew stay until `_queue` tidies up, so a waiter's exit costs nothing.
+
+Signal handlers, finalizers and asynchronous exceptions (Ctrl-C) come between any two lines of this file:
+
+- The lock is an RLock only for ``_is_owned``: a nested operation of the same thread finds the channel busy and never goes
+  near the lock (`WouldBlock`, or `RuntimeError` where it would have to wait), and an interrupted one knows whether it has
+  to let go. ``acquire`` and ``release`` are spelt out: a ``with`` costs twice as much.
+- CPython looks for them when a call returns or a loop jumps back, not between plain loads, stores and ``del q[0]``. What
+  must be one step is written without a call in it: take ``buffer[0]`` and delete it, mark a waiter and then unlock it.
+  ``tests/`` has an explorer that throws an exception at every such point.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections import deque
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
+
+from ._errors import Cancelled, ChannelClosed, WouldBlock
+from ._park import NOTHING, RLock, Waiter, deadline_after
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+TIDY_AT: Final = 16  # dead entries a queue may hold before the living are counted
+PATIENCE: Final = 1.0  # seconds a finalizer may wait for a lock: two threads, two channels, two finalizers deadlock
+
+_epoch = object()  # of this process: another one in a forked child
+_refreshing = RLock()
+_closing: dict[Any, tuple[Any]] = {}  # closes that found their channel busy: channel -> (final value,)
+
+
+class SupportsDone(Protocol):
+    """What ``cancel=`` takes: anything whose ``done`` is a receiver that closes. A ``cause`` is passed on."""
+
+    @property
+    def done(self) -> Receiver[Any]: ...
+
+
+class Channel(Generic[T]):
+    """A bounded first-in-first-out channel between threads.
+
+    ``capacity`` is how many values it buffers; 0 makes it a rendezvous: a send returns once a receiver has the value.
+    ``name`` is for people. All methods may be called from any thread, at any time.
+
+    Iterating receives until the channel is closed and drained. ``with channel:`` closes it on exit. A channel is always
+    true, also when empty; it is itself the receive case of a `select`.
+
+    Timeouts are seconds, ``None`` for ever; ``timeout=0`` tries once. ``cancel`` is anything with a ``done`` (a
+    `CancelToken`); once it is done, operations raise `Cancelled`, also those that could have gone ahead.
+
+    Semantics: https://go.dev/ref/spec#Channel_types, https://go.dev/ref/mem#chan
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_attention",
+        "_buffer",
+        "_capacity",
+        "_closed",
+        "_epoch",
+        "_lock",
+        "_receivers",
+        "_senders",
+        "_tidy_at",
+        "name",
+    )
+
+    def __init__(self, capacity: int = 0, *, name: str | None = None) -> None:
+        capacity = operator.index(capacity)
+        if capacity < 0:
+            raise ValueError(f"capacity is 0 or more, not {capacity}")
+        self.name = name
+        self._capacity = capacity
+        # An empty deque is 0.76 KB: queues are made when something has to wait.
+        self._buffer: Any = deque() if capacity else ()
+        self._receivers: Any = ()  # of Waiter
+        self._senders: Any = ()  # of [Waiter, value, index of the case]
+        self._tidy_at = TIDY_AT
+        self._closed = False
+        self._attention = False  # a close is recorded in _closing: whoever lets go of the lock completes it
+        self._epoch = _epoch
+        self._lock: Any = RLock()
+
+    # -- sending -------------------------------------------------------------------------------------------------------
+
+    def send(self, value: T, timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
+        """Send ``value``, waiting while the buffer is full (at capacity 0: until a receiver takes it).
+
+        Raises `ChannelClosed` when the channel is closed, also if that happens while waiting; `TimeoutError`;
+        `Cancelled`. In each of these cases the value was not sent. An asynchronous exception (Ctrl-C) leaves open
+        whether it was. In a signal handler or finalizer that interrupted this very channel: `RuntimeError`.
+        """
+        deadline = None if timeout is None else deadline_after(timeout)
+        if cancel is not None and cancel.done.closed:
+            raise _cancelled(cancel)
+        if self._epoch is not _epoch:
+            self._refresh()
+        lock = self._lock
+        if lock._is_owned():
+            raise self._reentered("send", "try_send")
+        sent = False
+        waiter = entry = None
+        try:
+            lock.acquire()
+            if self._closed:
+                pass
+            elif self._receivers and self._serve_receiver(value):
+                sent = True
+            elif len(self._buffer) < self._capacity:
+                self._buffer.append(value)
+                sent = True
+            elif timeout != 0:
+                waiter = Waiter(None if cancel is None else [None])
+                entry = [waiter, value, -1]
+                self._senders = self._queue(self._senders, entry)
+            lock.release()
+            if self._attention:
+                self._attend()
+            if waiter is not None:
+                self._wait(waiter, deadline, cancel)
+        except BaseException:
+            self._let_go(waiter)
+            raise
+        if sent:
+            return
+        if waiter is None:
+            if self._closed:
+                raise ChannelClosed(f"send on {self!r}")
+            raise TimeoutError(f"send on {self!r}: nobody received at once")
+        if waiter.channel is self:
+            if waiter.ok:
+                return
+            raise ChannelClosed(f"send on {self!r}")
+        entry[1] = None  # the dead entry may lie in the queue for a while, the value shall not
+        if waiter.channel is None:
+            raise TimeoutError(f"send on {self!r}: nobody received within {timeout} s")
+        raise _cancelled(cancel)
+
+    def try_send(self, value: T) -> None:
+        """Send ``value`` if that needs no waiting, else raise `WouldBlock`. Raises `ChannelClosed`.
+
+        Safe in signal handlers and finalizers: if they interrupted this very channel it is `WouldBlock`.
+        """
+        if not self._try_put(value):
+            raise WouldBlock(f"send on {self!r}")
+
+    # -- receiving -----------------------------------------------------------------------------------------------------
+
+    def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T:
+        """Receive the next value, waiting until there is one.
+
+        Raises `ChannelClosed` once the channel is closed and drained; `TimeoutError`; `Cancelled`. None of these loses a
+        value. Nor does an asynchronous exception (Ctrl-C): a value that had been taken goes to the next receiver or back
+        to the front. In a signal handler or finalizer that interrupted this very channel: `RuntimeError`.
+        """
+        deadline = None if timeout is None else deadline_after(timeout)
+        if cancel is not None and cancel.done.closed:
+            raise _cancelled(cancel)
+        if self._epoch is not _epoch:
+            self._refresh()
+        lock = self._lock
+        if lock._is_owned():
+            raise self._reentered("recv", "try_recv")
+        value: Any = NOTHING
+        waiter = None
+        try:
+            lock.acquire()
+            buffer = self._buffer
+            if buffer:  # _take, spelt out: this is the way of most values
+                value = buffer[0]
+                del buffer[0]
+                if self._senders:
+                    self._refill()
+            elif self._senders and (value := self._take()) is not NOTHING:
+                pass
+            elif not self._closed and timeout != 0:
+                waiter = Waiter(None if cancel is None else [None])
+                self._receivers = self._queue(self._receivers, waiter)
+            lock.release()
+            if self._attention:
+                self._attend()
+            if waiter is not None:
+                self._wait(waiter, deadline, cancel)
+        except BaseException:
+            self._let_go(waiter, value)
+            raise
+        if value is not NOTHING:
+            return cast(T, value)
+        if waiter is None:
+            if self._closed:
+                raise ChannelClosed(f"receive from {self!r}")
+            raise TimeoutError(f"receive from {self!r}: nothing was there")
+        if waiter.channel is self:
+            if waiter.ok:
+                value = waiter.value
+                waiter.value = NOTHING  # the dead entry may lie in the queue of `cancel` for a while
+                return cast(T, value)
+            raise ChannelClosed(f"receive from {self!r}")
+        if waiter.channel is None:
+            raise TimeoutError(f"receive from {self!r}: nothing came within {timeout} s")
+        raise _cancelled(cancel)
+
+    def try_recv(self) -> T:
+        """Receive a value if one is there, else raise `WouldBlock`. Raises `ChannelClosed` once closed and drained.
+
+        Safe in signal handlers and finalizers: if they interrupted this very channel it is `WouldBlock`.
+        """
+        value = self._try_take()
+        if value is NOTHING:
+            raise WouldBlock(f"receive from {self!r}")
+        return cast(T, value)
+
+    def __iter__(self) -> Iterator[T]:
+        recv = self.recv
+        while True:
+            try:
+                value = recv()
+            except ChannelClosed:
+                return
+            yield value
+
+    # -- closing -------------------------------------------------------------------------------------------------------
+
+    def close(self, final: Any = NOTHING) -> bool:
+        """Close the channel; whether it was this call that closed it. Closing twice is harmless.
+
+        With ``final``, that value is appended as the last one, atomically with the close and also when the buffer is
+        full; at capacity 0 it goes to the first parked receiver, or waits for the next. Parked senders are refused first
+        (`ChannelClosed`); parked receivers get what is left, then `ChannelClosed`.
+
+        Never waits for a partner. Safe in signal handlers and finalizers: on a channel that they interrupted, the close
+        is recorded and the interrupted operation completes it. An asynchronous exception leaves the channel closed.
+        """
+        if self._closed:
+            return False
+        record = (final,)
+        if _closing.setdefault(self, record) is not record:
+            return False  # another call was first and is about to
+        self._attention = True
+        self._attend()
+        if _closing.get(self) is record and self._closed:  # closed between the first look and the record
+            del _closing[self]
+            self._attention = False
+            return False
+        return True
+
+    def __enter__(self) -> Channel[T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether the channel is closed. Values may still be there to receive."""
+        return self._closed or self._attention
+
+    @property
+    def capacity(self) -> int:
+        """How many values the channel buffers; 0 is a rendezvous."""
+        return cast(int, self._capacity)
+
+    def __len__(self) -> int:
+        return len(self._buffer)
+
+    def __bool__(self) -> bool:
+        return True  # an empty channel is not a missing one
+
+    def __repr__(self) -> str:
+        name = "" if self.name is None else f" {self.name!r}"
+        state = "closed" if self.closed else "open"
+        receivers = sum(not waiter.done for waiter in _snapshot(self._receivers))
+        senders = sum(not entry[0].done for entry in _snapshot(self._senders))
+        waiting = "".join(
+            f", {n} {what}{'s' if n > 1 else ''} waiting"
+            for n, what in ((receivers, "receiver"), (senders, "sender"))
+            if n
+        )
+        return f"<Channel{name} {len(self._buffer)}/{self._capacity} {state}{waiting}>"
+
+    # -- views ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def sender(self) -> Sender[T]:
+        """The view that can only send and close (Go's ``chan<-``)."""
+        return Sender(self)
+
+    @property
+    def receiver(self) -> Receiver[T]:
+        """The view that can only receive (Go's ``<-chan``)."""
+        return Receiver(self)
+
+    def sending(self, value: T) -> Sending[T]:
+        """The case of a `select` that sends ``value``."""
+        return Sending(self, value)
+
+    def receiving(self) -> Receiver[T]:
+        """The case of a `select` that receives: the receiver itself, said aloud."""
+        return Receiver(self)
+
+    # -- inside, without the lock --------------------------------------------------------------------------------------
+
+    @property
+    def _channel(self) -> Channel[T]:
+        return self  # what the views have
+
+    def _try_put(self, value: T) -> bool:
+        """Whether ``value`` could be sent at once."""
+        if self._epoch is not _epoch:
+            self._refresh()
+        lock = self._lock
+        if lock._is_owned():
+            return False
+        sent = False
+        try:
+            if not (lock.acquire(False) or lock.acquire(True, PATIENCE)):
+                return False
+            closed = self._closed
+            if not closed:
+                sent = self._put(value)
+            lock.release()
+            if self._attention:
+                self._attend()
+        except BaseException:
+            self._let_go()
+            raise
+        if closed:
+            raise ChannelClosed(f"send on {self!r}")
+        return sent
+
+    def _try_take(self) -> Any:
+        """The next value, or NOTHING where a receive would have to wait."""
+        if self._epoch is not _epoch:
+            self._refresh()
+        lock = self._lock
+        if lock._is_owned():
+            return NOTHING
+        value = NOTHING
+        try:
+            if not (lock.acquire(False) or lock.acquire(True, PATIENCE)):
+                return NOTHING
+            value = self._take()
+            closed = self._closed
+            lock.release()
+            if self._attention:
+                self._attend()
+        except BaseException:
+            self._let_go(None, value)
+            raise
+        if value is NOTHING and closed:
+            raise ChannelClosed(f"receive from {self!r}")
+        return value
+
+    def _wait(self, waiter: Waiter, deadline: float | None, cancel: SupportsDone | None) -> None:
+        """Park. Afterwards ``waiter.channel`` tells: this channel, the one of ``cancel``, or None for a timeout."""
+        if cancel is not None:
+            cancel.done._channel._await_close(waiter)
+        if waiter.done or waiter.wait(deadline):
+            return
+        self._withdraw(waiter)
+
+    def _withdraw(self, waiter: Waiter) -> None:
+        if waiter.ticket is not None:
+            waiter.withdraw()
+            return
+        lock = self._lock
+        lock.acquire()
+        waiter.done = True
+        lock.release()
+        if self._attention:
+            self._attend()
+
+    def _await_close(self, waiter: Waiter) -> None:
+        """Let the close of this channel serve ``waiter`` too, which has a ticket."""
+        if self._epoch is not _epoch:
+            self._refresh()
+        lock = self._lock
+        if lock._is_owned():
+            raise self._reentered("cancel=", "try_send or try_recv")
+        try:
+            lock.acquire()
+            if not self._closed:
+                self._receivers = self._queue(self._receivers, waiter)
+            else:
+                try:
+                    del waiter.ticket[0]  # type: ignore[union-attr]
+                    waiter.channel = self
+                    waiter.done = True
+                except IndexError:
+                    pass
+            lock.release()
+            if self._attention:
+                self._attend()
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _enlist(self, waiter: Waiter, entry: list[Any] | None) -> bool:
+        """Queue a select's case (a receive where ``entry`` is None), or carry it out if it is ready by now.
+
+        False: it looked ready, but its partner was taken by another channel meanwhile; the select starts anew.
+        """
+        if self._epoch is not _epoch:
+            self._refresh()
+        lock = self._lock
+        if lock._is_owned():
+            raise self._reentered("select", "block=False")
+        mine = False
+        try:
+            lock.acquire()
+            if entry is None:
+                ready = self._closed or self._buffer or any(e[0] is not waiter and not e[0].done for e in self._senders)
+                if not ready:
+                    self._receivers = self._queue(self._receivers, waiter)
+            else:
+                ready = (
+                    self._closed
+                    or len(self._buffer) < self._capacity
+                    or any(w is not waiter and not w.done for w in self._receivers)
+                )
+                if not ready:
+                    self._senders = self._queue(self._senders, entry)
+            if ready:
+                try:
+                    del waiter.ticket[0]  # type: ignore[union-attr]
+                    mine = True
+                except IndexError:
+                    pass  # served by another channel
+                if not mine:
+                    pass
+                elif entry is None:
+                    value = self._take()
+                    if value is not NOTHING or self._closed:
+                        waiter.value = value
+                        waiter.ok = value is not NOTHING
+                        waiter.channel = self
+                elif self._closed or self._put(entry[1]):
+                    waiter.ok = not self._closed
+                    waiter.index = entry[2]
+                    waiter.channel = self
+                if mine:
+                    waiter.done = True
+            lock.release()
+            if self._attention:
+                self._attend()
+        except BaseException:
+            if mine:
+                waiter.done = True
+            self._let_go()
+            raise
+        return not mine or waiter.channel is not None
+
+    def _let_go(self, waiter: Waiter | None = None, value: Any = NOTHING) -> None:
+        """After an asynchronous exception: free the lock, withdraw the waiter, give back what was taken.
+
+        A second exception in here must not leave the work half done; the first is on its way up.
+        """
+        while True:
+            try:
+                if self._lock._is_owned():
+                    self._lock.release()
+                if waiter is None and value is not NOTHING:
+                    taken = Waiter()
+                    taken.channel, taken.value = self, value
+                    waiter = taken
+                if waiter is not None:
+                    self._withdraw(waiter)
+                    if waiter.channel is not None and waiter.value is not NOTHING:
+                        waiter.channel._put_back(waiter)
+                if self._attention:
+                    self._attend()
+                return
+            except BaseException:
+                continue
+
+    def _put_back(self, holder: Waiter) -> None:
+        """Give the value that ``holder`` was served to the next receiver, or put it back in front."""
+        lock = self._lock
+        try:
+            lock.acquire()
+            value = holder.value
+            if value is not NOTHING:
+                room: deque[Any] = self._buffer if self._buffer != () else deque()
+                receiver = None if room else self._first_receiver()
+                holder.value = NOTHING
+                if receiver is not None:
+                    receiver.value, receiver.ok, receiver.channel = value, True, self
+                    receiver.done = True
+                    receiver.park.release()
+                else:
+                    self._buffer = room
+                    room.appendleft(value)
+        finally:
+            if lock._is_owned():
+                lock.release()
+
+    def _attend(self) -> None:
+        """Complete a close that was recorded while the channel was busy."""
+        lock = self._lock
+        while self._attention and not lock._is_owned():
+            try:
+                if not (lock.acquire(False) or lock.acquire(True, PATIENCE)):
+                    return  # whoever holds it attends when it lets go
+                self._complete_close()
+                lock.release()
+            except BaseException:
+                while lock._is_owned():  # a waiter that is not woken now never will be
+                    try:
+                        self._complete_close()
+                        lock.release()
+                    except BaseException:
+                        continue
+                raise
+
+    def _refresh(self) -> None:
+        """In a forked child: threads that are gone hold no lock and wait for nothing."""
+        with _refreshing:
+            if self._epoch is not _epoch:
+                self._lock = RLock()
+                self._receivers = self._senders = ()
+                self._epoch = _epoch
+        if self._attention:
+            self._attend()
+
+    def _reentered(self, operation: str, instead: str) -> RuntimeError:
+        return RuntimeError(
+            f"{operation} on {self!r} in a signal handler or finalizer that interrupted an operation on it: "
+            f"waiting would never end, use {instead}"
+        )
+
+    # -- inside, with the lock held ------------------------------------------------------------------------------------
+
+    def _put(self, value: T) -> bool:
+        """Send on the open channel: whether there was a receiver, or room."""
+        if self._receivers and self._serve_receiver(value):
+            return True
+        if len(self._buffer) < self._capacity:
+            self._buffer.append(value)
+            return True
+        return False
+
+    def _take(self) -> Any:
+        """The next value, or NOTHING."""
+        value: Any = NOTHING
+        try:
+            buffer = self._buffer
+            if buffer:
+                value = buffer[0]
+                del buffer[0]
+                if self._senders:
+                    self._refill()
+            elif self._senders and (entry := self._first_sender(True)) is not None:
+                value = entry[1]
+                entry[0].park.release()
+            return value
+        except BaseException:
+            if value is not NOTHING:
+                self._let_go(None, value)
+            raise
+
+    def _refill(self) -> None:
+        """After a value left the full buffer: let the first parked sender's value in."""
+        entry = self._first_sender(True)
+        if entry is not None:
+            buffer = self._buffer
+            buffer += (entry[1],)  # not append(): a call ends where an interrupt may come, with the sender still parked
+            entry[0].park.release()
+
+    def _serve_receiver(self, value: Any) -> bool:
+        waiter = self._first_receiver()
+        if waiter is None:
+            return False
+        waiter.value = value
+        waiter.ok = True
+        waiter.channel = self
+        waiter.done = True
+        waiter.park.release()
+        return True
+
+    def _first_receiver(self) -> Waiter | None:
+        """The first live receiver, out of the queue and bound to be served by the caller in its next steps."""
+        queue = self._receivers
+        while queue:
+            waiter: Waiter = queue[0]
+            if not waiter.done:
+                if waiter.ticket is None:
+                    del queue[0]
+                    return waiter
+                try:
+                    del waiter.ticket[0]
+                    del queue[0]
+                    return waiter
+                except IndexError:
+                    pass  # another channel is serving it
+            del queue[0]
+        return None
+
+    def _first_sender(self, ok: bool) -> list[Any] | None:
+        """The first live sender's entry, out of the queue and marked as served; the caller moves the value and wakes."""
+        queue = self._senders
+        while queue:
+            entry: list[Any] = queue[0]
+            waiter: Waiter = entry[0]
+            if not waiter.done:
+                try:
+                    if waiter.ticket is not None:
+                        del waiter.ticket[0]
+                    del queue[0]
+                    waiter.ok = ok
+                    waiter.channel = self
+                    waiter.index = entry[2]
+                    waiter.done = True
+                    return entry
+                except IndexError:
+                    pass
+            del queue[0]
+        return None
+
+    def _queue(self, queue: Any, entry: Any) -> deque[Any]:
+        """``queue``, or a new one in its place, with ``entry`` at its end."""
+        if queue == ():
+            return deque((entry,))
+        if len(queue) >= self._tidy_at:
+            queue = deque(e for e in queue if not (e if e.__class__ is Waiter else e[0]).done)
+            self._tidy_at = 2 * len(queue) + TIDY_AT
+        queue.append(entry)
+        return cast("deque[Any]", queue)
+
+    def _complete_close(self) -> None:
+        """Do what `_closing` has on record. Interrupted anywhere, it can be done again."""
+        record = _closing.get(self)
+        if record is not None and not self._closed:
+            while (entry := self._first_sender(False)) is not None:
+                entry[0].park.release()
+            if record[0] is not NOTHING:
+                buffer = self._buffer if self._buffer != () else deque()
+                buffer += record
+                self._buffer = buffer
+            self._closed = True
+            del _closing[self]
+        if self._closed:
+            while (waiter := self._first_receiver()) is not None:
+                buffer = self._buffer
+                if buffer:
+                    waiter.value = buffer[0]
+                    waiter.ok = True
+                    del buffer[0]
+                waiter.channel = self
+                waiter.done = True
+                waiter.park.release()
+            self._receivers = self._senders = ()
+        self._attention = False
+
+
+class Sender(Generic[T_contra]):
+    """The sending side of a channel: Go's ``chan<-``. It can also close it."""
+
+    __slots__ = ("__weakref__", "_channel")
+
+    def __init__(self, channel: Channel[Any]) -> None:
+        self._channel = channel
+
+    def send(self, value: T_contra, timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
+        """`Channel.send`."""
+        self._channel.send(value, timeout, cancel)
+
+    def try_send(self, value: T_contra) -> None:
+        """`Channel.try_send`."""
+        self._channel.try_send(value)
+
+    def sending(self, value: T_contra) -> Sending[Any]:
+        """`Channel.sending`."""
+        return Sending(self._channel, value)
+
+    def close(self, final: Any = NOTHING) -> bool:
+        """`Channel.close`."""
+        return self._channel.close(final)
+
+    @property
+    def closed(self) -> bool:
+        """`Channel.closed`."""
+        return self._channel.closed
+
+    @property
+    def capacity(self) -> int:
+        """`Channel.capacity`."""
+        return self._channel.capacity
+
+    def __len__(self) -> int:
+        return len(self._channel)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"<Sender of {self._channel!r}>"
+
+    def __enter__(self) -> Sender[T_contra]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+
+class Receiver(Generic[T_co]):
+    """The receiving side of a channel: Go's ``<-chan``. It is also the receive case of a `select`."""
+
+    __slots__ = ("__weakref__", "_channel")
+
+    def __init__(self, channel: Channel[Any]) -> None:
+        self._channel = channel
+
+    def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T_co:
+        """`Channel.recv`."""
+        return cast(T_co, self._channel.recv(timeout, cancel))
+
+    def try_recv(self) -> T_co:
+        """`Channel.try_recv`."""
+        return cast(T_co, self._channel.try_recv())
+
+    def receiving(self) -> Receiver[T_co]:
+        """This receiver, as the case of a `select` said aloud."""
+        return self
+
+    @property
+    def closed(self) -> bool:
+        """`Channel.closed`."""
+        return self._channel.closed
+
+    @property
+    def capacity(self) -> int:
+        """`Channel.capacity`."""
+        return self._channel.capacity
+
+    def __iter__(self) -> Iterator[T_co]:
+        return iter(self._channel)
+
+    def __len__(self) -> int:
+        return len(self._channel)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"<Receiver of {self._channel!r}>"
+
+
+class Sending(Generic[T]):
+    """The case of a `select` that sends ``value``. Made by `Channel.sending`."""
+
+    __slots__ = ("_channel", "value")
+
+    def __init__(self, channel: Channel[T], value: T) -> None:
+        self._channel = channel
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"<Sending {self.value!r} on {self._channel!r}>"
+
+
+def _cancelled(cancel: SupportsDone | None) -> Cancelled:
+    return Cancelled(getattr(cancel, "cause", None))
+
+
+def _snapshot(queue: Any) -> list[Any]:
+    """The queue as it was at some moment, for `repr`, which takes no lock."""
+    while True:
+        try:
+            return list(queue)
+        except RuntimeError:  # it changed meanwhile
+            continue
+
+
+def _forked() -> None:
+    global _epoch, _refreshing
+    _epoch = object()
+    _refreshing = RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,102 @@
+"""What a blocked operation waits on. The only file that touches ``_thread``, so that a test can take its place and
+decide every thread switch itself.
+
+Invariants of a `Waiter` (Go's sudog):
+
+- ``park`` is locked from birth. Whoever serves the waiter writes ``value``, ``ok``, ``channel``, ``index``, then
+  ``done``, and unlocks ``park`` last; the woken thread takes no other lock. ``channel`` tells who served it.
+- A waiter queued on one channel is served under that channel's lock. One queued on several has a ``ticket``, a list of
+  one element: whoever deletes the element serves it, everyone else sees ``IndexError``. Deleting is a single step that
+  no signal handler and no asynchronous exception can split, which a call of ``lock.acquire`` is not.
+- ``done`` and no ``channel`` means withdrawn. Queues skip whoever is done, and drop it when they next tidy up.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from _thread import RLock, allocate_lock
+from collections.abc import Callable
+from threading import TIMEOUT_MAX
+from time import monotonic
+from typing import Any, Final
+
+__all__ = ["NOTHING", "RLock", "Waiter", "deadline_after", "monotonic"]
+
+
+class _Nothing:
+    """The value that is none: every Python object, ``None`` too, may travel through a channel."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<nothing>"
+
+
+NOTHING: Final = _Nothing()
+
+# The partner is often about to run: giving the processor away a few times is far cheaper than two futex wake-ups.
+# (Not time.sleep(0), which costs ten times as much. Windows has no such call and goes straight to the park.)
+_YIELDS = 10
+_yield: Callable[[], None] | None = getattr(os, "sched_yield", None)
+
+
+class Waiter:
+    """One blocked operation."""
+
+    __slots__ = ("channel", "done", "index", "ok", "park", "ticket", "value")
+
+    park: Any
+    ticket: list[None] | None  # None: queued on one channel only
+    done: bool
+    ok: bool
+    value: Any
+    channel: Any  # the channel that served it
+    index: int  # which case of a select was served; -1 for a receive, found by its channel
+
+    def __init__(self, ticket: list[None] | None = None) -> None:
+        self.park = park = allocate_lock()
+        park.acquire()
+        self.ticket = ticket
+        self.done = self.ok = False
+        self.value = NOTHING
+        self.channel = None
+        self.index = -1
+
+    def wait(self, deadline: float | None) -> bool:
+        """Park until served: True. False once the deadline (of `monotonic`) has passed."""
+        if _yield is not None:
+            for _ in range(_YIELDS):
+                _yield()
+                if self.done:
+                    return True
+        if deadline is None:
+            return bool(self.park.acquire())
+        while (left := deadline - monotonic()) > 0:
+            if self.park.acquire(True, min(left, TIMEOUT_MAX)):
+                return True
+        return self.done
+
+    def withdraw(self) -> None:
+        """With a ticket: make sure that nobody will serve this waiter any more. ``channel`` tells whether one has."""
+        try:
+            del self.ticket[0]  # type: ignore[union-attr]
+            self.done = True
+        except IndexError:
+            if not self.done:
+                self.park.acquire()  # its server is between the ticket and the unlock
+
+
+def deadline_after(timeout: float | None) -> float | None:
+    """The deadline ``timeout`` seconds from now; None when there is none (``None`` and ``inf``)."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout is a number of seconds or None, not {timeout!r}")
+    if math.isnan(timeout) or timeout < 0:
+        raise ValueError(f"timeout is a number of seconds, 0 or more, not {timeout!r}")
+    try:
+        return None if math.isinf(timeout) else monotonic() + timeout
+    except OverflowError:  # an int beyond the floats: longer than anyone waits
+        return None
+

@@ -1,0 +1,242 @@
+"""Waiting for the first of several channel operations (Go's ``select``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import random
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from . import _channel
+from ._channel import PATIENCE, Channel, Receiver, Sending, SupportsDone, _cancelled
+from ._errors import ChannelClosed, WouldBlock
+from ._park import NOTHING, Waiter, deadline_after
+
+Case: TypeAlias = "Channel[Any] | Receiver[Any] | Sending[Any] | None"
+
+
+class Selected(NamedTuple):
+    """What a `select` did: case number ``index`` fired; a receive brought ``value``.
+
+    ``ok`` is False when a receive fired because its channel is closed and drained; ``case`` is the object that was passed.
+    """
+
+    index: int
+    value: Any
+    ok: bool
+    case: Any
+
+
+_new: Final = tuple.__new__  # Selected(...) without the detour over keyword arguments
+
+
+def select(
+    *cases: Case, timeout: float | None = None, block: bool = True, cancel: SupportsDone | None = None
+) -> Selected:
+    """Carry out one of ``cases``, the first that is ready; of several ready ones each is as likely.
+
+    A case is a receiver or channel (receive), ``channel.sending(value)`` (send), or ``None`` (never ready, Go's nil
+    channel). A receive whose channel is closed and drained is ready, with ``ok`` False; choosing a send on a closed channel
+    raises `ChannelClosed`. A select never meets itself, though it may send and receive on one channel.
+
+    ``block=False`` is Go's ``default``: `WouldBlock`, only if at one moment no case was ready. ``timeout`` is seconds, then
+    `TimeoutError`; once ``cancel`` is done, `Cancelled`. None of these has carried out a case. Without a case that can
+    become ready, a timeout or a cancel, it waits for ever, as in Go.
+
+    An asynchronous exception (Ctrl-C) loses no received value; whether a send happened is then open. In a signal handler
+    or finalizer that interrupted one of these channels: `WouldBlock` with ``block=False``, else `RuntimeError`.
+    """
+    deadline = None if timeout is None else deadline_after(timeout)
+    if cancel is not None and cancel.done.closed:
+        raise _cancelled(cancel)
+
+    # One look without a lock, then one try under one: most selects end here.
+    ready = []
+    index = 0
+    for case in cases:
+        kind = case.__class__
+        if kind is Sending:
+            channel = case._channel  # type: ignore[union-attr]
+            if channel._receivers or channel._closed or len(channel._buffer) < channel._capacity:
+                ready.append(index)
+        elif case is not None:
+            channel = case if kind is Channel else _channel_of(case)
+            if channel._buffer or channel._senders or channel._closed:
+                ready.append(index)
+        index += 1
+    while ready:
+        index = ready.pop(int(random() * len(ready)) if len(ready) > 1 else 0)
+        done = _try(index, cases[index])
+        if done is not None:
+            return done
+
+    channels = [None if case is None else _channel_of(case) for case in cases]
+    if not block:
+        return _decide(cases, channels)
+    if timeout == 0:
+        try:
+            return _decide(cases, channels)
+        except WouldBlock:
+            raise TimeoutError("select: no case was ready") from None
+    while True:
+        done = _park(cases, channels, deadline, timeout, cancel)
+        if done is not None:
+            return done
+
+
+def _channel_of(case: Any) -> Channel[Any]:
+    try:
+        return case._channel  # type: ignore[no-any-return]
+    except AttributeError:
+        raise TypeError(
+            f"a case of select is a receiver or channel, channel.sending(value) or None, not {case!r}"
+        ) from None
+
+
+def _try(index: int, case: Any) -> Selected | None:
+    """Carry out the case if it is ready."""
+    if case.__class__ is Sending:
+        return _new(Selected, (index, None, True, case)) if case._channel._try_put(case.value) else None
+    channel = case._channel
+    value = NOTHING
+    try:
+        value = channel._try_take()
+        return None if value is NOTHING else _new(Selected, (index, value, True, case))
+    except ChannelClosed:
+        return _new(Selected, (index, None, False, case))
+    except BaseException:
+        channel._let_go(None, value)
+        raise
+
+
+def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Selected:
+    """Go's ``default``: hold all the channels, locked in one order, and judge one moment."""
+    held = sorted({id(channel): channel for channel in channels if channel is not None}.values(), key=id)
+    for channel in held:
+        if channel._epoch is not _channel._epoch:
+            channel._refresh()
+    if any(channel._lock._is_owned() for channel in held):
+        raise WouldBlock("select in a signal handler or finalizer that interrupted an operation on one of its channels")
+    done = None
+    value = NOTHING
+    taken_from = None
+    closed = None
+    try:
+        for channel in held:
+            lock = channel._lock
+            if not (lock.acquire(False) or lock.acquire(True, PATIENCE)):
+                break
+        else:
+            for index in sorted(range(len(cases)), key=lambda _: random()):
+                case = cases[index]
+                channel = channels[index]
+                if channel is None:
+                    continue
+                if case.__class__ is Sending:
+                    if channel._closed:
+                        closed = channel
+                        break
+                    if channel._put(case.value):
+                        done = _new(Selected, (index, None, True, case))
+                        break
+                    continue
+                taken_from = channel
+                value = channel._take()
+                if value is not NOTHING or channel._closed:
+                    ok = value is not NOTHING
+                    done = _new(Selected, (index, value if ok else None, ok, case))
+                    break
+        _release(held)
+    except BaseException:
+        _release(held)
+        if taken_from is not None:
+            taken_from._let_go(None, value)
+        raise
+    if closed is not None:
+        raise ChannelClosed(f"send on {closed!r}")
+    if done is None:
+        raise WouldBlock("select: no case is ready")
+    return done
+
+
+def _release(channels: list[Channel[Any]]) -> None:
+    interrupted = None
+    for channel in channels:
+        while channel._lock._is_owned() or channel._attention:
+            try:
+                if channel._lock._is_owned():
+                    channel._lock.release()
+                channel._attend()
+                break
+            except BaseException as error:
+                interrupted = error
+    if interrupted is not None:
+        raise interrupted
+
+
+def _park(
+    cases: tuple[Any, ...],
+    channels: list[Channel[Any] | None],
+    deadline: float | None,
+    timeout: float | None,
+    cancel: SupportsDone | None,
+) -> Selected | None:
+    """Queue on every channel and wait for the first to serve one case. None: begin again."""
+    waiter = Waiter([None])
+    entries = []
+    enlisted = None
+    try:
+        for index, channel in enumerate(channels):
+            if channel is None:
+                continue
+            entry = None
+            if cases[index].__class__ is Sending:
+                entry = [waiter, cases[index].value, index]
+                entries.append(entry)
+            enlisted = channel
+            if not channel._enlist(waiter, entry):
+                return None
+            if waiter.done:
+                break
+        if cancel is not None and not waiter.done:
+            cancel.done._channel._await_close(waiter)
+        if not waiter.done and not waiter.wait(deadline):
+            waiter.withdraw()
+        served = waiter.channel
+        for entry in entries:  # dead entries may lie in the queues for a while, their values shall not
+            if served is None or entry[2] != waiter.index:
+                entry[1] = None
+        if served is None:
+            raise TimeoutError(f"select: no case was ready within {timeout} s")
+        index = waiter.index
+        if index < 0:
+            if cancel is not None and served is cancel.done._channel:
+                raise _cancelled(cancel)
+            index = channels.index(served)
+            while cases[index].__class__ is Sending:
+                index = channels.index(served, index + 1)
+            done = _new(Selected, (index, waiter.value if waiter.ok else None, waiter.ok, cases[index]))
+            waiter.value = NOTHING
+            return done
+        if not waiter.ok:
+            raise ChannelClosed(f"send on {served!r}")
+        return _new(Selected, (index, None, True, cases[index]))
+    except BaseException:
+        if enlisted is not None:
+            enlisted._let_go(waiter)
+        raise
+
+
+def merge(*receivers: Channel[Any] | Receiver[Any], cancel: SupportsDone | None = None) -> Iterator[tuple[int, Any]]:
+    """Iterate over many receivers as one: ``(index, value)`` pairs, as they come, until all are closed and drained.
+
+    Waiting raises `Cancelled` once ``cancel`` is done. Fair: of several that have a value, each is as likely.
+    """
+    open_: list[Case] = list(receivers)
+    left = len(open_)
+    while left:
+        index, value, ok, _ = select(*open_, cancel=cancel)
+        if ok:
+            yield index, value
+        else:
+            open_[index] = None
+            left -= 1

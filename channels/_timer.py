@@ -1,0 +1,185 @@
+"""Timers: all of a process on one thread.
+
+Everything reaches that thread through one `SimpleQueue`, whose ``put`` is safe in finalizers and signal handlers, so there
+is no lock here. The thread starts with the first timer, is a daemon, and ends with the interpreter. A forked child starts
+with no timers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import heapq
+import itertools
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from ._channel import Channel, Receiver
+from ._errors import ChannelClosed, WouldBlock
+from ._park import deadline_after, monotonic
+
+THREAD_NAME = "channels-timer"
+
+_logger = logging.getLogger(__name__)
+_order = itertools.count()
+
+
+class Timer:
+    """A call at a deadline. Made by `call_at`."""
+
+    __slots__ = ("_function", "_key", "deadline")
+
+    def __init__(self, deadline: float, function: Callable[[], object]) -> None:
+        self.deadline = deadline
+        self._function: Callable[[], object] | None = function
+        self._key = (deadline, next(_order))
+
+    def __lt__(self, other: Timer) -> bool:
+        return self._key < other._key
+
+    def cancel(self) -> None:
+        """Let go of the function; it will not be called unless that has begun."""
+        self._function = None
+
+    def __repr__(self) -> str:
+        return f"<Timer in {self.deadline - monotonic():.3f} s{'' if self._function else ', cancelled'}>"
+
+
+class _Clock:
+    """The thread, and the queue that leads to it."""
+
+    def __init__(self) -> None:
+        self._reset()
+        atexit.register(self._stop)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._inbox: SimpleQueue[Timer | Callable[[], object] | None] = SimpleQueue()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, args=(self._inbox,), name=THREAD_NAME, daemon=True)
+                    thread.start()
+                    self._thread = thread
+
+    def put(self, item: Timer | Callable[[], object]) -> None:
+        self._inbox.put(item)
+
+    def _stop(self) -> None:
+        self._inbox.put(None)
+
+    @staticmethod
+    def _run(inbox: SimpleQueue[Timer | Callable[[], object] | None]) -> None:
+        heap: list[Timer] = []
+        tidy_at = 64
+        while True:
+            try:
+                wait = min(max(heap[0].deadline - monotonic(), 0), threading.TIMEOUT_MAX) if heap else None
+                item = inbox.get(timeout=wait)
+            except Empty:
+                pass
+            else:
+                if item is None:
+                    return
+                if isinstance(item, Timer):
+                    heapq.heappush(heap, item)
+                    if len(heap) >= tidy_at:  # cancelled timers with far deadlines must not pile up
+                        heap = [timer for timer in heap if timer._function is not None]
+                        heapq.heapify(heap)
+                        tidy_at = 2 * len(heap) + 64
+                else:
+                    _call(item)
+                item = None
+            while heap and heap[0].deadline <= monotonic():
+                function = heapq.heappop(heap)._function
+                if function is not None:
+                    _call(function)
+                function = None
+
+
+def _call(function: Callable[[], object]) -> None:
+    try:
+        function()
+    except BaseException:  # also SystemExit: every other timer of the process hangs on this thread
+        _logger.exception("a timer's function failed: %r", function)
+
+
+_clock = _Clock()
+
+
+def call_at(deadline: float, function: Callable[[], object]) -> Timer:
+    """Call ``function`` on the timer thread at ``deadline`` (of `time.monotonic`). It must be quick: it delays every timer."""
+    timer = Timer(deadline, function)
+    _clock.start()
+    _clock.put(timer)
+    return timer
+
+
+def call_soon(function: Callable[[], object]) -> None:
+    """Call ``function`` on the timer thread. For finalizers: takes no lock and starts no thread (see `start`)."""
+    _clock.put(function)
+
+
+def start() -> None:
+    """Start the timer thread, so that what `call_soon` is given will run."""
+    _clock.start()
+
+
+def after(seconds: float) -> Receiver[float]:
+    """A channel that receives one value, the time of `time.monotonic`, ``seconds`` from now (Go's ``time.After``).
+
+    It is not closed afterwards. A receiver that nobody holds any more costs nothing when its time comes.
+    """
+    deadline = deadline_after(seconds)
+    channel: Channel[float] = Channel(1, name=f"after({seconds:g})")
+    if deadline is not None:
+        call_at(deadline, _Fire(channel))
+    return channel.receiver
+
+
+def tick(seconds: float) -> Receiver[float]:
+    """A channel that receives a value every ``seconds`` (Go's ``time.Tick``). Ticks that nobody took in time are dropped.
+
+    It ticks until nobody holds the receiver any more. ``seconds`` must be more than 0.
+    """
+    deadline = deadline_after(seconds)
+    if seconds <= 0:
+        raise ValueError(f"tick takes more than 0 seconds, not {seconds!r}")
+    channel: Channel[float] = Channel(1, name=f"tick({seconds:g})")
+    if deadline is not None:
+        call_at(deadline, _Fire(channel, deadline, seconds))
+    return channel.receiver
+
+
+class _Fire:
+    """Sends the time to a channel, if somebody still holds it; and again, every ``period`` seconds."""
+
+    __slots__ = ("_channel", "_deadline", "_period")
+
+    def __init__(self, channel: Channel[float], deadline: float = 0.0, period: float | None = None) -> None:
+        self._channel: weakref.ref[Channel[float]] = weakref.ref(channel)
+        self._deadline = deadline
+        self._period = period
+
+    def __call__(self) -> None:
+        channel: Any = self._channel()
+        if channel is None:
+            return
+        now = monotonic()
+        try:
+            channel.try_send(now)
+        except (WouldBlock, ChannelClosed):
+            pass
+        if self._period is not None:
+            missed = max(now - self._deadline, 0.0) // self._period
+            self._deadline += (missed + 1) * self._period
+            call_at(self._deadline, self)
