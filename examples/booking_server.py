@@ -3,8 +3,8 @@
     python examples/booking_server.py            # needs the `mcp` extra; started by a client, not by hand
 
 `book_table` asks for what the call leaves out (a form with a date, a number of people, or both), then whether to go
-ahead. Clients of every protocol revision can use it: those of 2026-07-28 get each question as an "input required" result
-and call again with the answer, older ones are asked in the middle of the call. `Resolve` does either.
+ahead. Clients of every protocol revision can use it: those of 2026-07-28 get each question as an "input required"
+result and call again with the answer, older ones are asked in the middle of the call. `Resolve` does either.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from mcp.server.mcpserver import AcceptedElicitation, Context, Elicit, ElicitationResult, MCPServer, Resolve
 from mcp.server.mcpserver.exceptions import ToolError
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 # Standard output belongs to the protocol and the log goes to standard error, where at the default level (INFO) it
 # would fill the terminal of whoever started the client.
@@ -25,9 +25,14 @@ HOURS = {"Luigi's": "17:00 to 23:00", "Sakura": "12:00 to 22:00"}
 bookings: list[str] = []  # a desk that forgets: gone when the server stops
 waiting = 0
 
-# One definition for the tool's arguments and the forms, so a wrong value is refused the same way whoever gives it. MCP's
-# forms are flat and know "format" and "minimum", but no "pattern": a client may check these, and pydantic does so again.
-Date = Annotated[dt.date, Field(description="Day of the booking, e.g. 2026-12-24")]
+
+def iso_date(value: object) -> dt.date:
+    return value if isinstance(value, dt.date) else dt.date.fromisoformat(str(value))  # pydantic takes Unix times too
+
+
+# One definition for the tool's arguments and the forms: a wrong value is refused the same way whoever gives it. MCP's
+# forms are flat and know "format" and "minimum", but no "pattern". A client may check them; pydantic does it once more.
+Date = Annotated[dt.date, BeforeValidator(iso_date), Field(description="Day of the booking, e.g. 2026-12-24")]
 People = Annotated[int, Field(ge=1, le=20, description="Number of people")]
 
 
@@ -72,8 +77,8 @@ async def ask_confirmation(
     return Elicit(f"Book {describe(restaurant, date, people, answer.data)}?", Confirmation)
 
 
-def describe(restaurant: str, date: dt.date | None, people: int | None, answer: BaseModel) -> str:
-    details = Details.model_validate({"date": date, "people": people} | answer.model_dump())
+def describe(restaurant: str, date: dt.date | None, people: int | None, form: BaseModel) -> str:
+    details = Details.model_validate({"date": date, "people": people} | form.model_dump())
     return f"{restaurant}, {details.date}, {details.people} {'person' if details.people == 1 else 'people'}"
 
 

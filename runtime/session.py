@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any, Literal
 
 from ._errors import SessionBusy
@@ -67,3 +67,98 @@ class Message:
             agent_name=data.get("agent_name"),
             created_at=datetime.fromisoformat(data["created_at"]) if "created_at" in data else datetime.now(UTC),
         )
+
+
+class Session:
+    """A conversation.
+
+    Read it at any time. A stream that runs on it writes it, from one thread, and seals what it wrote before its last event:
+    by then every tool call has a result. Between streams, `add_user` says the next thing.
+    """
+
+    def __init__(self, messages: Iterable[Message] = (), *, id: str | None = None, title: str = "") -> None:
+        self.id = id or uuid.uuid4().hex
+        self.title = title
+        self._messages = list(messages)
+        self._lease: SessionLog | None = None
+        self._lock = threading.Lock()  # for _lease: two threads may start a stream at once
+
+    @classmethod
+    def from_user(cls, text: str) -> Session:
+        """A new session that begins with what the user says."""
+        return cls([Message("user", text)])
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What was said so far."""
+        return tuple(self._messages)
+
+    def add_user(self, text: str) -> None:
+        """Add what the user says next. Raises `SessionBusy` while a stream runs on the session."""
+        with self.lease() as log:
+            log.append(Message("user", text))
+
+    def lease(self) -> SessionLog:
+        """The right to write, for one stream at a time; leaving its ``with`` block gives it back.
+
+        Raises `SessionBusy` when another holds it.
+        """
+        log = SessionLog(self)
+        with self._lock:
+            if self._lease is not None:
+                raise SessionBusy(f"session {self.id} has a live stream; wait for its end, or close it, before the next")
+            self._lease = log
+        return log
+
+    def __repr__(self) -> str:
+        state = ", live" if self._lease is not None else ""
+        return f"<Session {self.id[:8]} {self.title!r} {len(self._messages)} messages{state}>"
+
+
+class SessionLog:
+    """The writing end of a session. Held by one worker, used by its thread only."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._sealed = False
+
+    @property
+    def session(self) -> Session:
+        """The session that this writes."""
+        return self._session
+
+    def append(self, message: Message) -> None:
+        """Add a message."""
+        if self._sealed:
+            raise RuntimeError("the session is sealed: its stream has ended")
+        self._session._messages.append(message)
+
+    def settle(self, note: str) -> None:
+        """Give every tool call that has no result one that says ``note``: a model refuses a conversation with open calls."""
+        if self._sealed:
+            return
+        answered = {message.tool_call_id for message in self._session._messages}
+        messages: list[Message] = []
+        for message in self._session._messages:
+            messages.append(message)
+            messages += [
+                Message("tool", note, tool_call_id=call.id, is_error=True)
+                for call in message.tool_calls
+                if call.id not in answered
+            ]
+        self._session._messages[:] = messages
+
+    def release(self) -> None:
+        """Seal what was written, and let the next stream have the session."""
+        self._sealed = True
+        with self._session._lock:
+            if self._session._lease is self:
+                self._session._lease = None
+
+    def __enter__(self) -> SessionLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()

@@ -12,8 +12,9 @@ dates, hours and numbers are English.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 from ..model import ToolDefinition
@@ -38,10 +39,12 @@ _NUMBER_WORDS |= {"ten": 10, "eleven": 11, "twelve": 12}
 _EMAIL = re.compile(r"\S+@\S+\.\S+")
 _URL = re.compile(r"\w+://\S+|www\.\S+")
 
-_NEVER_AT_AN_EDGE = _set(
-    "a an and are at by can could for from how in into is of on or please that to what which who will with would"
+# A piece of text neither begins nor ends with the first, and does not end with the second.
+_NEVER_FIRST = _set(
+    "a about an and are at by called can could for from how in into is named of on or please saying that to what which "
+    "who will with would"
 )
-_NEVER_LAST = _NEVER_AT_AN_EDGE | _set("the my your this i")
+_NEVER_LAST = _NEVER_FIRST | _set("i my the this your")
 
 _MONTHS = _set("january february march april may june july august september october november december")
 _DAYS = _set("monday tuesday wednesday thursday friday saturday sunday today tonight tomorrow weekend")
@@ -100,7 +103,8 @@ def extract(tool: ToolDefinition, message: str, pick: Callable[[Schema], Mapping
     arguments: dict[str, Any] = {}
     while waiting := {name: slot for name, slot in waiting.items() if slot.candidates}:
         picked = pick(_schema_of(waiting))
-        for name in sorted(waiting, key=lambda name: name not in required):
+        # Who has the least to choose from, chooses first.
+        for name in sorted(waiting, key=lambda name: (name not in required, len(waiting[name].candidates))):
             slot = waiting.pop(name)
             placed = slot.place(picked[name], taken) if name in picked else []
             if placed:
@@ -136,6 +140,7 @@ def slots(tool: ToolDefinition, message: str) -> dict[str, Slot]:
     # Where a parameter holds a time, the words that tell one belong to it, and to no other.
     untimed = [word for word in words if not word.kind] if kinds else words
     ordinary = _ordinary_words(tool)
+    counted = _counted(words, [n for n, schema in plain.items() if schema.get("type") in ("integer", "number")])
     found: dict[str, Slot] = {}
     for name, schema in plain.items():
         many = schema.get("type") == "array"
@@ -145,7 +150,8 @@ def slots(tool: ToolDefinition, message: str) -> dict[str, Slot]:
         if "enum" in item:
             candidates = _options(item["enum"], message)
         elif item.get("type") in ("integer", "number"):
-            candidates = _numbers(words if timed else untimed, whole=item["type"] == "integer", timed=timed)
+            mine = [w for w in (words if timed else untimed) if counted.get(w.start, name) == name]
+            candidates = _numbers(mine, whole=item["type"] == "integer", timed=timed)
         elif item.get("type") != "string":
             candidates = iter(())
         elif timed:
@@ -188,7 +194,7 @@ def _about(name: str, schema: Schema) -> str:
     parts = set(_parts(name))
     if parts & {"date", "day", "month"}:
         return "date"
-    if parts & {"time", "hour", "clock"}:
+    if parts & {"time", "hour", "minute", "clock"}:
         return "clock"
     if parts & {"when", "datetime", "due", "deadline"}:
         return "date clock"
@@ -210,12 +216,12 @@ def _parts(name: str) -> list[str]:
 
 
 def _ordinary_words(tool: ToolDefinition) -> frozenset[str]:
-    """Words that name the tool's business and are no value by themselves: book, table, restaurant."""
+    """Words that name the tool's business, at the edge of no value: book, table, restaurant."""
     first, *rest = tool.description.split() or [""]
     words = [first.lower(), *(w for w in rest if w.islower()), *_parts(tool.name)]
     for name in tool.parameters.get("properties", {}):
         words += _parts(name)
-    return frozenset(w.strip(_MARKS + "();") for w in words) | _NEVER_LAST
+    return frozenset(w.strip(_MARKS + "();") for w in words)
 
 
 # -- what a message holds ------------------------------------------------------------------------------------------
@@ -267,30 +273,43 @@ def _kind(words: Sequence[_Word], place: int) -> str:
     return "clock" if lower in _HOURS or _CLOCK.fullmatch(lower) else ""
 
 
-def _spans(words: Sequence[_Word], message: str, ordinary: Iterable[str]) -> Iterator[Candidate]:
+def _spans(words: Sequence[_Word], message: str, ordinary: frozenset[str]) -> Iterator[Candidate]:
     """Pieces of text that may be a value of their own."""
     for found in _QUOTED.finditer(message):
         group = 1 if found[1] else 2
         yield Candidate(found[group], *found.span(group))
+    ordinary_at = {
+        n
+        for n, word in enumerate(words)
+        if word.lower in ordinary and (word.text.islower() or n == 0 or _apart(words[n - 1], word, message))
+    }
     for first in range(len(words)):
-        if words[first].lower in _NEVER_AT_AN_EDGE:
+        if first in ordinary_at or words[first].lower in _NEVER_FIRST:
             continue
-        telling = False
         for last in range(first, len(words)):
-            if last > first and _broken(words[last - 1], words[last], message):
+            if last > first and _apart(words[last - 1], words[last], message):
                 break
-            telling = telling or words[last].lower not in ordinary
-            ends = last + 1 == len(words) or _broken(words[last], words[last + 1], message)
+            ends = last + 1 == len(words) or _apart(words[last], words[last + 1], message)
             if last - first >= SPAN_WORDS and not ends:
                 continue
-            if telling and words[last].lower not in _NEVER_LAST:
+            if last not in ordinary_at and words[last].lower not in _NEVER_LAST:
                 yield Candidate(message[words[first].start : words[last].end], words[first].start, words[last].end)
 
 
-def _broken(left: _Word, right: _Word, message: str) -> bool:
+def _apart(left: _Word, right: _Word, message: str) -> bool:
     """Whether a sentence ends between two words, or words that belong to somebody else stand there."""
     between = message[left.end : right.start]
     return any(mark in between for mark in '.?!;\n"“”') or bool(_WORD.search(between.strip(_MARKS)))
+
+
+def _counted(words: Sequence[_Word], names: Sequence[str]) -> dict[int, str]:
+    """Numbers, by where they start, that the word behind them gives to one parameter: "two guests" are ``guests``."""
+    return {
+        number.start: name
+        for number, noun in pairwise(words)
+        for name in names
+        if noun.lower.rstrip("s") in (part.rstrip("s") for part in _parts(name))
+    }
 
 
 def _numbers(words: Sequence[_Word], *, whole: bool, timed: bool) -> Iterator[Candidate]:

@@ -1,8 +1,8 @@
 """Which tool a message asks for, if any: by what it means, not by asking the model.
 
-Asked which tool to use, a model of 135 million parameters is right about half the time; the embeddings of the same model
-tell it nearly always. The message is compared with what the tools say of themselves and with some anchors that stand for
-talk without a tool; the nearest wins.
+Asked which tool to use, a model of 135 million parameters is right about half the time; the embeddings of the same
+model tell it nearly always. The message is compared with what the tools say of themselves and with some anchors that
+stand for talk without a tool; the nearest wins.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ ANCHORS = (
     "Say thank you.",
     "Talk about yourself.",
     "Say what you can do.",
+    "Explain how or why something is.",
+    "Agree, or say okay.",
 )
 _WRAPPED = 'This request: "{}" means in one word: "'
 _LENGTH = 300  # characters of a message that are looked at: what it asks for stands at its beginning
 
 
-def choose(
-    tools: Sequence[ToolDefinition], message: str, embed: Callable[[str], Vector]
-) -> ToolDefinition | None:
+def choose(tools: Sequence[ToolDefinition], message: str, embed: Callable[[str], Vector]) -> ToolDefinition | None:
     """The tool that ``message`` asks for, or None for a plain reply. ``embed`` gives the vector of a text."""
     if not tools or not message.strip():
         return None

@@ -1,0 +1,204 @@
+"""Every call of foreign code: tools, hooks, models, toolsets.
+
+The worker of a stream starts a call and waits for its messages on a channel, in a wait that the stream's cancel token ends.
+The call itself runs on a helper thread, or as a task on the event loop's thread. When the stream ends first, the inbox is
+closed: what the call says late is refused there, and it is left to end by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+import threading
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from contextvars import Context
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from channels import Cancelled, CancelToken, Channel, ChannelClosed
+
+from ._helpers import HelperPool
+
+if TYPE_CHECKING:
+    from channels.aio import LoopThread, TaskHandle
+
+# Few messages, and the loop's thread, which posts some of them, must never wait: as good as unbounded.
+INBOX: Final = 1 << 30
+DELTAS: Final = 64  # how far a synchronous model may run ahead of the worker
+
+
+class Call:
+    """One call under way."""
+
+    def __init__(self, what: str, inbox: Channel[Any]) -> None:
+        self.what = what
+        self.inbox = inbox
+        self.done: Channel[None] = Channel(name=f"{what} done")
+        self.thread: threading.Thread | None = None
+        self.task: TaskHandle | None = None
+        self.future: Future[None] | None = None
+
+    def finish(self, value: Any, error: BaseException | None) -> None:
+        """Called once, on the thread where the call ran."""
+        with contextlib.suppress(ChannelClosed):
+            self.inbox.send(Finished(self, value, error))
+        self.done.close()
+
+    def cancel(self) -> None:
+        """Ask it to end: a task is cancelled, a job that has not begun is dropped, a thread cannot be interrupted."""
+        if self.task is not None:
+            self.task.cancel()
+        if self.future is not None and self.future.cancel():
+            self.done.close()
+
+    def stack(self) -> str:
+        """Where the call is, for a report."""
+        if self.thread is None or self.thread.ident is None:
+            return ""
+        frame = sys._current_frames().get(self.thread.ident)
+        return "" if frame is None else "".join(traceback.format_stack(frame))
+
+    def __repr__(self) -> str:
+        where = "event loop" if self.task is not None else self.thread.name if self.thread is not None else "waiting"
+        return f"<Call {self.what} on {where}{', done' if self.done.closed else ''}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last message of a call."""
+
+    call: Call
+    value: Any
+    error: BaseException | None
+
+    def result(self) -> Any:
+        """What the call returned; raises what it raised."""
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class Calls:
+    """The foreign calls of one stream. Used by its worker."""
+
+    def __init__(self, token: CancelToken, helpers: HelperPool, loop: Callable[[], LoopThread], context: Context) -> None:
+        self._token = token
+        self._helpers = helpers
+        self._loop = loop
+        self._context = context
+        self._live: set[Call] = set()
+
+    def start(self, what: str, inbox: Channel[Any], function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
+        """Start ``function`` with its own copy of the caller's context; its last message to ``inbox`` is `Finished`."""
+        call = Call(what, inbox)
+        self._live.add(call)
+        context = self._context.copy()
+        try:
+            if inspect.iscoroutinefunction(function):
+                call.task = self._loop().start(
+                    function(*args, **kwargs), on_done=lambda value, error: self._done(call, value, error), context=context
+                )
+            else:
+                call.future = self._helpers.submit(lambda: self._help(call, context, function, args, kwargs))
+        except BaseException:
+            self._live.discard(call)
+            raise
+        return call
+
+    def run(
+        self, what: str, function: Callable[..., Any], /, *args: Any, timeout: float | None = None, **kwargs: Any
+    ) -> Any:
+        """Call ``function`` and wait for what it returns or raises.
+
+        Raises `Cancelled` when the stream is cancelled first, `TimeoutError` after ``timeout`` seconds; the call is then
+        left to itself.
+        """
+        inbox: Channel[Finished] = Channel(1, name=what)
+        call = self.start(what, inbox, function, *args, **kwargs)
+        try:
+            return inbox.recv(timeout=timeout, cancel=self._token).result()
+        except TimeoutError:
+            if call.done.closed:
+                raise  # the function's own
+            call.cancel()
+            raise TimeoutError(f"{what} did not end within {timeout:g} s") from None
+        finally:
+            inbox.close()
+
+    def iterate(self, what: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Iterate over what ``function`` returns: an iterator or an asynchronous iterator."""
+        if inspect.isasyncgenfunction(function):
+            return self._iterate_async(function(*args, **kwargs))
+        return self._iterate_sync(what, function, args, kwargs)
+
+    def _iterate_async(self, source: AsyncIterator[Any]) -> Iterator[Any]:
+        with self._loop().iterate(source, cancel=self._token, context=self._context.copy()) as items:
+            yield from items
+
+    def _iterate_sync(self, what: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[Any]:
+        inbox: Channel[Any] = Channel(DELTAS, name=what)
+        call = self.start(what, inbox, self._produce, inbox, function, args, kwargs)
+        try:
+            while True:
+                item = inbox.recv(cancel=self._token)
+                if item.__class__ is Finished and item.call is call:
+                    item.result()
+                    return
+                yield item
+        finally:
+            inbox.close()
+
+    def _produce(self, inbox: Channel[Any], function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        """On the helper: pass on what the source brings, until nobody takes it any more."""
+        source = function(*args, **kwargs)
+        if hasattr(source, "__aiter__"):
+            source = self._loop().iterate(source, cancel=self._token)
+        try:
+            with contextlib.suppress(ChannelClosed):
+                for item in source:
+                    inbox.send(item)
+        finally:
+            close = getattr(source, "close", None)
+            if close is not None:
+                close()
+
+    def _help(self, call: Call, context: Context, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        call.thread = threading.current_thread()
+        try:
+            value, error = context.run(function, *args, **kwargs), None
+        except BaseException as caught:  # SystemExit too: it ends the call, not the helper
+            value, error = None, caught
+        self._done(call, value, error)
+
+    def _done(self, call: Call, value: Any, error: BaseException | None) -> None:
+        self._live.discard(call)
+        call.finish(value, error)
+
+    def abandon(self) -> None:
+        """Let go of all calls: their inboxes close, tasks are cancelled, threads end by themselves."""
+        for call in list(self._live):
+            call.inbox.close()
+            call.cancel()
+
+    def join(self, timeout: float) -> list[Call]:
+        """Wait for all calls; those that have not ended after ``timeout`` seconds."""
+        deadline = CancelToken(timeout=timeout)
+        me = threading.current_thread()
+        stuck = []
+        for call in list(self._live):
+            if call.thread is me:
+                continue  # a tool that closes its own stream does not wait for itself
+            try:
+                call.done.recv(cancel=deadline)
+            except ChannelClosed:
+                pass
+            except Cancelled:
+                if not call.done.closed:
+                    stuck.append(call)
+        return stuck
+
+    def __repr__(self) -> str:
+        return f"<Calls {len(self._live)} under way>"

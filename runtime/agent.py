@@ -1,0 +1,61 @@
+"""Agents and teams: who acts, with what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .model import Model
+from .tool import Tool, ToolSet, tool
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A model with instructions, tools and hooks. Immutable, and shared freely between runtimes and threads.
+
+    ``tools`` are `Tool` objects or plain functions; ``toolsets`` are started with the first stream that needs them.
+    ``hooks`` maps a hook point to callables and shell commands. ``max_iterations`` is how many turns one stream may take.
+    """
+
+    name: str
+    model: Model
+    instructions: str = ""
+    description: str = ""
+    tools: Sequence[Tool | Callable[..., Any]] = ()
+    toolsets: Sequence[ToolSet] = ()
+    hooks: Mapping[str, Sequence[Any]] | None = None
+    max_iterations: int = 50
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("an agent needs a name")
+        if self.max_iterations < 1:
+            raise ValueError(f"max_iterations is 1 or more, not {self.max_iterations}")
+        tools = tuple(each if isinstance(each, Tool) else tool(each) for each in self.tools)
+        names = [each.name for each in tools]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"agent {self.name!r} has two tools named {name!r}")
+        object.__setattr__(self, "tools", tools)
+        object.__setattr__(self, "toolsets", tuple(self.toolsets))
+
+    def __repr__(self) -> str:
+        return f"<Agent {self.name!r} on {self.model.id}>"
+
+
+@dataclass(frozen=True)
+class Team:
+    """Several agents; the first is the one that is spoken to."""
+
+    agents: Sequence[Agent] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "agents", tuple(self.agents))
+        if not self.agents:
+            raise ValueError("a team needs at least one agent")
+
+    @property
+    def root(self) -> Agent:
+        """The agent that is spoken to."""
+        return self.agents[0]

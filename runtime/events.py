@@ -1,0 +1,386 @@
+"""What a stream says: one frozen dataclass per event.
+
+The wire form (`Event.to_dict`) is JSON with a ``type``; the type names are those that docker-agent's API clients know, the
+class names are the same words in CamelCase. ``agent_name`` is the agent that acted, ``session_id`` the session of the stream
+(a nested stream has its own), ``timestamp`` the moment, in UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from . import session as _session
+
+StopReason: TypeAlias = Literal[
+    "normal", "error", "canceled", "hook_blocked", "loop_detected", "max_iterations", "budget_exceeded"
+]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What all events have."""
+
+    type: ClassVar[str] = ""
+
+    agent_name: str = field(default="", kw_only=True)
+    session_id: str = field(default="", kw_only=True)
+    timestamp: datetime = field(default_factory=_now, kw_only=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The wire form, ready for `json.dumps`."""
+        return {"type": self.type, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Event:
+        """The event that `to_dict` wrote. Fields that this version does not know are ignored."""
+        kind = _TYPES.get(data.get("type", ""))
+        if kind is None:
+            raise ValueError(f"unknown event type {data.get('type')!r}; known are {', '.join(sorted(_TYPES))}")
+        values = {f.name: data[f.name] for f in fields(kind) if f.name in data}
+        if isinstance(values.get("timestamp"), str):
+            values["timestamp"] = datetime.fromisoformat(values["timestamp"])
+        if isinstance(values.get("tool_call"), Mapping):
+            values["tool_call"] = _session.ToolCall(**values["tool_call"])
+        if kind is MessageAdded and isinstance(values.get("message"), Mapping):
+            values["message"] = _session.Message.from_dict(dict(values["message"]))
+        return kind(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStarted(Event):
+    """The first event of every stream."""
+
+    type: ClassVar[str] = "stream_started"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStopped(Event):
+    """The last event of every stream, and why it ended."""
+
+    type: ClassVar[str] = "stream_stopped"
+
+    reason: StopReason = "normal"
+
+
+@dataclass(frozen=True, slots=True)
+class UserMessage(Event):
+    """What the user said, as the agent will see it."""
+
+    type: ClassVar[str] = "user_message"
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentChoice(Event):
+    """A piece of the agent's reply."""
+
+    type: ClassVar[str] = "agent_choice"
+
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentChoiceReasoning(Event):
+    """A piece of what the model thinks aloud."""
+
+    type: ClassVar[str] = "agent_choice_reasoning"
+
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartialToolCall(Event):
+    """A tool call that the model is still writing, as far as it has come."""
+
+    type: ClassVar[str] = "partial_tool_call"
+
+    tool_call: _session.ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall(Event):
+    """A tool call begins."""
+
+    type: ClassVar[str] = "tool_call"
+
+    tool_call: _session.ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallConfirmation(Event):
+    """A tool call waits for `EventStream.approve` or `reject`."""
+
+    type: ClassVar[str] = "tool_call_confirmation"
+
+    tool_call: _session.ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallResponse(Event):
+    """What a tool answered, as the model will see it."""
+
+    type: ClassVar[str] = "tool_call_response"
+
+    tool_call: _session.ToolCall
+    response: str
+    is_error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HookBlocked(Event):
+    """A hook refused to go on."""
+
+    type: ClassVar[str] = "hook_blocked"
+
+    hook_event: str
+    reason: str
+    tool_call: _session.ToolCall | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HookStarted(Event):
+    """A hook begins."""
+
+    type: ClassVar[str] = "hook_started"
+
+    hook_event: str
+    hook: str
+
+
+@dataclass(frozen=True, slots=True)
+class HookFinished(Event):
+    """A hook ended; ``error`` says how it failed, if it did."""
+
+    type: ClassVar[str] = "hook_finished"
+
+    hook_event: str
+    hook: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ElicitationRequest(Event):
+    """A tool asks the user something. Answer with `EventStream.respond`.
+
+    ``mode`` is ``form`` (``schema`` is the JSON schema of the answer) or ``url`` (the user goes to ``url``).
+    """
+
+    type: ClassVar[str] = "elicitation_request"
+
+    elicitation_id: str
+    message: str
+    mode: str = "form"
+    schema: Mapping[str, Any] | None = None
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationEvent(Event):
+    """A server wants the user to sign in, or a sign-in ended."""
+
+    type: ClassVar[str] = "authorization_event"
+
+    server: str
+    status: str
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Error(Event):
+    """The stream failed. ``code`` is for programs: ``tool_failed``, ``hook_blocked``, ``model_error``, ``internal`` ..."""
+
+    type: ClassVar[str] = "error"
+
+    error: str
+    code: str = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Warning(Event):
+    """Something went wrong that the stream survived."""
+
+    type: ClassVar[str] = "warning"
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage(Event):
+    """Tokens used: by the last model call, and by the stream so far."""
+
+    type: ClassVar[str] = "token_usage"
+
+    input_tokens: int
+    output_tokens: int
+    total_input_tokens: int
+    total_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFallback(Event):
+    """A model failed, the next one takes over."""
+
+    type: ClassVar[str] = "model_fallback"
+
+    from_model: str
+    to_model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MaxIterationsReached(Event):
+    """The agent used up the turns it is allowed."""
+
+    type: ClassVar[str] = "max_iterations_reached"
+
+    max_iterations: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetExceeded(Event):
+    """The stream used up a budget: ``kind`` is ``tokens``, ``cost`` or ``time``."""
+
+    type: ClassVar[str] = "budget_exceeded"
+
+    kind: str
+    limit: float
+    used: float
+
+
+@dataclass(frozen=True, slots=True)
+class AgentInfo(Event):
+    """Who acts, with which model."""
+
+    type: ClassVar[str] = "agent_info"
+
+    model: str
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TeamInfo(Event):
+    """The agents of the team."""
+
+    type: ClassVar[str] = "team_info"
+
+    agents: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolsetInfo(Event):
+    """The tools that the agent has."""
+
+    type: ClassVar[str] = "toolset_info"
+
+    tools: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSwitching(Event):
+    """The conversation goes from one agent to another."""
+
+    type: ClassVar[str] = "agent_switching"
+
+    from_agent: str
+    to_agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubSessionCompleted(Event):
+    """A nested stream ended; ``reason`` as in its own `StreamStopped`."""
+
+    type: ClassVar[str] = "sub_session_completed"
+
+    sub_session_id: str
+    reason: StopReason = "normal"
+
+
+@dataclass(frozen=True, slots=True)
+class MessageAdded(Event):
+    """The session has one message more."""
+
+    type: ClassVar[str] = "message_added"
+
+    message: _session.Message
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTitle(Event):
+    """The session has a title."""
+
+    type: ClassVar[str] = "session_title"
+
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSummary(Event):
+    """The session was summed up."""
+
+    type: ClassVar[str] = "session_summary"
+
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionCompaction(Event):
+    """The session is being shortened: ``status`` is ``started`` or ``completed``."""
+
+    type: ClassVar[str] = "session_compaction"
+
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class McpInitStarted(Event):
+    """A toolset starts; servers may take a while."""
+
+    type: ClassVar[str] = "mcp_init_started"
+
+    toolset: str
+
+
+@dataclass(frozen=True, slots=True)
+class McpInitFinished(Event):
+    """A toolset has started."""
+
+    type: ClassVar[str] = "mcp_init_finished"
+
+    toolset: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paused(Event):
+    """The stream stands still until it is told to go on."""
+
+    type: ClassVar[str] = "paused"
+
+
+_TYPES: dict[str, type[Event]] = {
+    kind.type: kind
+    for kind in list(globals().values())
+    if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
+}
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON has it."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, _session.Message):
+        return value.to_dict()
+    if isinstance(value, _session.ToolCall):
+        return {"id": value.id, "name": value.name, "arguments": value.arguments}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value

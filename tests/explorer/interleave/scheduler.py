@@ -1,0 +1,404 @@
+"""One baton, handed around among real threads: a thread runs until its next schedule point, and every switch is a choice.
+
+A run follows a list of choices and takes the first option where the list ends; `explore` in ``__init__`` varies the list
+until there is nothing left to vary (stateless depth-first search). What a choice may cost is bounded, as in CHESS
+(Musuvathi and Qadeer, 2007): leaving a thread that could go on is a preemption, and few of those find most bugs. Leaving one
+that is blocked, has finished or yields costs nothing.
+
+Two orders of steps that do not touch the same variable lead to the same state. So every thread carries a hash of its causal
+past, made of its steps and of the last writes to what they touched; where all threads have a past that was met before, with
+as much left to spend, the rest of the run is known (`Pruned`). Calls and returns of operations count as steps too, since
+the order of those is what a history is judged by.
+"""
+
+from __future__ import annotations
+
+import _thread
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+FUSE = 20_000  # steps in one run: more is a livelock
+PATIENCE = 30.0  # seconds without a sign of life: a thread waits for something that is not under control
+
+
+class Abandoned(BaseException):
+    """Thrown into threads of a run that is over."""
+
+
+class Pruned(Abandoned):
+    """The rest of this run is known."""
+
+
+class Livelock(AssertionError):
+    """Threads went on and on."""
+
+
+class Uncontrolled(Exception):
+    """The scenario does something that the scheduler cannot decide or repeat."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a schedule may spend."""
+
+    preemptions: int = 2
+    interrupts: int = 0  # asynchronous exceptions
+    nested: int = 0  # operations run in the middle of others, as a signal handler or finalizer does
+
+
+@dataclass(eq=False)
+class Task:
+    """A thread of the scenario."""
+
+    index: int
+    name: str
+    run: Callable[[], object]
+    interruptible: bool = False
+    nested: Callable[[], object] | None = None
+    on_wait: Callable[[], object] | None = None  # called whenever it is about to wait for a plain lock
+    started: bool = False
+    done: bool = False
+    in_nested: bool = False
+    waits_for: Any = None  # a lock, with `free_for(task)`
+    timed: bool = False  # the wait has a deadline, and may time out as the scheduler likes
+    patient: bool = False  # ... but only when nothing else can go on
+    wake: str = ""  # how the wait ended: "", "timeout" or "interrupt"
+    past: int = 0
+    error: BaseException | None = None
+    worker: Worker = field(init=False)
+
+
+class Worker:
+    """A real thread, used for one task after another."""
+
+    idle: list[Worker] = []  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.gate = _thread.allocate_lock()
+        self.gate.acquire()
+        self.job: Callable[[], None] | None = None
+        threading.Thread(target=self._main, name="explored", daemon=True).start()
+
+    def _main(self) -> None:
+        while True:
+            self.gate.acquire()
+            job, self.job = self.job, None
+            assert job is not None
+            job()
+
+    @classmethod
+    def get(cls) -> Worker:
+        return cls.idle.pop() if cls.idle else cls()
+
+
+class Scheduler:
+    """The state of one run, and the steps that tasks make in it."""
+
+    def __init__(self) -> None:
+        self.main = _thread.allocate_lock()
+        self.main.acquire()
+        self.current: Task | None = None
+        self.reset([], Limits())
+
+    def reset(self, path: list[list[int]], limits: Limits, seen: dict[Any, int] | None = None, trace: bool = False) -> None:
+        self.path = path  # [choice, number of options] of each point that had more than one
+        self.depth = 0
+        self.limits = limits
+        self.preemptions, self.interrupts, self.nested = limits.preemptions, limits.interrupts, limits.nested
+        self.seen = seen  # causal pasts met so far: what was left to spend there
+        self.trace: list[tuple[str, Any]] | None = [] if trace else None
+        self.tasks: list[Task] = []
+        self.current = None
+        self.dead = False
+        self.pruned = False
+        self.steps = 0
+        self.now = 1000.0
+        self.thrown = 0
+        self.nestings = 0
+        self.failure: BaseException | None = None
+        self.variables: dict[Any, list[Any]] = {}  # key: [hash of the last write, sum of the reads since, the object]
+        self.events = 0
+        self.returns = 0
+
+    # -- from the outside ----------------------------------------------------------------------------------------------
+
+    def add(self, name: str, run: Callable[[], object], **options: Any) -> Task:
+        """A new task, at the beginning or while the run is on."""
+        task = Task(len(self.tasks), name, run, **options)
+        task.past = hash((task.index, 0 if self.current is None else self.current.past))
+        task.worker = Worker.get()
+        task.worker.job = lambda: self._run(task)
+        self.tasks.append(task)
+        return task
+
+    def go(self) -> None:
+        """Run the tasks until none can go on. `stuck` has those that have not finished."""
+        try:
+            first = self._pick(None)
+        except Pruned:
+            self.pruned = True
+            first = None
+        if first is not None:
+            self.current = first
+            first.worker.gate.release()
+            self._await_main()
+        self.stuck = [task for task in self.tasks if not task.done]
+        self.current = None
+
+    def finish(self) -> None:
+        """Send the tasks home that have not finished."""
+        self.dead = True
+        for task in self.tasks:
+            if not task.done:
+                self.current = task
+                self.steps = 0
+                if task.started:
+                    task.worker.gate.release()
+                    self._await_main()
+                else:
+                    task.worker.job = None
+            Worker.idle.append(task.worker)
+        self.current = None
+
+    def _await_main(self) -> None:
+        if not self.main.acquire(True, PATIENCE):
+            raise Uncontrolled(f"{self.current} waits for something that is not under control")
+
+    def _run(self, task: Task) -> None:
+        task.started = True
+        try:
+            task.run()
+        except Abandoned:
+            pass
+        except BaseException as error:
+            task.error = error
+        task.done = True
+        if not self.dead:
+            task.past = hash((task.past, "end"))
+            try:
+                following = self._pick(None)
+            except Abandoned as over:
+                self.pruned = isinstance(over, Pruned)
+                following = None
+            except BaseException as error:
+                self.failure = error
+                following = None
+            if following is not None:
+                self.current = following
+                following.worker.gate.release()
+                return
+        self.main.release()
+
+    # -- from a task: what may happen before and after its steps -------------------------------------------------------
+
+    def access(self, thing: object, name: str | None, write: bool, where: int) -> None:
+        """The task is about to read or write a variable: the attribute ``name`` of ``thing``, or its contents."""
+        self.point(where)
+        task = self.current
+        if task is None or self.dead:
+            return
+        key = (id(thing), name)
+        variable = self.variables.get(key)
+        if variable is None:
+            variable = self.variables[key] = [0, 0, thing]
+        if write:
+            task.past = variable[0] = hash((task.past, where, variable[0], variable[1]))
+            variable[1] = 0
+        else:
+            task.past = hash((task.past, where, variable[0]))
+            variable[1] += task.past
+
+    def point(self, where: int) -> None:
+        """A schedule point: another thread may run here."""
+        task = self.current
+        if task is None or self._over():
+            return
+        if self.trace is not None:
+            self.trace.append((task.name, where))
+        if self.nested:
+            self._nest(task, where)
+        if self.preemptions:
+            others = self._others(task, True)
+            if others:
+                pick = self._choose(1 + len(others), where)
+                if pick:
+                    self.preemptions -= 1
+                    self._switch(task, others[pick - 1])
+
+    def interruption(self, where: int) -> None:
+        """CPython looks for signals here: an asynchronous exception may come."""
+        task = self.current
+        if task is None or self._over():
+            return
+        if self.interrupts and task.interruptible:
+            if self._choose(2, ~where):
+                self._throw(task, f"interrupted at {where}")
+        elif self.nested:
+            self._nest(task, where)
+
+    def yield_(self) -> None:
+        """The thread gives the processor away."""
+        task = self.current
+        if task is None or self._over():
+            return
+        if task.on_wait is not None:
+            task.on_wait()
+        others = self._others(task, False)
+        if others:
+            pick = self._choose(1 + len(others), "yield")
+            if pick:
+                self._switch(task, others[pick - 1])
+
+    def wait(self, lock: Any, timed: bool, patient: bool) -> bool:
+        """Wait until the lock is free: True. False if the wait timed out."""
+        task = self.current
+        assert task is not None
+        if self._over():
+            return True
+        if task.on_wait is not None and not patient:
+            task.on_wait()
+        task.waits_for, task.timed, task.patient, task.wake = lock, timed, patient, ""
+        self._switch(task, self._pick(task))
+        task.waits_for = None
+        if task.wake == "interrupt":
+            self._throw(task, "interrupted while waiting")
+        return task.wake != "timeout"
+
+    def choose(self, options: int, label: str) -> int:
+        """A choice that has nothing to do with threads, such as a random number."""
+        task = self.current
+        if task is None or self._over():
+            return 0
+        pick = self._choose(options, label)
+        task.past = hash((task.past, pick, label))
+        return pick
+
+    def tick(self, start: bool) -> int:
+        """The number of an event in the history. A start comes after all the events before it; those commute."""
+        self.events += 1
+        task = self.current
+        if task is not None:
+            task.past = hash((task.past, start, self.returns if start else 0))
+            if not start:
+                self.returns += task.past
+        return self.events
+
+    def note(self, text: str) -> None:
+        if self.trace is not None and self.current is not None:
+            self.trace.append((self.current.name, text))
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _over(self) -> bool:
+        self.steps += 1
+        if self.dead:
+            # Now and then only: cleanup that ignores exceptions shall come to its end, and so shall loops without end.
+            if self.steps % 500 == 0:
+                raise Abandoned
+            return True
+        if self.steps > FUSE:
+            self.failure = Livelock(f"{FUSE} steps and no end")
+            self._stop(self.current)
+        return False
+
+    def _others(self, task: Task | None, preempting: bool) -> list[tuple[Task, str]]:
+        """Who could run instead, and what would wake them."""
+        options = []
+        for other in self.tasks:
+            if other is task or other.done:
+                continue
+            lock = other.waits_for
+            if lock is None or lock.free_for(other):
+                options.append((other, ""))
+            else:
+                if other.timed and not other.patient:
+                    options.append((other, "timeout"))
+                if self.interrupts and other.interruptible:
+                    options.append((other, "interrupt"))
+        return options
+
+    def _pick(self, task: Task | None) -> Any:
+        """Who runs next, since ``task`` cannot; None: nobody can."""
+        options = self._others(None, False)
+        if not any(wake == "" or wake == "timeout" for _, wake in options):
+            options += [(other, "timeout") for other in self.tasks if other.patient and other.waits_for is not None]
+        if not options:
+            return None if task is None else (None, "")
+        chosen = options[self._choose(len(options), "next") if len(options) > 1 else 0]
+        if task is None:
+            self._wake(*chosen)
+            return chosen[0]
+        return chosen
+
+    def _wake(self, task: Task, wake: str) -> None:
+        task.wake = wake
+        if wake == "timeout":
+            self.now += 1000.0
+            task.past = hash((task.past, "timeout"))
+
+    def _switch(self, task: Task, target: tuple[Task | None, str]) -> None:
+        other, wake = target
+        if other is None:
+            self._stop(task)
+            return
+        self._wake(other, wake)
+        if other is task:
+            return
+        self.current = other
+        other.worker.gate.release()
+        task.worker.gate.acquire()
+        if self.dead:
+            raise Abandoned
+
+    def _stop(self, task: Task | None) -> None:
+        """The run is over; wait to be sent home."""
+        assert task is not None
+        self.main.release()
+        task.worker.gate.acquire()
+        raise Abandoned
+
+    def _choose(self, options: int, kind: Any) -> int:
+        depth = self.depth
+        self.depth += 1
+        if depth < len(self.path):
+            pick, expected = self.path[depth]
+            if expected and expected != options:
+                self.failure = Uncontrolled(f"choice {depth} had {expected} options, now {options}: not repeatable")
+                if self.current is not None and not self.current.done:
+                    self._stop(self.current)
+                raise Abandoned
+            return pick
+        if self.seen is not None:
+            current = None if self.current is None else self.current.index
+            waits = tuple(task.waits_for is not None for task in self.tasks)
+            pasts = tuple(task.past for task in self.tasks)
+            key = hash((pasts, waits, current, kind, options, self.interrupts, self.nested))
+            if self.seen.get(key, -1) >= self.preemptions:
+                self.pruned = True
+                if self.current is not None and not self.current.done:
+                    self._stop(self.current)
+                raise Pruned
+            self.seen[key] = self.preemptions
+        self.path.append([0, options])
+        return 0
+
+    def _throw(self, task: Task, how: str) -> None:
+        self.interrupts -= 1
+        self.thrown += 1
+        task.past = hash((task.past, how))
+        self.note("KeyboardInterrupt")
+        raise KeyboardInterrupt
+
+    def _nest(self, task: Task, where: int) -> None:
+        if task.nested is None or task.in_nested or not self._choose(2, ("nest", where)):
+            return
+        self.nested -= 1
+        self.nestings += 1
+        task.past = hash((task.past, "nested"))
+        task.in_nested = True
+        try:
+            task.nested()
+        finally:
+            task.in_nested = False
