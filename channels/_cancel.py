@@ -15,7 +15,7 @@ from typing import Any
 
 from ._channel import Channel, Receiver
 from ._park import deadline_after
-from ._timer import Timer, call_at
+from ._timer import Timer, call_at, call_soon, start
 
 _logger = logging.getLogger(__name__)
 _keys = itertools.count()
@@ -96,6 +96,12 @@ class CancelToken:
     def cancel(self, cause: object = None) -> bool:
         """Cancel, for the reason ``cause``; whether this call did. Runs the callbacks, in the order of registration."""
         return self._core.cancel(cause)
+
+    def canceller(self, cause: object = None) -> Callable[[], None]:
+        """A function that cancels, on the timer thread. For `weakref.finalize`: it runs no callback and takes no lock itself."""
+        start()
+        core = self._core
+        return lambda: call_soon(lambda: core.cancel(cause))
 
     @property
     def cancelled(self) -> bool:

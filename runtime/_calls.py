@@ -8,11 +8,12 @@ closed: what the call says late is refused there, and it is left to end by itsel
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass
@@ -99,7 +100,9 @@ class Calls:
         try:
             if inspect.iscoroutinefunction(function):
                 call.task = self._loop().start(
-                    function(*args, **kwargs), on_done=lambda value, error: self._done(call, value, error), context=context
+                    functools.partial(function, *args, **kwargs),
+                    on_done=lambda value, error: self._done(call, value, error),
+                    context=context,
                 )
             else:
                 call.future = self._helpers.submit(lambda: self._help(call, context, function, args, kwargs))
@@ -169,6 +172,8 @@ class Calls:
         call.thread = threading.current_thread()
         try:
             value, error = context.run(function, *args, **kwargs), None
+            if inspect.isawaitable(value):  # a plain function that returns a coroutine
+                value = self._loop().call(value, cancel=self._token, context=context)
         except BaseException as caught:  # SystemExit too: it ends the call, not the helper
             value, error = None, caught
         self._done(call, value, error)
@@ -183,12 +188,12 @@ class Calls:
             call.inbox.close()
             call.cancel()
 
-    def join(self, timeout: float) -> list[Call]:
-        """Wait for all calls; those that have not ended after ``timeout`` seconds."""
+    def join(self, timeout: float, only: Iterable[Call] | None = None) -> list[Call]:
+        """Wait for these calls, or all; those that have not ended after ``timeout`` seconds."""
         deadline = CancelToken(timeout=timeout)
         me = threading.current_thread()
         stuck = []
-        for call in list(self._live):
+        for call in list(self._live if only is None else only):
             if call.thread is me:
                 continue  # a tool that closes its own stream does not wait for itself
             try:

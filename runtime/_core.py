@@ -17,7 +17,7 @@ from channels import Cancelled, CancelToken, Channel
 from ._asks import Asks
 from ._calls import Call, Calls
 from ._helpers import HelperPool
-from ._hooks import Hook, HookFailed, HookInput, HookResult, Hooks
+from ._hooks import HookFailed, HookInput, HookResult, Hooks
 from .agent import Agent
 from .bridge import ElicitationBridge, Events
 from .events import Event, StopReason, StreamStopped, Warning
@@ -159,14 +159,11 @@ class StreamCore:
 
     def start_cleanup(self) -> list[Call]:
         """Start the ``session_end`` hooks, all at once and whatever the token says."""
+        given = self.hook_input("session_end", reason=self.ending.reason)
         return [
-            self.calls.start(f"hook {hook.name}", Channel(1), self._guarded(hook))
+            self.calls.start(f"hook {hook.name}", Channel(1), hook.bound(given, None))
             for hook in self.hooks.at("session_end")
         ]
-
-    def _guarded(self, hook: Hook) -> Callable[[], Any]:
-        call = hook.bound(self.hook_input("session_end", reason=self.ending.reason), None)
-        return call
 
     def __repr__(self) -> str:
         return f"<stream {self.number} of {self.session!r}>"

@@ -185,6 +185,7 @@ def is_loaded(key: Key) -> bool:
 
 def acquire(key: Key, holder: object) -> Server:
     """The server for a file, the same for all who ask for the same. It stays until its holders have let go of it."""
+    _process.watch()
     with _process.lock:
         _process.check()
         server = _process.servers.get(key) or _process.servers.setdefault(key, Server(key))

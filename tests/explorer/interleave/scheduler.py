@@ -57,12 +57,13 @@ class Task:
     run: Callable[[], object]
     interruptible: bool = False
     nested: Callable[[], object] | None = None
+    daemon: bool = False  # need not finish
     on_wait: Callable[[], object] | None = None  # called whenever it is about to wait for a plain lock
     started: bool = False
     done: bool = False
     in_nested: bool = False
     waits_for: Any = None  # a lock, with `free_for(task)`
-    timed: bool = False  # the wait has a deadline, and may time out as the scheduler likes
+    deadline: float | None = None  # of the wait, which may time out as the scheduler likes
     patient: bool = False  # ... but only when nothing else can go on
     wake: str = ""  # how the wait ended: "", "timeout" or "interrupt"
     past: int = 0
@@ -100,6 +101,7 @@ class Scheduler:
         self.main = _thread.allocate_lock()
         self.main.acquire()
         self.current: Task | None = None
+        self.hot: set[int] = set()
         self.reset([], Limits())
 
     def reset(self, path: list[list[int]], limits: Limits, seen: dict[Any, int] | None = None, trace: bool = False) -> None:
@@ -146,6 +148,10 @@ class Scheduler:
             self._await_main()
         self.stuck = [task for task in self.tasks if not task.done]
         self.current = None
+        self.steps_made = self.steps
+        for _, _, _, tasks, written, places in self.variables.values():
+            if written and tasks & (tasks - 1):
+                self.hot |= places
 
     def finish(self) -> None:
         """Send the tasks home that have not finished."""
@@ -196,13 +202,20 @@ class Scheduler:
     def access(self, thing: object, name: str | None, write: bool, where: int) -> None:
         """The task is about to read or write a variable: the attribute ``name`` of ``thing``, or its contents."""
         self.point(where)
+        if self.current is not None and not self.dead:
+            self.touch(thing, name, write, where)
+
+    def touch(self, thing: object, name: str | None = None, write: bool = True, where: int = 0) -> None:
+        """The task has touched a variable, at a moment that is no choice."""
         task = self.current
-        if task is None or self.dead:
-            return
+        assert task is not None
         key = (id(thing), name)
         variable = self.variables.get(key)
         if variable is None:
-            variable = self.variables[key] = [0, 0, thing]
+            variable = self.variables[key] = [0, 0, thing, 0, False, set()]
+        variable[3] |= 1 << task.index
+        variable[4] |= write
+        variable[5].add(where)
         if write:
             task.past = variable[0] = hash((task.past, where, variable[0], variable[1]))
             variable[1] = 0
@@ -219,8 +232,8 @@ class Scheduler:
             self.trace.append((task.name, where))
         if self.nested:
             self._nest(task, where)
-        if self.preemptions:
-            others = self._others(task, True)
+        if self.preemptions and where in self.hot:
+            others = self._others(task)
             if others:
                 pick = self._choose(1 + len(others), where)
                 if pick:
@@ -245,13 +258,9 @@ class Scheduler:
             return
         if task.on_wait is not None:
             task.on_wait()
-        others = self._others(task, False)
-        if others:
-            pick = self._choose(1 + len(others), "yield")
-            if pick:
-                self._switch(task, others[pick - 1])
+        self.point(0)
 
-    def wait(self, lock: Any, timed: bool, patient: bool) -> bool:
+    def wait(self, lock: Any, timeout: float | None, patient: bool = False) -> bool:
         """Wait until the lock is free: True. False if the wait timed out."""
         task = self.current
         assert task is not None
@@ -259,12 +268,19 @@ class Scheduler:
             return True
         if task.on_wait is not None and not patient:
             task.on_wait()
-        task.waits_for, task.timed, task.patient, task.wake = lock, timed, patient, ""
+        task.deadline = None if timeout is None else self.now + timeout
+        task.waits_for, task.patient, task.wake = lock, patient, ""
         self._switch(task, self._pick(task))
         task.waits_for = None
         if task.wake == "interrupt":
             self._throw(task, "interrupted while waiting")
         return task.wake != "timeout"
+
+    def monotonic(self) -> float:
+        task = self.current
+        if task is not None:
+            task.past = hash((task.past, self.now))
+        return self.now
 
     def choose(self, options: int, label: str) -> int:
         """A choice that has nothing to do with threads, such as a random number."""
@@ -303,7 +319,7 @@ class Scheduler:
             self._stop(self.current)
         return False
 
-    def _others(self, task: Task | None, preempting: bool) -> list[tuple[Task, str]]:
+    def _others(self, task: Task | None) -> list[tuple[Task, str]]:
         """Who could run instead, and what would wake them."""
         options = []
         for other in self.tasks:
@@ -313,7 +329,7 @@ class Scheduler:
             if lock is None or lock.free_for(other):
                 options.append((other, ""))
             else:
-                if other.timed and not other.patient:
+                if other.deadline is not None and not other.patient:
                     options.append((other, "timeout"))
                 if self.interrupts and other.interruptible:
                     options.append((other, "interrupt"))
@@ -321,9 +337,10 @@ class Scheduler:
 
     def _pick(self, task: Task | None) -> Any:
         """Who runs next, since ``task`` cannot; None: nobody can."""
-        options = self._others(None, False)
+        options = self._others(None)
         if not any(wake == "" or wake == "timeout" for _, wake in options):
-            options += [(other, "timeout") for other in self.tasks if other.patient and other.waits_for is not None]
+            patient = [task for task in self.tasks if task.patient and task.waits_for is not None]
+            options += [(other, "timeout") for other in patient if other.deadline is not None]
         if not options:
             return None if task is None else (None, "")
         chosen = options[self._choose(len(options), "next") if len(options) > 1 else 0]
@@ -335,7 +352,8 @@ class Scheduler:
     def _wake(self, task: Task, wake: str) -> None:
         task.wake = wake
         if wake == "timeout":
-            self.now += 1000.0
+            assert task.deadline is not None
+            self.now = max(self.now, task.deadline)
             task.past = hash((task.past, "timeout"))
 
     def _switch(self, task: Task, target: tuple[Task | None, str]) -> None:

@@ -1,0 +1,75 @@
+"""A runtime for agents, driven from synchronous Python with a plain ``for`` loop.
+
+    for event in runtime.run_stream(Session.from_user("Book a table")):
+        ...
+
+Events are in `runtime.events`, models in `runtime.models`, MCP servers in `runtime.mcp`.
+"""
+
+from typing import Any
+
+from ._errors import InvalidAnswer, MissingExtra, NotPending, RunError, SessionBusy, StreamStuck
+from ._hooks import HookInput, HookResult
+from ._observe import Observer
+from ._scope import EventSink, stream_scope
+from .agent import Agent, Team
+from .bridge import ElicitationBridge
+from .model import (
+    Delta,
+    FinishDelta,
+    Model,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    ToolDefinition,
+    UsageDelta,
+)
+from .runtime import Runtime
+from .session import Message, Session, ToolCall
+from .stream import EventStream, RunResult
+from .tool import Answer, Tool, ToolContext, ToolResult, ToolSet, tool
+
+__all__ = [
+    "Agent",
+    "Answer",
+    "Delta",
+    "ElicitationBridge",
+    "EventSink",
+    "EventStream",
+    "FinishDelta",
+    "HookInput",
+    "HookResult",
+    "InvalidAnswer",
+    "Message",
+    "MissingExtra",
+    "Model",
+    "NotPending",
+    "Observer",
+    "ReasoningDelta",
+    "RunError",
+    "RunResult",
+    "Runtime",
+    "Session",
+    "SessionBusy",
+    "StreamStuck",
+    "Team",
+    "TextDelta",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolContext",
+    "ToolDefinition",
+    "ToolResult",
+    "ToolSet",
+    "UsageDelta",
+    "stream_scope",
+    "tool",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":  # from the installed metadata, which is slow to read: only when asked for
+        from importlib.metadata import version
+
+        return version("lockgate")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

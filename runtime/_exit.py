@@ -1,0 +1,50 @@
+"""At interpreter exit live streams are cancelled, and given a moment to run their cleanup."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from channels import Cancelled, CancelToken, ChannelClosed
+
+if TYPE_CHECKING:
+    from ._core import StreamCore
+
+LIMIT = 1.5  # seconds for all of them
+
+live: set[StreamCore] = set()  # a stream is in here from before its worker starts until that is over
+
+
+def end_streams(cores: set[StreamCore], cause: str, limit: float) -> None:
+    """Cancel them, and wait for their ends, ``limit`` seconds for all."""
+    deadline = CancelToken(timeout=limit)
+    for core in list(cores):
+        core.token.cancel(cause)
+    for core in list(cores):
+        try:
+            core.finished.recv(cancel=deadline)
+        except (ChannelClosed, Cancelled):
+            pass
+
+
+def _at_exit() -> None:
+    if live:
+        end_streams(live, "the interpreter exits", LIMIT)
+
+
+def register() -> None:
+    """Run before the exit functions that are registered by now.
+
+    Not with atexit where it can be helped: the threads of concurrent.futures are joined before that, and may be waiting in
+    a stream. Called again once the event loop's thread may exist, which ends itself in the same way, and streams first.
+    """
+    at_exit: Callable[[Callable[[], None]], object] = getattr(threading, "_register_atexit", atexit.register)
+    at_exit(_at_exit)
+
+
+register()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=live.clear)

@@ -1,0 +1,93 @@
+"""One turn: the model is asked, and what it says is sent on as it comes."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from channels import Cancelled
+
+from . import events
+from ._core import StopRun, StreamCore, describe
+from .model import FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, ToolDefinition, UsageDelta
+from .session import Message, ToolCall
+
+
+@dataclass(slots=True)
+class _PartialCall:
+    id: str = field(default_factory=lambda: _new_id())
+    name: str = ""
+    arguments: str = ""
+
+
+def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> Message:
+    """Ask the model, send its deltas to the stream, and record its message, which is returned.
+
+    A model that fails ends the run (`StopRun`, code ``model_error``). What it had said by then, or when the stream is
+    cancelled, is recorded: the consumer has seen it.
+    """
+    model = core.agent.model
+    text: list[str] = []
+    calls: dict[int, _PartialCall] = {}
+    usage = UsageDelta()
+    whole = False
+    try:
+        for delta in core.calls.iterate(f"model {model.id}", model.stream, messages, tools, cancel=core.token):
+            kind = delta.__class__
+            if kind is TextDelta:
+                text.append(delta.text)
+                core.emit(events.AgentChoice(delta.text, **core.tags))
+            elif kind is ReasoningDelta:
+                core.emit(events.AgentChoiceReasoning(delta.text, **core.tags))
+            elif kind is ToolCallDelta:
+                call = calls.setdefault(delta.index, _PartialCall())
+                call.id = delta.id or call.id
+                call.name += delta.name
+                call.arguments += delta.arguments
+                piece = ToolCall(call.id, call.name, delta.arguments)
+                core.emit(events.PartialToolCall(piece, **core.tags))
+            elif kind is UsageDelta:
+                usage = UsageDelta(
+                    max(usage.input_tokens, delta.input_tokens), max(usage.output_tokens, delta.output_tokens)
+                )
+            elif kind is not FinishDelta:
+                raise TypeError(f"a model yields deltas, not {delta!r}")
+        whole = True
+    except Exception as error:
+        if core.token.cancelled:
+            raise Cancelled(core.token.cause) from error
+        raise StopRun("error", "model_error", f"{model.id}: {describe(error)}") from error
+    finally:
+        # A call that was cut off in the middle of its arguments is not a call.
+        made = _whole_calls(calls) if whole else ()
+        message = Message("assistant", "".join(text), made, agent_name=core.agent.name)
+        if whole or text:
+            core.record(message)
+    _report_usage(core, usage)
+    return message
+
+
+def _whole_calls(calls: dict[int, _PartialCall]) -> tuple[ToolCall, ...]:
+    """The calls in their order, each with an id of its own: some models use one twice."""
+    made: dict[str, ToolCall] = {}
+    for _, call in sorted(calls.items()):
+        if call.id in made:
+            call.id = _new_id()
+        made[call.id] = ToolCall(call.id, call.name, call.arguments or "{}")
+    return tuple(made.values())
+
+
+def _new_id() -> str:
+    return f"call_{uuid.uuid4().hex[:16]}"
+
+
+def _report_usage(core: StreamCore, usage: UsageDelta) -> None:
+    core.input_tokens += usage.input_tokens
+    core.output_tokens += usage.output_tokens
+    if usage.input_tokens or usage.output_tokens:
+        core.emit(
+            events.TokenUsage(
+                usage.input_tokens, usage.output_tokens, core.input_tokens, core.output_tokens, **core.tags
+            )
+        )

@@ -1,0 +1,186 @@
+"""`Runtime`: wires the parts together, and does nothing itself."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from channels import Channel
+
+from . import _exit
+from ._core import Shared, StreamCore
+from ._helpers import HelperPool
+from ._observe import Observer, forward, observing_calls
+from ._toolsets import ToolSets
+from ._worker import work
+from .agent import Agent, Team
+from .events import ElicitationRequest
+from .session import Session
+from .stream import EventStream, RunResult
+from .tool import Action, Answer
+
+if TYPE_CHECKING:
+    from channels.aio import LoopThread
+
+OnRequest: TypeAlias = "Callable[[ElicitationRequest], Answer | Mapping[str, Any] | None]"
+
+
+class Runtime:
+    """Runs an agent, or the first of a team, on sessions. Any number of streams at once, from any threads.
+
+    ``observers`` see every event before its consumer does. ``executor`` is a thread pool of yours for tools, hooks and
+    in-process models; without one they get threads of their own. ``event_capacity`` is how many events a stream buffers for
+    a slow consumer. A question that nobody answers within ``answer_timeout`` seconds is declined (None: it waits as long as
+    its stream). ``grace`` is how many seconds a call that cannot be interrupted may take to end after its stream did,
+    before `StreamStuck` names it.
+
+    Use it as a context manager, or `close` it: that ends its streams, helper threads and toolsets.
+    """
+
+    def __init__(
+        self,
+        agent: Agent | Team,
+        *,
+        observers: Sequence[Observer] = (),
+        executor: Executor | None = None,
+        event_capacity: int = 128,
+        answer_timeout: float | None = 300.0,
+        grace: float = 1.0,
+    ) -> None:
+        self._team = agent if isinstance(agent, Team) else Team((agent,))
+        self._closed = False
+        self._cores: set[StreamCore] = set()
+        self._shared = Shared(
+            helpers=HelperPool(executor),
+            loop=_default_loop,
+            toolsets=ToolSets(),
+            answer_timeout=answer_timeout,
+            grace=grace,
+            event_capacity=event_capacity,
+            observers=tuple(observers),
+        )
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def run_stream(self, session: Session, *, interactive: bool = True) -> EventStream:
+        """Start a run of the agent on ``session``; its events, to iterate over.
+
+        Starts one thread, and returns at once. With ``interactive=False`` there is nobody to answer questions: they are
+        declined, and the model is told why. Raises `SessionBusy` while another stream runs on the session. Context
+        variables of the caller are seen in tools, hooks and models.
+        """
+        if self._closed:
+            raise RuntimeError("the runtime is closed")
+        log = session.lease()
+        try:
+            core = StreamCore(
+                self._shared,
+                self._team.root,
+                session,
+                log,
+                interactive=interactive,
+                context=contextvars.copy_context(),
+            )
+            observing = None
+            if self._shared.observers:
+                core.out = Channel(self._shared.event_capacity, name=f"observed events {core.number}")
+                observing = observing_calls(core)
+            stream = EventStream(core, observing)
+            self._cores.add(core)
+            _exit.live.add(core)
+        except BaseException:
+            log.release()
+            raise
+        try:
+            _start(core, f"lockgate-stream-{core.number}", _work, core, self._cores)
+            if observing is not None:
+                _start(core, f"lockgate-observe-{core.number}", forward, core, observing)
+        except BaseException:
+            core.token.cancel("the stream could not be started")
+            if not core.threads:  # the worker would have done all this
+                core.events.close(final=core.ending.stopped())
+                log.release()
+                core.finished.close()
+                self._cores.discard(core)
+                _exit.live.discard(core)
+            raise
+        return stream
+
+    def run(self, session: Session, *, on_request: OnRequest | None = None) -> RunResult:
+        """Run the agent on ``session`` to the end; what it came to.
+
+        ``on_request`` is called, in this thread, with each question: it returns the content of the answer, an `Answer`, or
+        None to decline. Without it the run is not interactive. Raises `RunError` when the run ends other than normally.
+        """
+        with self.run_stream(session, interactive=on_request is not None) as stream:
+            for event in stream:
+                if on_request is not None and isinstance(event, ElicitationRequest):
+                    answer = on_request(event)
+                    if answer is None:
+                        answer = Answer("decline")
+                    elif not isinstance(answer, Answer):
+                        answer = Answer("accept", answer)
+                    stream.respond(event, answer.action, answer.content)
+            return stream.result()
+
+    def resume_elicitation(
+        self, action: Action, content: Mapping[str, Any] | None = None, elicitation_id: str | None = None
+    ) -> None:
+        """Answer a question of any stream of this runtime; the id may be left out where only one is waiting.
+
+        Raises `InvalidAnswer` and `NotPending`, as `EventStream.respond`.
+        """
+        self._shared.asks.answer(elicitation_id, action, content)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End all streams, helper threads and toolsets; bounded. Calling it twice is harmless."""
+        self._closed = True
+        _exit.end_streams(self._cores, "the runtime was closed", 3 * self._shared.grace)
+        self._shared.toolsets.stop()
+        self._shared.helpers.close()
+        self._shared.helpers.join(self._shared.grace)
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._cores)} live streams"
+        return f"<Runtime of {self._team.root!r}, {state}>"
+
+
+def _default_loop() -> LoopThread:
+    from channels import aio  # imports asyncio and janus: not before something asynchronous is met
+
+    if not _loop_known:
+        _loop_known.append(True)
+        _exit.register()
+    return aio.default_loop()
+
+
+_loop_known: list[bool] = []
+
+
+def _start(core: StreamCore, name: str, target: Callable[..., None], *args: Any) -> None:
+    thread = threading.Thread(target=core.context.copy().run, args=(target, *args), name=name, daemon=True)
+    thread.start()
+    core.threads.append(thread)
+
+
+def _work(core: StreamCore, cores: set[StreamCore]) -> None:
+    """What the worker thread runs. It holds the core, never the consumer's `EventStream` nor the `Runtime`."""
+    try:
+        work(core)
+    finally:
+        cores.discard(core)
+        _exit.live.discard(core)

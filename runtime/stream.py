@@ -1,0 +1,183 @@
+"""What the consumer holds: `EventStream`."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from channels import Channel, ChannelClosed
+
+from ._calls import Calls
+from ._core import StreamCore
+from ._errors import RunError, StreamStuck
+from .events import ElicitationRequest, Event, StopReason
+from .session import Message, Session
+from .tool import Action
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run came to: the final text, the messages it added, the tokens it used, the reason of its end."""
+
+    text: str
+    messages: tuple[Message, ...]
+    input_tokens: int
+    output_tokens: int
+    reason: StopReason
+
+
+class EventStream:
+    """The events of one run, as an iterator; the last is `StreamStopped`.
+
+    Leaving its ``with`` block cancels the run and waits for its end. Methods may be called from any thread, but only one
+    thread iterates at a time. Any exception that leaves the iteration (Ctrl-C) cancels the run; forgetting the stream does
+    too, in the background.
+    """
+
+    def __init__(self, core: StreamCore, observing: Calls | None) -> None:
+        self._core = core
+        self._observing = observing
+        self._recv = core.out.recv
+        self._iterating = threading.RLock()
+        self._finalizer = weakref.finalize(self, core.token.canceller("the stream was dropped"))
+        self._finalizer.atexit = False
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> EventStream:
+        return self
+
+    def __next__(self) -> Event:
+        iterating = self._iterating
+        try:
+            if not iterating.acquire(blocking=False):
+                raise RuntimeError("another thread is iterating over this stream")
+            return self._recv()
+        except ChannelClosed:
+            self._finalizer.detach()
+            raise StopIteration from None
+        except RuntimeError:
+            raise
+        except BaseException as error:
+            self._core.token.cancel(error)
+            raise
+        finally:
+            if iterating._is_owned():  # type: ignore[attr-defined]
+                iterating.release()
+
+    @property
+    def session(self) -> Session:
+        """The session that the run is about."""
+        return self._core.session
+
+    @property
+    def reason(self) -> StopReason | None:
+        """Why the run ended; None while it goes on."""
+        return self._core.ending.reason if self._core.events.closed else None
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    def respond(
+        self, request: ElicitationRequest | str, action: Action, content: Mapping[str, Any] | None = None
+    ) -> None:
+        """Answer a question of this stream, by its event or its id: ``accept`` with ``content``, ``decline`` or ``cancel``.
+
+        Raises `InvalidAnswer` where ``content`` does not fit the schema, and the question waits on; `NotPending` where it
+        was answered, withdrawn or timed out before.
+        """
+        ask_id = request if isinstance(request, str) else request.elicitation_id
+        self._core.shared.asks.answer(ask_id, action, content, root=self._core)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def cancel(self, cause: object = None) -> None:
+        """Ask the run to end. Does not wait; what is buffered, and the last event, can still be read."""
+        self._core.token.cancel(cause)
+
+    def close(self) -> None:
+        """Cancel the run, drop what it has not delivered, and wait for its end, for a few seconds at most.
+
+        Afterwards no thread and no task is left of it, or `StreamStuck` names what is. Calling it twice is harmless.
+        """
+        core = self._core
+        self._finalizer.detach()
+        core.token.cancel("the stream was closed")
+        if core.out is not core.events:
+            core.out.close()  # the forwarder may be waiting for a consumer that does not read any more
+        self._join()
+        for _ in core.out:
+            pass
+
+    def result(self) -> RunResult:
+        """Read the stream to its end, and say what the run came to. Its events are not kept: iterate first to see them.
+
+        Raises `RunError` when it ended other than normally, from the exception in the worker.
+        """
+        for _ in self:
+            pass
+        self._join()
+        core = self._core
+        ending = core.ending
+        if ending.reason != "normal":
+            raise RunError(ending.code, ending.message, ending.reason) from ending.error
+        added = core.session.messages[core.first_message :]
+        text = next((m.content for m in reversed(added) if m.role == "assistant"), "")
+        return RunResult(text, added, core.input_tokens, core.output_tokens, ending.reason)
+
+    def _join(self) -> None:
+        """Wait for the worker, the forwarder and every call, bounded; `StreamStuck` names what does not end."""
+        core = self._core
+        grace = core.shared.grace
+        me = threading.current_thread()
+        stuck: list[str] = []
+        if not _closes(core.finished, 3 * grace):
+            stuck.append(f"the worker, {core.threads[0].name}\n{_stack(core.threads[0])}")
+        for calls in (core.calls, self._observing):
+            if calls is not None:
+                stuck += [f"{call.what}\n{call.stack()}" for call in calls.join(grace)]
+        for thread in core.threads:
+            if thread is not me and not stuck:
+                thread.join(grace)
+                if thread.is_alive():
+                    stuck.append(f"{thread.name}\n{_stack(thread)}")
+        if stuck:
+            raise StreamStuck(f"did not end within {grace:g} s and is left to itself: " + "\n".join(stuck))
+
+    def __enter__(self) -> EventStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except StreamStuck as stuck:
+            if error is None:
+                raise
+            error.add_note(f"StreamStuck: {stuck}")  # never in place of what the body raised
+
+    def __repr__(self) -> str:
+        core = self._core
+        state = f"ended: {self.reason}" if core.events.closed else "cancelling" if core.token.cancelled else "live"
+        return f"<EventStream {core.number} {state}, {len(core.out)} events waiting, {core.session!r}>"
+
+
+def _closes(channel: Channel[None], timeout: float) -> bool:
+    try:
+        channel.recv(timeout=timeout)
+    except ChannelClosed:
+        return True
+    except TimeoutError:
+        pass
+    return False
+
+
+def _stack(thread: threading.Thread) -> str:
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "" if frame is None else "".join(traceback.format_stack(frame))

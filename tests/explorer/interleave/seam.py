@@ -1,0 +1,344 @@
+"""Private copies of packages in which the scheduler stands for locks, threads, time and chance.
+
+A `Universe` imports the packages anew, with an ``__import__`` of its own that hands them controlled versions of what they
+would get from the standard library. Nothing that the rest of the process imports is touched.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import os
+import queue
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import _thread
+
+from .instrument import Place, instrument
+from .scheduler import Scheduler
+
+CONTAINERS = (deque, list, dict, set)
+READERS = frozenset({"__len__", "get", "items", "keys", "values", "copy", "index", "count"})
+PLAIN = (ModuleType, type, FunctionType, BuiltinFunctionType, str, tuple, int, float, type(None))
+
+Patches = Mapping[str, Sequence[tuple[str, str]]]  # path inside its package's parent: (old, new) pairs
+
+
+class Lock:
+    """`_thread.allocate_lock`."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._held: Any = None
+
+    def free_for(self, task: Any) -> bool:
+        return self._held is None
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        scheduler = self._scheduler
+        scheduler.access(self, None, True, LOCK)
+        while self._held is not None and not scheduler.dead:
+            if not blocking or not scheduler.wait(self, None if timeout < 0 else timeout, self._patient):
+                return False
+            scheduler.touch(self)
+        self._held = scheduler.current or self
+        return True
+
+    def release(self) -> None:
+        self._scheduler.access(self, None, True, LOCK)
+        if self._held is None and not self._scheduler.dead:
+            raise RuntimeError("release unlocked lock")
+        self._held = None
+
+    _patient = False
+
+    def locked(self) -> bool:
+        self._scheduler.access(self, None, False, LOCK)
+        return self._held is not None
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class RLock(Lock):
+    """`_thread.RLock`. A wait for it times out only when nothing else can go on: it is held for moments."""
+
+    _patient = True
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        super().__init__(scheduler)
+        self._count = 0
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        if not (self._is_owned() or super().acquire(blocking, timeout)):
+            return False
+        self._count += 1
+        return True
+
+    def release(self) -> None:
+        if not self._is_owned() and not self._scheduler.dead:
+            raise RuntimeError("cannot release un-acquired lock")
+        if self._count == 1:
+            super().release()
+        self._count = max(self._count - 1, 0)
+
+    def _is_owned(self) -> bool:
+        return self._held is not None and self._held is (self._scheduler.current or self)
+
+
+class Thread:
+    """`threading.Thread`, as far as it goes."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        group: None = None,
+        target: Callable[..., object] | None = None,
+        name: str = "thread",
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        daemon: bool | None = None,
+    ) -> None:
+        self._scheduler = scheduler
+        self._target, self._args, self._kwargs = target, args, kwargs or {}
+        self.name = name
+        self.daemon = bool(daemon)
+        self._task: Any = None
+
+    def run(self) -> None:
+        if self._target is not None:
+            self._target(*self._args, **self._kwargs)
+
+    def start(self) -> None:
+        self._task = self._scheduler.add(self.name, self.run, daemon=self.daemon)
+
+    def is_alive(self) -> bool:
+        self._scheduler.access(self, None, False, LOCK)
+        return self._task is not None and not self._task.done
+
+    def free_for(self, task: Any) -> bool:
+        return bool(self._task.done)
+
+    def join(self, timeout: float | None = None) -> None:
+        self._scheduler.access(self, None, True, LOCK)
+        if not self._task.done and not self._scheduler.dead:
+            self._scheduler.wait(self, timeout)
+            self._scheduler.touch(self)
+
+
+class SimpleQueue:
+    """`queue.SimpleQueue`."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._items: deque[Any] = deque()
+
+    def free_for(self, task: Any) -> bool:
+        return bool(self._items)
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        self._scheduler.access(self, None, True, LOCK)
+        self._items.append(item)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        self._scheduler.access(self, None, True, LOCK)
+        while not self._items:
+            if not block or not self._scheduler.wait(self, timeout):
+                raise queue.Empty
+            self._scheduler.touch(self)
+        return self._items.popleft()
+
+    def empty(self) -> bool:
+        self._scheduler.access(self, None, False, LOCK)
+        return not self._items
+
+
+PRIMITIVES = (Lock, RLock, Thread, SimpleQueue, Scheduler)
+LOCK = 0  # the place of all steps that are inside a primitive
+
+
+class Universe:
+    """Packages found under ``root``, loaded anew, with hooks in ``modules`` (paths inside ``root``)."""
+
+    def __init__(
+        self,
+        root: Path,
+        packages: Sequence[str],
+        modules: Sequence[str],
+        patches: Patches | None = None,
+        constants: Sequence[str] = (),
+    ) -> None:
+        self.root = root
+        self.packages = frozenset(packages)
+        self.instrumented = frozenset(modules)
+        self.patches = dict(patches or {})
+        self.constants = frozenset(constants) | {"__class__"}
+        self.scheduler = Scheduler()
+        self.places = [Place("seam", 0, None, "a lock, a thread or a queue")]
+        self.modules: dict[str, ModuleType] = {}
+        self._ids: dict[int, tuple[int, object]] = {}
+        self._builtins = dict(vars(builtins), __import__=self._import, id=self._id)
+        self._stand_ins = self._make_stand_ins()
+        self._hooks = self._make_hooks()
+
+    def load(self, name: str) -> ModuleType:
+        """The private copy of the module."""
+        if name in self.modules:
+            return self.modules[name]
+        parent, _, child = name.rpartition(".")
+        above = self.load(parent) if parent else None
+        path = self.root.joinpath(*name.split("."))
+        package = path.is_dir()
+        path = path / "__init__.py" if package else path.with_suffix(".py")
+        module = ModuleType(name)
+        module.__file__ = str(path)
+        module.__package__ = name if package else parent
+        if package:
+            module.__path__ = [str(path.parent)]
+        module.__dict__["__builtins__"] = self._builtins
+        module.__dict__.update(self._hooks)
+        self.modules[name] = module
+        exec(self._compile(path), module.__dict__)
+        if above is not None:
+            setattr(above, child, module)
+        return module
+
+    def _compile(self, path: Path) -> Any:
+        inside = path.relative_to(self.root).as_posix()
+        source = path.read_text()
+        for old, new in self.patches.get(inside, ()):
+            if source.count(old) != 1:
+                raise LookupError(f"{inside} has {source.count(old)} times, not once:\n{old}")
+            source = source.replace(old, new)
+        tree = ast.parse(source, str(path))
+        if inside in self.instrumented:
+            tree = instrument(tree, str(path), source, self.places, self.constants)
+        return compile(tree, str(path), "exec")
+
+    def _import(
+        self, name: str, globals: Any = None, locals: Any = None, fromlist: Sequence[str] | None = (), level: int = 0
+    ) -> Any:
+        if level:
+            base = globals["__package__"].rsplit(".", level - 1)[0]
+            name = f"{base}.{name}" if name else base
+        if name in self._stand_ins:
+            return self._stand_ins[name]
+        first = name.partition(".")[0]
+        if first not in self.packages:
+            return __import__(name, None, None, fromlist or ())
+        module = self.load(name)
+        for item in fromlist or ():
+            if not hasattr(module, item) and hasattr(module, "__path__"):
+                self.load(f"{name}.{item}")
+        return module if fromlist else self.modules[first]
+
+    def _id(self, thing: object) -> int:
+        """`id`, but the same in every run: things are numbered as they come."""
+        return self._ids.setdefault(id(thing), (len(self._ids), thing))[0]
+
+    def fresh(self) -> None:
+        """Before a run."""
+        self._ids.clear()
+
+    # -- what stands for the standard library --------------------------------------------------------------------------
+
+    def _make_stand_ins(self) -> dict[str, ModuleType]:
+        scheduler = self.scheduler
+
+        class ControlledThread(Thread):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(scheduler, *args, **kwargs)
+
+        def lock() -> Lock:
+            return Lock(scheduler)
+
+        def rlock() -> RLock:
+            return RLock(scheduler)
+
+        def simple_queue(*_: object) -> SimpleQueue:
+            return SimpleQueue(scheduler)
+
+        def chance() -> float:
+            return (0.0, 0.99)[scheduler.choose(2, "random")]
+
+        def ignore(*_: object, **__: object) -> None:
+            return None
+
+        def like(module: ModuleType, **changes: Any) -> ModuleType:
+            stand_in = ModuleType(module.__name__)
+            stand_in.__dict__.update(vars(module), **changes)
+            return stand_in
+
+        simple_queue.__class_getitem__ = lambda _: simple_queue  # type: ignore[attr-defined]
+        return {
+            "_thread": like(_thread, allocate_lock=lock, RLock=rlock),
+            "threading": like(threading, Lock=lock, RLock=rlock, Thread=ControlledThread),
+            "time": like(time, monotonic=scheduler.monotonic),
+            "random": like(random, random=chance),
+            "os": like(os, sched_yield=scheduler.yield_, register_at_fork=ignore),
+            "queue": like(queue, SimpleQueue=simple_queue),
+            "atexit": like(__import__("atexit"), register=ignore),
+        }
+
+    # -- hooks ---------------------------------------------------------------------------------------------------------
+
+    def _make_hooks(self) -> dict[str, Any]:
+        scheduler, places = self.scheduler, self.places
+        access, interruption = scheduler.access, scheduler.interruption
+
+        def get(thing: Any, where: int) -> Any:
+            """Before a read of an attribute or item."""
+            if scheduler.current is not None and not isinstance(thing, PLAIN):
+                access(thing, places[where].name, False, where)
+            return thing
+
+        def set_(thing: Any, where: int) -> Any:
+            """Before a write or delete."""
+            if scheduler.current is not None:
+                access(thing, places[where].name, True, where)
+            return thing
+
+        def see(thing: Any, where: int) -> Any:
+            """Before a look at the contents of what may be a container."""
+            if scheduler.current is not None and isinstance(thing, CONTAINERS):
+                access(thing, None, False, where)
+            return thing
+
+        def update(thing: Any, where: int, value: Any) -> Any:
+            """Before ``thing += value``."""
+            if scheduler.current is not None and isinstance(thing, CONTAINERS):
+                access(thing, None, True, where)
+            return value
+
+        def call(function: Any, where: int, *args: Any, **kwargs: Any) -> Any:
+            if scheduler.current is None:
+                return function(*args, **kwargs)
+            kind = type(function)
+            if kind is FunctionType or (kind is MethodType and not isinstance(function.__self__, PRIMITIVES)):
+                return function(*args, **kwargs)  # CPython looks for signals on entry, not on return
+            if kind is BuiltinFunctionType and isinstance(function.__self__, CONTAINERS):
+                access(function.__self__, None, function.__name__ not in READERS, where)
+            for argument in args:
+                if isinstance(argument, CONTAINERS):
+                    access(argument, None, False, where)
+            result = function(*args, **kwargs)
+            interruption(where)
+            return result
+
+        def after(value: Any, where: int) -> Any:
+            interruption(where)
+            return value
+
+        hooks = {"get": get, "set": set_, "see": see, "update": update, "call": call, "after": after, "jump": interruption}
+        return {f"_x_{name}": hook for name, hook in hooks.items()}
