@@ -1,7 +1,7 @@
 """Questions that wait for an answer: registered before they are sent, settled once.
 
-Who settles a question is decided by who takes it out of the dict, a single step, so an answer that races a cancellation is
-delivered or refused, never both. There is no lock, and nothing here waits.
+Who settles a question is decided by who takes it out of the dict, a single step, so an answer that races a
+cancellation is delivered or refused, never both. There is no lock, and nothing here waits.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every call of foreign code: tools, hooks, models, toolsets.
 
-The worker of a stream starts a call and waits for its messages on a channel, in a wait that the stream's cancel token ends.
-The call itself runs on a helper thread, or as a task on the event loop's thread. When the stream ends first, the inbox is
-closed: what the call says late is refused there, and it is left to end by itself.
+The worker of a stream starts a call and waits for its messages on a channel, in a wait that the stream's cancel token
+ends. The call itself runs on a helper thread, or as a task on the event loop's thread. When the stream ends first,
+the inbox is closed: what the call says late is refused there, and it is left to end by itself.
 """
 
 from __future__ import annotations
@@ -85,14 +85,18 @@ class Finished:
 class Calls:
     """The foreign calls of one stream. Used by its worker."""
 
-    def __init__(self, token: CancelToken, helpers: HelperPool, loop: Callable[[], LoopThread], context: Context) -> None:
+    def __init__(
+        self, token: CancelToken, helpers: HelperPool, loop: Callable[[], LoopThread], context: Context
+    ) -> None:
         self._token = token
         self._helpers = helpers
         self._loop = loop
         self._context = context
         self._live: set[Call] = set()
 
-    def start(self, what: str, inbox: Channel[Any], function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
+    def start(
+        self, what: str, inbox: Channel[Any], function: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Call:
         """Start ``function`` with its own copy of the caller's context; its last message to ``inbox`` is `Finished`."""
         call = Call(what, inbox)
         self._live.add(call)
@@ -116,8 +120,8 @@ class Calls:
     ) -> Any:
         """Call ``function`` and wait for what it returns or raises.
 
-        Raises `Cancelled` when the stream is cancelled first, `TimeoutError` after ``timeout`` seconds; the call is then
-        left to itself.
+        Raises `Cancelled` when the stream is cancelled first, `TimeoutError` after ``timeout`` seconds; the call is
+        then left to itself.
         """
         inbox: Channel[Finished] = Channel(1, name=what)
         call = self.start(what, inbox, function, *args, **kwargs)

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from channels import Cancelled, CancelToken, Channel
 
@@ -41,10 +41,17 @@ class StopRun(Exception):
         self.code = code
 
 
+class Tags(TypedDict):
+    """What every event of a stream is marked with."""
+
+    agent_name: str
+    session_id: str
+
+
 class Ending:
     """How a stream ends. Written by its worker only; the first decision stands, and until then it is "error"."""
 
-    def __init__(self, tags: dict[str, str]) -> None:
+    def __init__(self, tags: Tags) -> None:
         self._tags = tags
         self.decided = False
         self.reason: StopReason = "error"
@@ -52,9 +59,7 @@ class Ending:
         self.message = ""
         self.error: BaseException | None = None
 
-    def decide(
-        self, reason: StopReason, code: str = "", message: str = "", error: BaseException | None = None
-    ) -> None:
+    def decide(self, reason: StopReason, code: str = "", message: str = "", error: BaseException | None = None) -> None:
         """Say how it ends. ``code`` and ``message`` are those of the `Error` event, ``error`` is what was raised."""
         if not self.decided:
             self.decided = True
@@ -107,7 +112,7 @@ class StreamCore:
         self.interactive = interactive
         self.context = context
         self.hooks = Hooks(agent.hooks)
-        self.tags = {"agent_name": agent.name, "session_id": session.id}
+        self.tags: Tags = {"agent_name": agent.name, "session_id": session.id}
         self.token = CancelToken()
         self.events: Events = Channel(shared.event_capacity, name=f"events {self.number}")
         #: What the consumer reads: `events`, or what the forwarder passes on after the observers have seen it.

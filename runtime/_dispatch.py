@@ -142,15 +142,14 @@ def _ask(core: StreamCore, asked: _Asked, running: _Running) -> None:
         asked.settled(answer)
 
     if not core.interactive:
-        settled(Answer("decline", note="the question was declined: nobody is there to be asked, this run is not interactive"))
+        note = "the question was declined: nobody is there to be asked, this run is not interactive"
+        settled(Answer("decline", note=note))
         return
     ask = Ask(core, core, question, settled)
     timeout = core.shared.answer_timeout if question.timeout is None else question.timeout
     core.shared.asks.register(ask, timeout)
     core.shared.bridge.send(
-        events.ElicitationRequest(
-            ask.id, question.message, question.mode, question.schema, question.url, **core.tags
-        ),
+        events.ElicitationRequest(ask.id, question.message, question.mode, question.schema, question.url, **core.tags),
         to=core.events,
         cancel=core.token,
     )

@@ -6,9 +6,9 @@ from __future__ import annotations
 class RunError(Exception):
     """A stream ended other than normally. Raised by `Runtime.run` and `EventStream.result`.
 
-    ``code`` is that of the `Error` event (``tool_failed``, ``hook_blocked``, ``model_error``, ``internal`` ...), or the reason
-    of the end where there was no such event (``canceled``, ``max_iterations`` ...). ``reason`` is that of `StreamStopped`.
-    The exception in the worker, if there was one, is the ``__cause__``.
+    ``code`` is that of the `Error` event (``tool_failed``, ``hook_blocked``, ``model_error``, ``internal`` ...), or
+    the reason of the end where there was no such event (``canceled``, ``max_iterations`` ...). ``reason`` is that of
+    `StreamStopped`. The exception in the worker, if there was one, is the ``__cause__``.
     """
 
     def __init__(self, code: str, message: str, reason: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -24,10 +25,8 @@ def end_streams(cores: set[StreamCore], cause: str, limit: float) -> None:
     for core in list(cores):
         core.token.cancel(cause)
     for core in list(cores):
-        try:
+        with contextlib.suppress(ChannelClosed, Cancelled):
             core.finished.recv(cancel=deadline)
-        except (ChannelClosed, Cancelled):
-            pass
 
 
 def _at_exit() -> None:
@@ -38,8 +37,9 @@ def _at_exit() -> None:
 def register() -> None:
     """Run before the exit functions that are registered by now.
 
-    Not with atexit where it can be helped: the threads of concurrent.futures are joined before that, and may be waiting in
-    a stream. Called again once the event loop's thread may exist, which ends itself in the same way, and streams first.
+    Not with atexit where it can be helped: the threads of concurrent.futures are joined before that, and may be
+    waiting in a stream. Called again once the event loop's thread may exist, which ends itself in the same way, and
+    streams first.
     """
     at_exit: Callable[[Callable[[], None]], object] = getattr(threading, "_register_atexit", atexit.register)
     at_exit(_at_exit)

@@ -19,8 +19,8 @@ _numbers = itertools.count(1)
 class HelperPool:
     """Runs jobs, each on a thread of its own: one that is idle, or a new one. Jobs never wait for each other.
 
-    Idle helpers are parked on a rendezvous channel, so that "is anyone idle?" and "here is a job" are one step. They end
-    after a few idle seconds, and at `close`. With ``executor``, jobs go there instead, and wait when it is full.
+    Idle helpers are parked on a rendezvous channel, so that "is anyone idle?" and "here is a job" are one step. They
+    end after a few idle seconds, and at `close`. With ``executor``, jobs go there instead, and wait when it is full.
     """
 
     def __init__(self, executor: Executor | None = None) -> None:

@@ -32,8 +32,8 @@ class Observer(Protocol):
 def forward(core: StreamCore, calls: Calls) -> None:
     """Pass the events of ``core`` on, each after the observers have seen it. Ends when they end.
 
-    An observer that raises is logged, and told the next event all the same. One that does not return within the grace time
-    is left out from then on.
+    An observer that raises is logged, and told the next event all the same. One that does not return within the grace
+    time is left out from then on.
     """
     observers = list(core.shared.observers)
     try:

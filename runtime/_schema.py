@@ -113,7 +113,7 @@ def _more(value: Any, schema: Mapping[str, Any]) -> list[str]:
     if _is_flat(schema):
         return []
     try:
-        import jsonschema
+        import jsonschema  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
         return []
     validator = jsonschema.validators.validator_for(schema)(schema)
@@ -149,7 +149,8 @@ def _same(a: Any, b: Any) -> bool:
 
 def _is_a(value: Any, kind: str) -> bool:
     if kind == "integer":
-        return not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, float) and value.is_integer()))
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        return whole and not isinstance(value, bool)
     if kind == "number":
         return not isinstance(value, bool) and isinstance(value, (int, float))
     return isinstance(value, _KINDS.get(kind, object))

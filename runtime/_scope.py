@@ -35,21 +35,19 @@ class EventSink:
         return f"<EventSink of {self._events!r}>"
 
 
-class stream_scope:  # noqa: N801 - a context manager, named as one
+class stream_scope:
     """Puts ``events`` on the bridge; on exit **always** drops that place and closes ``events``.
 
-    ``with stream_scope(bridge, events, final=last_event) as sink:`` - ``final()`` is called on exit, and what it returns is
-    the last value of the channel, delivered even when the buffer is full. There is nothing between entering and the
-    registration of the cleanup, and nothing to remember on any of the ways out: the bug this project began with is a
-    ``return`` that stood between the two. If ``final`` fails, the channel is closed without a last value, and the failure
-    raised. Neither entering nor leaving ever waits.
+    ``with stream_scope(bridge, events, final=last_event) as sink:`` - ``final()`` is called on exit, and what it
+    returns is the last value of the channel, delivered even when the buffer is full. There is nothing between
+    entering and the registration of the cleanup, and nothing to remember on any of the ways out: the bug this project
+    began with is a ``return`` that stood between the two. If ``final`` fails, the channel is closed without a last
+    value, and the failure raised. Neither entering nor leaving ever waits.
     """
 
     __slots__ = ("_bridge", "_events", "_final", "_place")
 
-    def __init__(
-        self, bridge: ElicitationBridge, events: Events, *, final: Callable[[], Event] | None = None
-    ) -> None:
+    def __init__(self, bridge: ElicitationBridge, events: Events, *, final: Callable[[], Event] | None = None) -> None:
         self._bridge = bridge
         self._events = events
         self._final = final

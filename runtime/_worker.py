@@ -1,7 +1,7 @@
 """The worker of a stream: the one thread that runs the loop, writes the session and decides how the stream ends.
 
-It only waits, sends and records. Whatever happens, it leaves through `stream_scope`, so the channel closes and the bridge
-lets go of it on every path there is; nothing in the loop has to remember to.
+It only waits, sends and records. Whatever happens, it leaves through `stream_scope`, so the channel closes and the
+bridge lets go of it on every path there is; nothing in the loop has to remember to.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ class Agent:
     """A model with instructions, tools and hooks. Immutable, and shared freely between runtimes and threads.
 
     ``tools`` are `Tool` objects or plain functions; ``toolsets`` are started with the first stream that needs them.
-    ``hooks`` maps a hook point to callables and shell commands. ``max_iterations`` is how many turns one stream may take.
+    ``hooks`` maps a hook point to callables and shell commands. ``max_iterations`` is how many turns one stream may
+    take.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Where a question goes: the elicitation bridge.
 
-The bridge is an ordered list of places, one for each stream that runs. Upstream had one slot, and a stream put back what it
-had found there: when streams ended out of order, a dead one came back. Here a stream adds its own place and drops its own
-place, and nothing is ever put back.
+The bridge is an ordered list of places, one for each stream that runs. Upstream had one slot, and a stream put back
+what it had found there: when streams ended out of order, a dead one came back. Here a stream adds its own place and
+drops its own place, and nothing is ever put back.
 
 There is no lock: adding and removing an element of a list are single steps, and `current` looks at a copy.
 """
@@ -57,8 +57,8 @@ class ElicitationBridge:
     def swap(self, channel: Events) -> Events | None:
         """Make ``channel`` the current one; what was current before.
 
-        The low-level form, which leaves the undoing to the caller: once ``channel`` is closed it is not current any more.
-        Use `stream_scope`, which cannot forget.
+        The low-level form, which leaves the undoing to the caller: once ``channel`` is closed it is not current any
+        more. Use `stream_scope`, which cannot forget.
         """
         previous = self.current
         for place in self._places[:]:

@@ -1,8 +1,8 @@
 """What a stream says: one frozen dataclass per event.
 
-The wire form (`Event.to_dict`) is JSON with a ``type``; the type names are those that docker-agent's API clients know, the
-class names are the same words in CamelCase. ``agent_name`` is the agent that acted, ``session_id`` the session of the stream
-(a nested stream has its own), ``timestamp`` the moment, in UTC.
+The wire form (`Event.to_dict`) is JSON with a ``type``; the type names are those that docker-agent's API clients
+know, the class names are the same words in CamelCase. ``agent_name`` is the agent that acted, ``session_id`` the
+session of the stream (a nested stream has its own), ``timestamp`` the moment, in UTC.
 """
 
 from __future__ import annotations
@@ -195,7 +195,9 @@ class AuthorizationEvent(Event):
 
 @dataclass(frozen=True, slots=True)
 class Error(Event):
-    """The stream failed. ``code`` is for programs: ``tool_failed``, ``hook_blocked``, ``model_error``, ``internal`` ..."""
+    """The stream failed. ``code`` is for programs: ``tool_failed``, ``hook_blocked``, ``model_error``, ``internal``
+    ...
+    """
 
     type: ClassVar[str] = "error"
 

@@ -18,6 +18,7 @@ from ._observe import Observer, forward, observing_calls
 from ._toolsets import ToolSets
 from ._worker import work
 from .agent import Agent, Team
+from .bridge import ElicitationBridge
 from .events import ElicitationRequest
 from .session import Session
 from .stream import EventStream, RunResult
@@ -33,10 +34,10 @@ class Runtime:
     """Runs an agent, or the first of a team, on sessions. Any number of streams at once, from any threads.
 
     ``observers`` see every event before its consumer does. ``executor`` is a thread pool of yours for tools, hooks and
-    in-process models; without one they get threads of their own. ``event_capacity`` is how many events a stream buffers for
-    a slow consumer. A question that nobody answers within ``answer_timeout`` seconds is declined (None: it waits as long as
-    its stream). ``grace`` is how many seconds a call that cannot be interrupted may take to end after its stream did,
-    before `StreamStuck` names it.
+    in-process models; without one they get threads of their own. ``event_capacity`` is how many events a stream
+    buffers for a slow consumer. A question that nobody answers within ``answer_timeout`` seconds is declined (None:
+    it waits as long as its stream). ``grace`` is how many seconds a call that cannot be interrupted may take to end
+    after its stream did, before `StreamStuck` names it.
 
     Use it as a context manager, or `close` it: that ends its streams, helper threads and toolsets.
     """
@@ -113,8 +114,9 @@ class Runtime:
     def run(self, session: Session, *, on_request: OnRequest | None = None) -> RunResult:
         """Run the agent on ``session`` to the end; what it came to.
 
-        ``on_request`` is called, in this thread, with each question: it returns the content of the answer, an `Answer`, or
-        None to decline. Without it the run is not interactive. Raises `RunError` when the run ends other than normally.
+        ``on_request`` is called, in this thread, with each question: it returns the content of the answer, an
+        `Answer`, or None to decline. Without it the run is not interactive. Raises `RunError` when the run ends other
+        than normally.
         """
         with self.run_stream(session, interactive=on_request is not None) as stream:
             for event in stream:
@@ -135,6 +137,11 @@ class Runtime:
         Raises `InvalidAnswer` and `NotPending`, as `EventStream.respond`.
         """
         self._shared.asks.answer(elicitation_id, action, content)
+
+    @property
+    def bridge(self) -> ElicitationBridge:
+        """Where questions go: the places of the streams that are live."""
+        return self._shared.bridge
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

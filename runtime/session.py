@@ -1,6 +1,7 @@
 """What was said: messages, and the session that holds them.
 
-Only the worker of a stream writes a session, through the log it holds a lease on (`Session.lease`); everyone else reads.
+Only the worker of a stream writes a session, through the log it holds a lease on (`Session.lease`); everyone else
+reads.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ class Message:
 class Session:
     """A conversation.
 
-    Read it at any time. A stream that runs on it writes it, from one thread, and seals what it wrote before its last event:
-    by then every tool call has a result. Between streams, `add_user` says the next thing.
+    Read it at any time. A stream that runs on it writes it, from one thread, and seals what it wrote before its last
+    event: by then every tool call has a result. Between streams, `add_user` says the next thing.
     """
 
     def __init__(self, messages: Iterable[Message] = (), *, id: str | None = None, title: str = "") -> None:
@@ -106,7 +107,9 @@ class Session:
         log = SessionLog(self)
         with self._lock:
             if self._lease is not None:
-                raise SessionBusy(f"session {self.id} has a live stream; wait for its end, or close it, before the next")
+                raise SessionBusy(
+                    f"session {self.id} has a live stream; wait for its end, or close it, before the next"
+                )
             self._lease = log
         return log
 
@@ -134,7 +137,9 @@ class SessionLog:
         self._session._messages.append(message)
 
     def settle(self, note: str) -> None:
-        """Give every tool call that has no result one that says ``note``: a model refuses a conversation with open calls."""
+        """Give every tool call that has no result one that says ``note``: a model refuses a conversation with open
+        calls.
+        """
         if self._sealed:
             return
         answered = {message.tool_call_id for message in self._session._messages}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from channels import Channel, ChannelClosed
+from channels import Channel, ChannelClosed, Receiver, SupportsDone
 
 from ._calls import Calls
 from ._core import StreamCore
@@ -32,18 +32,21 @@ class RunResult:
     reason: StopReason
 
 
-class EventStream:
+class EventStream(Receiver[Event]):
     """The events of one run, as an iterator; the last is `StreamStopped`.
 
-    Leaving its ``with`` block cancels the run and waits for its end. Methods may be called from any thread, but only one
-    thread iterates at a time. Any exception that leaves the iteration (Ctrl-C) cancels the run; forgetting the stream does
-    too, in the background.
+    Leaving its ``with`` block cancels the run and waits for its end. Methods may be called from any thread, but only
+    one thread iterates at a time. Any exception that leaves the iteration (Ctrl-C) cancels the run; forgetting the
+    stream does too, in the background. It is a receiver, so that `channels.select` and `channels.merge` take it as a
+    case.
     """
 
+    __slots__ = ("_core", "_finalizer", "_iterating", "_observing")
+
     def __init__(self, core: StreamCore, observing: Calls | None) -> None:
+        super().__init__(core.out)
         self._core = core
         self._observing = observing
-        self._recv = core.out.recv
         self._iterating = threading.RLock()
         self._finalizer = weakref.finalize(self, core.token.canceller("the stream was dropped"))
         self._finalizer.atexit = False
@@ -56,20 +59,28 @@ class EventStream:
     def __next__(self) -> Event:
         iterating = self._iterating
         try:
-            if not iterating.acquire(blocking=False):
-                raise RuntimeError("another thread is iterating over this stream")
-            return self._recv()
+            if iterating.acquire(blocking=False):
+                return self._channel.recv()  # type: ignore[no-any-return]
         except ChannelClosed:
             self._finalizer.detach()
             raise StopIteration from None
-        except RuntimeError:
-            raise
         except BaseException as error:
             self._core.token.cancel(error)
             raise
         finally:
             if iterating._is_owned():  # type: ignore[attr-defined]
                 iterating.release()
+        raise RuntimeError("another thread is iterating over this stream")
+
+    def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> Event:
+        """The next event, as `channels.Channel.recv`. A timeout leaves the run as it is; Ctrl-C cancels it."""
+        try:
+            return super().recv(timeout, cancel)
+        except Exception:
+            raise
+        except BaseException as error:
+            self._core.token.cancel(error)
+            raise
 
     @property
     def session(self) -> Session:
@@ -86,10 +97,11 @@ class EventStream:
     def respond(
         self, request: ElicitationRequest | str, action: Action, content: Mapping[str, Any] | None = None
     ) -> None:
-        """Answer a question of this stream, by its event or its id: ``accept`` with ``content``, ``decline`` or ``cancel``.
+        """Answer a question of this stream, by its event or its id: ``accept`` with ``content``, ``decline`` or
+        ``cancel``.
 
-        Raises `InvalidAnswer` where ``content`` does not fit the schema, and the question waits on; `NotPending` where it
-        was answered, withdrawn or timed out before.
+        Raises `InvalidAnswer` where ``content`` does not fit the schema, and the question waits on; `NotPending`
+        where it was answered, withdrawn or timed out before.
         """
         ask_id = request if isinstance(request, str) else request.elicitation_id
         self._core.shared.asks.answer(ask_id, action, content, root=self._core)

@@ -98,15 +98,12 @@ class ToolContext(Protocol):
     ) -> Answer:
         """`elicit`, for asynchronous tools."""
 
-    def progress(self, message: str) -> None:
-        """Tell the user how far the call has come. Never waits."""
-
 
 class Tool:
     """A tool: what the model sees (``definition``), and the function that is called.
 
-    ``function`` takes the arguments by name. A plain function runs on a helper thread, a coroutine function as a task on the
-    event loop's thread. It returns text, a `ToolResult`, or anything that JSON can write.
+    ``function`` takes the arguments by name. A plain function runs on a helper thread, a coroutine function as a task
+    on the event loop's thread. It returns text, a `ToolResult`, or anything that JSON can write.
     """
 
     def __init__(
@@ -152,8 +149,8 @@ class Tool:
 class ToolSet(Protocol):
     """Tools that have to be started, such as those of a server.
 
-    ``start`` may raise: a stream that needs the tools then ends with an error, and the next one tries again. The methods are
-    called on helper threads. ``tools`` is asked before every turn, and may answer differently each time.
+    ``start`` may raise: a stream that needs the tools then ends with an error, and the next one tries again. The
+    methods are called on helper threads. ``tools`` is asked before every turn, and may answer differently each time.
     """
 
     def start(self) -> None: ...
@@ -178,8 +175,8 @@ def tool(
 ) -> Any:
     """Make a tool of a typed function: its name, its docstring and its annotations are what the model sees.
 
-    ``Args:`` in the docstring describes the parameters. ``read_only`` says that the tool changes nothing, ``parallel=False``
-    that it must not run beside other calls of the same turn.
+    ``Args:`` in the docstring describes the parameters. ``read_only`` says that the tool changes nothing,
+    ``parallel=False`` that it must not run beside other calls of the same turn.
     """
 
     def make(function: Callable[..., Any]) -> Tool:
@@ -277,7 +274,9 @@ def _schema(annotation: Any) -> dict[str, Any]:
         return {"type": "object", "additionalProperties": _schema(args[1])}
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return {"enum": [member.value for member in annotation]}
-    raise TypeError(f"a tool's parameter cannot be annotated {annotation!r}; use str, int, float, bool, list, dict or Literal")
+    raise TypeError(
+        f"a tool's parameter cannot be annotated {annotation!r}; use str, int, float, bool, list, dict or Literal"
+    )
 
 
 def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:

@@ -18,15 +18,15 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path as File
 from typing import Any
 
-from .scheduler import Limits, Task, Uncontrolled
+from .scheduler import EVERYWHERE, Limits, Path, Schedule, Task, Uncontrolled
 from .seam import Patches, Universe
 
 __all__ = ["CHANNELS", "Failure", "Limits", "Report", "Uncontrolled", "World", "explore", "replay", "reports", "universe"]
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = File(__file__).resolve().parents[3]
 CHANNELS = ("channels/_park.py", "channels/_channel.py", "channels/_select.py", "channels/_cancel.py", "channels/_timer.py")
 # Attributes of channels that never change once another thread can see them; `__init__`s are before that.
 CONSTANTS = ("_lock", "_capacity", "_epoch", "name", "_channel", "park", "ticket")
@@ -71,15 +71,16 @@ class Report:
 
 
 class Failure(AssertionError):
-    """A schedule under which the scenario fails; ``choices`` replays it."""
+    """A schedule under which the scenario fails, for `replay`."""
 
-    def __init__(self, name: str, error: BaseException, choices: list[int], report: Report, trace: str) -> None:
+    def __init__(self, report: Report, error: BaseException, schedule: Schedule, trace: str) -> None:
         super().__init__(
-            f"{name}: {type(error).__name__}: {error}\n"
-            f"choices = {choices}   (schedule {report.schedules}, {report.limits})\n{trace}"
+            f"{report.name}: {type(error).__name__}: {error}\n"
+            f"after {report.schedules} schedules with {report.limits}; replay with\n{schedule}\n{trace}"
         )
-        self.choices = choices
         self.error = error
+        self.schedule = schedule
+        self.trace = trace
 
 
 class World:
@@ -133,13 +134,13 @@ def explore(
     collecting = gc.isenabled()
     gc.disable()  # a finalizer in the middle of a run could not be repeated
     try:
-        path: list[list[int]] = []
+        path: Path = []
         seen: dict[Any, int] | None = {} if reduce else None
-        if not reduce: world.scheduler.hot = set(range(100000))
+        scheduler = world.scheduler
+        scheduler.hot = set() if reduce else EVERYWHERE
         while True:
-            hot = len(world.scheduler.hot)
-            error = _run(world, scenario, path, limits, seen, False)
-            scheduler = world.scheduler
+            hot = len(scheduler.hot)
+            error = _run(world, scenario, path, limits, seen, None)
             report.schedules += 1
             report.pruned += scheduler.pruned
             report.steps += scheduler.steps_made
@@ -147,12 +148,13 @@ def explore(
             report.nested += scheduler.nestings
             report.seconds = time.perf_counter() - began
             if error is not None:
-                choices = [pick for pick, _ in path]
                 if isinstance(error, Uncontrolled):
                     raise error
-                raise Failure(report.name, error, choices, report, _replayed(world, scenario, choices, limits))
-            if len(world.scheduler.hot) > hot:
-                path, seen = [], {} if reduce else None
+                schedule = [(step, kind, pick) for pick, _, step, kind in path if pick]
+                _run(world, scenario, [], limits, None, schedule)
+                raise Failure(report, error, schedule, _trace(world))
+            if len(scheduler.hot) > hot:  # there are more places to switch at
+                path, seen = [], {}
                 continue
             while path and path[-1][0] + 1 >= path[-1][1]:
                 path.pop()
@@ -173,7 +175,7 @@ def explore(
 
 def replay(
     scenario: Scenario,
-    choices: Sequence[int],
+    schedule: Schedule,
     *,
     preemptions: int = 2,
     interrupts: int = 0,
@@ -184,19 +186,24 @@ def replay(
     """Run the scenario under one schedule: its trace. Raises what it fails with."""
     world = World(universe(modules, patches))
     limits = Limits(preemptions, interrupts, nested)
-    error = _run(world, scenario, [[choice, 0] for choice in choices], limits, None, True)
+    error = _run(world, scenario, [], limits, None, schedule)
     if error is not None:
         raise error
     return _trace(world)
 
 
 def _run(
-    world: World, scenario: Scenario, path: list[list[int]], limits: Limits, seen: dict[Any, int] | None, trace: bool
+    world: World,
+    scenario: Scenario,
+    path: Path,
+    limits: Limits,
+    seen: dict[Any, int] | None,
+    schedule: Schedule | None,
 ) -> BaseException | None:
     """One schedule: what it failed with."""
     scheduler = world.scheduler
     world.universe.fresh()
-    scheduler.reset(path, limits, seen, trace)
+    scheduler.reset(path, limits, seen, schedule)
     check = scenario(world)
     try:
         scheduler.go()
@@ -215,11 +222,6 @@ def _run(
     finally:
         scheduler.finish()
     return None
-
-
-def _replayed(world: World, scenario: Scenario, choices: list[int], limits: Limits) -> str:
-    _run(world, scenario, [[choice, 0] for choice in choices], limits, None, True)
-    return _trace(world)
 
 
 def _trace(world: World) -> str:

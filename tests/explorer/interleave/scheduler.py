@@ -7,28 +7,29 @@ that is blocked, has finished or yields costs nothing.
 
 Two orders of steps that do not touch the same variable lead to the same state. So every thread carries a hash of its causal
 past, made of its steps and of the last writes to what they touched; where all threads have a past that was met before, with
-as much left to spend, the rest of the run is known (`Pruned`). Calls and returns of operations count as steps too, since
-the order of those is what a history is judged by.
+as much left to spend, the rest of the run is known. Calls and returns of operations count as steps too, since
+the order of those is what a history is judged by. For the same reason only places where threads met on a variable, in this
+run or an earlier one, are worth a switch (`hot`; when there is a new one, `explore` begins again).
 """
 
 from __future__ import annotations
 
 import _thread
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+Path = list[list[Any]]  # [pick, number of options, step, kind] of each choice so far
+Schedule = Sequence[tuple[int, str, int]]  # the choices that were not the first option: (step, kind, pick)
+
+EVERYWHERE: frozenset[int] = frozenset()
 FUSE = 20_000  # steps in one run: more is a livelock
 PATIENCE = 30.0  # seconds without a sign of life: a thread waits for something that is not under control
 
 
 class Abandoned(BaseException):
     """Thrown into threads of a run that is over."""
-
-
-class Pruned(Abandoned):
-    """The rest of this run is known."""
 
 
 class Livelock(AssertionError):
@@ -101,16 +102,16 @@ class Scheduler:
         self.main = _thread.allocate_lock()
         self.main.acquire()
         self.current: Task | None = None
-        self.hot: set[int] = set()
-        self.reset([], Limits())
+        self.hot: set[int] | frozenset[int] = set()
+        self.reset([], Limits(), None, None)
 
-    def reset(self, path: list[list[int]], limits: Limits, seen: dict[Any, int] | None = None, trace: bool = False) -> None:
-        self.path = path  # [choice, number of options] of each point that had more than one
+    def reset(self, path: Path, limits: Limits, seen: dict[Any, int] | None, schedule: Schedule | None) -> None:
+        self.path = path
         self.depth = 0
-        self.limits = limits
+        self.schedule = None if schedule is None else {(step, kind): pick for step, kind, pick in schedule}
         self.preemptions, self.interrupts, self.nested = limits.preemptions, limits.interrupts, limits.nested
         self.seen = seen  # causal pasts met so far: what was left to spend there
-        self.trace: list[tuple[str, Any]] | None = [] if trace else None
+        self.trace: list[tuple[str, Any]] | None = None if schedule is None else []
         self.tasks: list[Task] = []
         self.current = None
         self.dead = False
@@ -120,7 +121,8 @@ class Scheduler:
         self.thrown = 0
         self.nestings = 0
         self.failure: BaseException | None = None
-        self.variables: dict[Any, list[Any]] = {}  # key: [hash of the last write, sum of the reads since, the object]
+        # key: [hash of the last write, sum of the reads since, the object, who touched it, was it written, where]
+        self.variables: dict[Any, list[Any]] = {}
         self.events = 0
         self.returns = 0
 
@@ -139,8 +141,7 @@ class Scheduler:
         """Run the tasks until none can go on. `stuck` has those that have not finished."""
         try:
             first = self._pick(None)
-        except Pruned:
-            self.pruned = True
+        except Abandoned:
             first = None
         if first is not None:
             self.current = first
@@ -149,9 +150,10 @@ class Scheduler:
         self.stuck = [task for task in self.tasks if not task.done]
         self.current = None
         self.steps_made = self.steps
-        for _, _, _, tasks, written, places in self.variables.values():
-            if written and tasks & (tasks - 1):
-                self.hot |= places
+        if self.hot is not EVERYWHERE:
+            for _, _, _, tasks, written, places in self.variables.values():
+                if written and tasks & (tasks - 1):
+                    self.hot |= places
 
     def finish(self) -> None:
         """Send the tasks home that have not finished."""
@@ -185,11 +187,7 @@ class Scheduler:
             task.past = hash((task.past, "end"))
             try:
                 following = self._pick(None)
-            except Abandoned as over:
-                self.pruned = isinstance(over, Pruned)
-                following = None
-            except BaseException as error:
-                self.failure = error
+            except Abandoned:
                 following = None
             if following is not None:
                 self.current = following
@@ -232,10 +230,10 @@ class Scheduler:
             self.trace.append((task.name, where))
         if self.nested:
             self._nest(task, where)
-        if self.preemptions and where in self.hot:
+        if self.preemptions and (where in self.hot or self.hot is EVERYWHERE or self.schedule is not None):
             others = self._others(task)
             if others:
-                pick = self._choose(1 + len(others), where)
+                pick = self._choose(1 + len(others), "switch")
                 if pick:
                     self.preemptions -= 1
                     self._switch(task, others[pick - 1])
@@ -246,7 +244,7 @@ class Scheduler:
         if task is None or self._over():
             return
         if self.interrupts and task.interruptible:
-            if self._choose(2, ~where):
+            if self._choose(2, "throw"):
                 self._throw(task, f"interrupted at {where}")
         elif self.nested:
             self._nest(task, where)
@@ -288,7 +286,7 @@ class Scheduler:
         if task is None or self._over():
             return 0
         pick = self._choose(options, label)
-        task.past = hash((task.past, pick, label))
+        task.past = hash((task.past, pick))
         return pick
 
     def tick(self, start: bool) -> int:
@@ -315,8 +313,7 @@ class Scheduler:
                 raise Abandoned
             return True
         if self.steps > FUSE:
-            self.failure = Livelock(f"{FUSE} steps and no end")
-            self._stop(self.current)
+            self._end(Livelock(f"{FUSE} steps and no end"))
         return False
 
     def _others(self, task: Task | None) -> list[tuple[Task, str]]:
@@ -337,6 +334,7 @@ class Scheduler:
 
     def _pick(self, task: Task | None) -> Any:
         """Who runs next, since ``task`` cannot; None: nobody can."""
+        self.steps += 1
         options = self._others(None)
         if not any(wake == "" or wake == "timeout" for _, wake in options):
             patient = [task for task in self.tasks if task.patient and task.waits_for is not None]
@@ -377,30 +375,33 @@ class Scheduler:
         task.worker.gate.acquire()
         raise Abandoned
 
-    def _choose(self, options: int, kind: Any) -> int:
+    def _choose(self, options: int, kind: str) -> int:
+        """Which of the options: the one the path says; where that ends, the first."""
+        if self.schedule is not None:
+            return self.schedule.get((self.steps, kind), 0)
         depth = self.depth
         self.depth += 1
         if depth < len(self.path):
-            pick, expected = self.path[depth]
-            if expected and expected != options:
-                self.failure = Uncontrolled(f"choice {depth} had {expected} options, now {options}: not repeatable")
-                if self.current is not None and not self.current.done:
-                    self._stop(self.current)
-                raise Abandoned
-            return pick
+            pick, *expected = self.path[depth]
+            if expected != [options, self.steps, kind]:
+                self._end(Uncontrolled(f"not repeatable: choice {depth} was {expected}, now {[options, self.steps, kind]}"))
+            return pick  # type: ignore[no-any-return]
         if self.seen is not None:
             current = None if self.current is None else self.current.index
-            waits = tuple(task.waits_for is not None for task in self.tasks)
-            pasts = tuple(task.past for task in self.tasks)
-            key = hash((pasts, waits, current, kind, options, self.interrupts, self.nested))
+            state = tuple((task.past, task.waits_for is not None) for task in self.tasks)
+            key = hash((state, current, kind, self.interrupts, self.nested))
             if self.seen.get(key, -1) >= self.preemptions:
                 self.pruned = True
-                if self.current is not None and not self.current.done:
-                    self._stop(self.current)
-                raise Pruned
+                self._end(None)
             self.seen[key] = self.preemptions
-        self.path.append([0, options])
+        self.path.append([0, options, self.steps, kind])
         return 0
+
+    def _end(self, failure: BaseException | None) -> None:
+        self.failure = failure
+        if self.current is not None and not self.current.done:
+            self._stop(self.current)
+        raise Abandoned
 
     def _throw(self, task: Task, how: str) -> None:
         self.interrupts -= 1
@@ -410,7 +411,7 @@ class Scheduler:
         raise KeyboardInterrupt
 
     def _nest(self, task: Task, where: int) -> None:
-        if task.nested is None or task.in_nested or not self._choose(2, ("nest", where)):
+        if task.nested is None or task.in_nested or not self._choose(2, "nest"):
             return
         self.nested -= 1
         self.nestings += 1
