@@ -2,21 +2,26 @@
 
 Invariants, true whenever the lock is free:
 
-- A live waiter in ``_receivers`` means that the buffer is empty and no live sender waits (but one that a select queued on
-  both sides, which never meets itself).
+- A live waiter in ``_receivers`` means that the buffer is empty and no live sender waits (but one that a select queued
+  on both sides, which never meets itself).
 - A live waiter in ``_senders`` means that the buffer is full and the channel open.
 - A closed channel has no waiters. Its buffer may hold one value more than its capacity: the final one.
-- Queues are first in, first out. Values go from hand to hand: whoever is served has its value before anyone else can ask.
-  Entries of waiters that withdrew stay until `_queue` tidies up, so a waiter's exit costs nothing.
+- Queues are first in, first out. Values go from hand to hand: whoever is served has its value before anyone else can
+  ask. Entries of waiters that withdrew stay until `_queue` tidies up, so a waiter's exit costs nothing; they hold no
+  value and no channel.
+- A receive that was interrupted gives its value back, so the buffer may then hold more than its capacity. No sender is
+  let in before it is below that again.
 
 Signal handlers, finalizers and asynchronous exceptions (Ctrl-C) come between any two lines of this file:
 
-- The lock is an RLock only for ``_is_owned``: a nested operation of the same thread finds the channel busy and never goes
-  near the lock (`WouldBlock`, or `RuntimeError` where it would have to wait), and an interrupted one knows whether it has
-  to let go. ``acquire`` and ``release`` are spelt out: a ``with`` costs twice as much.
-- CPython looks for them when a call returns or a loop jumps back, not between plain loads, stores and ``del q[0]``. What
-  must be one step is written without a call in it: take ``buffer[0]`` and delete it, mark a waiter and then unlock it.
-  ``tests/`` has an explorer that throws an exception at every such point.
+- The lock is an RLock only for ``_is_owned``: a nested operation of the same thread finds the channel busy and never
+  goes near the lock (`WouldBlock`, or `RuntimeError` where it would have to wait), and an interrupted one knows whether
+  it has to let go. ``acquire`` and ``release`` are spelt out: a ``with`` costs twice as much.
+- CPython looks for them when a call begins or returns and when a loop jumps back, not between plain loads, stores and
+  ``del q[0]``. What must be one step is written without a call in it: take ``buffer[0]`` and delete it, mark a waiter
+  and then unlock it, return a value (hence no ``typing.cast``). ``tests/`` has an explorer that throws an exception at
+  every such point.
+- At the end of the stack every call of a Python function fails. Who holds the lock then lets go of it by C alone.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Final, Generic, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from ._errors import Cancelled, ChannelClosed, WouldBlock
 from ._park import NOTHING, RLock, Waiter, deadline_after
@@ -38,10 +43,11 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 TIDY_AT: Final = 16  # dead entries a queue may hold before the living are counted
 PATIENCE: Final = 1.0  # seconds a finalizer may wait for a lock: two threads, two channels, two finalizers deadlock
+TRIES: Final = 100  # exceptions in a row that cleaning up survives: more come from a full stack, not from signals
 
 _epoch = object()  # of this process: another one in a forked child
 _refreshing = RLock()
-_closing: dict[Any, tuple[Any]] = {}  # closes that found their channel busy: channel -> (final value,)
+_closing: dict[Any, list[Any]] = {}  # closes under way: channel -> [final value, whether it closed the channel]
 
 
 class SupportsDone(Protocol):
@@ -80,6 +86,11 @@ class Channel(Generic[T]):
         "name",
     )
 
+    _buffer: Any  # deque or ()
+    _receivers: Any  # deque of Waiter, or ()
+    _senders: Any  # deque of [Waiter, value, index of the case], or ()
+    _lock: Any  # RLock: typeshed does not know _is_owned
+
     def __init__(self, capacity: int = 0, *, name: str | None = None) -> None:
         capacity = operator.index(capacity)
         if capacity < 0:
@@ -87,14 +98,14 @@ class Channel(Generic[T]):
         self.name = name
         self._capacity = capacity
         # An empty deque is 0.76 KB: queues are made when something has to wait.
-        self._buffer: Any = deque() if capacity else ()
-        self._receivers: Any = ()  # of Waiter
-        self._senders: Any = ()  # of [Waiter, value, index of the case]
+        self._buffer = deque() if capacity else ()
+        self._receivers = ()
+        self._senders = ()
         self._tidy_at = TIDY_AT
         self._closed = False
         self._attention = False  # a close is recorded in _closing: whoever lets go of the lock completes it
         self._epoch = _epoch
-        self._lock: Any = RLock()
+        self._lock = RLock()
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
@@ -106,15 +117,16 @@ class Channel(Generic[T]):
         whether it was. In a signal handler or finalizer that interrupted this very channel: `RuntimeError`.
         """
         deadline = None if timeout is None else deadline_after(timeout)
-        if cancel is not None and cancel.done.closed:
-            raise _cancelled(cancel)
+        if cancel is not None:
+            _look_at(cancel)
         if self._epoch is not _epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
             raise self._reentered("send", "try_send")
         sent = False
-        waiter = entry = None
+        waiter = None
+        entry: Any = None
         try:
             lock.acquire()
             if self._closed:
@@ -134,7 +146,11 @@ class Channel(Generic[T]):
             if waiter is not None:
                 self._wait(waiter, deadline, cancel)
         except BaseException:
-            self._let_go(waiter)
+            try:
+                self._let_go(waiter, entry=entry)
+            except RecursionError:
+                if lock._is_owned():
+                    lock.release()
             raise
         if sent:
             return
@@ -142,12 +158,14 @@ class Channel(Generic[T]):
             if self._closed:
                 raise ChannelClosed(f"send on {self!r}")
             raise TimeoutError(f"send on {self!r}: nobody received at once")
-        if waiter.channel is self:
+        served = waiter.channel
+        waiter.channel = None  # dead entries may lie in queues for a while: neither channel nor value shall
+        if served is self:
             if waiter.ok:
                 return
             raise ChannelClosed(f"send on {self!r}")
-        entry[1] = None  # the dead entry may lie in the queue for a while, the value shall not
-        if waiter.channel is None:
+        entry[1] = None
+        if served is None:
             raise TimeoutError(f"send on {self!r}: nobody received within {timeout} s")
         raise _cancelled(cancel)
 
@@ -164,19 +182,19 @@ class Channel(Generic[T]):
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T:
         """Receive the next value, waiting until there is one.
 
-        Raises `ChannelClosed` once the channel is closed and drained; `TimeoutError`; `Cancelled`. None of these loses a
-        value. Nor does an asynchronous exception (Ctrl-C): a value that had been taken goes to the next receiver or back
-        to the front. In a signal handler or finalizer that interrupted this very channel: `RuntimeError`.
+        Raises `ChannelClosed` once the channel is closed and drained; `TimeoutError`; `Cancelled`. None of these loses
+        a value. Nor does an asynchronous exception (Ctrl-C): a value that had been taken goes to the next receiver or
+        back to the front. In a signal handler or finalizer that interrupted this very channel: `RuntimeError`.
         """
         deadline = None if timeout is None else deadline_after(timeout)
-        if cancel is not None and cancel.done.closed:
-            raise _cancelled(cancel)
+        if cancel is not None:
+            _look_at(cancel)
         if self._epoch is not _epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
             raise self._reentered("recv", "try_recv")
-        value: Any = NOTHING
+        value: T = NOTHING
         waiter = None
         try:
             lock.acquire()
@@ -197,21 +215,29 @@ class Channel(Generic[T]):
             if waiter is not None:
                 self._wait(waiter, deadline, cancel)
         except BaseException:
-            self._let_go(waiter, value)
+            try:
+                self._let_go(waiter, value)
+            except RecursionError:
+                if lock._is_owned():
+                    if value is not NOTHING:
+                        buffer.appendleft(value)
+                    lock.release()
             raise
         if value is not NOTHING:
-            return cast(T, value)
+            return value
         if waiter is None:
-            if self._closed:
+            if timeout != 0 or (self._closed and not self._buffer):  # a last value may have come since we looked
                 raise ChannelClosed(f"receive from {self!r}")
             raise TimeoutError(f"receive from {self!r}: nothing was there")
-        if waiter.channel is self:
+        served = waiter.channel
+        waiter.channel = None  # dead entries may lie in queues for a while: neither channel nor value shall
+        if served is self:
             if waiter.ok:
                 value = waiter.value
-                waiter.value = NOTHING  # the dead entry may lie in the queue of `cancel` for a while
-                return cast(T, value)
+                waiter.value = NOTHING
+                return value
             raise ChannelClosed(f"receive from {self!r}")
-        if waiter.channel is None:
+        if served is None:
             raise TimeoutError(f"receive from {self!r}: nothing came within {timeout} s")
         raise _cancelled(cancel)
 
@@ -220,10 +246,10 @@ class Channel(Generic[T]):
 
         Safe in signal handlers and finalizers: if they interrupted this very channel it is `WouldBlock`.
         """
-        value = self._try_take()
+        value: T = self._try_take()
         if value is NOTHING:
             raise WouldBlock(f"receive from {self!r}")
-        return cast(T, value)
+        return value
 
     def __iter__(self) -> Iterator[T]:
         recv = self.recv
@@ -233,6 +259,7 @@ class Channel(Generic[T]):
             except ChannelClosed:
                 return
             yield value
+            del value  # not to be kept alive by the wait for the next one
 
     # -- closing -------------------------------------------------------------------------------------------------------
 
@@ -240,24 +267,36 @@ class Channel(Generic[T]):
         """Close the channel; whether it was this call that closed it. Closing twice is harmless.
 
         With ``final``, that value is appended as the last one, atomically with the close and also when the buffer is
-        full; at capacity 0 it goes to the first parked receiver, or waits for the next. Parked senders are refused first
-        (`ChannelClosed`); parked receivers get what is left, then `ChannelClosed`.
+        full; at capacity 0 it goes to the first parked receiver, or waits for the next. Parked senders are refused
+        first (`ChannelClosed`); parked receivers get what is left, then `ChannelClosed`.
 
         Never waits for a partner. Safe in signal handlers and finalizers: on a channel that they interrupted, the close
         is recorded and the interrupted operation completes it. An asynchronous exception leaves the channel closed.
         """
         if self._closed:
             return False
-        record = (final,)
-        if _closing.setdefault(self, record) is not record:
-            return False  # another call was first and is about to
-        self._attention = True
-        self._attend()
-        if _closing.get(self) is record and self._closed:  # closed between the first look and the record
-            del _closing[self]
-            self._attention = False
-            return False
-        return True
+        if self._epoch is not _epoch:
+            self._refresh()
+        record = [final, False]
+        try:
+            first = _closing.setdefault(self, record) is record
+            self._attention = True  # also where another call was first: it may have come no further than this
+            self._attend()
+        except BaseException:
+            self._insist()
+            raise
+        return first and (not self._closed or record[1])  # not closed yet: recorded on a busy channel
+
+    def _insist(self) -> None:
+        """After an asynchronous exception: a close on record is completed all the same."""
+        for _ in range(TRIES):
+            try:
+                if self in _closing:
+                    self._attention = True
+                    self._attend()
+                return
+            except BaseException:
+                continue
 
     def __enter__(self) -> Channel[T]:
         return self
@@ -277,7 +316,7 @@ class Channel(Generic[T]):
     @property
     def capacity(self) -> int:
         """How many values the channel buffers; 0 is a rendezvous."""
-        return cast(int, self._capacity)
+        return self._capacity
 
     def __len__(self) -> int:
         return len(self._buffer)
@@ -341,7 +380,11 @@ class Channel(Generic[T]):
             if self._attention:
                 self._attend()
         except BaseException:
-            self._let_go()
+            try:
+                self._let_go()
+            except RecursionError:
+                if lock._is_owned():
+                    lock.release()
             raise
         if closed:
             raise ChannelClosed(f"send on {self!r}")
@@ -354,7 +397,7 @@ class Channel(Generic[T]):
         lock = self._lock
         if lock._is_owned():
             return NOTHING
-        value = NOTHING
+        value: Any = NOTHING
         try:
             if not (lock.acquire(False) or lock.acquire(True, PATIENCE)):
                 return NOTHING
@@ -364,7 +407,11 @@ class Channel(Generic[T]):
             if self._attention:
                 self._attend()
         except BaseException:
-            self._let_go(None, value)
+            try:
+                self._let_go(None, value)
+            except RecursionError:
+                if lock._is_owned():
+                    lock.release()
             raise
         if value is NOTHING and closed:
             raise ChannelClosed(f"receive from {self!r}")
@@ -394,15 +441,13 @@ class Channel(Generic[T]):
         if self._epoch is not _epoch:
             self._refresh()
         lock = self._lock
-        if lock._is_owned():
-            raise self._reentered("cancel=", "try_send or try_recv")
         try:
             lock.acquire()
             if not self._closed:
                 self._receivers = self._queue(self._receivers, waiter)
-            else:
+            elif waiter.ticket:
                 try:
-                    del waiter.ticket[0]  # type: ignore[union-attr]
+                    del waiter.ticket[0]
                     waiter.channel = self
                     waiter.done = True
                 except IndexError:
@@ -411,7 +456,11 @@ class Channel(Generic[T]):
             if self._attention:
                 self._attend()
         except BaseException:
-            self._let_go()
+            try:
+                self._let_go()
+            except RecursionError:
+                if lock._is_owned():
+                    lock.release()
             raise
 
     def _enlist(self, waiter: Waiter, entry: list[Any] | None) -> bool:
@@ -425,6 +474,7 @@ class Channel(Generic[T]):
         if lock._is_owned():
             raise self._reentered("select", "block=False")
         mine = False
+        ticket: Any = waiter.ticket
         try:
             lock.acquire()
             if entry is None:
@@ -441,7 +491,7 @@ class Channel(Generic[T]):
                     self._senders = self._queue(self._senders, entry)
             if ready:
                 try:
-                    del waiter.ticket[0]  # type: ignore[union-attr]
+                    del ticket[0]
                     mine = True
                 except IndexError:
                     pass  # served by another channel
@@ -465,27 +515,51 @@ class Channel(Generic[T]):
         except BaseException:
             if mine:
                 waiter.done = True
-            self._let_go()
+            try:
+                self._let_go()
+            except RecursionError:
+                if lock._is_owned():
+                    lock.release()
             raise
         return not mine or waiter.channel is not None
 
-    def _let_go(self, waiter: Waiter | None = None, value: Any = NOTHING) -> None:
+    def _let_go(self, waiter: Waiter | None = None, value: Any = NOTHING, entry: Any = None) -> None:
         """After an asynchronous exception: free the lock, withdraw the waiter, give back what was taken.
 
-        A second exception in here must not leave the work half done; the first is on its way up.
+        A second exception in here must not leave the work half done; the first is on its way up. `_withdraw` is spelt
+        out, so that there is room on the stack for all of this where there was for `_queue`.
         """
-        while True:
+        lock = self._lock
+        for _ in range(TRIES):
             try:
-                if self._lock._is_owned():
-                    self._lock.release()
+                if lock._is_owned():
+                    lock.release()
                 if waiter is None and value is not NOTHING:
                     taken = Waiter()
                     taken.channel, taken.value = self, value
+                    taken.done = True
                     waiter = taken
                 if waiter is not None:
-                    self._withdraw(waiter)
-                    if waiter.channel is not None and waiter.value is not NOTHING:
+                    if waiter.done:
+                        pass
+                    elif waiter.ticket is None:
+                        lock.acquire()
+                        waiter.done = True
+                        lock.release()
+                    else:
+                        try:
+                            del waiter.ticket[0]
+                            waiter.done = True
+                        except IndexError:
+                            if not waiter.done:
+                                waiter.park.acquire()  # its server is between the ticket and the unlock
+                    if waiter.channel is None:
+                        if entry is not None:
+                            entry[1] = None
+                    elif waiter.value is not NOTHING:
                         waiter.channel._put_back(waiter)
+                    waiter.channel = None
+                    waiter, value = None, NOTHING
                 if self._attention:
                     self._attend()
                 return
@@ -512,6 +586,8 @@ class Channel(Generic[T]):
         finally:
             if lock._is_owned():
                 lock.release()
+        if self._attention:
+            self._attend()
 
     def _attend(self) -> None:
         """Complete a close that was recorded while the channel was busy."""
@@ -523,21 +599,33 @@ class Channel(Generic[T]):
                 self._complete_close()
                 lock.release()
             except BaseException:
-                while lock._is_owned():  # a waiter that is not woken now never will be
+                for _ in range(TRIES):  # a waiter that is not woken now may never be
                     try:
-                        self._complete_close()
-                        lock.release()
+                        if lock._is_owned():
+                            self._complete_close()
+                            lock.release()
+                        break
                     except BaseException:
                         continue
+                else:
+                    if lock._is_owned():
+                        lock.release()
                 raise
 
     def _refresh(self) -> None:
         """In a forked child: threads that are gone hold no lock and wait for nothing."""
+        lock = RLock()
         with _refreshing:
-            if self._epoch is not _epoch:
-                self._lock = RLock()
+            closing = self in _closing
+            ghosts = self._receivers, self._senders  # kept until the end: dropping them may run anything
+            busy = self._lock._is_owned()  # a handler forked in the middle of an operation, which goes on here
+            if self._epoch is not _epoch and not busy:
+                self._lock = lock
                 self._receivers = self._senders = ()
                 self._epoch = _epoch
+                if closing:
+                    self._attention = True
+        del ghosts
         if self._attention:
             self._attend()
 
@@ -574,15 +662,17 @@ class Channel(Generic[T]):
             return value
         except BaseException:
             if value is not NOTHING:
-                self._let_go(None, value)
+                try:
+                    self._let_go(None, value)
+                except RecursionError:
+                    buffer.appendleft(value)
             raise
 
     def _refill(self) -> None:
         """After a value left the full buffer: let the first parked sender's value in."""
-        entry = self._first_sender(True)
-        if entry is not None:
-            buffer = self._buffer
-            buffer += (entry[1],)  # not append(): a call ends where an interrupt may come, with the sender still parked
+        buffer = self._buffer
+        if len(buffer) < self._capacity and (entry := self._first_sender(True)) is not None:
+            buffer += (entry[1],)  # not append(): an interrupt at its end would leave the sender parked
             entry[0].park.release()
 
     def _serve_receiver(self, value: Any) -> bool:
@@ -615,7 +705,7 @@ class Channel(Generic[T]):
         return None
 
     def _first_sender(self, ok: bool) -> list[Any] | None:
-        """The first live sender's entry, out of the queue and marked as served; the caller moves the value and wakes."""
+        """The first live sender's entry, out of the queue and marked as served; the caller moves the value."""
         queue = self._senders
         while queue:
             entry: list[Any] = queue[0]
@@ -640,10 +730,10 @@ class Channel(Generic[T]):
         if queue == ():
             return deque((entry,))
         if len(queue) >= self._tidy_at:
-            queue = deque(e for e in queue if not (e if e.__class__ is Waiter else e[0]).done)
+            queue = deque(e for e in queue if not (e[0] if e.__class__ is list else e).done)
             self._tidy_at = 2 * len(queue) + TIDY_AT
         queue.append(entry)
-        return cast("deque[Any]", queue)
+        return queue  # type: ignore[no-any-return]
 
     def _complete_close(self) -> None:
         """Do what `_closing` has on record. Interrupted anywhere, it can be done again."""
@@ -652,11 +742,14 @@ class Channel(Generic[T]):
             while (entry := self._first_sender(False)) is not None:
                 entry[0].park.release()
             if record[0] is not NOTHING:
-                buffer = self._buffer if self._buffer != () else deque()
-                buffer += record
+                buffer: Any = self._buffer if self._buffer != () else deque()
+                buffer += record[:1]
                 self._buffer = buffer
+            record[1] = True
             self._closed = True
             del _closing[self]
+        elif record is not None:
+            del _closing[self]  # it came after another close was through
         if self._closed:
             while (waiter := self._first_receiver()) is not None:
                 buffer = self._buffer
@@ -674,45 +767,45 @@ class Channel(Generic[T]):
 class Sender(Generic[T_contra]):
     """The sending side of a channel: Go's ``chan<-``. It can also close it."""
 
-    __slots__ = ("__weakref__", "_channel")
+    __slots__ = ("__weakref__", "_target")  # no _channel: it is not a case of select
 
     def __init__(self, channel: Channel[Any]) -> None:
-        self._channel = channel
+        self._target = channel
 
     def send(self, value: T_contra, timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
         """`Channel.send`."""
-        self._channel.send(value, timeout, cancel)
+        self._target.send(value, timeout, cancel)
 
     def try_send(self, value: T_contra) -> None:
         """`Channel.try_send`."""
-        self._channel.try_send(value)
+        self._target.try_send(value)
 
     def sending(self, value: T_contra) -> Sending[Any]:
         """`Channel.sending`."""
-        return Sending(self._channel, value)
+        return Sending(self._target, value)
 
     def close(self, final: Any = NOTHING) -> bool:
         """`Channel.close`."""
-        return self._channel.close(final)
+        return self._target.close(final)
 
     @property
     def closed(self) -> bool:
         """`Channel.closed`."""
-        return self._channel.closed
+        return self._target.closed
 
     @property
     def capacity(self) -> int:
         """`Channel.capacity`."""
-        return self._channel.capacity
+        return self._target.capacity
 
     def __len__(self) -> int:
-        return len(self._channel)
+        return len(self._target)
 
     def __bool__(self) -> bool:
         return True
 
     def __repr__(self) -> str:
-        return f"<Sender of {self._channel!r}>"
+        return f"<Sender of {self._target!r}>"
 
     def __enter__(self) -> Sender[T_contra]:
         return self
@@ -720,7 +813,7 @@ class Sender(Generic[T_contra]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._channel.close()
+        self._target.close()
 
 
 class Receiver(Generic[T_co]):
@@ -733,11 +826,13 @@ class Receiver(Generic[T_co]):
 
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T_co:
         """`Channel.recv`."""
-        return cast(T_co, self._channel.recv(timeout, cancel))
+        value: T_co = self._channel.recv(timeout, cancel)
+        return value
 
     def try_recv(self) -> T_co:
         """`Channel.try_recv`."""
-        return cast(T_co, self._channel.try_recv())
+        value: T_co = self._channel.try_recv()
+        return value
 
     def receiving(self) -> Receiver[T_co]:
         """This receiver, as the case of a `select` said aloud."""
@@ -777,6 +872,15 @@ class Sending(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<Sending {self.value!r} on {self._channel!r}>"
+
+
+def _look_at(cancel: SupportsDone) -> None:
+    """Before a wait that ``cancel`` may end: whether it is done, and whether it can be waited for."""
+    channel = cancel.done._channel
+    if channel._closed or channel._attention:
+        raise _cancelled(cancel)
+    if channel._lock._is_owned():
+        raise channel._reentered("cancel=", "try_send or try_recv")
 
 
 def _cancelled(cancel: SupportsDone | None) -> Cancelled:

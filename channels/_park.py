@@ -33,7 +33,7 @@ class _Nothing:
         return "<nothing>"
 
 
-NOTHING: Final = _Nothing()
+NOTHING: Final[Any] = _Nothing()
 
 # The partner is often about to run: giving the processor away a few times is far cheaper than two futex wake-ups.
 # (Not time.sleep(0), which costs ten times as much. Windows has no such call and goes straight to the park.)
@@ -93,10 +93,9 @@ def deadline_after(timeout: float | None) -> float | None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise TypeError(f"timeout is a number of seconds or None, not {timeout!r}")
-    if math.isnan(timeout) or timeout < 0:
+    if timeout != timeout or timeout < 0:
         raise ValueError(f"timeout is a number of seconds, 0 or more, not {timeout!r}")
     try:
         return None if math.isinf(timeout) else monotonic() + timeout
     except OverflowError:  # an int beyond the floats: longer than anyone waits
         return None
-

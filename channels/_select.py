@@ -7,7 +7,7 @@ from random import random
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from . import _channel
-from ._channel import PATIENCE, Channel, Receiver, Sending, SupportsDone, _cancelled
+from ._channel import PATIENCE, TRIES, Channel, Receiver, Sending, SupportsDone, _cancelled, _look_at
 from ._errors import ChannelClosed, WouldBlock
 from ._park import NOTHING, Waiter, deadline_after
 
@@ -17,10 +17,11 @@ Case: TypeAlias = "Channel[Any] | Receiver[Any] | Sending[Any] | None"
 class Selected(NamedTuple):
     """What a `select` did: case number ``index`` fired; a receive brought ``value``.
 
-    ``ok`` is False when a receive fired because its channel is closed and drained; ``case`` is the object that was passed.
+    ``ok`` is False when a receive fired because its channel is closed and drained; ``case`` is the object that was
+    passed.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple.index, which nobody asks of this
     value: Any
     ok: bool
     case: Any
@@ -35,34 +36,36 @@ def select(
     """Carry out one of ``cases``, the first that is ready; of several ready ones each is as likely.
 
     A case is a receiver or channel (receive), ``channel.sending(value)`` (send), or ``None`` (never ready, Go's nil
-    channel). A receive whose channel is closed and drained is ready, with ``ok`` False; choosing a send on a closed channel
-    raises `ChannelClosed`. A select never meets itself, though it may send and receive on one channel.
+    channel). A receive whose channel is closed and drained is ready, with ``ok`` False; choosing a send on a closed
+    channel raises `ChannelClosed`. A select never meets itself, though it may send and receive on one channel.
 
-    ``block=False`` is Go's ``default``: `WouldBlock`, only if at one moment no case was ready. ``timeout`` is seconds, then
-    `TimeoutError`; once ``cancel`` is done, `Cancelled`. None of these has carried out a case. Without a case that can
-    become ready, a timeout or a cancel, it waits for ever, as in Go.
+    ``block=False`` is Go's ``default``: `WouldBlock`, only if at one moment no case was ready. ``timeout`` is seconds,
+    then `TimeoutError`; once ``cancel`` is done, `Cancelled`. None of these has carried out a case. Without a case that
+    can become ready, a timeout or a cancel, it waits for ever, as in Go.
 
-    An asynchronous exception (Ctrl-C) loses no received value; whether a send happened is then open. In a signal handler
-    or finalizer that interrupted one of these channels: `WouldBlock` with ``block=False``, else `RuntimeError`.
+    An asynchronous exception (Ctrl-C) loses no received value; whether a send happened is then open. In a signal
+    handler or finalizer that interrupted one of these channels, where no other case is ready: `WouldBlock` with
+    ``block=False``, else `RuntimeError`.
     """
     deadline = None if timeout is None else deadline_after(timeout)
-    if cancel is not None and cancel.done.closed:
-        raise _cancelled(cancel)
+    if cancel is not None:
+        _look_at(cancel)
 
     # One look without a lock, then one try under one: most selects end here.
     ready = []
     index = 0
+    case: Any
     for case in cases:
         kind = case.__class__
         if kind is Sending:
-            channel = case._channel  # type: ignore[union-attr]
+            channel = case._channel
             if channel._receivers or channel._closed or len(channel._buffer) < channel._capacity:
                 ready.append(index)
         elif case is not None:
             channel = case if kind is Channel else _channel_of(case)
             if channel._buffer or channel._senders or channel._closed:
                 ready.append(index)
-        index += 1
+        index += 1  # noqa: SIM113
     while ready:
         index = ready.pop(int(random() * len(ready)) if len(ready) > 1 else 0)
         done = _try(index, cases[index])
@@ -118,11 +121,11 @@ def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Sele
         raise WouldBlock("select in a signal handler or finalizer that interrupted an operation on one of its channels")
     done = None
     value = NOTHING
-    taken_from = None
-    closed = None
+    taken_from: Channel[Any] | None = None
+    closed: Channel[Any] | None = None
     try:
-        for channel in held:
-            lock = channel._lock
+        for one in held:
+            lock = one._lock
             if not (lock.acquire(False) or lock.acquire(True, PATIENCE)):
                 break
         else:
@@ -147,7 +150,14 @@ def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Sele
                     break
         _release(held)
     except BaseException:
-        _release(held)
+        try:
+            _release(held)
+        except RecursionError:
+            for one in held:
+                if one._lock._is_owned():
+                    one._lock.release()
+        except BaseException:
+            pass  # a second one: the first is on its way up
         if taken_from is not None:
             taken_from._let_go(None, value)
         raise
@@ -161,11 +171,12 @@ def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Sele
 def _release(channels: list[Channel[Any]]) -> None:
     interrupted = None
     for channel in channels:
-        while channel._lock._is_owned() or channel._attention:
+        for _ in range(TRIES):
             try:
                 if channel._lock._is_owned():
                     channel._lock.release()
-                channel._attend()
+                if channel._attention:
+                    channel._attend()
                 break
             except BaseException as error:
                 interrupted = error
@@ -182,18 +193,21 @@ def _park(
 ) -> Selected | None:
     """Queue on every channel and wait for the first to serve one case. None: begin again."""
     waiter = Waiter([None])
-    entries = []
-    enlisted = None
+    entries: list[list[Any]] = []
+    order: Any = range(len(cases))
+    if len(set(channels)) < len(cases):  # of cases on one channel, the first in its queue is served
+        order = sorted(order, key=lambda _: random())
     try:
-        for index, channel in enumerate(channels):
+        for index in order:
+            channel = channels[index]
             if channel is None:
                 continue
             entry = None
             if cases[index].__class__ is Sending:
                 entry = [waiter, cases[index].value, index]
                 entries.append(entry)
-            enlisted = channel
             if not channel._enlist(waiter, entry):
+                _forget(entries, waiter)
                 return None
             if waiter.done:
                 break
@@ -201,10 +215,9 @@ def _park(
             cancel.done._channel._await_close(waiter)
         if not waiter.done and not waiter.wait(deadline):
             waiter.withdraw()
+        if entries:
+            _forget(entries, waiter)
         served = waiter.channel
-        for entry in entries:  # dead entries may lie in the queues for a while, their values shall not
-            if served is None or entry[2] != waiter.index:
-                entry[1] = None
         if served is None:
             raise TimeoutError(f"select: no case was ready within {timeout} s")
         index = waiter.index
@@ -215,15 +228,37 @@ def _park(
             while cases[index].__class__ is Sending:
                 index = channels.index(served, index + 1)
             done = _new(Selected, (index, waiter.value if waiter.ok else None, waiter.ok, cases[index]))
+            waiter.channel = None
             waiter.value = NOTHING
             return done
         if not waiter.ok:
             raise ChannelClosed(f"send on {served!r}")
+        waiter.channel = None
         return _new(Selected, (index, None, True, cases[index]))
     except BaseException:
-        if enlisted is not None:
-            enlisted._let_go(waiter)
+        _give_up(waiter, entries)
         raise
+
+
+def _forget(entries: list[list[Any]], waiter: Waiter) -> None:
+    """Dead entries may lie in queues for a while: their values shall not. (Who serves one may not have read it yet.)"""
+    for entry in entries:
+        if waiter.channel is None or entry[2] != waiter.index:
+            entry[1] = None
+
+
+def _give_up(waiter: Waiter, entries: list[list[Any]]) -> None:
+    """After an exception: withdraw, and give back the value that was received."""
+    for _ in range(TRIES):
+        try:
+            waiter.withdraw()
+            if waiter.channel is not None and waiter.value is not NOTHING:
+                waiter.channel._put_back(waiter)
+            _forget(entries, waiter)
+            waiter.channel = None
+            return
+        except BaseException:
+            continue
 
 
 def merge(*receivers: Channel[Any] | Receiver[Any], cancel: SupportsDone | None = None) -> Iterator[tuple[int, Any]]:
@@ -237,6 +272,7 @@ def merge(*receivers: Channel[Any] | Receiver[Any], cancel: SupportsDone | None 
         index, value, ok, _ = select(*open_, cancel=cancel)
         if ok:
             yield index, value
+            del value  # not to be kept alive by the wait for the next one
         else:
             open_[index] = None
             left -= 1

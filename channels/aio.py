@@ -2,10 +2,10 @@
 
 The two directions are not alike:
 
-- A loop wakes a thread through a `Channel`. The waiting thread can then be interrupted, cancelled and timed out anywhere,
-  which no lock of a queue between the two survives: a Ctrl-C inside one would leave it locked, and the loop stuck on it.
-- A thread wakes a loop through janus. The thread may be in a signal handler or finalizer, or be hit by Ctrl-C, so it does
-  no more than hand the wake-up over, in one step, to the timer thread, which puts it into the janus queue.
+- A loop wakes a thread through a `Channel`. The waiting thread can then be interrupted, cancelled and timed out anywhere.
+  No lock of a queue between the two would survive that: a Ctrl-C inside leaves it locked, and the loop stuck on it.
+- A thread wakes a loop through janus. The thread may be in a signal handler or finalizer, or be hit by Ctrl-C, so it
+  does no more than hand the wake-up over, in one step, to the timer thread, which puts it into the janus queue.
 
 What has piled up is moved without any of that, so a wake-up is paid once for many values.
 """
@@ -23,10 +23,10 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
 import janus
 
@@ -47,14 +47,17 @@ BURST: Final = 64  # values taken or fed in one go before the other tasks of the
 
 _logger = logging.getLogger(__name__)
 
-OnDone = Callable[[Any, BaseException | None], object]
+Source: TypeAlias = (
+    "AsyncIterable[T] | Awaitable[AsyncIterable[T]] | Callable[[], AsyncIterable[T] | Awaitable[AsyncIterable[T]]]"
+)
+OnDone: TypeAlias = Callable[[Any, BaseException | None], object]
 
 
 # -- one task on a loop ------------------------------------------------------------------------------------------------
 
 
 class _Run:
-    """A task on the loop of a `_Life`, and who wants to know how it ended. Told once, on every path."""
+    """A task on the loop of a `_Life`, and who wants to know how it ended: told once, on every path."""
 
     __slots__ = ("_args", "_context", "_on_done", "_target", "_task", "_ticket", "done", "life", "owner")
 
@@ -67,36 +70,35 @@ class _Run:
         on_done: OnDone | None,
         context: contextvars.Context | None,
     ) -> None:
-        self.owner = owner  # its loop goes on while a task of it does
+        self.owner = owner  # not closed for being dropped while a task of it runs
         self.life = life
         self._target = target
         self._args = args
         self._on_done = on_done
+        # A copy: a context that another thread has entered cannot be entered, and that would be found out too late.
         self._context = contextvars.copy_context() if context is None else context.copy()
         self._task: asyncio.Task[None] | None = None
-        self._ticket: list[None] = [None]
+        self._ticket: list[None] = [None]  # whoever deletes the element tells
         self.done: Channel[None] = Channel(name="task ended")
 
     def begin(self) -> None:
-        """Any thread."""
+        """Any thread. Raises `RuntimeError` if the loop is closed."""
         life = self.life
         life.runs[self] = None
-        try:
-            if life.over:
-                raise RuntimeError("closed meanwhile")
-            life.loop.call_soon_threadsafe(self._begin)
-        except RuntimeError:
+        if life.over or not life.post(self._begin):
             life.runs.pop(self, None)
-            _discard(self._target)
-            raise RuntimeError(f"{life.name}: the loop is closed") from None
+            try:
+                del self._ticket[0]
+            except IndexError:
+                return  # the closing loop found it, and has told
+            self.discard()
+            self.done.close()
+            raise RuntimeError(f"{life.name} is closed")
 
     def cancel(self) -> None:
         """Any thread; does not wait."""
         if not self.done.closed:
-            try:
-                self.life.loop.call_soon_threadsafe(self._cancel)
-            except RuntimeError:  # closed: it has been or is being told
-                pass
+            self.life.post(self._cancel)
 
     def _cancel(self) -> None:
         if self._task is not None:
@@ -105,48 +107,57 @@ class _Run:
             self.finish(None, Cancelled("before it began"))
 
     def _begin(self) -> None:
-        if not self._ticket:
-            return
-        self._task = self.life.loop.create_task(self._drive(), context=self._context)
-        self._task.add_done_callback(self._ended)
+        if self._ticket:
+            self._task = self.life.loop.create_task(self._drive(), context=self._context)
+            self._task.add_done_callback(self._ended)
 
     async def _drive(self) -> None:
         try:
-            target = self._target
-            self._target = None
+            target, args = self._target, self._args
+            self._target, self._args = None, ()
             if not inspect.isawaitable(target):
-                target = target(*self._args)
+                target = target(*args)
+            del args
             result = await target
         except asyncio.CancelledError as error:
             self.finish(None, _task_cancelled(error))
             raise
-        except BaseException as error:  # also SystemExit, which would end the loop with every other task on it
+        except BaseException as error:  # also SystemExit, which would end the loop under every other task
             self.finish(None, error)
         else:
             self.finish(result, None)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if self._ticket:  # cancelled before its first step
-            self.finish(None, Cancelled("before it began"))
         self._task = None
+        if self._ticket:
+            self.finish(None, Cancelled("before it began"))  # before the first step of `_drive`
 
     def finish(self, result: Any, error: BaseException | None) -> None:
+        """On the loop's thread, or where that has ended."""
         try:
             del self._ticket[0]
         except IndexError:
             return
         self.life.runs.pop(self, None)
-        _discard(self._target)
-        self._target = None
+        self.discard()
+        on_done, self._on_done = self._on_done, None
         try:
-            if self._on_done is not None:
-                self._on_done(result, error)
+            if on_done is not None:
+                on_done(result, error)
             elif error is not None and not isinstance(error, Cancelled):
                 _logger.error("a task of %s failed", self.life.name, exc_info=error)
         except BaseException:
-            _logger.exception("on_done failed: %r", self._on_done)
+            _logger.exception("on_done failed: %r", on_done)
         finally:
             self.done.close()
+
+    def discard(self) -> None:
+        """Let go of what was never begun."""
+        _discard(self._target)
+        self._target, self._args = None, ()
+
+    def forked(self) -> None:
+        """In the child: the task is the parent's affair."""
 
 
 def _discard(target: Any) -> None:
@@ -181,11 +192,10 @@ class TaskHandle:
 class _Helpers(concurrent.futures.ThreadPoolExecutor):
     """The default executor of a loop (name look-ups, ``asyncio.to_thread``), with daemon threads.
 
-    The interpreter joins the threads of an ordinary one at exit, however long they take. (asyncio insists on the class.)
+    The interpreter joins the threads of an ordinary one at exit, however long they take. (asyncio wants this class.)
     """
 
     _MOST: Final = 32
-    _IDLE: Final = 5.0  # seconds a thread waits for more work
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -207,7 +217,12 @@ class _Helpers(concurrent.futures.ThreadPoolExecutor):
             if self._count >= self._MOST:
                 return future
             self._count += 1
-        threading.Thread(target=self._serve, name=f"{self._name} helper", daemon=True).start()
+        try:
+            threading.Thread(target=self._serve, name=f"{self._name} helper", daemon=True).start()
+        except BaseException:
+            with self._guard:
+                self._count -= 1
+            raise
         return future
 
     def _serve(self) -> None:
@@ -258,9 +273,9 @@ class _Life:
     def _main(self) -> None:
         loop = self.loop
         try:
-            while not self.stopping:  # somebody may have called loop.stop(), or let a SystemExit out of a callback
+            while not (self.stopping or loop.is_closed()):
                 try:
-                    loop.run_forever()
+                    loop.run_forever()  # ends before its time if somebody calls loop.stop() or raises SystemExit
                 except BaseException:
                     _logger.exception("%s: an exception left the loop, which goes on", self.name)
         finally:
@@ -273,11 +288,18 @@ class _Life:
                 _lives.pop(self, None)
                 self.ended.close()
 
-    def request_close(self, grace: float) -> None:
+    def post(self, function: Callable[..., object], *args: Any) -> bool:
+        """Call it on the loop, soon; False if the loop is closed. Any thread."""
+        if self.over:
+            return False
         try:
-            self.loop.call_soon_threadsafe(self._begin_close, grace)
-        except RuntimeError:  # closed already
-            pass
+            self.loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            return False
+        return True
+
+    def request_close(self, grace: float) -> None:
+        self.post(self._begin_close, grace)
 
     def _begin_close(self, grace: float) -> None:
         if self._closer is None:
@@ -286,26 +308,26 @@ class _Life:
     async def _close(self, grace: float) -> None:
         deadline = monotonic() + grace
         asked: set[asyncio.Task[Any]] = set()
-        left: set[asyncio.Task[Any]] = set()
         try:
-            while left := {task for task in asyncio.all_tasks() if task is not self._closer}:
-                for task in left - asked:
+            while left := self._others():
+                for task in left - asked:  # once: a second cancel would cut their cleanup short
                     task.cancel()
                 asked |= left
-                seconds = deadline - monotonic()
-                if seconds <= 0:
+                await asyncio.wait(left, timeout=max(deadline - monotonic(), 0.01))
+                if monotonic() >= deadline:
                     break
-                await asyncio.wait(left, timeout=seconds)
-            generators = asyncio.ensure_future(self.loop.shutdown_asyncgens())
+            generators = self.loop.create_task(self.loop.shutdown_asyncgens())
             await asyncio.wait([generators], timeout=max(deadline - monotonic(), 0.05))
-            left |= {task for task in asyncio.all_tasks() if task is not self._closer}
         finally:
-            for task in left:
-                if not task.done():
-                    task._log_destroy_pending = False  # type: ignore[attr-defined]  # said once, below
-                    _logger.debug("%s: closed while a task ignored its cancellation: %r", self.name, task)
+            for task in self._others():
+                task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is said here
+                if not _exiting:
+                    _logger.warning("%s was closed while a task ignored its cancellation: %r", self.name, task)
             self.stopping = True
             self.loop.stop()
+
+    def _others(self) -> set[asyncio.Task[Any]]:
+        return {task for task in asyncio.all_tasks(self.loop) if task is not self._closer}
 
 
 class LoopThread:
@@ -338,8 +360,8 @@ class LoopThread:
         """Run a coroutine, or what a coroutine function makes of ``args``, on the loop, and wait for its result.
 
         Its exception is raised here. `TimeoutError` after ``timeout`` seconds, `Cancelled` once ``cancel`` is done, and
-        Ctrl-C cancel the task, without waiting for it to end. A task that was cancelled on the loop is `Cancelled` here.
-        It runs in a copy of ``context``, or of the caller's.
+        Ctrl-C cancel the task, without waiting for its end. A task that was cancelled on the loop, or by the closing
+        of the loop, is `Cancelled` here. It runs in a copy of ``context``, or of the caller's.
         """
         try:
             life = self._alive("call")
@@ -353,6 +375,9 @@ class LoopThread:
         try:
             run.begin()
             result, error = reply.recv(timeout, cancel)
+        except TimeoutError:
+            _insist(run.cancel)
+            raise TimeoutError(f"call on {self.name}: not done within {timeout} s") from None
         except BaseException:
             _insist(run.cancel)
             raise
@@ -361,7 +386,7 @@ class LoopThread:
         try:
             raise error
         finally:
-            del error  # it holds this frame
+            del error  # its traceback holds this frame
 
     def start(
         self,
@@ -372,8 +397,9 @@ class LoopThread:
     ) -> TaskHandle:
         """Run it as `call` does, without waiting.
 
-        ``on_done(result, exception)`` is called once on the loop's thread, also when the loop is closed; the exception of
-        a cancelled task is `Cancelled`. It must be quick. Without ``on_done`` a failure is logged.
+        ``on_done(result, exception)`` is called once, on the loop's thread, also if the loop is closed first; the
+        exception of a cancelled task is `Cancelled`. It must be quick. Without ``on_done`` a failure is logged.
+        May be called on the loop's own thread.
         """
         try:
             life = self._alive(None)
@@ -388,16 +414,16 @@ class LoopThread:
 
     def iterate(
         self,
-        source: Any,
+        source: Source[T],
         *,
         buffer: int = 64,
         cancel: SupportsDone | None = None,
         context: contextvars.Context | None = None,
-    ) -> Feed[Any]:
+    ) -> Feed[T]:
         """Drive an asynchronous iterable on the loop, and iterate over its values here.
 
         ``source`` may also be a function (called on the loop) or a coroutine that gives the iterable. It starts at once
-        and runs ahead by up to ``buffer`` values. Its exception is raised after the values that came before.
+        and runs ahead by up to ``buffer`` values, and one more that waits for room. Its exception is raised after the values that came before.
         Once ``cancel`` is done, waiting raises `Cancelled`, and the task is cancelled.
         """
         return _feed(self, source, buffer, cancel, context)
@@ -420,12 +446,12 @@ class LoopThread:
         Calling it twice is harmless. On the loop's own thread it only begins the closing.
         """
         self._closed = True
-        life = self._life
+        life = self._locked(start=False)
         if life is None:
             return
         _insist(functools.partial(life.request_close, timeout))
-        if threading.current_thread() is not life.thread:
-            _join(life, monotonic() + timeout + PATIENCE)
+        if threading.current_thread() is not life.thread and not _join(life, monotonic() + timeout + PATIENCE):
+            _logger.warning("%s was closed while something blocks its thread", self.name)
 
     def __enter__(self) -> LoopThread:
         return self
@@ -443,30 +469,28 @@ class LoopThread:
         """The running loop. ``waits`` names an operation that must not be called on its thread."""
         life = self._life
         if life is None or self._closed:
-            life = self._start()
+            life = cast(_Life, self._locked(start=True))
         if waits is not None:
             self._refuse(waits)
         return life
 
     def _refuse(self, what: str) -> None:
-        if self._life is not None and threading.get_ident() == self._life.thread.ident:
-            raise RuntimeError(
-                f"{what} on the thread of {self.name} would stall the loop that it waits for: await it instead"
-            )
+        life = self._life
+        if life is not None and threading.get_ident() == life.thread.ident:
+            raise RuntimeError(f"{what} on the thread of {self.name} would stall the loop that it waits for: use await")
 
-    def _start(self) -> _Life:
+    def _locked(self, start: bool) -> _Life | None:
+        """The life, once no other thread is about to begin it."""
         lock = self._starting
         try:
             lock.acquire()
-            if self._closed:
-                raise RuntimeError(f"{self.name} is closed")
-            if self._life is None:
+            if start:
+                if self._closed:
+                    raise RuntimeError(f"{self.name} is closed")
                 if _exiting:
                     raise RuntimeError(f"{self.name}: the interpreter is exiting")
-                self._life = _Life(self.name)
-                finalizer = weakref.finalize(self, _timer.call_soon, functools.partial(self._life.request_close, GRACE))
-                finalizer.atexit = False
-                _timer.start()
+                if self._life is None:
+                    self._begin_life()
             life = self._life
             lock.release()
         except BaseException:
@@ -475,9 +499,15 @@ class LoopThread:
             raise
         return life
 
+    def _begin_life(self) -> None:
+        self._life = life = _Life(self.name)
+        _timer.start()
+        finalizer = weakref.finalize(self, _timer.call_soon, functools.partial(life.request_close, GRACE))
+        finalizer.atexit = False
+
 
 def _insist(function: Callable[[], object]) -> None:
-    """Call a function that may be called twice, to its end; interrupts wait."""
+    """Call a function that may be called twice. A Ctrl-C meanwhile is raised when it is done."""
     interrupted = None
     for _ in range(100):
         try:
@@ -489,53 +519,87 @@ def _insist(function: Callable[[], object]) -> None:
         raise interrupted
 
 
-def _join(life: _Life, deadline: float) -> None:
+def _join(life: _Life, deadline: float) -> bool:
     try:
         life.ended.recv(max(deadline - monotonic(), 0))
-    except ChannelClosed:
-        life.thread.join(max(deadline - monotonic(), 0.01))
     except TimeoutError:
-        pass
+        return False
+    except ChannelClosed:  # by the last line of the thread
+        life.thread.join(max(deadline - monotonic(), 0.05))
+    return True
 
 
 # -- feeding a channel from a task -------------------------------------------------------------------------------------
 
 
 class _Fed(Channel[T]):
-    """The channel of a `Feed`. The task holds it weakly: it ends when nobody can receive from it any more."""
+    """The channel of a `Feed`. The task holds it weakly, and ends when nobody can receive from it any more."""
 
-    __slots__ = ("error", "run")
+    __slots__ = ("_error", "_traceback")
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity, name="feed")
-        self.error: BaseException | None = None
-        self.run: _Run | None = None
+        self._error: BaseException | None = None
+        self._traceback: TracebackType | None = None
+
+    def fail(self, error: BaseException | None) -> None:
+        """Close it; after the values that are there, receivers get the error."""
+        if not self.closed:
+            if error is not None:
+                self._traceback = error.__traceback__
+            self._error = error
+            self.close()
+
+    def failed_with(self, error: BaseException) -> bool:
+        return error is self._error
 
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T:
         try:
             return super().recv(timeout, cancel)
         except ChannelClosed:
-            if self.error is not None:
-                raise self.error from None
-            raise
+            if self._error is None:
+                raise
+        raise self._failure()  # out here, so that its own context and cause stay
 
     def try_recv(self) -> T:
         try:
             return super().try_recv()
         except ChannelClosed:
-            if self.error is not None:
-                raise self.error from None
-            raise
+            if self._error is None:
+                raise
+        raise self._failure()
+
+    def _failure(self) -> BaseException:
+        return cast(BaseException, self._error).with_traceback(self._traceback)  # each receiver adds its own to it
+
+
+class _FeedRun(_Run):
+    """The run of `_pump`."""
+
+    __slots__ = ()
+
+    def discard(self) -> None:
+        for arg in self._args:
+            _discard(arg)  # the source may be a coroutine
+        super().discard()
+
+    def forked(self) -> None:
+        channel = self._args[1]() if self._args else None
+        if channel is not None:
+            channel._refresh()  # the thread that held its lock is gone
+        self.finish(None, Cancelled("the task stayed in the parent process"))
 
 
 class Feed(Receiver[T_co]):
     """The values of an asynchronous iterable. Made by `LoopThread.iterate` and `from_async`.
 
-    It is a receiver, an iterator and a context manager. The exception of the source is raised after the values that came
-    before: once by iterating, again and again by `recv`; a `select` sees a closed channel, and `recv` then tells why. A
-    task that was cancelled on its loop, or whose loop was closed, ends it with `Cancelled`.
+    It is a receiver, an iterator and a context manager. The exception of the source is raised after the values that
+    came before: once by iterating, again and again by `recv`; a `select` sees a closed channel, and `recv` then tells
+    why. A task that was cancelled on its loop, or whose loop was closed, ends it with `Cancelled`.
 
-    `close` cancels the task; so does dropping the last reference, in the background.
+    `close` cancels the task and waits a moment for its end (leaving a ``with`` block does not wait if the ``cancel`` it
+    was made with is done). Dropping the last reference cancels the task in the background. All methods may be called
+    from any thread; several threads that iterate share the values.
     """
 
     __slots__ = ("_cancel", "_over", "_run", "done")
@@ -559,8 +623,8 @@ class Feed(Receiver[T_co]):
             return self.recv(None, self._cancel)
         except ChannelClosed as error:
             self._over = True
-            if error is self._channel.error:  # type: ignore[attr-defined]  # the source's own
-                raise
+            if cast("_Fed[Any]", self._channel).failed_with(error):
+                raise  # the source's own
             raise StopIteration from None
         except Exception:
             self._over = True
@@ -568,12 +632,16 @@ class Feed(Receiver[T_co]):
             raise
 
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T_co:
-        """`Channel.recv`. Raises `RuntimeError` on the loop's own thread, which it would stall."""
-        self._run.owner._refuse("receiving")
+        """`Channel.recv`. Raises `RuntimeError` on the loop's own thread, which waiting would stall."""
+        if timeout != 0:
+            self._run.owner._refuse("receiving")
         return super().recv(timeout, cancel)
 
     def close(self, timeout: float = GRACE) -> None:
-        """Cancel the task, drop the values that nobody received, and wait up to ``timeout`` seconds for the task's end."""
+        """Cancel the task, drop what nobody received, and wait up to ``timeout`` seconds for the task to end.
+
+        Calling it twice is harmless. On the loop's own thread it does not wait.
+        """
         self._over = True
         _insist(self._drop)
         if self._run.life.thread is not threading.current_thread() and not self.done.closed:
@@ -593,17 +661,18 @@ class Feed(Receiver[T_co]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        cancel = self._cancel
+        self.close(0 if cancel is not None and cancel.done.closed else GRACE)  # who cancelled wants to be gone
 
     def __repr__(self) -> str:
         return f"<Feed of {self._channel!r}>"
 
 
-def from_async(source: Any, *, capacity: int = 64, loop: LoopThread | None = None) -> Feed[Any]:
+def from_async(source: Source[T], *, capacity: int = 64, loop: LoopThread | None = None) -> Feed[T]:
     """A receiver, good for `select`, of the values of an asynchronous iterable that a task on ``loop`` drives.
 
-    ``source`` and the rest are as in `LoopThread.iterate`; ``loop`` is the `default_loop` if not given. At capacity 0 the
-    source is asked for its next value when a receiver has taken the last.
+    ``source`` is what `LoopThread.iterate` takes; ``loop`` is the `default_loop` if not given. The task runs ahead by up
+    to ``capacity`` values, and holds one more; at capacity 0 only that one.
     """
     return _feed(loop or default_loop(), source, capacity, None, None)
 
@@ -613,12 +682,16 @@ def _feed(
 ) -> Feed[Any]:
     channel: _Fed[Any] = _Fed(capacity)
     try:
+        if not (hasattr(source, "__aiter__") or callable(source) or inspect.isawaitable(source)):
+            raise TypeError(
+                f"expected an asynchronous iterable, or a function or coroutine that gives one, not {source!r}"
+            )
         life = owner._alive(None)
     except BaseException:
         _discard(source)
         raise
     ref = weakref.ref(channel)
-    run = _Run(owner, life, _pump, (source, ref), functools.partial(_end_feed, ref), context)
+    run = _FeedRun(owner, life, _pump, (source, ref), functools.partial(_end_feed, ref), context)
     _timer.start()
     finalizer = weakref.finalize(channel, _timer.call_soon, run.cancel)
     finalizer.atexit = False
@@ -630,8 +703,7 @@ def _feed(
 def _end_feed(ref: weakref.ref[_Fed[Any]], result: Any, error: BaseException | None) -> None:
     channel = ref()
     if channel is not None and not channel.closed:
-        channel.error = error
-        channel.close()
+        channel.fail(error)
     elif error is not None and not isinstance(error, Cancelled):
         _logger.warning("the source of a feed failed after nobody listened any more", exc_info=error)
 
@@ -640,6 +712,8 @@ async def _pump(source: Any, ref: weakref.ref[_Fed[Any]]) -> None:
     """Send the values of ``source``, until it ends or the channel is closed or gone."""
     iterator: Any = None
     ear = None
+    channel: _Fed[Any] | None
+    entry: list[Any] | None
     burst = 0
     try:
         if not hasattr(source, "__aiter__"):
@@ -669,6 +743,7 @@ async def _pump(source: Any, ref: weakref.ref[_Fed[Any]]) -> None:
                 waiter = entry[0] = _LoopWaiter(channel, ear)
             channel = value = None
             await ear.wait(waiter)
+            entry = None
             if not waiter.ok:
                 return
     except ChannelClosed:
@@ -691,7 +766,6 @@ class _Ear:
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.queue: janus.Queue[_LoopWaiter] = janus.Queue()
-        _timer.start()
 
     async def wait(self, waiter: _LoopWaiter) -> None:
         """Until ``waiter`` is done. If this raises, it was withdrawn, and a value it had been served given back."""
@@ -699,20 +773,20 @@ class _Ear:
             if not waiter.done:
                 while await self.queue.async_q.get() is not waiter:
                     pass  # the late ring of a wait that was cancelled
+            waiter.sever()
         except GeneratorExit:  # the garbage collector may be at it, in the middle of anything
             _timer.call_soon(waiter.give_up)
             raise
         except BaseException:
             waiter.give_up()
             raise
-        waiter.park = None  # it leads back here
 
 
 class _LoopWaiter(Waiter):
-    """A waiter that unlocks a task instead of a thread.
+    """A waiter that wakes a task instead of a thread.
 
-    Who serves it may be in a signal handler or finalizer, or hit by an exception at its next step. Hence ``park.release``
-    is C all through: it puts the waiter on the queue of the timer thread, which calls it.
+    Who serves it may be in a signal handler or finalizer, or be hit by Ctrl-C wherever it runs Python code. Hence
+    ``park.release`` is C all through: it puts the waiter on the queue of the timer thread, which calls it.
     """
 
     __slots__ = ("ear",)
@@ -720,6 +794,7 @@ class _LoopWaiter(Waiter):
     def __init__(self, channel: Channel[Any], ear: _Ear) -> None:
         super().__init__([None])
         self.ear = ear
+        _timer.start()
         self.park = _Park(channel._lock, functools.partial(_timer._clock._inbox.put, self))
 
     def __call__(self) -> None:
@@ -727,19 +802,25 @@ class _LoopWaiter(Waiter):
             if not self.ear.loop.is_closed():
                 self.ear.queue.sync_q.put_nowait(self)
                 return
-        except (RuntimeError, janus.SyncQueueShutDown):  # closed meanwhile
+        except RuntimeError:  # closed meanwhile
             pass
         self.give_back()
 
     def give_up(self) -> None:
         """Withdraw; if it was served already, give the value back."""
         self.withdraw()
+        self.sever()
         self.give_back()
-        self.park = None
 
     def give_back(self) -> None:
         if self.channel is not None and self.value is not NOTHING:
             self.channel._put_back(self)
+
+    def sever(self) -> None:
+        """Break the cycle, now that the waiter is done and once its server has let go of it."""
+        if self.park is not None:
+            self.park.acquire()
+            self.park = None
 
 
 class _Park:
@@ -773,7 +854,7 @@ class AsyncReceiver(Generic[T_co]):
         return self
 
     async def __anext__(self) -> T_co:
-        """The next value. A cancelled task has taken none."""
+        """The next value. Raises what a `Feed` failed with. A task that is cancelled has taken none."""
         channel = self._channel
         self._burst += 1
         if self._burst >= BURST:
@@ -831,9 +912,9 @@ class AsyncReceiver(Generic[T_co]):
 def to_async(receiver: Channel[T] | Receiver[T]) -> AsyncReceiver[T]:
     """Iterate over a channel with ``async for``, in any event loop, without blocking it.
 
-    A value is taken when a task asks for it and none before, so nothing is lost by leaving the loop, by `aclose`, or by
-    dropping the iterator; a task that is cancelled gives back, to the front, what it was just being handed. Several tasks,
-    also of several loops, may share the iterator. It holds no thread.
+    A value is taken when a task asks for it, and none before: `aclose`, dropping the iterator and closing the loop lose
+    nothing. A task that is cancelled gives back, to the front, what it was just being handed (order may suffer if
+    others receive too). Several tasks, also of several loops, may share the iterator. It holds no thread.
     """
     return AsyncReceiver(receiver)
 
@@ -878,21 +959,19 @@ def _forked() -> None:
         loop._starting = RLock()
         loop._life = None
     for life in list(_lives):
-        # The parent's selector is shared with this process: were the loop object to die here, its finalizer would take
-        # the parent's file descriptors out of it. So it lives on, and says it is closed.
+        # Its selector is shared with the parent: were the loop object to die here, its finalizer would take the
+        # parent's file descriptors out of it. So it lives on, and says that it is closed.
         _abandoned.append(life)
         life.over = True
         life.loop.is_closed = lambda: True  # type: ignore[method-assign]
+        for run in list(life.runs):
+            run.forked()
     _lives.clear()
 
 
-# Before the threads of concurrent.futures are joined, which may be waiting for a loop of ours: an atexit function is too
-# late. Functions are called last in, first out, and its own was registered by the import above.
-_register = getattr(threading, "_register_atexit", None)
-if _register is not None:
-    _register(_exit)
-else:
-    atexit.register(_exit)
+# An atexit function comes too late: the interpreter first joins the threads of concurrent.futures, which may be waiting
+# for a loop of ours. What is registered here is called before that, last in, first out; the import above did so too.
+getattr(threading, "_register_atexit", atexit.register)(_exit)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)

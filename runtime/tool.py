@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import inspect
 import json
 import re
@@ -216,7 +215,7 @@ def _context_parameter(function: Callable[..., Any]) -> str | None:
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     target = function if inspect.isroutine(function) else type(function).__call__
     try:
-        return typing.get_type_hints(target)
+        return typing.get_type_hints(target, include_extras=True)
     except NameError as error:
         raise TypeError(f"the annotations of {function!r} cannot be resolved: {error}") from error
 
@@ -272,8 +271,6 @@ def _schema(annotation: Any) -> dict[str, Any]:
         return {"type": "array", "items": _schema(args[0])}
     if origin in (dict, Mapping, typing.get_origin(Mapping[str, str])):
         return {"type": "object", "additionalProperties": _schema(args[1])}
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return {"enum": [member.value for member in annotation]}
     raise TypeError(
         f"a tool's parameter cannot be annotated {annotation!r}; use str, int, float, bool, list, dict or Literal"
     )

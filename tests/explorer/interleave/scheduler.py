@@ -67,7 +67,8 @@ class Task:
     deadline: float | None = None  # of the wait, which may time out as the scheduler likes
     patient: bool = False  # ... but only when nothing else can go on
     wake: str = ""  # how the wait ended: "", "timeout" or "interrupt"
-    past: int = 0
+    past: int = 0  # hash of all that may have influenced it
+    steps: int = 0
     error: BaseException | None = None
     worker: Worker = field(init=False)
 
@@ -307,6 +308,8 @@ class Scheduler:
 
     def _over(self) -> bool:
         self.steps += 1
+        if self.current is not None:
+            self.current.steps += 1
         if self.dead:
             # Now and then only: cleanup that ignores exceptions shall come to its end, and so shall loops without end.
             if self.steps % 500 == 0:
@@ -388,7 +391,7 @@ class Scheduler:
             return pick  # type: ignore[no-any-return]
         if self.seen is not None:
             current = None if self.current is None else self.current.index
-            state = tuple((task.past, task.waits_for is not None) for task in self.tasks)
+            state = tuple((task.past, task.steps, task.waits_for is not None) for task in self.tasks)
             key = hash((state, current, kind, self.interrupts, self.nested))
             if self.seen.get(key, -1) >= self.preemptions:
                 self.pruned = True

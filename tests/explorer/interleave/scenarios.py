@@ -1,0 +1,587 @@
+"""What the threads do, in a few operations each. The explorer finds the orders.
+
+A scenario is a function of a `Stage`, often of a capacity too. The bounds beside it are those of the standard run; the
+stress run adds one preemption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from . import Limits
+from .stage import Stage, Step
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A scenario and how far to go."""
+
+    name: str
+    build: Callable[[Stage], object]
+    limits: Limits
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def deeper(self) -> Scenario:
+        return replace(self, limits=replace(self.limits, preemptions=self.limits.preemptions + 1))
+
+
+SCENARIOS: list[Scenario] = []
+INTERRUPTED: list[Scenario] = []  # with asynchronous exceptions
+REENTERED: list[Scenario] = []  # with operations nested in others
+
+
+def scenario(
+    *capacities: int, into: list[Scenario] = SCENARIOS, preemptions: int = 2, interrupts: int = 0, nested: int = 0
+) -> Callable[[Any], Any]:
+    limits = Limits(preemptions, interrupts, nested)
+
+    def register(build: Any) -> Any:
+        for capacity in capacities:
+            into.append(Scenario(f"{build.__name__}[{capacity}]", partial(build, capacity=capacity), limits))
+        if not capacities:
+            into.append(Scenario(build.__name__, build, limits))
+        return build
+
+    return register
+
+
+# -- send, receive, close ----------------------------------------------------------------------------------------------
+
+
+@scenario(0, 1, 2)
+def send_recv_close(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity)
+    stage.thread(stage.send(channel, 1))
+    stage.thread(stage.recv(channel))
+    stage.thread(stage.close(channel))
+
+
+@scenario(0, 1, preemptions=1)
+def two_senders(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity)
+    stage.thread(stage.send(channel, 1))
+    stage.thread(stage.send(channel, 2))
+    stage.thread(stage.recv(channel), stage.recv(channel))
+
+
+@scenario(0, 1, preemptions=1)
+def two_receivers(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity)
+    stage.thread(stage.recv(channel))
+    stage.thread(stage.recv(channel))
+    stage.thread(stage.send(channel, 1), stage.send(channel, 2))
+
+
+@scenario(0, 1)
+def a_receiver_is_not_overtaken(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity)
+    stage.thread(stage.recv(channel))
+    stage.thread(stage.send(channel, 1))
+    stage.thread(stage.try_recv(channel))
+
+
+@scenario()
+def a_sender_is_not_overtaken(stage: Stage) -> None:
+    channel = stage.channel(1, 0)
+    stage.thread(stage.send(channel, 1))
+    stage.thread(stage.recv(channel))
+    stage.thread(stage.try_send(channel, 2))
+
+
+@scenario(0, 1, preemptions=3)
+def trying(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity)
+    stage.thread(stage.try_send(channel, 1), stage.try_recv(channel))
+    stage.thread(stage.try_recv(channel), stage.try_send(channel, 2))
+
+
+@scenario(0, 1, preemptions=1)
+def final_value(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity, *range(capacity))
+    stage.thread(stage.send(channel, 7))
+    stage.thread(stage.recv(channel), stage.recv(channel))
+    stage.thread(stage.close(channel, 9))
+
+
+@scenario(0, 1)
+def final_value_for_two_receivers(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity)
+    stage.thread(stage.recv(channel))
+    stage.thread(stage.recv(channel))
+    stage.thread(stage.close(channel, 9))
+
+
+@scenario(preemptions=3)
+def two_finals(stage: Stage) -> None:
+    channel = stage.channel(0)
+    stage.thread(stage.close(channel, 8), stage.try_recv(channel))
+    stage.thread(stage.close(channel, 9), stage.try_recv(channel))
+
+
+@scenario(preemptions=3)
+def closed_means_closed(stage: Stage) -> None:
+    channel = stage.channel(1)
+    stage.thread(stage.close(channel), stage.try_send(channel, 1))
+    stage.thread(stage.close(channel), stage.try_send(channel, 2))
+
+
+@scenario(preemptions=3)
+def seen_closed_means_closed(stage: Stage) -> None:
+    channel = stage.channel(1)
+    stage.thread(stage.close(channel))
+    stage.thread(stage.look(channel), stage.try_send(channel, 1), stage.look(channel))
+
+
+@scenario(preemptions=3)
+def seen_closed_by_a_select(stage: Stage) -> None:
+    channel = stage.channel(1)
+    stage.thread(stage.close(channel))
+    stage.thread(stage.look(channel), stage.select(stage.sending(channel, 1), stage.receiving(channel), block=False))
+
+
+# -- select ------------------------------------------------------------------------------------------------------------
+
+
+@scenario(0, 1, preemptions=1)
+def select_and_senders(stage: Stage, capacity: int) -> None:
+    a, b = stage.channel(capacity), stage.channel(capacity)
+    stage.thread(stage.select(stage.receiving(a), stage.receiving(b)))
+    stage.thread(stage.send(a, 1))
+    stage.thread(stage.send(b, 2))
+
+
+@scenario(0, 1)
+def select_and_receivers(stage: Stage, capacity: int) -> None:
+    a, b = stage.channel(capacity, *range(capacity)), stage.channel(capacity, *range(10, 10 + capacity))
+    stage.thread(stage.select(stage.sending(a, 1), stage.sending(b, 2)))
+    stage.thread(stage.recv(a), stage.recv(b))
+
+
+@scenario(0, 1)
+def select_and_close(stage: Stage, capacity: int) -> None:
+    a, b = stage.channel(capacity), stage.channel(capacity, *range(capacity))
+    stage.thread(stage.select(stage.receiving(a), stage.sending(b, 5)))
+    stage.thread(stage.close(a))
+    stage.thread(stage.recv(b))
+
+
+@scenario(0, 1)
+def select_and_close_of_what_it_sends_on(stage: Stage, capacity: int) -> None:
+    a, b = stage.channel(capacity), stage.channel(capacity, *range(capacity))
+    stage.thread(stage.select(stage.receiving(a), stage.sending(b, 5)))
+    stage.thread(stage.close(b))
+    stage.thread(stage.send(a, 1))
+
+
+@scenario(0, 1)
+def crossed_selects(stage: Stage, capacity: int) -> None:
+    a, b = stage.channel(capacity, *range(capacity)), stage.channel(capacity)
+    stage.thread(stage.select(stage.sending(a, 1), stage.receiving(b)))
+    stage.thread(stage.select(stage.sending(b, 2), stage.receiving(a)))
+
+
+@scenario(0, preemptions=3)
+def meeting_selects(stage: Stage, capacity: int) -> None:
+    a, b = stage.channel(capacity), stage.channel(capacity)
+    stage.thread(stage.select(stage.sending(a, 1), stage.sending(b, 2)))
+    stage.thread(stage.select(stage.receiving(b), stage.receiving(a)))
+
+
+@scenario(0, preemptions=1)
+def ring_of_selects(stage: Stage, capacity: int) -> None:
+    a, b, c = (stage.channel(capacity) for _ in range(3))
+    stage.thread(stage.select(stage.sending(a, 1), stage.receiving(c)))
+    stage.thread(stage.select(stage.sending(b, 2), stage.receiving(a)))
+    stage.thread(stage.select(stage.sending(c, 3), stage.receiving(b)))
+
+
+@scenario(0, 1)
+def select_on_both_sides(stage: Stage, capacity: int) -> None:
+    """It never meets itself, but others."""
+    a = stage.channel(capacity, *range(capacity))
+    stage.thread(stage.select(stage.sending(a, 1), stage.receiving(a)))
+    stage.thread(stage.select(stage.receiving(a), stage.sending(a, 2)))
+
+
+@scenario(0, preemptions=2)
+def duplicated_channel(stage: Stage, capacity: int) -> None:
+    a = stage.channel(capacity)
+    stage.thread(stage.select(stage.receiving(a), None, stage.receiving(a), stage.sending(a, 1)))
+    stage.thread(stage.send(a, 2))
+    stage.thread(stage.close(a))
+
+
+@scenario(preemptions=3)
+def default_is_judged_at_one_moment(stage: Stage) -> None:
+    """Go's TestNonblockSelectRace: one of the two is always ready."""
+    a, b = stage.channel(1, 1), stage.channel(1)
+    stage.thread(stage.select(stage.receiving(a), stage.receiving(b), block=False))
+    stage.thread(stage.send(b, 2), stage.try_recv(a))
+
+
+@scenario(preemptions=3)
+def default_and_close(stage: Stage) -> None:
+    """Go's TestNonblockSelectRace2."""
+    a, b = stage.channel(1, 1), stage.channel(0)
+    stage.thread(stage.select(stage.receiving(a), stage.receiving(b), block=False))
+    stage.thread(stage.close(b), stage.try_recv(a))
+
+
+@scenario(preemptions=2)
+def default_with_parked_partners(stage: Stage) -> None:
+    a, b = stage.channel(0), stage.channel(0)
+    stage.thread(stage.recv(a))
+    stage.thread(stage.select(stage.sending(b, 1), stage.sending(a, 2), block=False))
+    stage.thread(stage.send(a, 3))
+
+
+@scenario(preemptions=2)
+def two_defaults(stage: Stage) -> None:
+    a, b = stage.channel(1), stage.channel(1, 5)
+    stage.thread(stage.select(stage.sending(a, 1), stage.receiving(b), block=False))
+    stage.thread(stage.select(stage.sending(b, 2), stage.receiving(a), block=False))
+
+
+# -- timeouts ----------------------------------------------------------------------------------------------------------
+
+
+@scenario(0, 1)
+def timeout_of_a_receive(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity)
+    stage.thread(stage.recv(channel, timeout=1), stage.try_recv(channel))
+    stage.thread(stage.send(channel, 1, timeout=1))
+
+
+@scenario(0, 1)
+def timeout_of_a_send(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity, *range(10, 10 + capacity))
+    stage.thread(stage.send(channel, 1, timeout=1))
+    stage.thread(stage.recv(channel, timeout=1), stage.try_recv(channel))
+    stage.thread(stage.close(channel))
+
+
+@scenario(0)
+def timeout_frees_the_place_in_the_queue(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity)
+    stage.thread(stage.recv(channel, timeout=1))
+    stage.thread(stage.recv(channel))
+    stage.thread(stage.send(channel, 1))
+
+
+@scenario(0, 1)
+def timeout_of_a_select(stage: Stage, capacity: int) -> None:
+    a, b = stage.channel(capacity), stage.channel(capacity)
+    stage.thread(stage.select(stage.receiving(a), stage.receiving(b), timeout=1))
+    stage.thread(stage.send(a, 1, timeout=0), stage.send(b, 2, timeout=1))
+
+
+# -- cancel ------------------------------------------------------------------------------------------------------------
+
+
+@scenario(0, 1)
+def cancelled_receive(stage: Stage, capacity: int) -> None:
+    channel, token = stage.channel(capacity), stage.token()
+    stage.thread(stage.recv(channel, cancel=token), stage.try_recv(channel))
+    stage.thread(stage.try_send(channel, 1))
+    stage.thread(stage.cancel(token))
+
+
+@scenario(0, 1)
+def cancelled_send(stage: Stage, capacity: int) -> None:
+    channel, token = stage.channel(capacity, *range(10, 10 + capacity)), stage.token()
+    stage.thread(stage.send(channel, 1, cancel=token))
+    stage.thread(stage.try_recv(channel), stage.try_recv(channel))
+    stage.thread(stage.cancel(token))
+
+
+@scenario(0)
+def cancelled_select(stage: Stage, capacity: int) -> None:
+    a, b, token = stage.channel(capacity), stage.channel(capacity), stage.token()
+    stage.thread(stage.select(stage.receiving(a), stage.sending(b, 2), cancel=token))
+    stage.thread(stage.send(a, 1, timeout=1))
+    stage.thread(stage.cancel(token))
+
+
+@scenario(preemptions=3)
+def cancelled_means_cancelled(stage: Stage) -> None:
+    token, channel = stage.token(), stage.channel(1)
+    stage.thread(stage.cancel(token), stage.cancelled(token))
+    stage.thread(stage.cancel(token), stage.cancelled(token), stage.send(channel, 1, cancel=token))
+
+
+@scenario(preemptions=2)
+def cancelled_and_closed(stage: Stage) -> None:
+    channel, token = stage.channel(0), stage.token()
+    stage.thread(stage.recv(channel, cancel=token))
+    stage.thread(stage.cancel(token))
+    stage.thread(stage.close(channel, 5))
+
+
+@scenario(preemptions=3)
+def callback_runs_once(stage: Stage) -> Any:
+    """Whoever registers while another cancels: it is called, once."""
+    token, calls, removed = stage.token(), [], []
+    real = stage.tokens[token]
+
+    def register() -> None:
+        registration = real.on_cancel(lambda: calls.append(real.cause))
+        removed.append(registration.remove())
+
+    stage.thread(stage.cancel(token))
+    stage.world.spawn("R", register)
+
+    def check() -> None:
+        stage.expect(len(calls) == 1 - removed[0], f"{calls} {removed}")
+        stage.expect(set(calls) <= {"cause 0"}, f"{calls}")
+
+    return check
+
+
+@scenario(preemptions=3)
+def parent_and_child(stage: Stage) -> Any:
+    """A child made while its parent is cancelled is cancelled too, with the same cause."""
+    parent = stage.package.CancelToken()
+    children: list[Any] = []
+    stage.world.spawn("P", lambda: parent.cancel("why"))
+    stage.world.spawn("C", lambda: children.append(stage.package.CancelToken(parent)))
+
+    def check() -> None:
+        stage.expect(children[0].cancelled and children[0].cause == "why", f"{children[0].cancelled} {children[0].cause}")
+
+    return check
+
+
+@scenario(preemptions=2)
+def grandparent_and_child(stage: Stage) -> Any:
+    """Cancelled from above and by itself: one cause, that of the first, and everyone below has one."""
+    package = stage.package
+    top = package.CancelToken()
+    middle = package.CancelToken(top)
+    bottom = package.CancelToken(middle)
+    first: list[bool] = []
+    stage.world.spawn("T", lambda: top.cancel("top"))
+    stage.world.spawn("M", lambda: first.append(middle.cancel("middle")))
+
+    def check() -> None:
+        wanted = "middle" if first[0] else "top"
+        for token in (middle, bottom):
+            stage.expect(token.cancelled and token.cause == wanted, f"{token.cancelled} {token.cause}, not {wanted}")
+
+    return check
+
+
+@scenario(preemptions=2)
+def the_cause_is_there_at_once(stage: Stage) -> None:
+    """Two cancel, one waits: `Stage.perform` compares the cause that it gets."""
+    channel, token = stage.channel(0), stage.token()
+    stage.thread(stage.recv(channel, cancel=token))
+    stage.thread(stage.cancel(token))
+    stage.thread(stage.cancel(token))
+
+
+@scenario(preemptions=2)
+def child_goes_while_parent_is_cancelled(stage: Stage) -> Any:
+    """The last reference to a child is dropped while its parent is cancelled."""
+    parent = stage.package.CancelToken()
+    children = [stage.package.CancelToken(parent)]
+    stage.world.spawn("P", lambda: parent.cancel("why"))
+    stage.world.spawn("C", children.clear)
+    return lambda: stage.expect(not parent._core.callbacks, "a link is left")
+
+
+# -- asynchronous exceptions at every point ----------------------------------------------------------------------------
+
+
+interrupted = partial(scenario, into=INTERRUPTED, preemptions=1, interrupts=1)
+
+
+@interrupted(0, 1)
+def interrupted_receive(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity)
+    stage.thread(stage.recv(channel), interruptible=True)
+    stage.thread(stage.send(channel, 1))
+    stage.thread(stage.recv(channel, timeout=1))
+
+
+@interrupted(0, 1)
+def interrupted_receive_of_parked_senders(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity, *range(10, 10 + capacity))
+    stage.thread(stage.send(channel, 1))
+    stage.thread(stage.recv(channel), stage.recv(channel, timeout=1), interruptible=True)
+
+
+@interrupted(0, 1)
+def interrupted_send(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity, *range(10, 10 + capacity))
+    stage.thread(stage.send(channel, 1), stage.try_send(channel, 2), interruptible=True)
+    stage.thread(stage.recv(channel), stage.recv(channel, timeout=1))
+
+
+@interrupted(0, 1)
+def interrupted_timeout(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity)
+    stage.thread(stage.recv(channel, timeout=1), interruptible=True)
+    stage.thread(stage.send(channel, 1, timeout=1), interruptible=True)
+
+
+@interrupted(0, 1)
+def interrupted_trying(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity, *range(10, 10 + capacity))
+    stage.thread(stage.try_recv(channel), stage.try_send(channel, 2), interruptible=True)
+    stage.thread(stage.send(channel, 1, timeout=1))
+    stage.thread(stage.recv(channel, timeout=1))
+
+
+@interrupted(0, 1)
+def interrupted_close(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity)
+    stage.thread(stage.close(channel, 9), stage.close(channel), stage.look(channel), interruptible=True)
+    stage.thread(stage.recv(channel), stage.recv(channel))
+
+
+@interrupted(0, 1)
+def interrupted_close_with_senders(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity, *range(10, 10 + capacity))
+    stage.thread(stage.close(channel, 9), stage.close(channel), interruptible=True)
+    stage.thread(stage.send(channel, 1))
+    stage.thread(stage.send(channel, 2))
+
+
+@interrupted()
+def interrupted_close_beside_another(stage: Stage) -> None:
+    channel = stage.channel(0)
+    stage.thread(stage.close(channel, 9), interruptible=True)
+    stage.thread(stage.close(channel), stage.look(channel))
+    stage.thread(stage.recv(channel))
+
+
+@interrupted(0, 1)
+def interrupted_select(stage: Stage, capacity: int) -> None:
+    a, b = stage.channel(capacity), stage.channel(capacity, *range(10, 10 + capacity))
+    stage.thread(stage.select(stage.receiving(a), stage.sending(b, 5)), interruptible=True)
+    stage.thread(stage.send(a, 1, timeout=1))
+    stage.thread(stage.recv(b, timeout=1), stage.try_recv(a))
+
+
+@interrupted(0, 1)
+def interrupted_select_and_close(stage: Stage, capacity: int) -> None:
+    a, b = stage.channel(capacity), stage.channel(capacity, *range(10, 10 + capacity))
+    stage.thread(stage.select(stage.receiving(a), stage.sending(b, 5), timeout=1), interruptible=True)
+    stage.thread(stage.close(a, 9), stage.try_recv(a))
+    stage.thread(stage.close(b))
+
+
+@interrupted(0, 1)
+def interrupted_default(stage: Stage, capacity: int) -> None:
+    a, b = stage.channel(capacity), stage.channel(capacity, *range(10, 10 + capacity))
+    stage.thread(stage.select(stage.receiving(a), stage.sending(b, 5), block=False), interruptible=True)
+    stage.thread(stage.send(a, 1, timeout=1), stage.recv(b, timeout=1))
+
+
+@interrupted(0, 1)
+def interrupted_cancelled_receive(stage: Stage, capacity: int) -> None:
+    channel, token = stage.channel(capacity), stage.token()
+    stage.thread(stage.recv(channel, cancel=token), interruptible=True)
+    stage.thread(stage.send(channel, 1, timeout=1), stage.try_recv(channel))
+    stage.thread(stage.cancel(token))
+
+
+@interrupted(0)
+def interrupted_cancelled_send(stage: Stage, capacity: int) -> None:
+    channel, token = stage.channel(capacity), stage.token()
+    stage.thread(stage.send(channel, 1, cancel=token), interruptible=True)
+    stage.thread(stage.recv(channel, timeout=1))
+    stage.thread(stage.cancel(token))
+
+
+@interrupted()
+def interrupted_cancel(stage: Stage) -> None:
+    channel, token = stage.channel(0), stage.token()
+    stage.thread(stage.cancel(token), stage.cancel(token), interruptible=True)
+    stage.thread(stage.recv(channel, cancel=token))
+
+
+# -- operations in the middle of others --------------------------------------------------------------------------------
+
+
+reentered = partial(scenario, into=REENTERED, preemptions=1, nested=1)
+
+
+def _nested(kind: str, stage: Stage, channel: int) -> Step:
+    return {
+        "close": lambda: stage.close(channel, 9),
+        "try_send": lambda: stage.try_send(channel, 8),
+        "try_recv": lambda: stage.try_recv(channel),
+        "default": lambda: stage.select(stage.sending(channel, 8), stage.receiving(channel), block=False),
+    }[kind]()
+
+
+def _reenter(kind: str) -> None:
+    @reentered(0, 1)
+    def receive(stage: Stage, capacity: int) -> None:
+        channel = stage.channel(capacity)
+        stage.thread(stage.recv(channel), nested=_nested(kind, stage, channel))
+        stage.thread(stage.send(channel, 1))
+
+    @reentered(0, 1)
+    def send(stage: Stage, capacity: int) -> None:
+        channel = stage.channel(capacity, *range(10, 10 + capacity))
+        stage.thread(stage.send(channel, 1), nested=_nested(kind, stage, channel))
+        stage.thread(stage.recv(channel), stage.recv(channel))
+
+    @reentered(0, 1)
+    def select(stage: Stage, capacity: int) -> None:
+        a, b = stage.channel(capacity), stage.channel(0)
+        stage.thread(stage.select(stage.receiving(a), stage.sending(b, 5)), nested=_nested(kind, stage, a))
+        stage.thread(stage.send(a, 1), stage.try_recv(b))
+
+    @reentered(0, 1)
+    def default(stage: Stage, capacity: int) -> None:
+        a, b = stage.channel(capacity), stage.channel(0)
+        stage.thread(
+            stage.select(stage.receiving(a), stage.sending(b, 5), block=False), nested=_nested(kind, stage, a)
+        )
+        stage.thread(stage.send(a, 1))
+
+    @reentered(1)
+    def close(stage: Stage, capacity: int) -> None:
+        channel = stage.channel(capacity, 10)
+        stage.thread(stage.close(channel), nested=_nested(kind, stage, channel))
+        stage.thread(stage.send(channel, 1))
+        stage.thread(stage.recv(channel))
+
+    del receive, send, select, default, close
+
+
+for _kind in ("close", "try_send", "try_recv", "default"):
+    _before = len(REENTERED)
+    _reenter(_kind)
+    REENTERED[_before:] = [replace(one, name=f"{_kind} in {one.name}") for one in REENTERED[_before:]]
+
+
+@reentered()
+def cancel_in_a_receive(stage: Stage) -> None:
+    channel, token = stage.channel(0), stage.token()
+    stage.thread(stage.recv(channel, cancel=token), nested=stage.cancel(token))
+    stage.thread(stage.send(channel, 1, timeout=1))
+
+
+@reentered()
+def cancel_in_a_cancel(stage: Stage) -> None:
+    channel, token = stage.channel(0), stage.token()
+    stage.thread(stage.cancel(token), nested=stage.cancel(token))
+    stage.thread(stage.recv(channel, cancel=token))
+
+
+@reentered()
+def crossed_finalizers(stage: Stage) -> None:
+    """Two threads, each in an operation on one channel, whose finalizers try the other: nobody waits for ever."""
+    a, b = stage.channel(1), stage.channel(1)
+    stage.thread(stage.send(a, 1), nested=stage.try_send(b, 3))
+    stage.thread(stage.send(b, 2), nested=stage.try_send(a, 4))

@@ -1,0 +1,210 @@
+"""Questions: the right stream, the right call, once. Laws 6, 7, 14."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from support.scripted import Scripted, call, say
+
+from runtime import Agent, Answer, EventStream, InvalidAnswer, NotPending, Runtime, Session, Tool, ToolContext, tool
+from runtime.events import ElicitationRequest, ToolCallResponse
+
+FORM = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1}}, "required": ["n"]}
+
+
+@tool
+def ask(context: ToolContext, what: str = "How many?") -> str:
+    """Asks in a form."""
+    answer = context.elicit(what, FORM)
+    return f"{what} {answer.action} {dict(answer.content)}"
+
+
+@tool
+async def ask_async(context: ToolContext, what: str = "How many?") -> str:
+    """Asks in a form, asynchronously."""
+    answer = await context.aelicit(what, FORM)
+    return f"{what} {answer.action} {dict(answer.content)}"
+
+
+both = pytest.mark.parametrize("asking", [ask, ask_async], ids=["sync", "async"])
+
+
+def agent(*tools: Tool, calls: list[Any] | None = None) -> Agent:
+    calls = calls or [call(each.name, id=str(i), index=i) for i, each in enumerate(tools)]
+    return Agent("a", Scripted(calls, say("ok")), tools=tools)
+
+
+@contextmanager
+def asked(*tools: Tool, calls: list[Any] | None = None) -> Iterator[tuple[EventStream, list[ElicitationRequest]]]:
+    """A stream, and the questions it asks, read as far as the last of them."""
+    with Runtime(agent(*tools, calls=calls)) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        wanted = len(calls or tools)
+        requests: list[ElicitationRequest] = []
+        while len(requests) < wanted:
+            event = next(stream)
+            if isinstance(event, ElicitationRequest):
+                requests.append(event)
+        yield stream, requests
+
+
+def responses(stream: EventStream) -> list[str]:
+    return [event.response for event in stream if isinstance(event, ToolCallResponse)]
+
+
+@both
+def test_answered(asking: Tool) -> None:
+    """The answer travels back to the call that asked."""
+    with asked(asking) as (stream, [request]):
+        assert request.schema == FORM
+        assert request.mode == "form"
+        stream.respond(request, "accept", {"n": 3})
+        assert responses(stream) == ["How many? accept {'n': 3}"]
+
+
+@both
+@pytest.mark.parametrize("action", ["decline", "cancel"])
+def test_refused(asking: Tool, action: Any) -> None:
+    """Content that comes with a refusal is dropped."""
+    with asked(asking) as (stream, [request]):
+        stream.respond(request, action, {"n": 3})
+        assert responses(stream) == [f"How many? {action} {{}}"]
+
+
+@both
+def test_a_bad_answer_is_the_answerers_error_and_the_question_waits(asking: Tool) -> None:
+    """Law 6: InvalidAnswer, still pending; then once, then NotPending."""
+    with asked(asking) as (stream, [request]):
+        for bad in ({}, {"n": "three"}, {"n": 0}, {"n": True}, None):
+            with pytest.raises(InvalidAnswer, match="n is"):
+                stream.respond(request, "accept", bad)
+        with pytest.raises(InvalidAnswer, match="maybe"):
+            stream.respond(request, "maybe", {"n": 1})  # type: ignore[arg-type]
+        stream.respond(request, "accept", {"n": 1})
+        with pytest.raises(NotPending):
+            stream.respond(request, "accept", {"n": 2})
+        assert responses(stream) == ["How many? accept {'n': 1}"]
+
+
+def test_several_open_at_once_answered_in_any_order() -> None:
+    """Law 6: by id, from other threads."""
+    calls = [call("ask", f'{{"what": "q{i}"}}', id=str(i), index=i) for i in range(6)]
+    with asked(ask, calls=calls) as (stream, requests):
+        with pytest.raises(NotPending, match="6 questions are waiting"):
+            stream._core.shared.asks.answer(None, "decline", None)
+        threads = [
+            threading.Thread(target=stream.respond, args=(request, "accept", {"n": int(request.message[1:]) + 1}))
+            for request in reversed(requests)
+        ]
+        for thread in threads:
+            thread.start()
+        assert sorted(responses(stream)) == [f"q{i} accept {{'n': {i + 1}}}" for i in range(6)]
+        for thread in threads:
+            thread.join()
+
+
+def test_one_answer_wins() -> None:
+    """Law 6: twenty threads answer at once, one succeeds, and its answer is the one that arrives."""
+    with asked(ask) as (stream, [request]):
+        barrier = threading.Barrier(20)
+        won: list[int] = []
+
+        def answer(number: int) -> None:
+            barrier.wait()
+            try:
+                stream.respond(request, "accept", {"n": number})
+                won.append(number)
+            except NotPending:
+                pass
+
+        threads = [threading.Thread(target=answer, args=(i + 1,)) for i in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+        assert responses(stream) == [f"How many? accept {{'n': {won[0]}}}"]
+
+
+def test_a_strangers_id() -> None:
+    """Law 6: another stream's consumer cannot answer."""
+    with asked(ask) as (stream, [request]), asked(ask) as (other, [_]):
+        with pytest.raises(NotPending):
+            other.respond(request, "accept", {"n": 1})
+        with pytest.raises(NotPending):
+            stream.respond("no such id", "accept", {"n": 1})
+        stream.respond(request, "accept", {"n": 1})
+
+
+def test_resume_elicitation_needs_no_id_where_one_waits() -> None:
+    """Law 6."""
+    with Runtime(agent(ask)) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        with pytest.raises(NotPending, match="no question is waiting"):
+            runtime.resume_elicitation("accept", {"n": 1})
+        for event in stream:
+            if isinstance(event, ElicitationRequest):
+                runtime.resume_elicitation("accept", {"n": 5})
+            if isinstance(event, ToolCallResponse):
+                assert event.response == "How many? accept {'n': 5}"
+
+
+def test_answered_before_the_consumer_has_seen_it() -> None:
+    """Law 6: the waiter is registered before the event is sent."""
+    with Runtime(agent(ask)) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        while not runtime._shared.asks.pending():
+            threading.Event().wait(0.001)
+        runtime.resume_elicitation("accept", {"n": 2})
+        assert responses(stream) == ["How many? accept {'n': 2}"]
+
+
+@both
+def test_nobody_to_ask(asking: Tool) -> None:
+    """Law 7: not interactive: declined at once, no event, and the model can read why."""
+    session = Session.from_user("go")
+    with Runtime(agent(asking)) as runtime:
+        assert runtime.run(session).text == "ok"
+    note = session.messages[2].content
+    assert note.startswith("How many? decline {}")
+    assert "nobody is there to be asked" in note
+
+
+@both
+def test_an_unanswered_question_hangs_nobody(asking: Tool) -> None:
+    """Law 14: a deadline with a default answer, also for `for e in stream: print(e)`."""
+    session = Session.from_user("go")
+    with Runtime(agent(asking), answer_timeout=0.05) as runtime:
+        events = list(runtime.run_stream(session))
+        request = next(event for event in events if isinstance(event, ElicitationRequest))
+        with pytest.raises(NotPending):
+            runtime.resume_elicitation("accept", {"n": 1}, request.elicitation_id)
+    assert "nobody answered within 0.05 s" in session.messages[2].content
+
+
+def test_run_with_somebody_to_ask() -> None:
+    """`run(on_request=)`: content, an Answer, or None to decline."""
+    replies: list[Any] = [{"n": 1}, Answer("cancel"), None]
+    said: list[str] = []
+    for reply in replies:
+        session = Session.from_user("go")
+        with Runtime(agent(ask)) as runtime:
+            runtime.run(session, on_request=lambda request, reply=reply: reply)
+        said.append(session.messages[2].content)
+    assert said == ["How many? accept {'n': 1}", "How many? cancel {}", "How many? decline {}"]
+
+
+def test_a_page_to_visit() -> None:
+    """URL mode: there is no content to check."""
+
+    @tool
+    def sign_in(context: ToolContext) -> str:
+        """Asks the user to visit a page."""
+        return context.elicit("Sign in", url="https://example.org/login").action
+
+    with asked(sign_in) as (stream, [request]):
+        assert (request.mode, request.url, request.schema) == ("url", "https://example.org/login", None)
+        stream.respond(request, "accept")
+        assert responses(stream) == ["accept"]

@@ -1,0 +1,183 @@
+"""The small parts: events on the wire, tools from functions, schemas, sessions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from runtime import Agent, Message, Session, SessionBusy, Tool, ToolCall, ToolContext, events, tool
+from runtime._schema import problems
+
+SAMPLES: dict[str, Any] = {
+    "str": "text",
+    "bool": True,
+    "int": 3,
+    "float": 1.5,
+    "StopReason": "canceled",
+    "_session.ToolCall": ToolCall("1", "f", "{}"),
+    "_session.ToolCall | None": ToolCall("1", "f", "{}"),
+    "_session.Message": Message("assistant", "hi", (ToolCall("1", "f"),)),
+    "Mapping[str, Any] | None": {"type": "object"},
+    "tuple[str, ...]": ("a", "b"),
+    "datetime": None,
+}
+ALL = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event)]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind is not events.Event])
+def test_every_event_survives_json(kind: type[events.Event]) -> None:
+    """to_dict, JSON, from_dict: the same event; frozen; its wire name is its class name in snake_case."""
+    given = {f.name: SAMPLES[str(f.type)] for f in dataclasses.fields(kind) if f.name != "timestamp"}
+    event = kind(**given)
+    wire = json.loads(json.dumps(event.to_dict()))
+    back = events.Event.from_dict(wire)
+    assert type(back) is kind
+    assert back.to_dict() == event.to_dict()
+    words = "".join(f"_{c.lower()}" if c.isupper() else c for c in kind.__name__).lstrip("_")
+    assert wire["type"] == words
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.agent_name = "x"  # type: ignore[misc]
+
+
+def test_an_unknown_event_type() -> None:
+    """A clear error."""
+    with pytest.raises(ValueError, match="unknown event type 'nope'; known are agent_choice"):
+        events.Event.from_dict({"type": "nope"})
+
+
+def test_a_tool_from_a_function() -> None:
+    """Name, docstring and annotations are what the model sees; the context is not."""
+
+    @tool
+    def order(
+        dish: str,
+        context: ToolContext,
+        count: int = 1,
+        spicy: bool | None = None,
+        drink: Literal["water", "wine"] = "water",
+        notes: list[str] | None = None,
+        extras: dict[str, int] | None = None,
+        table: Annotated[int, "the number on the sign"] = 0,
+        price: float | str = 0.0,
+    ) -> str:
+        """Order a dish,
+        from the kitchen.
+
+        Args:
+            dish: What to eat;
+                anything on the menu.
+            count (int): How many.
+
+        Returns:
+            A number.
+        """
+        return dish
+
+    assert order.name == "order"
+    assert order.description == "Order a dish, from the kitchen."
+    schema = order.parameters
+    assert schema["required"] == ["dish"]
+    properties = schema["properties"]
+    assert "context" not in properties
+    assert properties["dish"] == {"type": "string", "description": "What to eat; anything on the menu."}
+    assert properties["count"] == {"type": "integer", "description": "How many.", "default": 1}
+    assert properties["spicy"] == {"type": "boolean"}
+    assert properties["drink"]["enum"] == ["water", "wine"]
+    assert properties["notes"] == {"type": "array", "items": {"type": "string"}}
+    assert properties["extras"] == {"type": "object", "additionalProperties": {"type": "integer"}}
+    assert properties["table"]["description"] == "the number on the sign"
+    assert properties["price"]["anyOf"] == [{"type": "number"}, {"type": "string"}]
+    assert order.context_parameter == "context"
+    json.dumps(schema)
+
+
+def test_what_cannot_be_a_tool() -> None:
+    """Clear errors when it is made, not when it is called."""
+
+    def star(*args: str) -> None: ...
+    def odd(a: complex) -> None: ...
+
+    with pytest.raises(TypeError, match="passed by name"):
+        tool(star)
+    with pytest.raises(TypeError, match="cannot be annotated"):
+        tool(odd)
+    with pytest.raises(ValueError, match="two tools named 'f'"):
+        Agent("a", object(), tools=[Tool("f", print), Tool("f", print)])  # type: ignore[arg-type]
+
+
+GOOD_AND_BAD: list[tuple[Mapping[str, Any], list[Any], list[Any]]] = [
+    ({"type": "string", "minLength": 2, "maxLength": 3}, ["ab", "abc"], ["a", "abcd", 3, None]),
+    ({"type": "string", "pattern": "^a+$"}, ["aa"], ["ab"]),
+    ({"type": "string", "format": "date"}, ["2026-12-24"], ["24.12.2026", "tomorrow", ""]),
+    ({"type": "string", "format": "date-time"}, ["2026-12-24T19:30:00Z"], ["now"]),
+    ({"type": "string", "format": "email"}, ["a@b.org"], ["a@b", "a b@c.org"]),
+    ({"type": "string", "format": "uri"}, ["https://example.org"], ["example"]),
+    ({"type": "integer", "minimum": 1, "maximum": 20}, [1, 20, 2.0], [0, 21, 1.5, "1", True]),
+    ({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, [0.5], [0, 1, "x", False]),
+    ({"type": "boolean"}, [True, False], [0, 1, "yes"]),
+    ({"enum": ["a", 1]}, ["a", 1], ["b", True]),
+    ({"oneOf": [{"const": "x", "title": "X"}, {"const": "y"}]}, ["x"], ["z"]),
+    ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, [1, None], ["1"]),
+    ({"type": ["string", "null"]}, ["a", None], [1]),
+    (
+        {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 2},
+        [["a"], ["a", "b"]],
+        [[], ["c"], ["a", "b", "a"], "a"],
+    ),
+    (
+        {
+            "type": "object",
+            "properties": {"n": {"type": "integer"}},
+            "required": ["n"],
+            "additionalProperties": False,
+        },
+        [{"n": 1}],
+        [{}, {"n": "1"}, {"n": 1, "m": 2}, []],
+    ),
+]
+
+
+@pytest.mark.parametrize(("schema", "good", "bad"), GOOD_AND_BAD)
+def test_schemas(schema: Mapping[str, Any], good: list[Any], bad: list[Any]) -> None:
+    """Law 6: content is checked; what fits fits, what does not has a sentence that says why."""
+    for value in good:
+        assert problems(value, schema) == []
+    for value in bad:
+        assert problems(value, schema), value
+
+
+def test_nested_schemas_are_checked_too() -> None:
+    """By jsonschema, where it is installed: references and combinations."""
+    pytest.importorskip("jsonschema")
+    schema = {"$defs": {"n": {"type": "integer"}}, "type": "object", "properties": {"a": {"$ref": "#/$defs/n"}}}
+    assert problems({"a": 1}, schema) == []
+    assert "a: 'x' is not of type 'integer'" in problems({"a": "x"}, schema)
+
+
+def test_settling_gives_every_call_a_result() -> None:
+    """Law 16: after the message that made the call, in its order; what has a result keeps it."""
+    session = Session.from_user("hi")
+    with session.lease() as log:
+        log.append(Message("assistant", "", (ToolCall("1", "f"), ToolCall("2", "f"))))
+        log.append(Message("tool", "done", tool_call_id="2"))
+        log.settle("interrupted")
+        with pytest.raises(SessionBusy):
+            session.lease()
+    assert [(m.tool_call_id, m.content) for m in session.messages[2:]] == [("1", "interrupted"), ("2", "done")]
+    with pytest.raises(RuntimeError, match="sealed"):
+        log.append(Message("user", "late"))
+    before = session.messages
+    log.settle("late")
+    assert session.messages == before
+
+
+def test_repr_is_helpful() -> None:
+    """In a debugger."""
+    session = Session.from_user("hi")
+    assert "1 messages" in repr(session)
+    with session.lease():
+        assert "live" in repr(session)
