@@ -1,4 +1,4 @@
-"""Closable bounded channels for threads, with Go's semantics: `Channel`, `select`, `CancelToken` and what goes with them.
+"""Closable bounded channels for threads, with Go's semantics: `Channel`, `select`, `CancelToken` and what goes with it.
 
 The asyncio side is in `channels.aio`, imported on its own.
 """
@@ -6,6 +6,7 @@ The asyncio side is in `channels.aio`, imported on its own.
 from ._cancel import CancelToken, Registration
 from ._channel import Channel, Receiver, Sender, Sending, SupportsDone
 from ._errors import Cancelled, ChannelClosed, WouldBlock
+from ._group import WorkerGroup
 from ._select import Selected, merge, select
 from ._timer import after, tick
 
@@ -20,6 +21,7 @@ __all__ = [
     "Sender",
     "Sending",
     "SupportsDone",
+    "WorkerGroup",
     "WouldBlock",
     "after",
     "merge",

@@ -1,11 +1,12 @@
 """Telling threads to stop: Go's ``context``, as a token.
 
-There is no lock here. Who cancels first is decided by deleting the one element of a list, who runs a callback by popping it
-from a dict; both are single steps. So cancelling is safe in finalizers and signal handlers.
+There is no lock here. Who cancels first is decided by setting a key of a dict, who runs a callback by popping it from a
+dict; both are single steps. So cancelling is safe in finalizers and signal handlers.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import weakref
@@ -13,8 +14,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from ._channel import Channel, Receiver
-from ._park import deadline_after
+from ._channel import TRIES, Channel, Receiver
+from ._park import deadline_after, monotonic
 from ._timer import Timer, call_at, call_soon, start
 
 _logger = logging.getLogger(__name__)
@@ -24,29 +25,34 @@ _keys = itertools.count()
 class _Cancellation(Channel[None]):
     """The channel that closes on cancel, with what else has to live as long as anyone holds its receiver."""
 
-    __slots__ = ("callbacks", "cause", "parent", "ticket", "timer")
+    __slots__ = ("callbacks", "parent", "timer", "verdict")
 
     def __init__(self, parent: _Cancellation | None) -> None:
         super().__init__(name="cancelled")
         self.parent = parent  # held strongly: its deadline is this one's too
-        self.cause: object = None
-        self.ticket: list[None] = [None]
+        self.verdict: dict[str, tuple[object]] = {}  # "cause": what the first cancel said
         self.callbacks: dict[int, Callable[[], object]] = {}
         self.timer: Timer | None = None
 
+    @property
+    def cause(self) -> object:
+        verdict = self.verdict.get("cause")
+        return None if verdict is None else verdict[0]
+
     def cancel(self, cause: object) -> bool:
+        verdict = (cause,)
         try:
-            del self.ticket[0]
-            self.cause = cause
-            first = True
-        except IndexError:
-            first = False
-        if first or self.callbacks:
-            try:
-                self._spread()
-            except BaseException:
-                self._spread()  # interrupted: nobody else would tell the rest
-                raise
+            first = self.verdict.setdefault("cause", verdict) is verdict
+            self._spread()  # also when another was first: it may have come no further than this
+        except BaseException:
+            for _ in range(TRIES):  # nobody else would tell the rest
+                try:
+                    if self.verdict:
+                        self._spread()
+                    break
+                except BaseException:
+                    continue
+            raise
         return first
 
     def _spread(self) -> None:
@@ -71,27 +77,33 @@ class _Cancellation(Channel[None]):
 class CancelToken:
     """Says once, to everyone who looks or waits, that something should stop.
 
-    Pass it as ``cancel=`` to channel operations, look at `cancelled`, or wait for `done`, a receiver that closes. Cancelling
-    only asks; nothing is interrupted by force. Cancelling ``parent`` cancels this token with the same cause, which holds its
-    children weakly; ``timeout`` (seconds) cancels it with a `TimeoutError` as the cause. All methods are thread-safe, and
-    safe in signal handlers and finalizers.
+    Pass it as ``cancel=`` to channel operations, look at `cancelled`, or wait for `done`, a receiver that closes.
+    Cancelling only asks; nothing is interrupted by force. Cancelling ``parent`` cancels this token with the same cause,
+    which holds its children weakly; ``timeout`` (seconds) cancels it with a `TimeoutError` as the cause. All methods
+    are thread-safe, and safe in signal handlers and finalizers.
+
+    A token lives as long as somebody holds it, its `done`, a child or a registration; its deadline goes with it.
 
     Modelled on https://pkg.go.dev/context.
     """
 
     __slots__ = ("__weakref__", "_core", "done")
 
+    _core: _Cancellation
+
     def __init__(self, parent: CancelToken | None = None, timeout: float | None = None) -> None:
         deadline = deadline_after(timeout)
         above = None if parent is None else parent._core
-        self._core = core = _Cancellation(above)
+        core = self._core = _Cancellation(above)
         #: A receiver that closes when the token is cancelled.
         self.done: Receiver[None] = Receiver(core)
         if above is not None:
             _Link(above, core)
         if deadline is not None and not core.closed:
-            ref = weakref.ref(core)
-            core.timer = call_at(deadline, lambda: _expire(ref, timeout))
+            if deadline <= monotonic():
+                core.cancel(_expired(timeout))
+            else:
+                core.timer = call_at(deadline, functools.partial(_expire, weakref.ref(core), timeout), core)
 
     def cancel(self, cause: object = None) -> bool:
         """Cancel, for the reason ``cause``; whether this call did. Runs the callbacks, in the order of registration."""
@@ -114,9 +126,9 @@ class CancelToken:
         return self._core.cause
 
     def on_cancel(self, function: Callable[[], object]) -> Registration:
-        """Call ``function`` once on cancel, in the thread that cancels (the timer thread for a deadline); at once if it is.
+        """Call ``function`` once on cancel, in the thread that cancels (the timer thread for a deadline).
 
-        It must be quick and not block. What it raises is logged.
+        If the token is cancelled already, at once. It must be quick and not block. What it raises is logged.
         """
         core = self._core
         key = next(_keys)
@@ -177,4 +189,8 @@ class _Link:
 def _expire(ref: weakref.ref[_Cancellation], timeout: float | None) -> None:
     core = ref()
     if core is not None:
-        core.cancel(TimeoutError(f"deadline of {timeout} s passed"))
+        core.cancel(_expired(timeout))
+
+
+def _expired(timeout: float | None) -> TimeoutError:
+    return TimeoutError(f"deadline of {timeout} s passed")

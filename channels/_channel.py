@@ -311,7 +311,8 @@ class Channel(Generic[T]):
     @property
     def closed(self) -> bool:
         """Whether the channel is closed. Values may still be there to receive."""
-        return self._closed or self._attention
+        # A close on record has not happened yet, but for who recorded it in the middle of an operation of this thread.
+        return self._closed or (self._attention and self._lock._is_owned())
 
     @property
     def capacity(self) -> int:
@@ -762,6 +763,8 @@ class Channel(Generic[T]):
                 waiter.park.release()
             self._receivers = self._senders = ()
         self._attention = False
+        if self in _closing:  # since we looked; whoever did that may have been too early to ask for attention again
+            self._attention = True
 
 
 class Sender(Generic[T_contra]):
@@ -877,9 +880,11 @@ class Sending(Generic[T]):
 def _look_at(cancel: SupportsDone) -> None:
     """Before a wait that ``cancel`` may end: whether it is done, and whether it can be waited for."""
     channel = cancel.done._channel
-    if channel._closed or channel._attention:
+    if channel._closed:
         raise _cancelled(cancel)
     if channel._lock._is_owned():
+        if channel._attention:
+            raise _cancelled(cancel)
         raise channel._reentered("cancel=", "try_send or try_recv")
 
 

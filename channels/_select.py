@@ -114,10 +114,10 @@ def _try(index: int, case: Any) -> Selected | None:
 def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Selected:
     """Go's ``default``: hold all the channels, locked in one order, and judge one moment."""
     held = sorted({id(channel): channel for channel in channels if channel is not None}.values(), key=id)
-    for channel in held:
-        if channel._epoch is not _channel._epoch:
-            channel._refresh()
-    if any(channel._lock._is_owned() for channel in held):
+    for one in held:
+        if one._epoch is not _channel._epoch:
+            one._refresh()
+    if any(one._lock._is_owned() for one in held):
         raise WouldBlock("select in a signal handler or finalizer that interrupted an operation on one of its channels")
     done = None
     value = NOTHING

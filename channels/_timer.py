@@ -1,13 +1,14 @@
 """Timers: all of a process on one thread.
 
-Everything reaches that thread through one `SimpleQueue`, whose ``put`` is safe in finalizers and signal handlers, so there
-is no lock here. The thread starts with the first timer, is a daemon, and ends with the interpreter. A forked child starts
-with no timers.
+Everything reaches that thread through one `SimpleQueue`, whose ``put`` is safe in finalizers and signal handlers, so
+there is no lock here. The thread starts with the first timer, is a daemon, and ends with the interpreter. A forked
+child starts with no timers.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import heapq
 import itertools
 import logging
@@ -31,22 +32,33 @@ _order = itertools.count()
 class Timer:
     """A call at a deadline. Made by `call_at`."""
 
-    __slots__ = ("_function", "_key", "deadline")
+    __slots__ = ("_function", "_key", "_owner", "deadline")
 
-    def __init__(self, deadline: float, function: Callable[[], object]) -> None:
+    def __init__(self, deadline: float, function: Callable[[], object], owner: object = None) -> None:
         self.deadline = deadline
         self._function: Callable[[], object] | None = function
         self._key = (deadline, next(_order))
+        # The reference leads back here by its callback: whoever drops the function drops it too.
+        self._owner: weakref.ref[object] | None = None if owner is None else weakref.ref(owner, self._disown)
 
     def __lt__(self, other: Timer) -> bool:
         return self._key < other._key
 
     def cancel(self) -> None:
         """Let go of the function; it will not be called unless that has begun."""
-        self._function = None
+        self._function = self._owner = None
+
+    def _disown(self, _: object) -> None:
+        self._function = self._owner = None
+
+    def take(self) -> Callable[[], object] | None:
+        """The function, for the one who calls it now; None if the timer is cancelled."""
+        function = self._function
+        self._function = self._owner = None
+        return function
 
     def __repr__(self) -> str:
-        return f"<Timer in {self.deadline - monotonic():.3f} s{'' if self._function else ', cancelled'}>"
+        return f"<Timer in {self.deadline - monotonic():.3f} s>" if self._function else "<Timer, over>"
 
 
 class _Clock:
@@ -60,16 +72,21 @@ class _Clock:
 
     def _reset(self) -> None:
         self._inbox: SimpleQueue[Timer | Callable[[], object] | None] = SimpleQueue()
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         if self._thread is None:
             with self._starting:
                 if self._thread is None:
-                    thread = threading.Thread(target=self._run, args=(self._inbox,), name=THREAD_NAME, daemon=True)
-                    thread.start()
-                    self._thread = thread
+                    # Before it is started, which takes a while: finalizers may run meanwhile, and have timers too.
+                    inbox = self._inbox
+                    self._thread = threading.Thread(target=self._run, args=(inbox,), name=THREAD_NAME, daemon=True)
+                    try:
+                        self._thread.start()
+                    except BaseException:  # should it run all the same, the next one will share its inbox
+                        self._thread = None
+                        raise
 
     def put(self, item: Timer | Callable[[], object]) -> None:
         self._inbox.put(item)
@@ -100,7 +117,7 @@ class _Clock:
                     _call(item)
                 item = None
             while heap and heap[0].deadline <= monotonic():
-                function = heapq.heappop(heap)._function
+                function = heapq.heappop(heap).take()
                 if function is not None:
                     _call(function)
                 function = None
@@ -116,9 +133,12 @@ def _call(function: Callable[[], object]) -> None:
 _clock = _Clock()
 
 
-def call_at(deadline: float, function: Callable[[], object]) -> Timer:
-    """Call ``function`` on the timer thread at ``deadline`` (of `time.monotonic`). It must be quick: it delays every timer."""
-    timer = Timer(deadline, function)
+def call_at(deadline: float, function: Callable[[], object], owner: object = None) -> Timer:
+    """Call ``function`` on the timer thread at ``deadline`` (of `time.monotonic`), unless ``owner`` is gone by then.
+
+    It must be quick: it delays every timer.
+    """
+    timer = Timer(deadline, function, owner)
     _clock.start()
     _clock.put(timer)
     return timer
@@ -139,25 +159,31 @@ def after(seconds: float) -> Receiver[float]:
 
     It is not closed afterwards. A receiver that nobody holds any more costs nothing when its time comes.
     """
-    deadline = deadline_after(seconds)
-    channel: Channel[float] = Channel(1, name=f"after({seconds:g})")
+    deadline = _deadline(seconds)
+    channel: Channel[float] = Channel(1, name=f"after({seconds})")
     if deadline is not None:
-        call_at(deadline, _Fire(channel))
+        call_at(deadline, _Fire(channel), channel)
     return channel.receiver
 
 
 def tick(seconds: float) -> Receiver[float]:
-    """A channel that receives a value every ``seconds`` (Go's ``time.Tick``). Ticks that nobody took in time are dropped.
+    """A channel that receives a value every ``seconds`` (Go's ``time.Tick``). Ticks that nobody takes are dropped.
 
     It ticks until nobody holds the receiver any more. ``seconds`` must be more than 0.
     """
-    deadline = deadline_after(seconds)
+    deadline = _deadline(seconds)
     if seconds <= 0:
         raise ValueError(f"tick takes more than 0 seconds, not {seconds!r}")
-    channel: Channel[float] = Channel(1, name=f"tick({seconds:g})")
+    channel: Channel[float] = Channel(1, name=f"tick({seconds})")
     if deadline is not None:
-        call_at(deadline, _Fire(channel, deadline, seconds))
+        call_at(deadline, _Fire(channel, deadline, seconds), channel)
     return channel.receiver
+
+
+def _deadline(seconds: float) -> float | None:
+    if seconds is None:
+        raise TypeError("a timer takes a number of seconds, not None")
+    return deadline_after(seconds)
 
 
 class _Fire:
@@ -175,11 +201,9 @@ class _Fire:
         if channel is None:
             return
         now = monotonic()
-        try:
+        with contextlib.suppress(WouldBlock, ChannelClosed):
             channel.try_send(now)
-        except (WouldBlock, ChannelClosed):
-            pass
         if self._period is not None:
             missed = max(now - self._deadline, 0.0) // self._period
             self._deadline += (missed + 1) * self._period
-            call_at(self._deadline, self)
+            call_at(self._deadline, self, channel)

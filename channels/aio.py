@@ -2,8 +2,8 @@
 
 The two directions are not alike:
 
-- A loop wakes a thread through a `Channel`. The waiting thread can then be interrupted, cancelled and timed out anywhere.
-  No lock of a queue between the two would survive that: a Ctrl-C inside leaves it locked, and the loop stuck on it.
+- A loop wakes a thread through a `Channel`. The waiting thread can be interrupted, cancelled and timed out anywhere. No
+  lock of a queue between the two would survive that: a Ctrl-C inside leaves it locked, and the loop stuck on it.
 - A thread wakes a loop through janus. The thread may be in a signal handler or finalizer, or be hit by Ctrl-C, so it
   does no more than hand the wake-up over, in one step, to the timer thread, which puts it into the janus queue.
 
@@ -59,7 +59,7 @@ OnDone: TypeAlias = Callable[[Any, BaseException | None], object]
 class _Run:
     """A task on the loop of a `_Life`, and who wants to know how it ended: told once, on every path."""
 
-    __slots__ = ("_args", "_context", "_on_done", "_target", "_task", "_ticket", "done", "life", "owner")
+    __slots__ = ("_args", "_context", "_on_done", "_target", "_task", "_ticket", "done", "life", "name", "owner")
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class _Run:
         self._on_done = on_done
         # A copy: a context that another thread has entered cannot be entered, and that would be found out too late.
         self._context = contextvars.copy_context() if context is None else context.copy()
+        self.name = _named(target)
         self._task: asyncio.Task[None] | None = None
         self._ticket: list[None] = [None]  # whoever deletes the element tells
         self.done: Channel[None] = Channel(name="task ended")
@@ -95,20 +96,20 @@ class _Run:
             self.done.close()
             raise RuntimeError(f"{life.name} is closed")
 
-    def cancel(self) -> None:
+    def cancel(self, cause: object = None) -> None:
         """Any thread; does not wait."""
         if not self.done.closed:
-            self.life.post(self._cancel)
+            self.life.post(self._cancel, cause)
 
-    def _cancel(self) -> None:
+    def _cancel(self, cause: object) -> None:
         if self._task is not None:
-            self._task.cancel()
+            self._task.cancel(cause)
         else:
-            self.finish(None, Cancelled("before it began"))
+            self.finish(None, Cancelled(cause))
 
     def _begin(self) -> None:
         if self._ticket:
-            self._task = self.life.loop.create_task(self._drive(), context=self._context)
+            self._task = self.life.loop.create_task(self._drive(), name=self.name, context=self._context)
             self._task.add_done_callback(self._ended)
 
     async def _drive(self) -> None:
@@ -129,11 +130,14 @@ class _Run:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._task = None
-        if self._ticket:
-            self.finish(None, Cancelled("before it began"))  # before the first step of `_drive`
+        if self._ticket:  # cancelled before the first step of `_drive`
+            try:
+                task.result()
+            except asyncio.CancelledError as error:
+                self.finish(None, _task_cancelled(error))
 
     def finish(self, result: Any, error: BaseException | None) -> None:
-        """On the loop's thread, or where that has ended."""
+        """On the loop's thread, or where that has ended or is stuck."""
         try:
             del self._ticket[0]
         except IndexError:
@@ -165,6 +169,10 @@ def _discard(target: Any) -> None:
         target.close()  # no "was never awaited"
 
 
+def _named(thing: Any) -> str:
+    return getattr(thing, "__qualname__", None) or type(thing).__qualname__
+
+
 def _task_cancelled(error: asyncio.CancelledError) -> Cancelled:
     cancelled = Cancelled(error.args[0] if error.args else None)
     cancelled.__cause__ = error
@@ -181,9 +189,15 @@ class TaskHandle:
         #: A receiver that closes when the task has ended and its ``on_done`` has returned.
         self.done: Receiver[None] = Receiver(run.done)
 
-    def cancel(self) -> None:
-        """Cancel the task; does not wait for its end. Thread-safe, and harmless when it has ended."""
-        self._run.cancel()
+    def cancel(self, cause: object = None) -> None:
+        """Cancel the task; does not wait for its end. Thread-safe, and harmless when it has ended.
+
+        ``cause`` becomes that of the `Cancelled` which ``on_done`` gets.
+        """
+        self._run.cancel(cause)
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle {self._run.name}{', ended' if self.done.closed else ''}>"
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
@@ -279,14 +293,18 @@ class _Life:
                 except BaseException:
                     _logger.exception("%s: an exception left the loop, which goes on", self.name)
         finally:
-            self.over = True
-            for run in list(self.runs):
-                run.finish(None, Cancelled(f"{self.name} was closed"))
+            self.abandon()
             try:
                 loop.close()
             finally:
                 _lives.pop(self, None)
                 self.ended.close()
+
+    def abandon(self) -> None:
+        """Begin nothing more, and tell who still waits: on the loop's thread at its end, or for it where it is stuck."""
+        self.over = True
+        for run in list(self.runs):
+            run.finish(None, Cancelled(f"{self.name} was closed"))
 
     def post(self, function: Callable[..., object], *args: Any) -> bool:
         """Call it on the loop, soon; False if the loop is closed. Any thread."""
@@ -311,7 +329,7 @@ class _Life:
         try:
             while left := self._others():
                 for task in left - asked:  # once: a second cancel would cut their cleanup short
-                    task.cancel()
+                    task.cancel(f"{self.name} was closed")
                 asked |= left
                 await asyncio.wait(left, timeout=max(deadline - monotonic(), 0.01))
                 if monotonic() >= deadline:
@@ -397,9 +415,9 @@ class LoopThread:
     ) -> TaskHandle:
         """Run it as `call` does, without waiting.
 
-        ``on_done(result, exception)`` is called once, on the loop's thread, also if the loop is closed first; the
-        exception of a cancelled task is `Cancelled`. It must be quick. Without ``on_done`` a failure is logged.
-        May be called on the loop's own thread.
+        ``on_done(result, exception)`` is called once, on the loop's thread (on the closing one, if the loop is closed
+        while something blocks its thread); the exception of a cancelled task is `Cancelled`. It must be quick. Without
+        ``on_done`` a failure is logged. `start` may be called on the loop's own thread.
         """
         try:
             life = self._alive(None)
@@ -423,8 +441,8 @@ class LoopThread:
         """Drive an asynchronous iterable on the loop, and iterate over its values here.
 
         ``source`` may also be a function (called on the loop) or a coroutine that gives the iterable. It starts at once
-        and runs ahead by up to ``buffer`` values, and one more that waits for room. Its exception is raised after the values that came before.
-        Once ``cancel`` is done, waiting raises `Cancelled`, and the task is cancelled.
+        and runs ahead by up to ``buffer`` values, and one more that waits for room. Its exception is raised after the
+        values that came before. Once ``cancel`` is done, waiting raises `Cancelled`, and the task is cancelled.
         """
         return _feed(self, source, buffer, cancel, context)
 
@@ -452,6 +470,7 @@ class LoopThread:
         _insist(functools.partial(life.request_close, timeout))
         if threading.current_thread() is not life.thread and not _join(life, monotonic() + timeout + PATIENCE):
             _logger.warning("%s was closed while something blocks its thread", self.name)
+            life.abandon()
 
     def __enter__(self) -> LoopThread:
         return self
@@ -584,9 +603,6 @@ class _FeedRun(_Run):
         super().discard()
 
     def forked(self) -> None:
-        channel = self._args[1]() if self._args else None
-        if channel is not None:
-            channel._refresh()  # the thread that held its lock is gone
         self.finish(None, Cancelled("the task stayed in the parent process"))
 
 
@@ -619,16 +635,18 @@ class Feed(Receiver[T_co]):
         """The next value. Raises `Cancelled` once ``cancel`` is done; a Ctrl-C loses nothing and leaves it usable."""
         if self._over:
             raise StopIteration
+        self._run.owner._refuse("iterating")
         try:
-            return self.recv(None, self._cancel)
+            return super().recv(None, self._cancel)
         except ChannelClosed as error:
             self._over = True
             if cast("_Fed[Any]", self._channel).failed_with(error):
                 raise  # the source's own
             raise StopIteration from None
-        except Exception:
-            self._over = True
-            _insist(self._run.cancel)
+        except BaseException as error:
+            if isinstance(error, Cancelled) or cast("_Fed[Any]", self._channel).failed_with(error):
+                self._over = True
+                _insist(self._run.cancel)
             raise
 
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T_co:
@@ -671,8 +689,8 @@ class Feed(Receiver[T_co]):
 def from_async(source: Source[T], *, capacity: int = 64, loop: LoopThread | None = None) -> Feed[T]:
     """A receiver, good for `select`, of the values of an asynchronous iterable that a task on ``loop`` drives.
 
-    ``source`` is what `LoopThread.iterate` takes; ``loop`` is the `default_loop` if not given. The task runs ahead by up
-    to ``capacity`` values, and holds one more; at capacity 0 only that one.
+    ``source`` is what `LoopThread.iterate` takes; ``loop`` is the `default_loop` if not given. The task runs ahead by
+    up to ``capacity`` values, and holds one more; at capacity 0 only that one.
     """
     return _feed(loop or default_loop(), source, capacity, None, None)
 
@@ -692,6 +710,7 @@ def _feed(
         raise
     ref = weakref.ref(channel)
     run = _FeedRun(owner, life, _pump, (source, ref), functools.partial(_end_feed, ref), context)
+    run.name = f"feed of {_named(source)}"
     _timer.start()
     finalizer = weakref.finalize(channel, _timer.call_soon, run.cancel)
     finalizer.atexit = False
@@ -731,8 +750,8 @@ async def _pump(source: Any, ref: weakref.ref[_Fed[Any]]) -> None:
                 burst += 1
                 if burst >= BURST:
                     burst = 0
-                    channel = None
                     await asyncio.sleep(0)
+                channel = value = None  # not to be kept alive while the source makes the next one
                 continue
             burst = 0
             if ear is None:
@@ -749,6 +768,9 @@ async def _pump(source: Any, ref: weakref.ref[_Fed[Any]]) -> None:
     except ChannelClosed:
         if (channel := ref()) is not None and not channel.closed:
             raise  # the source's own
+    except GeneratorExit:
+        iterator = None  # the loop is gone: nothing can be awaited
+        raise
     finally:
         channel = value = entry = None
         if (close := getattr(iterator, "aclose", None)) is not None:
@@ -834,8 +856,11 @@ class _Park:
 
     def acquire(self) -> None:
         """Wait for who is serving: it holds the lock of the channel."""
-        self._lock.acquire()
-        self._lock.release()
+        try:
+            self._lock.acquire()
+        finally:
+            if self._lock._is_owned():
+                self._lock.release()
 
 
 class AsyncReceiver(Generic[T_co]):
@@ -949,11 +974,12 @@ def _exit() -> None:
         life.request_close(EXIT_GRACE)
     deadline = monotonic() + EXIT_GRACE + PATIENCE
     for life in lives:
-        _join(life, deadline)
+        if not _join(life, deadline):
+            life.abandon()
 
 
 def _forked() -> None:
-    global _guard, _default
+    global _guard
     _guard = RLock()
     for loop in list(_loops):
         loop._starting = RLock()

@@ -94,9 +94,7 @@ class Calls:
         self._context = context
         self._live: set[Call] = set()
 
-    def start(
-        self, what: str, inbox: Channel[Any], function: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> Call:
+    def start(self, what: str, inbox: Channel[Any], function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
         """Start ``function`` with its own copy of the caller's context; its last message to ``inbox`` is `Finished`."""
         call = Call(what, inbox)
         self._live.add(call)
@@ -191,6 +189,10 @@ class Calls:
         for call in list(self._live):
             call.inbox.close()
             call.cancel()
+
+    def forget(self) -> None:
+        """In a forked child: the threads and tasks of these calls are not here."""
+        self._live.clear()
 
     def join(self, timeout: float, only: Iterable[Call] | None = None) -> list[Call]:
         """Wait for these calls, or all; those that have not ended after ``timeout`` seconds."""

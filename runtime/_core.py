@@ -96,13 +96,23 @@ class Shared:
         self.grace = grace
         self.event_capacity = event_capacity
         self.observers = observers
+        self.cores: Final[set[StreamCore]] = set()  # the live streams
 
 
 class StreamCore:
     """One stream: its channel, its token, its session, its calls."""
 
     def __init__(
-        self, shared: Shared, agent: Agent, session: Session, log: SessionLog, *, interactive: bool, context: Context
+        self,
+        shared: Shared,
+        agent: Agent,
+        session: Session,
+        log: SessionLog,
+        *,
+        interactive: bool,
+        context: Context,
+        root: StreamCore | None,
+        token: CancelToken,
     ) -> None:
         self.number = next(_numbers)
         self.shared = shared
@@ -113,7 +123,8 @@ class StreamCore:
         self.context = context
         self.hooks = Hooks(agent.hooks)
         self.tags: Tags = {"agent_name": agent.name, "session_id": session.id}
-        self.token = CancelToken()
+        self.token = token
+        self._root = root
         self.events: Events = Channel(shared.event_capacity, name=f"events {self.number}")
         #: What the consumer reads: `events`, or what the forwarder passes on after the observers have seen it.
         self.out: Events = self.events
@@ -121,9 +132,15 @@ class StreamCore:
         self.ending = Ending(self.tags)
         self.finished: Channel[None] = Channel(name=f"stream {self.number} finished")
         self.threads: list[threading.Thread] = []
+        self.inherited = False  # by a forked child, which has none of these threads
         self.first_message = len(session.messages)
         self.input_tokens = 0
         self.output_tokens = 0
+
+    @property
+    def root(self) -> StreamCore:
+        """The stream whose consumer answers: this one, or the outermost it is nested in."""
+        return self._root or self
 
     # -- used by the worker --------------------------------------------------------------------------------------------
 

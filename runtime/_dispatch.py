@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed
 
@@ -17,8 +16,14 @@ from ._asks import Ask
 from ._calls import INBOX, Call, Finished
 from ._core import StreamCore, describe
 from ._schema import problems
-from .session import Message, ToolCall
+from .agent import Agent
+from .session import Message, Session, ToolCall
 from .tool import Answer, Question, Tool, ToolResult, result_of
+
+if TYPE_CHECKING:
+    from .stream import RunResult
+
+_AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent's worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,14 @@ class _Asked:
     call_id: str
     question: Question
     settled: Callable[[Answer], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Forwarded:
+    """A message to the worker: an event of a nested stream. Taking it gives one credit back."""
+
+    event: events.Event
+    credits: Channel[None]
 
 
 @dataclass(slots=True)
@@ -89,6 +102,10 @@ def _make(
         if isinstance(message, _Asked):
             _ask(core, message, running[message.call_id])
             continue
+        if isinstance(message, _Forwarded):
+            core.emit(message.event)
+            message.credits.try_recv()
+            continue
         done = next(each for each in running.values() if each.task is message.call)
         del running[done.call.id]
         alone = False
@@ -145,7 +162,7 @@ def _ask(core: StreamCore, asked: _Asked, running: _Running) -> None:
         note = "the question was declined: nobody is there to be asked, this run is not interactive"
         settled(Answer("decline", note=note))
         return
-    ask = Ask(core, core, question, settled)
+    ask = Ask(core, core.root, question, settled)
     timeout = core.shared.answer_timeout if question.timeout is None else question.timeout
     core.shared.asks.register(ask, timeout)
     core.shared.bridge.send(
@@ -163,7 +180,19 @@ class _Context:
         self.session_id = core.session.id
         self.agent_name = core.agent.name
         self.cancel: CancelToken = core.token
+        self._core = core
         self._inbox = inbox
+        self._credits: Channel[None] = Channel(_AHEAD, name="credits")
+
+    def run_agent(self, agent: Agent, task: str | Session) -> RunResult:
+        from ._nested import run_nested  # it opens streams, whose workers dispatch
+
+        session = Session.from_user(task) if isinstance(task, str) else task
+        return run_nested(self._core, agent, session, self._forward)
+
+    def _forward(self, event: events.Event) -> None:
+        self._credits.send(None, cancel=self.cancel)
+        self._post(_Forwarded(event, self._credits))
 
     def elicit(
         self,
@@ -174,7 +203,7 @@ class _Context:
         timeout: float | None = None,
     ) -> Answer:
         answers: Channel[Answer] = Channel(1, name="answer")
-        self._post(_question(message, schema, url, timeout), answers.try_send)
+        self._post(_Asked(self.call_id, _question(message, schema, url, timeout), answers.try_send))
         return answers.recv(cancel=self.cancel)
 
     async def aelicit(
@@ -185,6 +214,8 @@ class _Context:
         url: str = "",
         timeout: float | None = None,
     ) -> Answer:
+        import asyncio  # slow, and loaded by now: whoever awaits this has a loop
+
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
 
@@ -196,12 +227,12 @@ class _Context:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and the task that waited gone with it
                 loop.call_soon_threadsafe(settle, answer)
 
-        self._post(_question(message, schema, url, timeout), settled)
+        self._post(_Asked(self.call_id, _question(message, schema, url, timeout), settled))
         return await future
 
-    def _post(self, question: Question, settled: Callable[[Answer], object]) -> None:
+    def _post(self, message: _Asked | _Forwarded) -> None:
         try:
-            self._inbox.try_send(_Asked(self.call_id, question, settled))
+            self._inbox.try_send(message)
         except ChannelClosed:
             raise Cancelled(self.cancel.cause or "the stream has ended") from None
 

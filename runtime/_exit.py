@@ -45,6 +45,21 @@ def register() -> None:
     at_exit(_at_exit)
 
 
+def _in_child() -> None:
+    """A forked child has none of the threads of these streams: they are over, and iterating over one says so."""
+    for core in list(live):
+        core.inherited = True
+        core.threads.clear()
+        core.calls.forget()
+        core.log.release()
+        core.shared.cores.discard(core)
+        for channel in (core.events, core.out, core.finished):
+            channel.close()
+        while len(core.out):
+            core.out.try_recv()
+    live.clear()
+
+
 register()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=live.clear)
+    os.register_at_fork(after_in_child=_in_child)

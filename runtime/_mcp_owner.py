@@ -17,6 +17,7 @@ import contextvars
 import functools
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -247,8 +248,12 @@ class _Process:
             self.ended = True
             ended()
 
+        program, *arguments = self.command
+        if sys.platform == "win32":
+            program = shutil.which(program) or program  # npx is npx.cmd there
         process = self._process = await asyncio.create_subprocess_exec(
-            *self.command,
+            program,
+            *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 
 
 def work(core: StreamCore) -> None:
-    """Run the stream to its end. Raises nothing; ``core.finished`` closes last."""
+    """Run the stream to its end. Raises nothing."""
     ending = core.ending
     cleanup: list[Call] = []
     try:
@@ -47,11 +47,8 @@ def work(core: StreamCore) -> None:
     except BaseException:
         _logger.exception("%r did not end cleanly", core)
     finally:
-        try:
-            if cleanup:
-                core.calls.join(core.shared.grace, cleanup)
-        finally:
-            core.finished.close()
+        if cleanup:
+            core.calls.join(core.shared.grace, cleanup)
 
 
 def _report(core: StreamCore) -> None:

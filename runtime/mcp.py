@@ -42,7 +42,7 @@ class MCPServerError(RuntimeError):
 
 
 class MCPToolSet:
-    """The tools of one MCP server, a process that is started for it and spoken to through its standard input and output.
+    """The tools of one MCP server: a process that is started, and spoken to through its standard input and output.
 
     ``command`` is the program and its arguments. The server sees HOME, LOGNAME, PATH, SHELL, TERM and USER of our
     environment, and what ``env`` adds. ``connect_timeout`` is how many seconds it has to start and to list its tools,
@@ -50,14 +50,14 @@ class MCPToolSet:
     other calls, is not counted.
 
     Both generations of the protocol are spoken: 2026-07-28, and the sessions before, where only one call at a time is
-    made because nothing says which call a question belongs to. ``mode`` "legacy" or "2026-07-28" spares the server being
-    asked which one it is.
+    made because nothing says which call a question belongs to. ``mode`` "legacy" or "2026-07-28" spares the server the
+    question which one it is.
 
     A server that ends is started again by the next call, or when its tools are next asked for; the calls that it was
     busy with fail. What it writes to its standard error is logged by the logger ``runtime.mcp`` at level DEBUG, and the
     last of it is part of the error when the server fails.
 
-    All methods may be called from any thread but that of ``loop`` (by default, the one that everything shares). A forked
+    All methods may be called from any thread but that of ``loop``, by default the loop that everything shares. A forked
     child has a server of its own.
     """
 

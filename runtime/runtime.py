@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextvars
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from channels import Channel
-
 from . import _exit
-from ._core import Shared, StreamCore
+from ._core import Shared
 from ._helpers import HelperPool
-from ._observe import Observer, forward, observing_calls
+from ._observe import Observer
+from ._open import open_stream
 from ._toolsets import ToolSets
-from ._worker import work
 from .agent import Agent, Team
 from .bridge import ElicitationBridge
 from .events import ElicitationRequest
@@ -54,7 +51,6 @@ class Runtime:
     ) -> None:
         self._team = agent if isinstance(agent, Team) else Team((agent,))
         self._closed = False
-        self._cores: set[StreamCore] = set()
         self._shared = Shared(
             helpers=HelperPool(executor),
             loop=_default_loop,
@@ -76,40 +72,9 @@ class Runtime:
         """
         if self._closed:
             raise RuntimeError("the runtime is closed")
-        log = session.lease()
-        try:
-            core = StreamCore(
-                self._shared,
-                self._team.root,
-                session,
-                log,
-                interactive=interactive,
-                context=contextvars.copy_context(),
-            )
-            observing = None
-            if self._shared.observers:
-                core.out = Channel(self._shared.event_capacity, name=f"observed events {core.number}")
-                observing = observing_calls(core)
-            stream = EventStream(core, observing)
-            self._cores.add(core)
-            _exit.live.add(core)
-        except BaseException:
-            log.release()
-            raise
-        try:
-            _start(core, f"lockgate-stream-{core.number}", _work, core, self._cores)
-            if observing is not None:
-                _start(core, f"lockgate-observe-{core.number}", forward, core, observing)
-        except BaseException:
-            core.token.cancel("the stream could not be started")
-            if not core.threads:  # the worker would have done all this
-                core.events.close(final=core.ending.stopped())
-                log.release()
-                core.finished.close()
-                self._cores.discard(core)
-                _exit.live.discard(core)
-            raise
-        return stream
+        return open_stream(
+            self._shared, self._team.root, session, interactive=interactive, context=contextvars.copy_context()
+        )
 
     def run(self, session: Session, *, on_request: OnRequest | None = None) -> RunResult:
         """Run the agent on ``session`` to the end; what it came to.
@@ -148,7 +113,7 @@ class Runtime:
     def close(self) -> None:
         """End all streams, helper threads and toolsets; bounded. Calling it twice is harmless."""
         self._closed = True
-        _exit.end_streams(self._cores, "the runtime was closed", 3 * self._shared.grace)
+        _exit.end_streams(self._shared.cores, "the runtime was closed", 3 * self._shared.grace)
         self._shared.toolsets.stop()
         self._shared.helpers.close()
         self._shared.helpers.join(self._shared.grace)
@@ -162,7 +127,7 @@ class Runtime:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{len(self._cores)} live streams"
+        state = "closed" if self._closed else f"{len(self._shared.cores)} live streams"
         return f"<Runtime of {self._team.root!r}, {state}>"
 
 
@@ -176,18 +141,3 @@ def _default_loop() -> LoopThread:
 
 
 _loop_known: list[bool] = []
-
-
-def _start(core: StreamCore, name: str, target: Callable[..., None], *args: Any) -> None:
-    thread = threading.Thread(target=core.context.copy().run, args=(target, *args), name=name, daemon=True)
-    thread.start()
-    core.threads.append(thread)
-
-
-def _work(core: StreamCore, cores: set[StreamCore]) -> None:
-    """What the worker thread runs. It holds the core, never the consumer's `EventStream` nor the `Runtime`."""
-    try:
-        work(core)
-    finally:
-        cores.discard(core)
-        _exit.live.discard(core)

@@ -63,6 +63,8 @@ class EventStream(Receiver[Event]):
                 return self._channel.recv()  # type: ignore[no-any-return]
         except ChannelClosed:
             self._finalizer.detach()
+            if self._core.inherited:
+                raise RuntimeError("this stream belongs to the process that was forked; start one here") from None
             raise StopIteration from None
         except BaseException as error:
             self._core.token.cancel(error)

@@ -10,11 +10,16 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 from channels import CancelToken
 
 from .model import ToolDefinition
+
+if TYPE_CHECKING:
+    from .agent import Agent
+    from .session import Session
+    from .stream import RunResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 Action = Literal["accept", "decline", "cancel"]
@@ -96,6 +101,13 @@ class ToolContext(Protocol):
         timeout: float | None = None,
     ) -> Answer:
         """`elicit`, for asynchronous tools."""
+
+    def run_agent(self, agent: Agent, task: str | Session) -> RunResult:
+        """Run another agent inside this call, on a new session that begins with ``task``, or on a session.
+
+        Its events reach the consumer of this stream, marked with its own session id, and so do its questions. It is
+        cancelled when this stream is. Raises `RunError` when it ends other than normally. For synchronous tools.
+        """
 
 
 class Tool:

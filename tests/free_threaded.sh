@@ -78,7 +78,7 @@ environment=$cache/venv-$("$python" -c 'import hashlib, sys; v = sys.version + s
 print("%d.%dt-" % sys.version_info[:2] + hashlib.sha256(v.encode()).hexdigest()[:8])')
 [ -x "$environment/bin/python" ] || "$python" -m venv "$environment"
 python=$environment/bin/python
-"$python" -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+"$python" -m pip install -qq --disable-pip-version-check --root-user-action=ignore --prefer-binary --editable '.[test]'
 
 export PYTHON_GIL=0
 "$python" -c 'import sys, janus, channels

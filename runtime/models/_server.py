@@ -229,12 +229,15 @@ def _load(path: Path, context: int, threads: int) -> Any:
     params.embedding = True
     params.pooling_type = library.llama_pooling_type.LLAMA_POOLING_TYPE_LAST
     try:
-        return library.Server(params)
+        native = library.Server(params)
     except (RuntimeError, ValueError) as error:
         raise ModelUnavailable(
             f"{path} cannot be loaded: it is damaged, not a language model, too large for the memory, or made for a "
             f"later xllamacpp than {getattr(library, '__version__', 'this one')}."
         ) from error
+    # Its loop may not have begun, and would then miss that it should end: the destructor would wait for ever.
+    native.handle_embeddings({"input": ["."]})
+    return native
 
 
 class _Process:

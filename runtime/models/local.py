@@ -158,10 +158,12 @@ def _results(messages: Sequence[Message], cancel: CancelToken) -> Iterator[Delta
             said.append(f"{name} is done.")
         else:
             said.append(text if len(results) == 1 else f"{name}: {text}")
-    for piece in re.findall(r"\s*\S+\s*", "\n".join(said)):
+    words = re.findall(r"\s*\S+\s*", "\n".join(said))
+    step = 1 + len(words) // 200  # a result may be long, and a delta a word is for people
+    for place in range(0, len(words), step):
         if cancel.cancelled:
             return
-        yield TextDelta(piece)
+        yield TextDelta("".join(words[place : place + step]))
     yield FinishDelta("stop")
 
 

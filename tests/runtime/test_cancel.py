@@ -1,4 +1,6 @@
-"""Law 18: the channel is closed within 50 ms of `cancel()`, from any thread, whatever stands still. Laws 1, 2, 8, 16 with it."""
+"""Law 18: the channel is closed within 50 ms of `cancel()`, from any thread, whatever stands still. Laws 1, 2, 8, 16
+with it.
+"""
 
 from __future__ import annotations
 

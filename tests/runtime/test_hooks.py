@@ -37,7 +37,9 @@ def test_what_a_hook_is_told() -> None:
 
 @pytest.mark.parametrize("point", ["session_start", "user_prompt_submit"])
 def test_a_hook_that_blocks(point: str) -> None:
-    """HookBlocked, Error with its code and reason, the notification and on_error hooks, StreamStopped; in this order."""
+    """HookBlocked, Error with its code and reason, the notification and on_error hooks, StreamStopped; in this
+    order.
+    """
     order: list[str] = []
 
     def block(given: HookInput) -> HookResult:
@@ -61,7 +63,7 @@ def test_context_reaches_the_model() -> None:
             instructions="Be kind.",
             hooks={
                 "session_start": [lambda given: HookResult(context="It is Monday.")],
-                "user_prompt_submit": [f"{sys.executable} -c \"print('{{\\\"context\\\": \\\"It rains.\\\"}}')\""],
+                "user_prompt_submit": [f'{sys.executable} -c "print(\'{{\\"context\\": \\"It rains.\\"}}\')"'],
             },
         )
     ) as runtime:
@@ -110,9 +112,12 @@ def test_a_command_gets_json_and_blocks_with_exit_status_2(tmp_path: Path) -> No
         "print('not allowed', file=sys.stderr)\n"
         "sys.exit(2)\n"
     )
-    with Runtime(
-        Agent("a", Scripted(say("never")), hooks={"user_prompt_submit": [[sys.executable, str(script)]]})
-    ) as runtime, pytest.raises(RunError, match="not allowed") as raised:
+    with (
+        Runtime(
+            Agent("a", Scripted(say("never")), hooks={"user_prompt_submit": [[sys.executable, str(script)]]})
+        ) as runtime,
+        pytest.raises(RunError, match="not allowed") as raised,
+    ):
         runtime.run(Session.from_user("rm -rf"))
     assert raised.value.code == "hook_blocked"
     given = json.loads((tmp_path / "given.json").read_text())
@@ -134,7 +139,8 @@ def test_a_command_that_hangs_dies_with_what_it_started(tmp_path: Path) -> None:
 
 def test_a_wrong_hook_point_is_refused_at_once() -> None:
     """Nothing is silently ignored."""
-    with Runtime(Agent("a", Scripted(say("ok")), hooks={"on_start": [print]})) as runtime, pytest.raises(
-        ValueError, match="unknown hook point 'on_start'; known are session_start"
+    with (
+        Runtime(Agent("a", Scripted(say("ok")), hooks={"on_start": [print]})) as runtime,
+        pytest.raises(ValueError, match="unknown hook point 'on_start'; known are session_start"),
     ):
         runtime.run_stream(Session.from_user("hello"))

@@ -1,8 +1,8 @@
 """The bug report this project began with: a stream that exits early must close its channel and leave the bridge alone.
 
-Upstream, two early returns stood between the swap of the bridge and the registration of the cleanup: a toolset that cannot
-start, and a ``user_prompt_submit`` hook that stops the run. The consumer's loop then never ended, the bridge kept pointing at
-the dead stream, and the forwarder of the observers never terminated.
+Upstream, two early returns stood between the swap of the bridge and the registration of the cleanup: a toolset that
+cannot start, and a ``user_prompt_submit`` hook that stops the run. The consumer's loop then never ended, the bridge
+kept pointing at the dead stream, and the forwarder of the observers never terminated.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class Watcher:
 
 @each_exit
 def test_the_consumers_loop_ends(make: Callable[[], Agent], reason: str, code: str, text: str) -> None:
-    """Laws 1 and 2: the channel closes, the last event is StreamStopped with the true reason, an Error stands before it."""
+    """Laws 1 and 2: the channel closes, the last event is StreamStopped with the true reason, an Error stands before
+    it.
+    """
     with Runtime(make()) as runtime:
         events = list(runtime.run_stream(Session.from_user("hello")))
     assert [type(event) for event in events[-2:]] == [Error, StreamStopped]
@@ -86,9 +88,7 @@ def test_the_consumers_loop_ends(make: Callable[[], Agent], reason: str, code: s
 
 
 @each_exit
-def test_the_previous_elicitation_channel_is_back(
-    make: Callable[[], Agent], reason: str, code: str, text: str
-) -> None:
+def test_the_previous_elicitation_channel_is_back(make: Callable[[], Agent], reason: str, code: str, text: str) -> None:
     """Laws 1 and 3: what the bridge pointed at before the stream, it points at after it."""
     with Runtime(make()) as runtime:
         bridge = runtime.bridge
@@ -104,7 +104,9 @@ def test_the_previous_elicitation_channel_is_back(
 
 @each_exit
 def test_the_forwarder_of_the_observers_ends(make: Callable[[], Agent], reason: str, code: str, text: str) -> None:
-    """Laws 1 and 9: with an observer in between the consumer's loop ends too; the observer saw what the consumer saw."""
+    """Laws 1 and 9: with an observer in between the consumer's loop ends too; the observer saw what the consumer
+    saw.
+    """
     watcher = Watcher()
     session = Session.from_user("hello")
     with Runtime(make(), observers=[watcher]) as runtime:
@@ -124,9 +126,7 @@ def test_run_raises(make: Callable[[], Agent], reason: str, code: str, text: str
 
 
 @each_exit
-def test_the_next_stream_on_the_session_works(
-    make: Callable[[], Agent], reason: str, code: str, text: str
-) -> None:
+def test_the_next_stream_on_the_session_works(make: Callable[[], Agent], reason: str, code: str, text: str) -> None:
     """Law 15: the lease is given back on the early exits too."""
     session = Session.from_user("hello")
     with Runtime(make()) as runtime:

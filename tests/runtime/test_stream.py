@@ -280,7 +280,7 @@ def test_an_exception_in_the_loop_cancels_and_passes() -> None:
 
         with pytest.raises(LookupError, match="mine"):
             consume()
-        assert not runtime._cores
+        assert not runtime._shared.cores
 
 
 def test_ctrl_c_surfaces_at_once_and_a_second_run_works() -> None:
@@ -413,9 +413,7 @@ def test_the_callers_context_travels(model: type[Scripted]) -> None:
         runtime.run(Session.from_user("hi"))
         assert who.get() == "me"
         who.reset(token)
-    assert seen == dict.fromkeys(
-        ["tool", "async tool", "session_start", "session_end", "async hook", "model"], "me"
-    )
+    assert seen == dict.fromkeys(["tool", "async tool", "session_start", "session_end", "async hook", "model"], "me")
 
 
 def test_a_closed_runtime() -> None:

@@ -1,4 +1,6 @@
-"""A model that says what a test wrote down, and ways to stall. For failure paths; the real model has tests of its own."""
+"""A model that says what a test wrote down, and ways to stall. For failure paths; the real model has tests of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ Step = Delta | Callable[[], Any] | BaseException
 
 
 class Scripted:
-    """A synchronous model. Each turn is a list of deltas; a callable is called, an exception raised, where it stands."""
+    """A synchronous model. Each turn is a list of deltas; a callable is called, an exception raised, where it
+    stands.
+    """
 
     def __init__(self, *turns: Iterable[Step]) -> None:
         self.id = "scripted"

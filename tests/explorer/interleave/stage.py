@@ -239,7 +239,7 @@ class Stage:
     def _check_free(self, what: str, channel: Any) -> None:
         lock: RLock = channel._lock
         self.expect(lock._held is None and lock._count == 0, f"{what} is left locked")
-        self.expect(not channel._attention, f"{what} needs attention")
+        self.expect(not channel._attention or channel._closed, f"{what} needs attention")
         self.expect(channel not in self.world.load("channels._channel")._closing, f"{what} has a close on record")
 
     def expect(self, true: bool, otherwise: str) -> None:

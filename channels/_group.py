@@ -1,0 +1,228 @@
+"""Structured threads: a block that is not left before every thread that was started in it has ended.
+
+There is no lock. A member registers before it looks whether the group is closed, and leaving closes the group before it
+looks for members: one of the two sees the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Final, ParamSpec, TypeVar
+
+from ._cancel import CancelToken
+from ._channel import Channel
+from ._errors import Cancelled, ChannelClosed
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+TIDY_AT: Final = 64  # members, also ended ones, before the ended are dropped
+
+
+class WorkerGroup:
+    """Threads that end before the ``with`` block does.
+
+    ``with WorkerGroup() as group:`` and ``group.spawn(fn, ...)`` call functions in threads. Give them ``group.token``
+    as ``cancel=`` for what they wait for: the first that fails, or an exception of the block, cancels it, with itself
+    as the cause. Nothing is interrupted by force: leaving waits for all of them, however long they take. ``parent`` is
+    a token whose cancelling is this group's too; ``name`` begins the names of the threads.
+
+    What leaving raises (compare ``asyncio.TaskGroup``):
+
+    - an `ExceptionGroup` of what the block and the functions raised, in this order; a `BaseExceptionGroup` if one of
+      that is no `Exception`. Once the token is cancelled, a `Cancelled` is not part of it;
+    - a `KeyboardInterrupt` or `SystemExit`, and what is no `Exception` in the block, as it is, ``from`` the group of
+      the others;
+    - a `Cancelled`, where nothing failed, but the block was ended by it, or a function because of ``parent``.
+
+    A Ctrl-C while leaving waits cancels the token; the wait goes on, and `KeyboardInterrupt` is raised at its end.
+
+    All methods are thread-safe. A group is used once. Modelled on https://docs.python.org/3/library/asyncio-task.html.
+    """
+
+    def __init__(self, parent: CancelToken | None = None, *, name: str = "worker") -> None:
+        self.name = name
+        self._parent = parent
+        #: The `CancelToken` of this group.
+        self.token = CancelToken(parent)
+        self._members: dict[_Member, None] = {}
+        self._tidy_at = TIDY_AT
+        self._numbers = itertools.count(1)
+        self._errors: list[BaseException] = []
+        self._interrupts: list[BaseException] = []  # KeyboardInterrupt and SystemExit, of functions
+        self._gave_up = False  # a function ended with Cancelled, as it was asked to
+        self._entered = False
+        self._closed = False
+
+    def spawn(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Call ``fn`` in a new thread, in a copy of the caller's context; a future of what it returns.
+
+        If it raises, the group fails, also where somebody asks the future for it. `Cancelled` once the token is
+        cancelled; `RuntimeError` outside the block. While leaving waits, the functions may still spawn others.
+        """
+        if not self._entered:
+            raise RuntimeError(f"{self!r} is not entered: spawn inside its with block")
+        if len(self._members) >= self._tidy_at:
+            self._tidy()
+        name = f"{self.name} {next(self._numbers)}: {getattr(fn, '__qualname__', type(fn).__qualname__)}"
+        member = _Member(self, name, lambda: fn(*args, **kwargs))
+        future: Future[T] = member.future
+        self._members[member] = None
+        try:
+            if self._closed:
+                raise RuntimeError(f"{self!r} is closed: its with block was left")
+            if self.token.cancelled:
+                raise Cancelled(self.token.cause)
+            member.thread.start()
+        except BaseException:
+            member.withdraw()
+            raise
+        return future
+
+    def __enter__(self) -> WorkerGroup:
+        if self._entered:
+            raise RuntimeError(f"{self!r} was entered before: a group is used once")
+        self._entered = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        why, interrupt = error, None
+        while True:
+            try:
+                if why is not None:
+                    self.token.cancel(why)
+                self._join()
+                break
+            except BaseException as caught:
+                interrupt = interrupt or caught
+                why = why or caught
+        try:
+            self._raise(error, interrupt)
+        finally:
+            del error, why, interrupt  # their tracebacks hold this frame
+            self._errors, self._interrupts = [], []
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self._entered else "new"
+        running = sum(not member.ended.closed for member in list(self._members))
+        return f"<WorkerGroup {self.name!r} {state}, {running} running>"
+
+    def _join(self) -> None:
+        while not self._closed:
+            while self._members:
+                for member in list(self._members):
+                    member.join()
+                    self._members.pop(member, None)
+            self._closed = True
+            if self._members:  # somebody, not of the group, spawned just before
+                self._closed = False
+
+    def _tidy(self) -> None:
+        for member in list(self._members):
+            if member.ended.closed and not member.thread.is_alive():
+                self._members.pop(member, None)
+        self._tidy_at = 2 * len(self._members) + TIDY_AT
+
+    def _failed(self, error: BaseException) -> None:
+        """A function raised."""
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self._interrupts.append(error)
+        elif isinstance(error, Cancelled) and (self.token.cancelled or self._parent_cancelled):
+            self._gave_up = True
+            return
+        else:
+            self._errors.append(error)
+        self.token.cancel(error)
+
+    @property
+    def _parent_cancelled(self) -> bool:
+        return self._parent is not None and self._parent.cancelled
+
+    def _raise(self, error: BaseException | None, interrupt: BaseException | None) -> None:
+        """Leave with what there is to raise: ``error`` came out of the block, ``interrupt`` into the wait."""
+        errors = list(self._errors)
+        fatal: BaseException | None = None
+        if error is not None and not isinstance(error, Exception):
+            fatal = error
+        elif error is not None and not isinstance(error, Cancelled):
+            errors.insert(0, error)
+        for other in ([] if interrupt is None else [interrupt]) + self._interrupts:
+            fatal = fatal or other
+        try:
+            group = BaseExceptionGroup("unhandled errors in a WorkerGroup", errors) if errors else None
+            if fatal is not None:
+                if fatal.__cause__ is None and group is not None:
+                    fatal.__cause__ = group
+                if fatal is not error:
+                    raise fatal
+            elif group is not None:
+                raise group from None
+            elif error is None and self._gave_up and self._parent_cancelled:
+                raise Cancelled(self.token.cause)
+        finally:
+            del error, interrupt, errors, fatal, group
+
+
+class _Member:
+    """One function in its thread."""
+
+    __slots__ = ("_function", "_group", "_ticket", "ended", "future", "ran", "thread")
+
+    def __init__(self, group: WorkerGroup, name: str, function: Callable[[], Any]) -> None:
+        self._group = group
+        self._function: Callable[[], Any] | None = function
+        self._ticket: list[None] = [None]  # whoever deletes the element: the thread, or who could not start it
+        self.ran = False
+        self.future: Future[Any] = Future()
+        self.ended: Channel[None] = Channel(name=f"{name} ended")
+        self.thread = threading.Thread(target=contextvars.copy_context().run, args=(self._run,), name=name)
+
+    def _run(self) -> None:
+        try:
+            del self._ticket[0]
+        except IndexError:
+            return
+        self.ran = True
+        group, future, function, ended = self._group, self.future, self._function, self.ended
+        self._function = None
+        del self
+        try:
+            if function is not None and future.set_running_or_notify_cancel():
+                try:
+                    result = function()
+                except BaseException as error:
+                    group._failed(error)  # first: who waits for the future shall find the token cancelled
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+                    del result
+        finally:
+            ended.close()
+            del group, future, function, ended  # a traceback may hold this frame, and the future the traceback
+
+    def withdraw(self) -> None:
+        """Starting failed, or was interrupted."""
+        try:
+            del self._ticket[0]
+        except IndexError:
+            return  # it runs: a member like the others
+        try:
+            self._function = None
+            self._group._members.pop(self, None)
+            self.future.cancel()
+        finally:
+            self.ended.close()
+
+    def join(self) -> None:
+        with contextlib.suppress(ChannelClosed):
+            self.ended.recv()
+        if self.ran:
+            self.thread.join()

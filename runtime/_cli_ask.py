@@ -1,0 +1,142 @@
+"""Questions: asked on the terminal, or answered with what the command line says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from ._cli_fields import Field, NotUnderstood, fields_of
+from ._cli_terminal import Terminal
+from ._errors import InvalidAnswer, NotPending
+from .events import ElicitationRequest
+from .stream import EventStream
+from .tool import Action, Answer
+
+_ACTIONS: Final[dict[str, Action]] = {"/decline": "decline", "/cancel": "cancel"}
+_NOTHING: Final = object()  # an optional field that was left empty
+
+
+class _Left(Exception):
+    """The user leaves the question without an answer."""
+
+    def __init__(self, action: Action) -> None:
+        super().__init__(action)
+        self.action = action
+
+
+class Questions:
+    """Has the questions of a stream answered.
+
+    ``given`` are the answers of the command line, by field: proposals where there is a terminal, otherwise all there
+    is, and a question that they leave open is declined. ``read`` shows a prompt and returns what the user enters.
+    """
+
+    def __init__(self, terminal: Terminal, given: Mapping[str, str], read: Callable[[str], str]) -> None:
+        self._terminal = terminal
+        self._given = given
+        self._read = read
+
+    def answer(self, stream: EventStream, request: ElicitationRequest) -> None:
+        """Show the question, have it answered, and send the answer, until one fits."""
+        terminal = self._terminal
+        terminal.part(f"question {request.elicitation_id}")
+        terminal.ask(f"? {request.message}", "cyan")
+        if request.mode == "url":
+            terminal.ask(f"  {request.url}", "bold")
+        fields = fields_of(request.schema)
+        before: Mapping[str, Any] = {}
+        while True:
+            answer = self._ask(request, fields, before) if terminal.asks else self._look_up(request, fields)
+            try:
+                stream.respond(request, answer.action, answer.content)
+                return
+            except NotPending:
+                terminal.ask("  Nobody waits for this answer any more.", "yellow")
+                return
+            except InvalidAnswer as error:
+                terminal.ask(f"  {error}", "red")
+                before = answer.content
+            if not terminal.asks:
+                stream.respond(request, "decline")
+                return
+
+    # -- with a terminal -----------------------------------------------------------------------------------------------
+
+    def _ask(self, request: ElicitationRequest, fields: list[Field], before: Mapping[str, Any]) -> Answer:
+        """Ask for every field. ``before`` is an answer that did not fit as a whole."""
+        stars = any(field.required for field in fields)
+        self._terminal.ask(f"  ({', '.join(_ACTIONS)} to say no{'; * has to be answered' if stars else ''})", "dim")
+        try:
+            if request.mode == "url" or not fields:
+                said = self._ask_field(Field("done" if request.mode == "url" else "agreed", {"type": "boolean"}), None)
+                return Answer("accept" if said else "decline")
+            content = {}
+            for field in fields:
+                value = self._ask_field(field, self._proposal(field, before))
+                if value is not _NOTHING:
+                    content[field.name] = value
+            return Answer("accept", content)
+        except _Left as left:
+            return Answer(left.action)
+
+    def _proposal(self, field: Field, before: Mapping[str, Any]) -> str | None:
+        if field.name in before:
+            return field.show(before[field.name])
+        try:
+            return field.show(field.read(self._given[field.name]))
+        except (KeyError, NotUnderstood):
+            return None if field.default is None else field.show(field.default)
+
+    def _ask_field(self, field: Field, proposal: str | None) -> Any:
+        self._terminal.ask(f"  {field.label} - {field.note}")
+        while True:
+            entered = self._enter("  > " if proposal is None else f"  [{proposal}] > ") or proposal or ""
+            try:
+                if entered:
+                    return field.read(entered)
+                if not field.required:
+                    return _NOTHING
+                problem = f"{field.name} has to be answered"
+            except NotUnderstood as error:
+                problem = str(error)
+            self._terminal.ask(f"  {problem}", "red")
+
+    def _enter(self, prompt: str) -> str:
+        try:
+            entered = self._read(prompt).strip()
+        except EOFError:
+            raise _Left("decline") from None
+        if entered in _ACTIONS:
+            raise _Left(_ACTIONS[entered])
+        return entered
+
+    # -- without -------------------------------------------------------------------------------------------------------
+
+    def _look_up(self, request: ElicitationRequest, fields: list[Field]) -> Answer:
+        """Answer with what the command line says."""
+        terminal = self._terminal
+        content: dict[str, Any] = {}
+        missing = []
+        for field in fields:
+            source = "from --answer"
+            try:
+                if field.name in self._given:
+                    content[field.name] = field.read(self._given[field.name])
+                elif field.default is not None:
+                    source, content[field.name] = "the default", field.default
+            except NotUnderstood as error:
+                terminal.ask(f"  declined: --answer does not fit: {error}", "yellow")
+                return Answer("decline")
+            if field.name in content:
+                terminal.ask(f"  {field.label} - {field.note}")
+                terminal.ask(f"  > {field.show(content[field.name])} ({source})")
+            elif field.required:
+                missing.append(field)
+        if content and not missing:
+            return Answer("accept", content)
+        for field in missing:
+            terminal.ask(f"  {field.label} - {field.note}")
+        options = " ".join(f"--answer {field.name}=..." for field in missing)
+        need = f"; {options} would answer it" if options else ""
+        terminal.ask(f"  declined: there is no terminal to ask on{need}", "yellow")
+        return Answer("decline")

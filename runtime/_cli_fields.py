@@ -1,0 +1,173 @@
+"""The fields of a form: what is asked for, in words, and what somebody typed, as a value."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ._schema import problems
+
+_YES = ("yes", "y", "true", "on", "1")
+_NO = ("no", "n", "false", "off", "0")
+_FORMATS = {
+    "date": "a date, YYYY-MM-DD",
+    "date-time": "a date and time, YYYY-MM-DDTHH:MM",
+    "time": "a time, HH:MM",
+    "email": "an e-mail address",
+    "uri": "an address such as https://example.org",
+}
+
+
+class NotUnderstood(ValueError):
+    """The text is no value for the field; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One thing that a form asks for. ``schema`` is plain: references and nulls are resolved."""
+
+    name: str
+    schema: Mapping[str, Any]
+    required: bool = True
+
+    @property
+    def label(self) -> str:
+        """The name, with a title that says more, and the mark of a field that must be answered."""
+        title = str(self.schema.get("title", ""))
+        more = f" ({title})" if title and title.casefold() != self.name.replace("_", " ").casefold() else ""
+        return f"{self.name}{more}{'*' if self.required else ''}"
+
+    @property
+    def note(self) -> str:
+        """What it is about, and what it may be."""
+        description = str(self.schema.get("description", ""))
+        kind = self._kind()
+        return f"{description} ({kind})" if description else kind
+
+    @property
+    def default(self) -> Any:
+        """What it is when nobody says anything; None where that is open."""
+        return self.schema.get("default")
+
+    def read(self, text: str) -> Any:
+        """The value that ``text`` stands for. Raises `NotUnderstood`."""
+        value = self._value(text.strip())
+        found = problems({self.name: value}, {"type": "object", "properties": {self.name: dict(self.schema)}})
+        if found:
+            raise NotUnderstood("; ".join(found))
+        return value
+
+    def show(self, value: Any) -> str:
+        """``value`` as somebody would type it."""
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return ", ".join(value)
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    def _kind(self) -> str:
+        schema, kind = self.schema, self.schema.get("type")
+        if options := _options(schema):
+            return " / ".join(label for label, _ in options)
+        if kind == "boolean":
+            return "yes or no"
+        if kind in ("integer", "number"):
+            return f"a {'whole ' if kind == 'integer' else ''}number{_bounds(schema, 'minimum', 'maximum', '')}"
+        if kind == "string":
+            about = _FORMATS.get(schema.get("format", ""), "text")
+            return about + _bounds(schema, "minLength", "maxLength", " characters")
+        if kind == "array" and not self._nested():
+            return f"any of these, with commas between: {self._item()._kind()}"
+        return "JSON"
+
+    def _value(self, text: str) -> Any:
+        schema, kind = self.schema, self.schema.get("type")
+        if options := _options(schema):
+            for label, value in options:
+                if text.casefold() in (label.casefold(), str(value).casefold()):
+                    return value
+            raise NotUnderstood(f"{self.name} is one of {', '.join(label for label, _ in options)}, not {text!r}")
+        if kind == "boolean":
+            if text.casefold() in _YES + _NO:
+                return text.casefold() in _YES
+            raise NotUnderstood(f"{self.name} is yes or no, not {text!r}")
+        if kind in ("integer", "number"):
+            return self._number(text)
+        if kind == "array" and not self._nested():
+            return [self._item()._value(part.strip()) for part in text.split(",") if part.strip()]
+        if kind in ("array", "object"):
+            try:
+                return json.loads(text)
+            except ValueError as error:
+                raise NotUnderstood(f"{self.name} is not JSON: {error}") from None
+        return text
+
+    def _number(self, text: str) -> int | float:
+        whole = self.schema["type"] == "integer"
+        try:
+            return int(text)
+        except ValueError:
+            pass
+        try:
+            value = float(text)
+            if math.isfinite(value) and not (whole and not value.is_integer()):
+                return int(value) if whole else value
+        except ValueError:
+            pass
+        raise NotUnderstood(f"{self.name} is a {'whole ' if whole else ''}number, not {text!r}")
+
+    def _item(self) -> Field:
+        return Field(self.name, self.schema.get("items", {}))
+
+    def _nested(self) -> bool:
+        return self._item().schema.get("type") in ("array", "object", None) and not _options(self._item().schema)
+
+
+def fields_of(form: Mapping[str, Any] | None) -> list[Field]:
+    """The fields of a form, in their order."""
+    form = form or {}
+    required = form.get("required", ())
+    return [Field(name, _plain(schema, form), name in required) for name, schema in form.get("properties", {}).items()]
+
+
+def _options(schema: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What there is to choose from, each with what people call it."""
+    if "enum" in schema:
+        names = schema.get("enumNames", ())
+        values: Sequence[Any] = schema["enum"]
+        return list(zip(names if len(names) == len(values) else map(str, values), values, strict=True))
+    branches = schema.get("oneOf") or schema.get("anyOf") or ()
+    if all("const" in branch for branch in branches):
+        return [(str(branch.get("title", branch["const"])), branch["const"]) for branch in branches]
+    return []
+
+
+def _bounds(schema: Mapping[str, Any], least: str, most: str, unit: str) -> str:
+    low, high = schema.get(least), schema.get(most)
+    if low is not None and high is not None:
+        return f" from {low} to {high}{unit}" if not unit else f", {low} to {high}{unit}"
+    if low is not None:
+        return f", {low}{unit} or more"
+    return f", {high}{unit} or less" if high is not None else ""
+
+
+def _plain(schema: Mapping[str, Any], form: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``schema`` with its reference followed, and without the null that makes it optional."""
+    said = {key: schema[key] for key in ("title", "description", "default") if schema.get(key) is not None}
+    for _ in range(4):
+        if isinstance(reference := schema.get("$ref"), str) and reference.startswith("#/"):
+            target: Any = form
+            for step in reference[2:].split("/"):
+                target = target.get(step, {}) if isinstance(target, Mapping) else {}
+            schema = target
+        elif branches := schema.get("anyOf"):
+            real = [branch for branch in branches if branch.get("type") != "null"]
+            if len(real) != 1:
+                break
+            schema = real[0]
+        else:
+            break
+    return {**schema, **said}

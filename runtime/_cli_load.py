@@ -1,0 +1,103 @@
+"""Finding the agent that the command line names."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from ._errors import MissingExtra
+from .agent import Agent, Team
+
+DEFAULT = "agent"
+
+
+class CannotLoad(Exception):
+    """There is no such agent, or it cannot be used; the text is one line and says what to do."""
+
+
+def load(name: str, model: str | None = None) -> Team:
+    """The agent or team ``name``: ``file.py``, ``file.py:attribute``, ``module`` or ``module:attribute``.
+
+    ``model`` is a GGUF file that takes the place of its models. Raises `CannotLoad`.
+    """
+    source, attribute = _split(name)
+    module = _run_file(source) if source.endswith(".py") else _import(source)
+    try:
+        found = getattr(module, attribute)
+    except AttributeError:
+        others = [key for key, value in vars(module).items() if isinstance(value, (Agent, Team))]
+        hint = f"there is {source}:{others[0]}" if others else f"add a line such as: {attribute} = Agent(...)"
+        raise CannotLoad(f"{source} has no {attribute!r}; {hint}") from None
+    if not isinstance(found, (Agent, Team)):
+        raise CannotLoad(f"{source}:{attribute} is of type {type(found).__name__}, not an Agent or a Team")
+    team = found if isinstance(found, Team) else Team((found,))
+    if model is not None:
+        team = _with_model(team, model)
+    return team
+
+
+def _split(name: str) -> tuple[str, str]:
+    source, colon, attribute = name.rpartition(":")
+    return (source, attribute) if colon and attribute.isidentifier() else (name, DEFAULT)
+
+
+def _run_file(source: str) -> ModuleType:
+    path = Path(source)
+    if not path.is_file():
+        raise CannotLoad(f"there is no file {source}; name a Python file that defines {DEFAULT!r}, or module:attribute")
+    # As `python file.py` does it, so that the file can import its neighbours.
+    sys.path.insert(0, str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(f"lockgate_agent_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise _explained(error, source, path) from error
+    return module
+
+
+def _import(source: str) -> ModuleType:
+    sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(source)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{source}.".startswith(f"{error.name}."):
+            hint = f"; a file is named with its ending: {source}.py" if Path(f"{source}.py").is_file() else ""
+            raise CannotLoad(f"there is no module {error.name!r} here{hint}") from None
+        raise _explained(error, source, None) from error
+
+
+def _with_model(team: Team, file: str) -> Team:
+    from .models.local import LocalModel, ModelUnavailable
+
+    try:
+        model = LocalModel(file)
+    except (MissingExtra, ModelUnavailable) as error:
+        raise CannotLoad(_one_line(error)) from error
+    return Team(tuple(dataclasses.replace(agent, model=model) for agent in team.agents))
+
+
+def _explained(error: Exception, source: str, path: Path | None) -> CannotLoad:
+    """What went wrong when the module ran, and where in it."""
+    if isinstance(error, MissingExtra) or type(error).__name__ == "ModelUnavailable":
+        return CannotLoad(_one_line(error))
+    place = source
+    if isinstance(error, SyntaxError):
+        return CannotLoad(f"{error.filename or source}, line {error.lineno}: {error.msg}")
+    for frame in traceback.extract_tb(error.__traceback__):
+        if path is not None and Path(frame.filename) == path:
+            place = f"{source}, line {frame.lineno}"
+    return CannotLoad(f"{place}: {type(error).__name__}: {_one_line(error)}")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,123 @@
+"""Events, as the terminal shows them."""
+
+from __future__ import annotations
+
+import json
+from functools import singledispatchmethod
+from typing import Final
+
+from . import events
+from ._cli_terminal import Terminal
+from .session import ToolCall
+
+_ARGUMENT: Final = 200  # characters of one argument
+_RESULT_LINES: Final = 20
+_RESULT: Final = 2000  # characters of one result
+
+
+class Screen:
+    """Shows the events of a stream, and keeps the status line in step with them. ``agent`` is who is spoken to."""
+
+    def __init__(self, terminal: Terminal, agent: str) -> None:
+        self._terminal = terminal
+        self._agent = agent
+        self._calls: dict[str, str] = {}  # under way: the names, by their ids
+
+    def show(self, event: events.Event) -> None:
+        """Show ``event``, where there is something to see."""
+        self._show(event)
+        self.wait()
+
+    def wait(self) -> None:
+        """Say, when it takes long, what is being waited for."""
+        running = ", ".join(dict.fromkeys(self._calls.values()))
+        self._terminal.waiting(f"waiting for {running or 'the model'}")
+
+    @singledispatchmethod
+    def _show(self, event: events.Event) -> None:
+        pass
+
+    @_show.register
+    def _(self, event: events.AgentInfo) -> None:
+        self._terminal.part("head")
+        self._terminal.line(f"{event.agent_name} ({event.model})", "dim")
+
+    @_show.register
+    def _(self, event: events.UserMessage) -> None:
+        self._terminal.part("head")
+        self._terminal.line(f"> {event.message}", "bold")
+
+    @_show.register
+    def _(self, event: events.AgentChoice) -> None:
+        self._terminal.part(f"text {event.agent_name}")
+        self._terminal.text(event.content)
+
+    @_show.register
+    def _(self, event: events.AgentChoiceReasoning) -> None:
+        self._terminal.part(f"thought {event.agent_name}")
+        self._terminal.text(event.content, "dim")
+
+    @_show.register
+    def _(self, event: events.ToolCall) -> None:
+        call = event.tool_call
+        self._calls[call.id] = call.name
+        self._terminal.part("calls")
+        self._terminal.line(f"-> {self._who(event)}{call.name}({_arguments(call)})", "bold")
+
+    @_show.register
+    def _(self, event: events.ToolCallResponse) -> None:
+        call = event.tool_call
+        self._calls.pop(call.id, None)
+        self._terminal.part("calls")
+        said = f"{call.name} failed" if event.is_error else call.name
+        self._terminal.line(f"<- {self._who(event)}{said}: {_result(event.response)}", "red" if event.is_error else "")
+
+    @_show.register
+    def _(self, event: events.Warning) -> None:
+        self._terminal.note(f"warning: {event.message}", "yellow")
+
+    @_show.register
+    def _(self, event: events.ModelFallback) -> None:
+        self._terminal.note(f"{event.from_model} failed, {event.to_model} takes over: {event.reason}", "yellow")
+
+    @_show.register
+    def _(self, event: events.AgentSwitching) -> None:
+        self._terminal.note(f"{event.from_agent} hands over to {event.to_agent}", "dim")
+
+    @_show.register
+    def _(self, event: events.AuthorizationEvent) -> None:
+        self._terminal.note(f"{event.server}: {event.status} {event.url}".rstrip(), "yellow")
+
+    @_show.register
+    def _(self, event: events.McpInitStarted) -> None:
+        self._calls[f"toolset {event.toolset}"] = f"the tools of {event.toolset}"
+
+    @_show.register
+    def _(self, event: events.McpInitFinished) -> None:
+        self._calls.pop(f"toolset {event.toolset}", None)
+
+    def _who(self, event: events.Event) -> str:
+        return "" if event.agent_name in ("", self._agent) else f"[{event.agent_name}] "
+
+
+def _arguments(call: ToolCall) -> str:
+    try:
+        arguments = json.loads(call.arguments or "{}")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        return _short(call.arguments)
+    return ", ".join(f"{name}={_short(json.dumps(value, ensure_ascii=False))}" for name, value in arguments.items())
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _ARGUMENT else f"{text[:_ARGUMENT]}... ({len(text)} characters)"
+
+
+def _result(text: str) -> str:
+    text = text.strip()
+    lines = text.splitlines()
+    shown = "\n".join(lines[:_RESULT_LINES])[:_RESULT]
+    rest = len(text) - len(shown)
+    more = f"\n... {rest} more characters" if rest > 0 and shown != text else ""
+    return (shown + more).replace("\n", "\n   ")

@@ -1,0 +1,229 @@
+"""What the command shows and reads: lines, text as it streams, and a status line while nothing comes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import IO
+
+PATIENCE = 1.0  # seconds in which nothing needs to be said
+_FRAME = 0.125  # seconds between two pictures of the spinner
+_SPINNER = "|/-\\"
+_STYLES = {"bold": 1, "dim": 2, "red": 31, "yellow": 33, "cyan": 36}
+_CLEAR = "\r\x1b[K"
+# What a model or a server says must not move the cursor, retitle the window or hide what stood there before.
+_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
+_CONTROLS |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
+
+
+def printable(text: str) -> str:
+    """``text`` without what a terminal would obey."""
+    return text.translate(_CONTROLS)
+
+
+class _Place:
+    """Where streams end up. It is ``fresh`` at the beginning of a line."""
+
+    fresh = True
+
+
+class _Stream:
+    def __init__(self, io: IO[str], place: _Place) -> None:
+        self.io = io
+        self.place = place
+        self.terminal = _is_terminal(io)
+        self.moves = self.terminal and os.environ.get("TERM") != "dumb"  # its cursor, when told to
+        self.colour = self.moves and not os.environ.get("NO_COLOR")
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            io.reconfigure(errors="replace")  # type: ignore[attr-defined]
+
+    def write(self, text: str, style: str = "") -> None:
+        if not text:
+            return
+        self.io.write(self.styled(text, style))
+        self.io.flush()
+        self.place.fresh = text.endswith("\n")
+
+    def line(self, text: str, style: str = "") -> None:
+        self.write("" if self.place.fresh else "\n")
+        self.write(self.styled(printable(text), style) + "\n")
+
+    def styled(self, text: str, style: str) -> str:
+        return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if style and self.colour else text
+
+
+class Terminal:
+    """Standard input, output and error. The conversation goes to standard output, what there is to say about it to
+    standard error.
+
+    Used by the main thread; only within `busy` a thread of its own draws the status line.
+    """
+
+    def __init__(self) -> None:
+        place = _Place()
+        self._out = _Stream(sys.stdout, place)
+        self._err = _Stream(sys.stderr, place if _together(sys.stdout, sys.stderr) else _Place())
+        # Questions are shown where the user sees them, also when the rest goes into a file.
+        self._questions = self._err if self._err.terminal and not self._out.terminal else self._out
+        #: Whether there is somebody to ask.
+        self.asks = _is_terminal(sys.stdin) and self._questions.terminal
+        self._part = ""
+        self._what = ""
+        self._since = self._next = time.monotonic()
+        self._drawn = ""  # the status line: "here" or "below" the cursor
+
+    # -- lines ---------------------------------------------------------------------------------------------------------
+
+    def part(self, name: str) -> None:
+        """What comes now belongs to part ``name`` of the conversation. A blank line sets it off from another part."""
+        if self._part not in ("", name):
+            self._clear()
+            self._out.write("\n" if self._out.place.fresh else "\n\n")
+        self._part = name
+
+    def text(self, text: str, style: str = "") -> None:
+        """A piece of text, as it comes."""
+        self._clear()
+        self._out.write(printable(text), style)
+
+    def line(self, text: str, style: str = "") -> None:
+        """A line of the conversation."""
+        self._clear()
+        self._out.line(text, style)
+
+    def note(self, text: str, style: str = "") -> None:
+        """A line about the conversation."""
+        self._clear()
+        self._err.line(text, style)
+
+    def finish(self) -> None:
+        """End the last line of the conversation."""
+        self._clear()
+        if not self._out.place.fresh:
+            self._out.write("\n")
+
+    # -- questions -----------------------------------------------------------------------------------------------------
+
+    def ask(self, text: str, style: str = "") -> None:
+        """A line of a question."""
+        self._clear()
+        self._questions.line(text, style)
+
+    def read(self, prompt: str) -> str:
+        """What the user enters. Raises `EOFError`."""
+        self._clear()
+        try:
+            if self._questions is self._out:
+                with contextlib.suppress(ImportError):
+                    import readline  # noqa: F401  # from now on `input` lets the user edit the line
+                return input(prompt)
+            self._questions.write(prompt)
+            entered = sys.stdin.readline()
+            if not entered:
+                raise EOFError
+            self._questions.place.fresh = True
+            return entered.rstrip("\n")
+        except BaseException:  # Ctrl-D, Ctrl-C
+            self._questions.write("\n")
+            raise
+
+    def interrupted(self) -> None:
+        """Make up for the ``^C`` that the terminal has shown."""
+        self._clear()
+        if self._err.moves and self._err.place.fresh:
+            self._raw(_CLEAR)
+
+    # -- waiting -------------------------------------------------------------------------------------------------------
+
+    def waiting(self, what: str) -> None:
+        """From now on the status line, when there is need of one, says ``what``."""
+        self._clear()
+        self._what = what
+        self._since = time.monotonic()
+        self._next = self._since + PATIENCE
+
+    @property
+    def pause(self) -> float:
+        """How many seconds to wait before the next `tick`."""
+        return max(self._next - time.monotonic(), 0.01)
+
+    def tick(self) -> None:
+        """Say what is going on, if that takes long."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        waited = now - self._since
+        if self._err.moves:
+            self._next = now + _FRAME
+            self._draw(f"{_SPINNER[int(waited / _FRAME) % 4]} {self._what} ... {waited:.0f} s")
+        else:  # a line each time, and ever fewer
+            self._next = now + (4 if waited < 5 else 10 if waited < 15 else 30)
+            self.note(f"still {self._what} ... {waited:.0f} s", "dim")
+
+    @contextlib.contextmanager
+    def busy(self, what: str, *, at_once: bool = False) -> Iterator[None]:
+        """Say what is going on while the caller does it; ``at_once`` where no thread may get to say it meanwhile."""
+        self.waiting(what)
+        if at_once and self._err.moves:
+            self._draw(f"{_SPINNER[0]} {what} ...")
+        elif at_once:
+            self.note(f"{what} ...", "dim")
+        over = threading.Event()
+
+        def draw() -> None:
+            while not over.wait(self.pause):
+                self.tick()
+
+        thread = threading.Thread(target=draw, name="lockgate-status", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            self._clear()
+
+    def _draw(self, text: str) -> None:
+        line = _CLEAR + self._err.styled(text[: _width(self._err.io) - 1], "dim")
+        self._drawn = "here" if self._err.place.fresh else "below"  # in the middle of a text
+        self._raw(line if self._drawn == "here" else _below(line))
+
+    def _clear(self) -> None:
+        if self._drawn:
+            self._raw(_CLEAR if self._drawn == "here" else _below(_CLEAR))
+            self._drawn = ""
+
+    def _raw(self, text: str) -> None:
+        self._err.io.write(text)
+        self._err.io.flush()
+
+
+def _below(text: str) -> str:
+    """``text`` on the line below the cursor, which comes back. The screen scrolls first, where that is needed."""
+    return f"\x1bD\x1bM\x1b7\x1bD{text}\x1b8"
+
+
+def _is_terminal(io: IO[str] | None) -> bool:
+    try:
+        return io is not None and io.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def _together(one: IO[str], other: IO[str]) -> bool:
+    """Whether both end up in one place: a terminal, or what ``2>&1`` does."""
+    try:
+        return os.path.sameopenfile(one.fileno(), other.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _width(io: IO[str]) -> int:
+    try:
+        return os.get_terminal_size(io.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80

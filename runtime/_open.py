@@ -1,0 +1,88 @@
+"""Opening a stream: the session's lease, the core, the threads. Whatever fails on the way is undone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+from channels import CancelToken, Channel
+
+from . import _exit
+from ._core import Shared, StreamCore
+from ._observe import forward, observing_calls
+from ._worker import work
+from .agent import Agent
+from .session import Session
+from .stream import EventStream
+
+
+def open_stream(
+    shared: Shared,
+    agent: Agent,
+    session: Session,
+    *,
+    interactive: bool,
+    context: Context,
+    parent: StreamCore | None = None,
+) -> EventStream:
+    """A stream whose worker runs. Raises `SessionBusy`.
+
+    With ``parent`` it is nested: cancelled with it, asking the same consumer, and observed through it.
+    """
+    log = session.lease()
+    try:
+        core = StreamCore(
+            shared,
+            agent,
+            session,
+            log,
+            interactive=interactive,
+            context=context,
+            root=None if parent is None else parent.root,
+            token=CancelToken(None if parent is None else parent.token),
+        )
+        observing = None
+        if shared.observers and parent is None:
+            core.out = Channel(shared.event_capacity, name=f"observed events {core.number}")
+            observing = observing_calls(core)
+        stream = EventStream(core, observing)
+    except BaseException:
+        log.release()
+        raise
+    shared.cores.add(core)
+    _exit.live.add(core)
+    try:
+        _start(core, f"lockgate-stream-{core.number}", _work, core)
+        if observing is not None:
+            _start(core, f"lockgate-observe-{core.number}", forward, core, observing)
+    except BaseException:
+        core.token.cancel("the stream could not be started")
+        if not core.threads:  # the worker would have done all this
+            core.events.close(final=core.ending.stopped())
+            log.release()
+            _over(core)
+        core.out.close()  # the forwarder would have done this
+        raise
+    return stream
+
+
+def _start(core: StreamCore, name: str, target: Callable[..., None], *args: Any) -> None:
+    thread = threading.Thread(target=core.context.copy().run, args=(target, *args), name=name, daemon=True)
+    thread.start()
+    core.threads.append(thread)
+
+
+def _work(core: StreamCore) -> None:
+    """What the worker thread runs. It holds the core, never the consumer's `EventStream` nor the `Runtime`."""
+    try:
+        work(core)
+    finally:
+        _over(core)
+
+
+def _over(core: StreamCore) -> None:
+    core.shared.cores.discard(core)
+    _exit.live.discard(core)
+    core.finished.close()

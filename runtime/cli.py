@@ -1,0 +1,275 @@
+"""The command ``lockgate``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any, Final
+
+from channels import ChannelClosed
+
+from . import events
+from ._cli_ask import Questions
+from ._cli_load import CannotLoad, load
+from ._cli_show import Screen
+from ._cli_terminal import Terminal
+from ._errors import MissingExtra, RunError, StreamStuck
+from .agent import Agent
+from .runtime import Runtime
+from .session import Session
+from .stream import EventStream
+
+OK: Final = 0
+FAILED: Final = 1
+UNUSABLE: Final = 2
+INTERRUPTED: Final = 130
+
+_RUN_EPILOG = """\
+AGENT is a Python file that defines `agent`, an Agent or a Team; file.py:NAME, module and module:NAME
+work as well.
+
+On a terminal you are asked what the tools want to know, and an --answer is what Enter takes. Without one,
+questions are answered from --answer, or declined. Ctrl-C ends the run in good order, twice ends it at once.
+
+Exit status: 0 when the run ended normally, 1 when it did not (the last line names the error's code), 2 when
+it could not begin, 130 when it was interrupted.
+
+Example:
+  lockgate run examples/booking.py "Book a table at Luigi's" --answer people=2
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return UNUSABLE
+    terminal = Terminal()
+    with _Interrupts() as interrupts:
+        try:
+            return _run(args, terminal, interrupts)
+        except CannotLoad as error:
+            terminal.note(f"error: {error}", "red")
+            return UNUSABLE
+        except KeyboardInterrupt:
+            terminal.interrupted()
+            terminal.note("stopped: interrupted by the user", "yellow")
+            return INTERRUPTED
+        except BrokenPipeError:  # what we print is not wanted any more, as with `| head`
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lockgate", description="Run agents from the command line.")
+    parser.add_argument("--version", action="version", version=f"lockgate {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="run an agent on a prompt",
+        description="Run an agent on a prompt, and show what it says and does.",
+        epilog=_RUN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("agent", metavar="AGENT", help="the agent, such as examples/booking.py")
+    run.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to say to it; asked for when left out")
+    run.add_argument(
+        "--answer",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        type=_answer,
+        help="the answer to a field that a question asks for; may be given more than once",
+    )
+    run.add_argument("--model", metavar="FILE.gguf", help="use this local model in place of the agent's own")
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("lockgate")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _answer(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"an answer is NAME=VALUE, not {text!r}")
+    return name.strip(), value
+
+
+def _run(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) -> int:
+    with terminal.busy(f"loading {args.agent}"):
+        team = load(args.agent, args.model)
+    prompt = args.prompt if args.prompt is not None else _ask_prompt(terminal, team.root)
+    _load_model(terminal, team.root)
+    questions = Questions(terminal, dict(args.answer), interrupts.read_with(terminal))
+    runtime = Runtime(team)
+    try:
+        stream = runtime.run_stream(Session.from_user(prompt))
+        try:
+            with interrupts.ending(stream):
+                error = _follow(stream, terminal, Screen(terminal, team.root.name), questions, interrupts)
+            terminal.finish()
+            return _report(stream, terminal, error)
+        finally:
+            with terminal.busy("ending the run"):
+                _close(stream, terminal)
+    finally:
+        with terminal.busy("ending what the agent has started"):
+            runtime.close()
+
+
+def _ask_prompt(terminal: Terminal, agent: Agent) -> str:
+    prompt = ""
+    if terminal.asks:
+        with contextlib.suppress(EOFError):
+            prompt = terminal.read(f"What should {agent.name} do? > ").strip()
+    if not prompt:
+        raise CannotLoad('no prompt: say what to do after the agent, in quotes, such as "Book a table at Luigi\'s"')
+    return prompt
+
+
+def _load_model(terminal: Terminal, agent: Agent) -> None:
+    """A model in this process keeps all threads waiting while it is loaded, so that is said before."""
+    model: Any = agent.model
+    if not hasattr(model, "load"):
+        return
+    try:
+        with terminal.busy(f"loading {model.id}", at_once=True):
+            model.load()
+    except Exception as error:
+        raise CannotLoad(" ".join(str(error).split())) from error
+
+
+def _follow(
+    stream: EventStream, terminal: Terminal, screen: Screen, questions: Questions, interrupts: _Interrupts
+) -> events.Error | None:
+    """Show the stream until it ends; the error it told of."""
+    screen.wait()
+    error: events.Error | None = None
+    said = False
+    while True:
+        try:
+            event = stream.recv(timeout=terminal.pause)
+        except TimeoutError:
+            terminal.tick()
+            continue
+        except ChannelClosed:
+            return error
+        finally:
+            if interrupts.pressed and not said:
+                said = True
+                terminal.interrupted()
+                terminal.note("stopping ... (Ctrl-C again ends it at once)", "yellow")
+                terminal.waiting("stopping")
+        if isinstance(event, events.Error):
+            error = event
+        if said:
+            continue  # nobody wants to see the rest
+        if isinstance(event, events.ElicitationRequest):
+            with contextlib.suppress(KeyboardInterrupt):  # the handler has cancelled the stream
+                questions.answer(stream, event)
+            screen.wait()
+        else:
+            screen.show(event)
+
+
+def _report(stream: EventStream, terminal: Terminal, error: events.Error | None) -> int:
+    """Say how the stream ended; the exit status."""
+    if stream.reason == "normal":
+        return OK
+    if stream.reason == "canceled":
+        terminal.note("stopped: canceled, interrupted by the user", "yellow")
+        return INTERRUPTED
+    cause = _cause(stream)
+    if isinstance(cause, MissingExtra):
+        terminal.note(f"error: {cause}", "red")
+        return UNUSABLE
+    terminal.note(f"error: {error.code}: {error.error}" if error is not None else f"error: {stream.reason}", "red")
+    return FAILED
+
+
+def _cause(stream: EventStream) -> BaseException | None:
+    """What was raised in the worker."""
+    try:
+        stream.result()
+    except RunError as error:
+        return error.__cause__
+    except StreamStuck:
+        pass  # `_close` tells
+    return None
+
+
+def _close(stream: EventStream, terminal: Terminal) -> None:
+    try:
+        stream.close()
+    except StreamStuck as stuck:
+        terminal.note(f"warning: {str(stuck).splitlines()[0]}", "yellow")
+
+
+class _Interrupts:
+    """Ctrl-C: the first ends the stream, the second the process."""
+
+    def __init__(self) -> None:
+        self.pressed = 0
+        self._stream: EventStream | None = None
+        self._reading = False
+        self._before: Any = None
+
+    def __enter__(self) -> _Interrupts:
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as in the background of a script
+        if threading.current_thread() is threading.main_thread() and not ignored:
+            self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.pressed += 1
+        if self.pressed > 1:
+            os.write(2, b"\n")
+            os._exit(INTERRUPTED)
+        if self._stream is not None:
+            self._stream.cancel("interrupted by the user")
+        if self._stream is None or self._reading:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def ending(self, stream: EventStream) -> Iterator[None]:
+        """Within, Ctrl-C ends ``stream`` and nothing else."""
+        self._stream = stream
+        try:
+            yield
+        finally:
+            self._stream = None
+
+    def read_with(self, terminal: Terminal) -> Any:
+        """`Terminal.read`, which Ctrl-C leaves."""
+
+        def read(prompt: str) -> str:
+            self._reading = True
+            try:
+                return terminal.read(prompt)
+            finally:
+                self._reading = False
+
+        return read
+
+
+if __name__ == "__main__":
+    sys.exit(main())

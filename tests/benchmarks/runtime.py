@@ -1,0 +1,240 @@
+"""What a stream costs, against the floor: a bare thread and a `queue.Queue(128)` that hand over the same events.
+
+    python tests/benchmarks/runtime.py [--rounds N]
+
+Floor and runtime take turns in one process; the figures are medians. Ratios mean something on any machine,
+microseconds only on an idle one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import queue
+import resource
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from support.scripted import AsyncScripted, Scripted, Stall, call  # noqa: E402
+
+from runtime import Agent, Runtime, Session, TextDelta, tool  # noqa: E402
+from runtime.events import AgentChoice, Event, StreamStopped  # noqa: E402
+
+DELTAS = 2000
+TURNS = 100
+PACED = 100
+PACE = 0.002  # seconds
+STREAMS = 100
+
+
+def floor_events(count: int = DELTAS) -> float:
+    """Microseconds per event: made in a thread, handed over by a queue."""
+    events: queue.Queue[Event | None] = queue.Queue(128)
+
+    def produce() -> None:
+        for _ in range(count):
+            events.put(AgentChoice("word ", agent_name="a", session_id="s"))
+        events.put(None)
+
+    start = time.perf_counter()
+    thread = threading.Thread(target=produce)
+    thread.start()
+    while events.get() is not None:
+        pass
+    took = time.perf_counter() - start
+    thread.join()
+    return took / count * 1e6
+
+
+def stream_events(model: type[Scripted], count: int = DELTAS) -> float:
+    """Microseconds per event of a stream."""
+    with Runtime(Agent("a", model([TextDelta("word ")] * count))) as runtime:
+        start = time.perf_counter()
+        for _ in runtime.run_stream(Session.from_user("go")):
+            pass
+        return (time.perf_counter() - start) / count * 1e6
+
+
+def floor_first() -> float:
+    """Milliseconds to the first event: start a thread, wait for what it puts."""
+    events: queue.Queue[Event] = queue.Queue(128)
+    start = time.perf_counter()
+    thread = threading.Thread(target=lambda: events.put(AgentChoice("x")))
+    thread.start()
+    events.get()
+    took = time.perf_counter() - start
+    thread.join()
+    return took * 1e3
+
+
+def stream_first(runtime: Runtime) -> tuple[float, float]:
+    """Milliseconds to the first event, and to the first text."""
+    start = time.perf_counter()
+    with runtime.run_stream(Session.from_user("go")) as stream:
+        next(stream)
+        first = time.perf_counter() - start
+        for event in stream:
+            if isinstance(event, AgentChoice):
+                break
+        return first * 1e3, (time.perf_counter() - start) * 1e3
+
+
+def tool_turns() -> float:
+    """Milliseconds per turn with one tool call."""
+
+    @tool
+    def nothing() -> str:
+        """Does nothing."""
+        return "ok"
+
+    model = Scripted(*[[call("nothing")] for _ in range(TURNS)], [TextDelta("done")])
+    with Runtime(Agent("a", model, tools=[nothing], max_iterations=TURNS + 1)) as runtime:
+        start = time.perf_counter()
+        for _ in runtime.run_stream(Session.from_user("go")):
+            pass
+        return (time.perf_counter() - start) / TURNS * 1e3
+
+
+def paced(model: type[Scripted] | None) -> float:
+    """Microseconds from making a delta to having its event, one delta every 2 ms; without a model, the floor."""
+    made: list[float] = []
+    taken: list[float] = []
+    if model is None:
+        events: queue.Queue[Event | None] = queue.Queue(128)
+
+        def produce() -> None:
+            for _ in range(PACED):
+                time.sleep(PACE)
+                made.append(time.perf_counter())
+                events.put(AgentChoice("x"))
+            events.put(None)
+
+        thread = threading.Thread(target=produce)
+        thread.start()
+        while events.get() is not None:
+            taken.append(time.perf_counter())
+        thread.join()
+    else:
+
+        def wait() -> object:
+            if model is AsyncScripted:
+                return asyncio.sleep(PACE)
+            time.sleep(PACE)
+            return None
+
+        def note() -> None:
+            made.append(time.perf_counter())
+
+        steps = [step for _ in range(PACED) for step in (wait, note, TextDelta("x"))]
+        with Runtime(Agent("a", model(steps))) as runtime:
+            for event in runtime.run_stream(Session.from_user("go")):
+                if isinstance(event, AgentChoice):
+                    taken.append(time.perf_counter())
+    return statistics.median(b - a for a, b in zip(made, taken, strict=True)) * 1e6
+
+
+def many_streams(model: type[Scripted]) -> tuple[float, float, int]:
+    """100 streams open at once: seconds to open and end them, MiB they add, threads they have."""
+    with contextlib.ExitStack() as stack:
+        stall = Stall()
+
+        def wait() -> object:
+            return asyncio.to_thread(stall) if model is AsyncScripted else stall()
+
+        before, threads = _resident(), threading.active_count()
+        start = time.perf_counter()
+        step = _until(stall) if model is AsyncScripted else wait
+        runtime = stack.enter_context(Runtime(Agent("a", model(*[[TextDelta("x"), step] for _ in range(STREAMS)]))))
+        streams = [runtime.run_stream(Session.from_user("go")) for _ in range(STREAMS)]
+        for stream in streams:
+            while not isinstance(next(stream), AgentChoice):
+                pass
+        added, threads = _resident() - before, threading.active_count() - threads
+        stall.go_on.set()
+        for stream in streams:
+            assert any(isinstance(event, StreamStopped) for event in stream)
+        return time.perf_counter() - start, added, threads
+
+
+def _until(stall: Stall) -> Callable[[], object]:
+    async def wait() -> None:
+        while not stall.go_on.is_set():
+            await asyncio.sleep(0.01)
+
+    return wait
+
+
+def _resident() -> float:
+    """MiB resident now."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def import_time() -> float:
+    """Milliseconds of `import channels, runtime` beyond a bare interpreter, both in fresh processes."""
+
+    def run(program: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+        return time.perf_counter() - start
+
+    return (min(run("import channels, runtime") for _ in range(5)) - min(run("pass") for _ in range(5))) * 1e3
+
+
+def extras_loaded() -> Iterator[str]:
+    """Extras that the import pulls in; there should be none."""
+    program = "import channels, runtime, sys; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    return (name for name in ("mcp", "pydantic", "openai", "janus", "asyncio", "xllamacpp") if name in loaded.split())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    runs: dict[str, list[float]] = {}
+
+    def note(name: str, value: float) -> None:
+        runs.setdefault(name, []).append(value)
+
+    with Runtime(Agent("a", Scripted(*[[TextDelta("x")]] * rounds))) as runtime:
+        for _ in range(rounds):
+            note("floor us/event", floor_events())
+            note("sync us/event", stream_events(Scripted))
+            note("async us/event", stream_events(AsyncScripted))
+            note("floor first ms", floor_first())
+            first, text = stream_first(runtime)
+            note("first event ms", first)
+            note("first text ms", text)
+            note("tool turn ms", tool_turns())
+            note("floor paced us", paced(None))
+            note("sync paced us", paced(Scripted))
+            note("async paced us", paced(AsyncScripted))
+    median = {name: statistics.median(values) for name, values in runs.items()}
+    print(f"CPython {sys.version.split()[0]}, medians of {rounds} rounds (lowest to highest)\n")
+    for name, values in runs.items():
+        base = median.get(f"floor {name.split(' ', 1)[1]}")
+        ratio = f"  {median[name] / base:5.2f} x floor" if base and not name.startswith("floor") else ""
+        print(f"{name:18s} {median[name]:9.3f}  ({min(values):.3f} to {max(values):.3f}){ratio}")
+    for model in (Scripted, AsyncScripted):
+        wall, added, threads = many_streams(model)
+        kind = "async" if model is AsyncScripted else "sync"
+        print(f"{STREAMS} streams, {kind:5s} {wall * 1e3:6.0f} ms wall, {added:.1f} MiB, {threads} threads")
+    print(f"import             {import_time():9.1f} ms, extras loaded: {', '.join(extras_loaded()) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,460 @@
+"""What `CancelToken` promises: once, with a cause, downwards, and from anywhere."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+import weakref
+
+import pytest
+
+from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, WouldBlock, select
+from channels._cancel import _Cancellation
+
+
+def test_a_new_token_is_not_cancelled():
+    token = CancelToken()
+    assert (token.cancelled, token.cause, repr(token)) == (False, None, "<CancelToken>")
+    assert isinstance(token.done, Receiver)
+    with pytest.raises(WouldBlock):
+        token.done.try_recv()
+
+
+def test_cancel_says_whether_it_did_and_keeps_the_first_cause():
+    token = CancelToken()
+    assert token.cancel("first") is True
+    assert token.cancel("second") is False
+    assert token.cancel() is False
+    assert (token.cancelled, token.cause) == (True, "first")
+    assert repr(token) == "<CancelToken cancelled: 'first'>"
+    token = CancelToken()
+    assert token.cancel()
+    assert (token.cause, repr(token)) == (None, "<CancelToken cancelled>")
+    assert not token.cancel("too late")
+    assert token.cause is None
+
+
+def test_done_closes_on_cancel(threads):
+    """For whoever waits for it, looks at it, or selects on it."""
+    token = CancelToken()
+    waiting = threads.go(token.done.recv)
+    selecting = threads.go(select, None, token.done)
+    threads.parked(token.done, receivers=2)
+    token.cancel()
+    waiting.raises(ChannelClosed)
+    assert selecting.result()[:3] == (1, None, False)
+    assert token.done.closed
+    assert list(token.done) == []
+
+
+def test_exactly_one_of_many_cancels_did(threads, switching):
+    """Its cause is the one; and once a `cancel` has returned, whoever's it was, the token is cancelled."""
+    for _ in range(50):
+        token = CancelToken()
+
+        def cancel(k, token=token):
+            did = token.cancel(k)
+            assert token.cancelled
+            assert token.cause is not None
+            return did
+
+        won = threads.all(*[lambda k=k: cancel(k) for k in range(1, 5)])
+        assert won.count(True) == 1
+        assert token.cause == won.index(True) + 1
+
+
+def test_a_second_cancel_finishes_what_the_first_has_only_begun():
+    """Its thread may be held up, or have been interrupted, between deciding and closing: a cancel that returns has closed.
+
+    The first canceller is stopped right after the decision.
+    """
+    token = CancelToken()
+    core = token.done._channel
+
+    class Stop(BaseException):
+        pass
+
+    def stop(*_):
+        raise Stop
+
+    class Undecided(_Cancellation):
+        __slots__ = ()
+        close = stop
+
+    core.__class__ = Undecided
+    with pytest.raises(Stop):
+        token.cancel("first")
+    core.__class__ = _Cancellation
+    assert token.cancel("second") is False
+    assert token.cancelled
+    assert token.cause == "first"
+
+
+# -- parents and children ----------------------------------------------------------------------------------------------
+
+
+def test_cancelling_a_parent_cancels_its_children_with_its_cause():
+    parent = CancelToken()
+    child = CancelToken(parent)
+    grandchild, other = CancelToken(child), CancelToken(parent)
+    parent.cancel("why")
+    assert [token.cause for token in (child, grandchild, other)] == ["why"] * 3
+    assert all(token.cancelled for token in (child, grandchild, other))
+
+
+def test_cancelling_a_child_leaves_its_parent_and_siblings():
+    parent = CancelToken()
+    child, other = CancelToken(parent), CancelToken(parent)
+    assert child.cancel("mine")
+    assert (parent.cancelled, other.cancelled) == (False, False)
+    parent.cancel("theirs")
+    assert (child.cause, other.cause) == ("mine", "theirs")
+
+
+def test_a_child_of_a_cancelled_parent_is_born_cancelled():
+    parent = CancelToken()
+    parent.cancel("before")
+    child = CancelToken(parent)
+    assert (child.cancelled, child.cause) == (True, "before")
+    assert CancelToken(parent, timeout=100).cause == "before"
+
+
+def test_a_child_born_while_its_parent_is_cancelled(threads, switching):
+    """However the two fall, it is cancelled in the end."""
+    for _ in range(100):
+        parent = CancelToken()
+        child, _ = threads.all(lambda parent=parent: CancelToken(parent), lambda parent=parent: parent.cancel("why"))
+        with pytest.raises(ChannelClosed):
+            child.done.recv(timeout=5)
+        assert child.cause == "why"
+
+
+def test_a_parent_holds_its_children_weakly():
+    """A long-lived token does not collect what was made from it: neither tokens nor their entries."""
+    parent = CancelToken()
+    for _ in range(1000):
+        CancelToken(parent)
+    gc.collect()
+    assert parent._core.callbacks == {}
+    child = CancelToken(parent)
+    gone = weakref.ref(child._core)
+    assert len(parent._core.callbacks) == 1
+    del child
+    assert gone() is None
+    assert parent._core.callbacks == {}
+
+
+def test_cancelled_children_of_a_living_parent_cost_nothing():
+    parent = CancelToken()
+    for _ in range(1000):
+        CancelToken(parent).cancel()
+    assert parent._core.callbacks == {}
+
+
+def test_a_child_keeps_its_parent():
+    """Or nobody could cancel it by the parent's deadline."""
+    child = CancelToken(CancelToken(timeout=0.02))
+    gc.collect()
+    with pytest.raises(ChannelClosed):
+        child.done.recv(timeout=5)
+    assert isinstance(child.cause, TimeoutError)
+
+
+def test_who_waits_for_a_token_need_not_hold_it(threads):
+    """The receiver is enough: for the deadline and for the parent's cancel."""
+    parent = CancelToken()
+    done = [CancelToken(timeout=0.02).done, CancelToken(parent).done]
+    gc.collect()
+    with pytest.raises(ChannelClosed):
+        done[0].recv(timeout=5)
+    waiting = threads.go(done.pop().recv)
+    parent.cancel()
+    waiting.raises(ChannelClosed)
+
+
+def test_tokens_are_freed_without_the_garbage_collector():
+    """No cycles: not with a parent, a deadline, callbacks, or after a cancel."""
+    gc.collect()
+    gc.disable()
+    try:
+        for prepare in (
+            lambda parent: CancelToken(),
+            lambda parent: CancelToken(parent),
+            lambda parent: CancelToken(timeout=1000),
+            lambda parent: CancelToken(parent, 1000),
+        ):
+            for cancelled in (False, True):
+                parent = CancelToken()
+                token = prepare(parent)
+                token.on_cancel(list)
+                if cancelled:
+                    token.cancel("c")
+                gone = [weakref.ref(token), weakref.ref(token._core), weakref.ref(parent._core)]
+                del token, parent
+                assert [ref() for ref in gone] == [None] * 3
+    finally:
+        gc.enable()
+
+
+# -- deadlines ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline_cancels_with_a_timeout_error():
+    token = CancelToken(timeout=0.02)
+    assert not token.cancelled
+    with pytest.raises(ChannelClosed):
+        token.done.recv(timeout=5)
+    assert isinstance(token.cause, TimeoutError)
+    assert str(token.cause) == "deadline of 0.02 s passed"
+    with pytest.raises(Cancelled, match="deadline") as caught:
+        Channel().recv(cancel=token)
+    assert caught.value.cause is token.cause
+
+
+def test_a_deadline_of_0_has_passed():
+    """At once, as in Go, not when the timer thread gets to it."""
+    token = CancelToken(timeout=0)
+    assert token.cancelled
+    assert isinstance(token.cause, TimeoutError)
+
+
+@pytest.mark.parametrize("timeout", [None, float("inf"), 1e12, 10**400], ids=["None", "inf", "1e12", "10**400"])
+def test_a_deadline_that_never_comes(timeout):
+    token = CancelToken(timeout=timeout)
+    other = CancelToken(timeout=0.02)
+    with pytest.raises(ChannelClosed):
+        other.done.recv(timeout=5)  # the timer thread has had it in its hands, and lives
+    assert not token.cancelled
+    assert token.cancel()
+
+
+def test_the_earlier_deadline_counts():
+    early = CancelToken(timeout=0.02)
+    child = CancelToken(early, timeout=1000)
+    with pytest.raises(ChannelClosed):
+        child.done.recv(timeout=5)
+    assert child.cause is early.cause
+    late = CancelToken(timeout=1000)
+    child = CancelToken(late, timeout=0.02)
+    with pytest.raises(ChannelClosed):
+        child.done.recv(timeout=5)
+    assert not late.cancelled
+
+
+def test_a_cancel_before_the_deadline_keeps_its_cause():
+    token = CancelToken(timeout=0.02)
+    token.cancel("mine")
+    with pytest.raises(TimeoutError):
+        Channel().recv(timeout=0.05)
+    assert token.cause == "mine"
+
+
+# -- callbacks ---------------------------------------------------------------------------------------------------------
+
+
+def test_callbacks_run_once_in_the_order_of_registration():
+    token = CancelToken()
+    calls = []
+    for k in range(5):
+        token.on_cancel(lambda k=k: calls.append((k, token.cancelled, threading.get_ident())))
+    assert calls == []
+    token.cancel()
+    token.cancel()
+    me = threading.get_ident()
+    assert calls == [(k, True, me) for k in range(5)]
+
+
+def test_a_callback_of_a_cancelled_token_runs_at_once():
+    token = CancelToken()
+    token.cancel()
+    calls = []
+    registration = token.on_cancel(lambda: calls.append(1))
+    assert calls == [1]
+    assert registration.remove() is False
+
+
+def test_a_deadline_runs_the_callbacks_on_the_timer_thread():
+    token = CancelToken(timeout=0.02)
+    where = Channel(1)
+    token.on_cancel(lambda: where.try_send(threading.current_thread().name))
+    assert where.recv(timeout=5) == "channels-timer"
+
+
+def test_remove_says_whether_the_callback_will_never_run():
+    token = CancelToken()
+    calls = []
+    registration = token.on_cancel(lambda: calls.append(1))
+    assert registration.remove() is True
+    assert registration.remove() is False
+    token.cancel()
+    assert calls == []
+    with token.on_cancel(lambda: calls.append(2)):
+        pass
+    assert calls == [2]
+
+
+def test_a_registration_is_removed_on_leaving_a_with_block():
+    token = CancelToken()
+    calls = []
+    with token.on_cancel(lambda: calls.append(1)) as registration:
+        assert registration.remove is not None
+    with pytest.raises(ZeroDivisionError), token.on_cancel(lambda: calls.append(2)):
+        raise ZeroDivisionError
+    token.cancel()
+    assert calls == []
+    assert token._core.callbacks == {}
+
+
+def test_a_removed_callback_is_let_go_of():
+    class Callback:
+        def __call__(self):
+            pass
+
+    token = CancelToken()
+    removed, called = Callback(), Callback()
+    registration = token.on_cancel(removed)
+    kept = token.on_cancel(called)
+    gone = weakref.ref(removed), weakref.ref(called)
+    del removed, called
+    registration.remove()
+    assert gone[0]() is None
+    token.cancel()
+    assert gone[1]() is None
+    assert kept.remove() is False
+
+
+def test_a_callback_runs_once_whoever_is_faster(threads, switching):
+    """`on_cancel` and `cancel`, and `remove` and `cancel`, at the same moment: exactly once, or removed."""
+    for _ in range(200):
+        token = CancelToken()
+        calls = []
+        early = token.on_cancel(lambda calls=calls: calls.append("early"))
+        removed, _, _ = threads.all(
+            early.remove,
+            lambda token=token, calls=calls: token.on_cancel(lambda: calls.append("late")),
+            token.cancel,
+        )
+        assert sorted(calls) == (["late"] if removed else ["early", "late"])
+
+
+def test_what_a_callback_raises_is_logged_and_stops_nobody(caplog):
+    token = CancelToken()
+    calls = []
+    token.on_cancel(lambda: calls.append(1))
+    token.on_cancel(lambda: 1 / 0)
+    token.on_cancel(lambda: calls.append(2))
+    child = CancelToken(token)
+    child.on_cancel(lambda: [][0])
+    with caplog.at_level(logging.ERROR):
+        assert token.cancel() is True
+    assert calls == [1, 2]
+    assert child.cancelled
+    assert [record.exc_info[0] for record in caplog.records] == [ZeroDivisionError, IndexError]
+    assert all("a cancel callback failed" in record.message for record in caplog.records)
+
+
+def test_an_exit_in_a_callback_gets_out_and_stops_nobody():
+    """SystemExit and Ctrl-C are not swallowed; but everyone else is told first, however many of them there are."""
+    token = CancelToken()
+    calls = []
+    for k in range(4):
+        token.on_cancel(lambda k=k: calls.append(k))
+        token.on_cancel(lambda k=k: exit_with(k))
+
+    def exit_with(k):
+        raise SystemExit(k)
+
+    with pytest.raises(SystemExit, match="0"):
+        token.cancel()
+    assert calls == [0, 1, 2, 3]
+    assert token.cancelled
+
+
+def test_a_callback_may_use_the_token():
+    token = CancelToken()
+    seen = []
+
+    def callback():
+        seen.append(token.cancel("again"))
+        seen.append(token.cancelled)
+        token.on_cancel(lambda: seen.append("nested"))
+        seen.append(CancelToken(token).cancelled)
+        with pytest.raises(Cancelled):
+            Channel().recv(cancel=token)
+
+    token.on_cancel(callback)
+    token.on_cancel(lambda: seen.append("next"))
+    token.cancel("once")
+    assert token.cause == "once"
+    assert sorted(map(str, seen)) == ["False", "True", "True", "nested", "next"]
+
+
+def test_a_callback_may_remove_another():
+    token = CancelToken()
+    calls = []
+    token.on_cancel(lambda: calls.append(second.remove()))
+    second = token.on_cancel(lambda: calls.append("second"))
+    token.cancel()
+    assert calls == [True]
+
+
+def test_no_callback_runs_under_a_lock(threads):
+    """While a callback is at it, others use the token freely."""
+    token = CancelToken()
+    inside, go_on = Channel(1), Channel(1)
+
+    def callback():
+        inside.send(1)
+        go_on.recv(timeout=10)
+
+    token.on_cancel(callback)
+    canceller = threads.go(token.cancel, "why")
+    inside.recv(timeout=10)
+    assert token.cancelled
+    assert token.cancel() is False
+    calls = []
+    token.on_cancel(lambda: calls.append(1))
+    assert calls == [1]
+    with pytest.raises(ChannelClosed):
+        token.done.recv(timeout=1)
+    assert canceller.running
+    go_on.send(1)
+    assert canceller.result() is True
+
+
+def test_cancel_from_a_finalizer_run_by_the_garbage_collector(threads):
+    """Dropping the last reference, also in a cycle, may be what cancels."""
+    token = CancelToken()
+    calls = []
+    token.on_cancel(lambda: calls.append(1))
+
+    class Guard:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            token.cancel("dropped")
+
+    waiting = threads.go(Channel().recv, None, token)
+    threads.parked(token.done, receivers=1)
+    Guard()
+    gc.collect()
+    assert waiting.raises(Cancelled).cause == "dropped"
+    assert calls == [1]
+
+
+def test_cancelling_is_prompt(threads):
+    """A hundred waits end together, long before a timeout."""
+    token = CancelToken()
+    channel = Channel()
+    waits = [threads.go(channel.recv, None, token) for _ in range(50)]
+    waits += [threads.go(select, channel, cancel=token) for _ in range(50)]
+    threads.parked(token.done, receivers=100)
+    began = time.monotonic()
+    token.cancel()
+    for task in waits:
+        task.raises(Cancelled)
+    assert time.monotonic() - began < 2
+    assert repr(channel) == "<Channel 0/0 open>"

@@ -1,0 +1,944 @@
+"""MCP servers as tool sets. The servers are real ones, but for those whose misbehaviour is the point."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from channels import Cancelled, CancelToken, Channel
+from channels.aio import LoopThread, default_loop
+from runtime.mcp import MCPServerError, MCPToolSet
+from runtime.tool import Answer, Question, Tool, ToolResult, ToolSet
+
+pytest.importorskip("mcp")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, ps")
+
+ROOT = Path(__file__).parents[2]
+BOOKING = [sys.executable, str(ROOT / "examples" / "booking_server.py")]
+MODES = ["2026-07-28", "legacy"]
+
+# What the booking desk does not do.
+ODD = '''
+import base64, os, sys, time
+from typing import Annotated
+from mcp import MCPError
+from mcp.server.mcpserver import Context, Elicit, ElicitationResult, MCPServer, Resolve
+from mcp.types import AudioContent, BlobResourceContents, CallToolResult, EmbeddedResource, ImageContent
+from mcp.types import ResourceLink, TextContent, TextResourceContents
+from pydantic import BaseModel
+
+server = MCPServer("odd", log_level="ERROR")
+
+class A(BaseModel): a: int
+class B(BaseModel): b: int
+async def ask_a() -> Elicit[A]: return Elicit("A?", A)
+async def ask_b() -> Elicit[B]: return Elicit("B?", B)
+
+@server.tool()
+async def both(a: Annotated[A, Resolve(ask_a)], b: Annotated[B, Resolve(ask_b)]) -> str:
+    return f"{a.a} {b.b}"
+
+@server.tool()
+async def visit(ctx: Context) -> str:
+    return (await ctx.elicit_url("Sign in", "https://example.org/in", "id-1")).action
+
+@server.tool()
+async def crash() -> str:
+    print("no more tables", file=sys.stderr, flush=True)
+    os._exit(3)
+
+@server.tool()
+async def refuse() -> str:
+    raise MCPError(-32099, "not today")
+
+@server.tool()
+async def stray_output() -> str:
+    os.write(1, b"debug: hello\\n")
+    return "said"
+
+@server.tool()
+async def where(name: str) -> str:
+    return f"{os.getcwd()} {os.environ.get(name)}"
+
+@server.tool(structured_output=False)
+async def names(self: str, context: str, function: str, call: str, arguments: str) -> str:
+    return " ".join([self, context, function, call, arguments])
+
+@server.tool()
+async def nothing() -> CallToolResult:
+    return CallToolResult(content=[])
+
+@server.tool()
+async def structured() -> CallToolResult:
+    return CallToolResult(content=[], structured_content={"täble": 4})
+
+@server.tool()
+async def mixed() -> CallToolResult:
+    data = base64.b64encode(bytes(12_000)).decode()
+    text = TextResourceContents(uri="file:///menu", mime_type="text/plain", text="soup")
+    blob = BlobResourceContents(uri="file:///map", blob=base64.b64encode(bytes(2_500_000)).decode())
+    return CallToolResult(content=[
+        TextContent(type="text", text="first"),
+        ImageContent(type="image", data=data, mime_type="image/png"),
+        AudioContent(type="audio", data=data, mime_type="audio/wav"),
+        ResourceLink(type="resource_link", name="terms", uri="https://example.org/terms"),
+        EmbeddedResource(type="resource", resource=text),
+        EmbeddedResource(type="resource", resource=blob),
+        TextContent(type="text", text="last"),
+    ], structured_content={"not": "shown"})
+
+@server.tool()
+async def large() -> str:
+    return "x" * 3_000_000
+
+@server.tool()
+def stall(seconds: float) -> str:
+    time.sleep(seconds)
+    return "done"
+
+server.run()
+'''
+
+
+class Context:
+    """What a dispatcher gives to a tool. Without ``reply`` the user never answers."""
+
+    call_id = session_id = agent_name = "test"
+
+    def __init__(self, reply: Callable[[Question], Answer] | None = None) -> None:
+        self.cancel = CancelToken()
+        self.asked: list[Question] = []
+        self.threads: list[int] = []
+        self.question_came = threading.Event()
+        self.answers: Channel[Answer] = Channel(1)
+        self._reply = reply
+
+    def elicit(
+        self, message: str, schema: Mapping[str, Any] | None = None, *, url: str = "", timeout: float | None = None
+    ) -> Answer:
+        question = Question(message, schema, "url" if url else "form", url, timeout)
+        self.asked.append(question)
+        self.threads.append(threading.get_ident())
+        self.question_came.set()
+        if self._reply is not None:
+            return self._reply(question)
+        return self.answers.recv(cancel=self.cancel)
+
+    async def aelicit(
+        self, message: str, schema: Mapping[str, Any] | None = None, *, url: str = "", timeout: float | None = None
+    ) -> Answer:
+        raise NotImplementedError
+
+
+def books(date: str = "2026-12-24", people: int = 2) -> Callable[[Question], Answer]:
+    """A user who answers the booking desk."""
+
+    def reply(question: Question) -> Answer:
+        assert question.schema is not None
+        if "confirm" in question.schema["properties"]:
+            return Answer("accept", {"confirm": True})
+        return Answer("accept", {"date": date, "people": people})
+
+    return reply
+
+
+def call(toolset: MCPToolSet, name: str, context: Context | None = None, /, **arguments: Any) -> ToolResult:
+    """As the dispatcher does it."""
+    tool = next(tool for tool in toolset.tools() if tool.name == name)
+    return use(tool, context, **arguments)
+
+
+def use(tool: Tool, context: Context | None = None, /, **arguments: Any) -> ToolResult:
+    result = tool.function(**tool.bind(arguments, context or Context()))
+    assert isinstance(result, ToolResult)
+    return result
+
+
+def children() -> set[int]:
+    """Processes of ours that run."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat=,comm="], capture_output=True, text=True, check=True)
+    lines = [line.split(None, 3) for line in listed.stdout.splitlines()]
+    return {int(pid) for pid, parent, _, name in lines if int(parent) == os.getpid() and name != "ps"}
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def eventually(condition: Callable[[], object], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def tasks() -> set[asyncio.Task[Any]]:
+    with contextlib.suppress(RuntimeError):  # the set changed meanwhile
+        return asyncio.all_tasks(default_loop().loop)
+    return tasks()
+
+
+@contextlib.contextmanager
+def running(toolset: MCPToolSet) -> Iterator[MCPToolSet]:
+    try:
+        yield toolset
+    finally:
+        toolset.stop()
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], MCPToolSet]]:
+    """A booking desk and an odd server in either mode, shared by the tests that leave them as they are."""
+    script = tmp_path_factory.mktemp("servers") / "odd.py"
+    script.write_text(ODD)
+    commands = {"booking": BOOKING, "odd": [sys.executable, str(script)]}
+    made = {
+        (kind, mode): MCPToolSet(command, name=kind, mode=mode) for kind, command in commands.items() for mode in MODES
+    }
+    try:
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(MCPToolSet.start, made.values()))
+        yield made
+    finally:
+        for toolset in made.values():
+            toolset.stop()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(servers: object) -> Iterator[None]:
+    """No process, no task and no thread, of those that a test did not find when it began."""
+    before = children(), tasks(), set(threading.enumerate())
+    yield
+
+    def threads() -> list[threading.Thread]:
+        return [each for each in set(threading.enumerate()) - before[2] if each.name != "channels-timer"]
+
+    assert eventually(lambda: children() <= before[0]), children() - before[0]
+    assert eventually(lambda: tasks() <= before[1]), tasks() - before[1]
+    assert eventually(lambda: not threads()), threads()
+
+
+@pytest.fixture(params=MODES)
+def booking(request: pytest.FixtureRequest, servers: dict[tuple[str, str], MCPToolSet]) -> MCPToolSet:
+    return servers["booking", request.param]
+
+
+@pytest.fixture(params=MODES)
+def odd(request: pytest.FixtureRequest, servers: dict[tuple[str, str], MCPToolSet]) -> MCPToolSet:
+    return servers["odd", request.param]
+
+
+@pytest.fixture
+def odd_script(tmp_path: Path) -> list[str]:
+    script = tmp_path / "odd.py"
+    script.write_text(ODD)
+    return [sys.executable, str(script)]
+
+
+# -- calls and questions -----------------------------------------------------------------------------------------------
+
+
+def test_is_a_tool_set_with_the_tools_of_the_server(booking: MCPToolSet) -> None:
+    assert isinstance(booking, ToolSet)
+    tools = {tool.name: tool for tool in booking.tools()}
+    assert set(tools) == {"book_table", "opening_hours", "wait_for_table"}
+    book = tools["book_table"].definition
+    assert book.description.startswith("Book a table.")
+    assert set(book.parameters["properties"]) == {"restaurant", "date", "people"}
+    assert book.parameters["required"] == ["restaurant"]
+    assert not tools["book_table"].is_async
+
+
+def test_a_call_without_questions(booking: MCPToolSet) -> None:
+    result = call(booking, "opening_hours", restaurant="Luigi's")
+    assert result == ToolResult("Luigi's is open from 17:00 to 23:00; 0 waiting for a table")
+
+
+def test_the_user_is_asked_and_the_answers_reach_the_server(booking: MCPToolSet) -> None:
+    context = Context(books())
+    result = call(booking, "book_table", context, restaurant="Luigi's")
+    assert result.content.startswith("Booked: Luigi's, 2026-12-24, 2 people")
+    details, confirm = context.asked
+    assert details.mode == "form"
+    assert details.message == "When would you like to eat at Luigi's, and how many will you be?"
+    assert details.schema is not None
+    assert set(details.schema["properties"]) == {"date", "people"}
+    assert confirm.message == "Book Luigi's, 2026-12-24, 2 people?"
+    assert set(context.threads) == {threading.get_ident()}  # where the tool was called, which may wait
+
+
+@pytest.mark.parametrize("action", ["decline", "cancel"])
+def test_a_refusal_reaches_the_server(booking: MCPToolSet, action: Any) -> None:
+    context = Context(lambda question: Answer(action, note="nobody is there"))
+    result = call(booking, "book_table", context, restaurant="Luigi's")
+    assert result.content == f"No booking was made: the question for the details was answered with {action!r}."
+    assert len(context.asked) == 1
+
+
+def test_a_wrong_answer_is_an_error_of_the_tool(booking: MCPToolSet) -> None:
+    result = call(booking, "book_table", Context(books(people=99)), restaurant="Luigi's")
+    assert result.is_error
+    assert "does not match the requested schema" in result.content or "people" in result.content  # by generation
+
+
+def test_an_answer_that_cannot_be_sent_ends_the_call(booking: MCPToolSet) -> None:
+    context = Context(lambda question: Answer("accept", {"date": {"day": 24}}))
+    with pytest.raises(MCPServerError, match=r"'booking' asked 'When .* cannot be sent the answer .*flat form"):
+        call(booking, "book_table", context, restaurant="Luigi's")
+    assert call(booking, "opening_hours", restaurant="Luigi's").content
+
+
+def test_what_the_context_raises_ends_the_call(booking: MCPToolSet) -> None:
+    def fail(question: Question) -> Answer:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        call(booking, "book_table", Context(fail), restaurant="Luigi's")
+    assert call(booking, "book_table", Context(books()), restaurant="Sakura").content.startswith("Booked: Sakura")
+
+
+def test_without_a_context_questions_are_declined(booking: MCPToolSet) -> None:
+    book = next(tool for tool in booking.tools() if tool.name == "book_table")
+    assert "answered with 'decline'" in book(restaurant="Luigi's").content
+
+
+def test_questions_of_concurrent_calls_reach_their_own_callers(booking: MCPToolSet) -> None:
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable")
+
+    def book(number: int) -> tuple[ToolResult, list[Question]]:
+        variable.set(number)
+        answer = books(people=number % 20 + 1)
+
+        def reply(question: Question) -> Answer:
+            assert variable.get() == number
+            time.sleep(0.002 * (number % 3))
+            return answer(question)
+
+        context = Context(reply)
+        return call(booking, "book_table", context, restaurant=f"R{number}."), context.asked
+
+    with ThreadPoolExecutor(20) as threads:
+        for number, (result, asked) in enumerate(threads.map(book, range(60))):
+            people = number % 20 + 1
+            assert result.content.startswith(f"Booked: R{number}., 2026-12-24, {people} pe")
+            assert len(asked) == 2
+            assert all(f"R{number}." in question.message for question in asked)
+
+
+def test_two_questions_of_one_round_are_asked_one_after_the_other(odd: MCPToolSet) -> None:
+    context = Context(lambda question: Answer("accept", {"a": 1} if question.message == "A?" else {"b": 2}))
+    assert call(odd, "both", context).content == "1 2"
+    assert sorted(question.message for question in context.asked) == ["A?", "B?"]
+
+
+def test_a_page_to_visit(servers: dict[tuple[str, str], MCPToolSet]) -> None:
+    context = Context(lambda question: Answer("accept", {"ignored": True}))
+    assert call(servers["odd", "legacy"], "visit", context).content == "accept"
+    (question,) = context.asked
+    assert (question.mode, question.url, question.schema) == ("url", "https://example.org/in", None)
+
+
+def test_a_tool_s_parameters_may_have_any_names(odd: MCPToolSet) -> None:
+    result = call(odd, "names", self="1", context="2", function="3", call="4", arguments="5")
+    assert result.content == "1 2 3 4 5"
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_text_becomes_a_note(odd: MCPToolSet) -> None:
+    assert call(odd, "mixed").content.splitlines() == [
+        "first",
+        "[image image/png, 12 kB]",
+        "[audio audio/wav, 12 kB]",
+        "[resource https://example.org/terms]",
+        "[resource file:///menu, text/plain, 4 bytes]",
+        "[resource file:///map, 2.5 MB]",
+        "last",
+    ]
+
+
+def test_structured_content_where_there_is_no_text(odd: MCPToolSet) -> None:
+    assert call(odd, "structured").content == '{"täble": 4}'
+    assert call(odd, "nothing").content == "done"
+
+
+def test_a_large_result(odd: MCPToolSet) -> None:
+    assert len(call(odd, "large").content) == 3_000_000
+
+
+def test_a_failing_tool_is_an_error_result(booking: MCPToolSet) -> None:
+    result = call(booking, "opening_hours", restaurant="nowhere")
+    assert result.is_error
+    assert "no restaurant 'nowhere' here" in result.content
+
+
+def test_a_protocol_error_is_raised(odd: MCPToolSet) -> None:
+    with pytest.raises(MCPServerError, match=r"MCP server 'odd' refused to call refuse: not today \(code -32099\)"):
+        call(odd, "refuse")
+
+
+def test_what_is_not_the_protocol_is_logged_once(odd_script: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), running(MCPToolSet(odd_script, name="odd")) as odd:
+        assert call(odd, "stray_output").content == "said"
+        assert call(odd, "stray_output").content == "said"
+    messages = [record.getMessage() for record in caplog.records if record.name == "runtime.mcp"]
+    assert messages == ["MCP server 'odd' wrote something other than MCP to its standard output: debug: hello"]
+
+
+def test_environment_and_directory(odd_script: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SECRET", "not for servers")
+    with running(MCPToolSet(odd_script, env={"DESK": "7"}, cwd=tmp_path)) as odd:
+        assert call(odd, "where", name="DESK").content == f"{tmp_path} 7"
+        assert call(odd, "where", name="A_SECRET").content == f"{tmp_path} None"
+
+
+# -- cancelling --------------------------------------------------------------------------------------------------------
+
+
+class Caller(threading.Thread):
+    """Calls a tool in a thread, and keeps what came of it and when."""
+
+    def __init__(self, toolset: MCPToolSet, name: str, context: Context | None = None, /, **arguments: Any) -> None:
+        super().__init__(daemon=True)
+        self.context = context or Context()
+        self.result: ToolResult | None = None
+        self.error: BaseException | None = None
+        self.ended_at = 0.0
+        self._call = toolset, name, self.context
+        self._arguments = arguments
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.result = call(*self._call, **self._arguments)
+        except BaseException as error:
+            self.error = error
+        self.ended_at = time.monotonic()
+
+    def end(self, timeout: float = 10.0) -> Caller:
+        self.join(timeout)
+        assert not self.is_alive()
+        return self
+
+
+def waiting(toolset: MCPToolSet) -> int:
+    """How many calls of wait_for_table the server has under way."""
+    return int(call(toolset, "opening_hours", restaurant="Luigi's").content.split(";")[1].split()[0])
+
+
+def test_cancel_with_a_question_open_is_prompt(booking: MCPToolSet) -> None:
+    caller = Caller(booking, "book_table", restaurant="Luigi's")
+    assert caller.context.question_came.wait(5)
+    cancelled_at = time.monotonic()
+    caller.context.cancel.cancel()
+    assert isinstance(caller.end().error, Cancelled)
+    assert caller.ended_at - cancelled_at < 0.05
+    assert call(booking, "book_table", Context(books()), restaurant="Sakura").content.startswith("Booked: Sakura")
+
+
+def test_cancel_is_prompt_and_reaches_the_server(servers: dict[tuple[str, str], MCPToolSet]) -> None:
+    booking = servers["booking", "2026-07-28"]
+    caller = Caller(booking, "wait_for_table", seconds=3600)
+    assert eventually(lambda: waiting(booking) == 1)
+    cancelled_at = time.monotonic()
+    caller.context.cancel.cancel()
+    assert isinstance(caller.end().error, Cancelled)
+    assert caller.ended_at - cancelled_at < 0.05
+    assert eventually(lambda: waiting(booking) == 0)
+
+
+def test_legacy_calls_wait_for_each_other_and_may_be_cancelled_meanwhile(
+    servers: dict[tuple[str, str], MCPToolSet],
+) -> None:
+    booking = servers["booking", "legacy"]
+    first = Caller(booking, "book_table", restaurant="First")
+    assert first.context.question_came.wait(5)
+    second = Caller(booking, "opening_hours", restaurant="Luigi's")
+    third = Caller(booking, "opening_hours", restaurant="Luigi's")
+    time.sleep(0.1)
+    second.context.cancel.cancel()
+    assert isinstance(second.end(0.5).error, Cancelled)
+    assert third.is_alive()
+    first.context.answers.send(Answer("decline"))
+    assert "decline" in first.end().result.content  # type: ignore[union-attr]
+    assert third.end().result is not None
+
+
+def test_cancelled_already(booking: MCPToolSet) -> None:
+    context = Context()
+    context.cancel.cancel()
+    with pytest.raises(Cancelled):
+        call(booking, "wait_for_table", context, seconds=3600)
+
+
+def test_a_question_of_a_cancelled_call_is_not_taken_for_the_next_one_s(booking: MCPToolSet) -> None:
+    """In the legacy protocol a question on the wire when its call is cancelled looks like one of the next call's."""
+    for number in range(60):
+        given_up = Caller(booking, "book_table", restaurant=f"Old{number}.")
+        time.sleep(0.0001 * (number % 40))
+        given_up.context.cancel.cancel()
+        context = Context(lambda question: Answer("decline"))
+        call(booking, "book_table", context, restaurant=f"New{number}.")
+        assert [f"New{number}." in question.message for question in context.asked] == [True]
+        given_up.end()
+        assert all(f"Old{number}." in question.message for question in given_up.context.asked)
+
+
+def test_a_storm_of_calls_half_of_which_are_given_up(booking: MCPToolSet) -> None:
+    def book(number: int) -> bool:
+        if number % 2:
+            context = Context(books())
+            assert call(booking, "book_table", context, restaurant=f"R{number}.").content.startswith(f"Booked: R{number}.")
+        else:
+            context = Context()
+            context.elicit = lambda *args, **kwargs: context.cancel.cancel() or context.answers.recv(cancel=context.cancel)  # type: ignore
+            with pytest.raises(Cancelled):
+                call(booking, "book_table", context, restaurant=f"R{number}.")
+        return all(f"R{number}." in question.message for question in context.asked)
+
+    with ThreadPoolExecutor(20) as threads:
+        assert all(threads.map(book, range(80)))
+
+
+# -- timeouts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_call_that_takes_too_long(mode: str) -> None:
+    with running(MCPToolSet(BOOKING, name="booking", mode=mode, call_timeout=0.3)) as booking:
+        booking.start()
+        since = time.monotonic()
+        with pytest.raises(MCPServerError, match=r"has not finished wait_for_table after 0\.3 s"):
+            call(booking, "wait_for_table", seconds=3600)
+        assert 0.25 < time.monotonic() - since < 1
+        assert waiting(booking) == 0
+
+        def slowly(question: Question) -> Answer:
+            time.sleep(0.4)
+            return books()(question)
+
+        # Neither the time that a user takes counts, nor that in which the server is busy with another call.
+        with ThreadPoolExecutor(2) as threads:
+            slow = threads.submit(call, booking, "book_table", Context(slowly), restaurant="Luigi's")
+            time.sleep(0.05)
+            quick = threads.submit(call, booking, "opening_hours", restaurant="Luigi's")
+            assert quick.result().content
+            assert slow.result().content.startswith("Booked")
+
+
+# -- a server that ends ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_killed_in_the_middle_of_a_call(mode: str) -> None:
+    with running(MCPToolSet(BOOKING, name="booking", mode=mode)) as booking:
+        before = children()
+        booking.start()
+        (server,) = children() - before
+        caller = Caller(booking, "wait_for_table", seconds=3600)
+        time.sleep(0.2)
+        killed_at = time.monotonic()
+        os.kill(server, 9)
+        error = caller.end().error
+        assert isinstance(error, MCPServerError)
+        assert str(error) == (
+            "MCP server 'booking' was ended by SIGKILL during this call; the next call starts it again."
+        )
+        assert error.server == "booking"
+        assert caller.ended_at - killed_at < 0.3
+        assert "ended" in repr(booking)
+        assert waiting(booking) == 0  # started again
+        (again,) = children() - before
+        assert again != server
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_killed_with_a_question_open(mode: str) -> None:
+    with running(MCPToolSet(BOOKING, name="booking", mode=mode)) as booking:
+        before = children()
+        tools = {tool.name: tool for tool in booking.tools()}
+        (server,) = children() - before
+        asking = Caller(booking, "book_table", restaurant="Luigi's")
+        assert asking.context.question_came.wait(5)
+        os.kill(server, 9)
+        # A tool from before the end serves on, with the next server. Nobody has to answer first.
+        assert eventually(lambda: "ended" in repr(booking))
+        assert use(tools["opening_hours"], restaurant="Sakura").content.startswith("Sakura")
+        asking.context.answers.send(Answer("decline"))
+        assert "was ended by SIGKILL during this call" in str(asking.end().error)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_tool_that_crashes_its_server(mode: str, odd_script: list[str]) -> None:
+    with running(MCPToolSet(odd_script, name="odd", mode=mode)) as odd:
+        for _ in range(2):
+            with pytest.raises(MCPServerError) as caught:
+                call(odd, "crash")
+            assert str(caught.value) == (
+                "MCP server 'odd' ended with exit code 3 during this call; the next call starts it again."
+                " The last it wrote to its standard error:\n  no more tables"
+            )
+
+
+def test_calls_in_the_queue_of_a_server_that_ends_go_to_the_next(odd_script: list[str]) -> None:
+    with running(MCPToolSet(odd_script, name="odd", mode="legacy")) as odd:
+        before = children()
+        odd.start()
+        (server,) = children() - before
+        first = Caller(odd, "both")
+        assert first.context.question_came.wait(5)
+        queued = [Caller(odd, "where", name="HOME") for _ in range(5)]
+        time.sleep(0.1)
+        os.kill(server, 9)
+        assert all(caller.end().result is not None for caller in queued)
+        first.context.cancel.cancel()
+        first.end()
+
+
+# -- a server that does not start --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "problem"),
+    [
+        (["/no/such/server"], {}, "did not start: there is no command '/no/such/server'; install it, or give its path"),
+        (["cat"], {"cwd": "/no/such"}, "did not start: there is no directory '/no/such' to start it in"),
+        (["/etc/passwd"], {}, "did not start: '/etc/passwd' cannot be run: [Errno 13] Permission denied"),
+        (["false"], {}, "did not start: it ended with exit code 1 before it had answered."),
+        (
+            ["sh", "-c", "echo no config >&2; echo give one >&2; exit 2"],
+            {},
+            "did not start: it ended with exit code 2 before it had answered."
+            " The last it wrote to its standard error:\n  no config\n  give one",
+        ),
+        (["sh", "-c", "kill -9 $$"], {}, "did not start: it was ended by SIGKILL before it had answered."),
+        (["cat"], {}, "did not start: it answered 'Method not found' where an MCP server introduces itself"),
+        (
+            ["sh", "-c", "echo Hello there; cat >/dev/null"],
+            {"connect_timeout": 0.5},
+            "did not start: no answer within 0.5 s. Does 'sh' speak MCP on its standard input and output?"
+            " If it is only slow, give it more connect_timeout."
+            " On its standard output, where only MCP belongs, it wrote: Hello there",
+        ),
+        (["sh", "-c", "exec >&-; sleep 60"], {}, "did not start: it closed its output before it had answered."),
+    ],
+)
+@pytest.mark.parametrize("mode", ["auto", *MODES])
+def test_start_fails(mode: str, command: list[str], options: dict[str, Any], problem: str) -> None:
+    before = children()
+    toolset = MCPToolSet(command, name="bad", mode=mode, **options)
+    for attempt in (toolset.start, toolset.tools):
+        with pytest.raises(MCPServerError) as caught:
+            attempt()
+        assert problem in str(caught.value)
+        assert "MCP server 'bad' did not start" in str(caught.value)
+        assert children() == before  # at once, not some time later
+    assert repr(toolset) == "<MCPToolSet 'bad' failed to start>"
+    toolset.stop()
+
+
+def test_a_start_that_failed_may_be_tried_again(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    script = f"test -e {flag} || exit 1; exec {sys.executable} {BOOKING[1]}"
+    with running(MCPToolSet(["sh", "-c", script])) as booking:
+        with pytest.raises(MCPServerError):
+            booking.start()
+        flag.touch()
+        booking.start()
+        assert len(booking.tools()) == 3
+
+
+def test_only_the_last_of_what_a_server_complains_about_is_kept() -> None:
+    toolset = MCPToolSet([sys.executable, "-c", "import sys\nfor n in range(200000): print('line', n, file=sys.stderr)"])
+    with pytest.raises(MCPServerError) as caught:
+        toolset.start()
+    assert str(caught.value).splitlines()[1:] == [f"  line {n}" for n in range(199_990, 200_000)]
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(TypeError, match=r"the command is a list, such as \['npx', 'server'\]"):
+        MCPToolSet("npx server")
+    with pytest.raises(ValueError, match="the command is empty"):
+        MCPToolSet([])
+
+
+def test_many_threads_start_one_server() -> None:
+    with running(MCPToolSet(BOOKING)) as booking:
+        before = children()
+        with ThreadPoolExecutor(10) as threads:
+            assert [len(tools) for tools in threads.map(lambda _: booking.tools(), range(10))] == [3] * 10
+        assert len(children() - before) == 1
+
+
+def test_many_threads_hear_that_it_does_not_start() -> None:
+    toolset = MCPToolSet(["sleep", "60"], connect_timeout=0.5)
+    with ThreadPoolExecutor(10) as threads:
+        errors = [each.exception() for each in [threads.submit(toolset.start) for _ in range(10)]]
+    assert all(isinstance(error, MCPServerError) for error in errors)
+    assert len({id(error) for error in errors}) == 10  # each its own, with its own traceback
+
+
+# -- stopping ----------------------------------------------------------------------------------------------------------
+
+
+def test_stop_without_a_start() -> None:
+    toolset = MCPToolSet(BOOKING, name="booking")
+    assert repr(toolset) == "<MCPToolSet 'booking' not started>"
+    toolset.stop()
+    toolset.stop()
+    assert repr(toolset) == "<MCPToolSet 'booking' stopped>"
+    with pytest.raises(MCPServerError, match=r"MCP server 'booking' was stopped; start\(\) starts it again"):
+        toolset.tools()
+
+
+def test_stop_and_start_again() -> None:
+    before = children()
+    booking = MCPToolSet(BOOKING, name="booking")
+    (hours,) = (tool for tool in booking.tools() if tool.name == "opening_hours")
+    assert repr(booking) == "<MCPToolSet 'booking' running, MCP 2026-07-28, 3 tools>"
+    since = time.monotonic()
+    booking.stop()
+    assert time.monotonic() - since < 2
+    assert children() == before
+    booking.stop()
+    with pytest.raises(MCPServerError, match="was stopped"):
+        hours(restaurant="Luigi's")
+    booking.start()
+    assert hours(restaurant="Luigi's").content
+    booking.stop()
+    assert children() == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stop_with_calls_under_way(mode: str) -> None:
+    booking = MCPToolSet(BOOKING, name="booking", mode=mode)
+    booking.start()
+    callers = [Caller(booking, "wait_for_table", seconds=3600) for _ in range(5)]
+    asking = Caller(booking, "book_table", restaurant="Luigi's") if mode != "legacy" else None
+    time.sleep(0.3)
+    since = time.monotonic()
+    booking.stop()
+    assert time.monotonic() - since < 2
+    for caller in callers:
+        assert isinstance(caller.end().error, MCPServerError)
+        assert "MCP server 'booking' was stopped" in str(caller.error)
+        assert caller.ended_at - since < 0.1
+    if asking is not None:
+        asking.context.answers.send(Answer("decline"))
+        assert "was stopped" in str(asking.end().error)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.001, 0.01, 0.1, 0.3, 0.5])
+@pytest.mark.parametrize("command", [["sleep", "60"], BOOKING], ids=["mute", "booking"])
+def test_stop_in_the_middle_of_a_start(command: list[str], delay: float) -> None:
+    before = children()
+    toolset = MCPToolSet(command, name="slow")
+    with ThreadPoolExecutor(1) as threads:
+        start = threads.submit(toolset.start)
+        time.sleep(delay)
+        since = time.monotonic()
+        toolset.stop()
+        assert time.monotonic() - since < 2
+        if start.exception() is not None:
+            assert "MCP server 'slow' was stopped while it started" in str(start.exception())
+    if "stopped" not in repr(toolset):  # stop came first
+        toolset.stop()
+    assert children() == before
+
+
+def test_stop_from_many_threads() -> None:
+    before = children()
+    booking = MCPToolSet(BOOKING)
+    booking.start()
+    with ThreadPoolExecutor(5) as threads:
+        for stop in [threads.submit(booking.stop) for _ in range(5)]:
+            stop.result()
+            assert children() == before  # each of them waits
+
+
+def test_a_server_that_resists() -> None:
+    script = "trap '' TERM INT; while true; do sleep 0.1; done"
+    before = children()
+    toolset = MCPToolSet(["sh", "-c", script], connect_timeout=0.3)
+    since = time.monotonic()
+    with pytest.raises(MCPServerError, match=r"no answer within 0\.3 s"):
+        toolset.start()
+    assert time.monotonic() - since < 2
+    assert children() == before
+
+
+def test_a_toolset_that_is_forgotten_takes_its_server_with_it() -> None:
+    before = children()
+    booking = MCPToolSet(BOOKING)
+    tools = booking.tools()
+    assert len(children() - before) == 1
+    del booking
+    assert len(children() - before) == 1  # its tools lead to it
+    tools.clear()
+    assert eventually(lambda: children() == before)
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_loop_s_own_thread_is_refused(booking: MCPToolSet) -> None:
+    async def ask() -> None:
+        booking.tools()
+
+    with pytest.raises(RuntimeError, match="on the event loop's own thread would stall it"):
+        default_loop().call(ask)
+
+
+def test_a_loop_of_one_s_own_that_is_closed() -> None:
+    before = children()
+    with LoopThread("mine") as loop:
+        booking = MCPToolSet(BOOKING, name="booking", loop=loop)
+        booking.start()
+        caller = Caller(booking, "wait_for_table", seconds=3600)
+        asking = Caller(booking, "book_table", restaurant="Luigi's")
+        assert asking.context.question_came.wait(5)
+        time.sleep(0.1)
+    assert "lost its event loop, which was closed" in str(caller.end().error)
+    asking.context.answers.send(Answer("decline"))
+    assert isinstance(asking.end().error, MCPServerError)
+    assert eventually(lambda: children() == before)
+    booking.stop()
+    with pytest.raises(RuntimeError, match="mine is closed"):
+        booking.start()
+
+
+def test_a_loop_that_is_closed_in_the_middle_of_a_start() -> None:
+    before = children()
+    with LoopThread("mine") as loop, ThreadPoolExecutor(1) as threads:
+        toolset = MCPToolSet(["sleep", "60"], loop=loop)
+        start = threads.submit(toolset.start)
+        time.sleep(0.3)
+        loop.close()
+        assert isinstance(start.exception(), MCPServerError)
+    assert eventually(lambda: children() == before)
+
+
+# -- the interpreter ---------------------------------------------------------------------------------------------------
+
+
+def python(script: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", *options, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+def test_the_sdk_is_imported_on_first_use() -> None:
+    done = python(f"""
+        import sys
+        from runtime.mcp import MCPToolSet
+        MCPToolSet({BOOKING!r})
+        assert "mcp" not in sys.modules and "pydantic" not in sys.modules
+    """)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_the_sdk_the_extra_is_named() -> None:
+    done = python(f"""
+        import sys
+        sys.modules["mcp"] = None
+        from runtime.mcp import MCPToolSet
+        toolset = MCPToolSet({BOOKING!r})
+        try:
+            toolset.start()
+        except ImportError as error:
+            print(type(error).__name__, error)
+        toolset.stop()
+    """)
+    assert done.stderr == ""
+    assert done.stdout == "MissingExtra MCP tool sets needs an extra: pip install 'lockgate[mcp]'\n"
+
+
+RESISTS = ["sh", "-c", f"trap '' TERM; {sys.executable} {BOOKING[1]}; sleep 60"]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "toolset.start()",
+        "toolset.start(); toolset.stop()",
+        "threading.Thread(target=toolset.start, daemon=True).start(); time.sleep(0.7)",
+        "threading.Thread(target=tool('wait_for_table'), kwargs={'seconds': 99}, daemon=True).start(); time.sleep(0.2)",
+    ],
+    ids=["running", "stopped", "starting", "calling"],
+)
+@pytest.mark.parametrize("command", [BOOKING, RESISTS], ids=["polite", "resists"])
+def test_the_interpreter_exits(command: list[str], state: str) -> None:
+    done = python(f"""
+        import atexit, os, subprocess, sys, threading, time
+        from runtime.mcp import MCPToolSet
+        toolset = MCPToolSet({command!r})
+        def tool(name):
+            return next(tool for tool in toolset.tools() if tool.name == name)
+        {state}
+        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,comm="], capture_output=True, text=True).stdout
+        lines = [line.split() for line in listed.splitlines()]
+        print(*[pid for pid, parent, name in lines if int(parent) == os.getpid() and name != "ps"])
+        print(time.time(), flush=True)
+    """)
+    ended_at = time.time()
+    assert (done.returncode, done.stderr) == (0, "")
+    pids, exit_began_at = done.stdout.splitlines()
+    assert ended_at - float(exit_began_at) < 2
+    assert all(eventually(lambda pid=pid: not is_alive(int(pid))) for pid in pids.split())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_has_a_server_of_its_own() -> None:
+    done = python(
+        f"""
+        import os, sys, threading, time
+        from runtime.mcp import MCPToolSet
+        booking = MCPToolSet({BOOKING!r}, name="booking")
+        hours = next(tool for tool in booking.tools() if tool.name == "opening_hours")
+        unused = MCPToolSet({BOOKING!r}, name="unused")
+        unused.start()
+        child = os.fork()
+        if not child:
+            assert "not started" in repr(booking), booking
+            assert hours(restaurant="Luigi's").content
+            booking.stop()
+            unused.stop()
+            sys.exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert hours(restaurant="Luigi's").content
+        assert "running" in repr(booking) and "running" in repr(unused)
+        since = time.monotonic()
+        booking.stop()
+        unused.stop()
+        assert time.monotonic() - since < 2
+        print("fine")
+        """,
+        "-W",
+        "ignore::DeprecationWarning",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
