@@ -763,7 +763,7 @@ class Channel(Generic[T]):
                 waiter.park.release()
             self._receivers = self._senders = ()
         self._attention = False
-        if self in _closing:  # since we looked; whoever did that may have been too early to ask for attention again
+        if self in _closing:  # recorded since we looked, and its call for attention may just have been wiped out
             self._attention = True
 
 

@@ -130,6 +130,8 @@ class Terminal:
         except BaseException:  # Ctrl-D, Ctrl-C
             self._questions.write("\n")
             raise
+        finally:
+            self._restart()
 
     def interrupted(self) -> None:
         """Make up for the ``^C`` that the terminal has shown."""
@@ -141,10 +143,10 @@ class Terminal:
 
     def waiting(self, what: str) -> None:
         """From now on the status line, when there is need of one, says ``what``."""
-        self._clear()
-        self._what = what
-        self._since = time.monotonic()
-        self._next = self._since + PATIENCE
+        if what != self._what:
+            self._clear()
+            self._what = what
+            self._restart()
 
     @property
     def pause(self) -> float:
@@ -162,7 +164,7 @@ class Terminal:
             self._draw(f"{_SPINNER[int(waited / _FRAME) % 4]} {self._what} ... {waited:.0f} s")
         else:  # a line each time, and ever fewer
             self._next = now + (4 if waited < 5 else 10 if waited < 15 else 30)
-            self.note(f"still {self._what} ... {waited:.0f} s", "dim")
+            self._err.line(f"still {self._what} ... {waited:.0f} s", "dim")
 
     @contextlib.contextmanager
     def busy(self, what: str, *, at_once: bool = False) -> Iterator[None]:
@@ -192,7 +194,13 @@ class Terminal:
         self._drawn = "here" if self._err.place.fresh else "below"  # in the middle of a text
         self._raw(line if self._drawn == "here" else _below(line))
 
+    def _restart(self) -> None:
+        self._since = time.monotonic()
+        self._next = self._since + PATIENCE
+
     def _clear(self) -> None:
+        """Before anything is shown: take the status line away, and have patience again."""
+        self._restart()
         if self._drawn:
             self._raw(_CLEAR if self._drawn == "here" else _below(_CLEAR))
             self._drawn = ""

@@ -1,0 +1,106 @@
+"""Law 9: observers see every event once, in order, before the consumer does."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from support.scripted import Scripted, Stall, say
+
+from runtime import Agent, Runtime, Session
+from runtime.events import AgentChoice, Event, StreamStopped
+
+
+class Watcher:
+    """Keeps what it sees."""
+
+    def __init__(self) -> None:
+        self.seen: list[Event] = []
+
+    def on_run_start(self, session: Session) -> None:
+        assert not self.seen
+
+    def on_event(self, session: Session, event: Event) -> None:
+        self.seen.append(event)
+
+
+class Failing(Watcher):
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def on_event(self, session: Session, event: Event) -> None:
+        super().on_event(session, event)
+        raise self.error
+
+
+def test_before_the_consumer() -> None:
+    """Whatever the consumer has, the observer has had."""
+    watcher = Watcher()
+    with Runtime(Agent("a", Scripted(say(*"abcdef"))), observers=[watcher], event_capacity=1) as runtime:
+        for count, event in enumerate(runtime.run_stream(Session.from_user("go")), 1):
+            assert len(watcher.seen) >= count
+            assert watcher.seen[count - 1] is event
+        assert len(watcher.seen) == count
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), SystemExit(1), KeyboardInterrupt()])
+def test_one_that_raises_is_isolated(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, told the next event all the same, and the others do not notice."""
+    failing, watcher = Failing(error), Watcher()
+    with Runtime(Agent("a", Scripted(say("x"))), observers=[failing, watcher]) as runtime:
+        events = list(runtime.run_stream(Session.from_user("go")))
+    assert failing.seen == events
+    assert watcher.seen == events
+    assert "failed in on_event" in caplog.text
+
+
+def test_one_that_stalls_is_left_out() -> None:
+    """After the grace time; the consumer and the other observers go on."""
+    watcher = Watcher()
+    with Stall() as stall:
+
+        class Stalling(Watcher):
+            def on_event(self, session: Session, event: Event) -> None:
+                super().on_event(session, event)
+                stall()
+
+        stalling = Stalling()
+        runtime = Runtime(Agent("a", Scripted(say(*"abc"))), observers=[stalling, watcher], grace=0.05)
+        events = list(runtime.run_stream(Session.from_user("go")))
+        assert isinstance(events[-1], StreamStopped)
+        assert watcher.seen == events
+        assert len(stalling.seen) == 1
+        stall.go_on.set()
+        runtime.close()
+
+
+def test_they_see_the_end_of_a_stream_whose_consumer_left() -> None:
+    """Also what the consumer did not wait for; the last event with the true reason."""
+    watcher = Watcher()
+    with Runtime(Agent("a", Scripted(say(*["x"] * 500))), observers=[watcher], event_capacity=2) as runtime:
+        with runtime.run_stream(Session.from_user("go")) as stream:
+            for event in stream:
+                if isinstance(event, AgentChoice):
+                    break
+        last = watcher.seen[-1]
+        assert isinstance(last, StreamStopped)
+        assert last.reason == "canceled"
+        assert sum(isinstance(event, StreamStopped) for event in watcher.seen) == 1
+
+
+def test_no_observers_no_forwarder() -> None:
+    """One thread a stream, two with observers."""
+
+    def threads(**options: Any) -> list[str]:
+        with Stall() as stall, Runtime(Agent("a", Scripted([stall])), **options) as runtime:
+            stream = runtime.run_stream(Session.from_user("go"))
+            assert stall.reached.wait(5)
+            names = sorted(t.name.rsplit("-", 1)[0] for t in threading.enumerate() if t.name.startswith("lockgate-"))
+            stall.go_on.set()
+            list(stream)
+            return names
+
+    assert [name for name in threads() if name == "lockgate-observe"] == []
+    assert [name for name in threads(observers=[Watcher()]) if name == "lockgate-observe"] == ["lockgate-observe"]
