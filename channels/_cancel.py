@@ -1,7 +1,9 @@
 """Telling threads to stop: Go's ``context``, as a token.
 
-There is no lock here. Who cancels first is decided by setting a key of a dict, who runs a callback by popping it from a
-dict; both are single steps. So cancelling is safe in finalizers and signal handlers.
+There is no lock here. Who cancels first is decided by setting a key of a dict, who runs a callback by deleting it from
+its list of one; both are single steps. So cancelling is safe in finalizers and signal handlers. All that follows may be
+done twice, so whoever is interrupted, or finds another at it, does it again: every channel below is closed first, then
+the callbacks run.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class _Cancellation(Channel[None]):
         super().__init__(name="cancelled")
         self.parent = parent  # held strongly: its deadline is this one's too
         self.verdict: dict[str, tuple[object]] = {}  # "cause": what the first cancel said
-        self.callbacks: dict[int, Callable[[], object]] = {}
+        self.callbacks: dict[int, list[Callable[[], object]] | _Link] = {}
         self.timer: Timer | None = None
 
     @property
@@ -56,22 +58,36 @@ class _Cancellation(Channel[None]):
         return first
 
     def _spread(self) -> None:
-        self.close()
-        if self.timer is not None:
-            self.timer.cancel()
-        while self.callbacks:
-            for key in list(self.callbacks):
-                self.run(key)
+        below = [self]
+        for core in below:  # it grows
+            core.close()
+            if core.timer is not None:
+                core.timer.cancel()
+            for entry in list(core.callbacks.values()):
+                if isinstance(entry, _Link) and (child := entry.child()) is not None:
+                    child.verdict.setdefault("cause", core.verdict["cause"])
+                    below.append(child)
+        for core in below:
+            for key in list(core.callbacks):
+                core.run(key)
 
     def run(self, key: int) -> None:
         """Run the callback, unless somebody else has."""
-        function = self.callbacks.pop(key, None)
-        if function is None:
+        entry = self.callbacks.get(key)
+        if not isinstance(entry, list):
             return
+        function = None
         try:
-            function()
-        except Exception:
-            _logger.exception("a cancel callback failed: %r", function)
+            function = entry[0]
+            del entry[0]
+        except IndexError:
+            function = None
+        if function is not None:
+            try:
+                function()
+            except Exception:
+                _logger.exception("a cancel callback failed: %r", function)
+        self.callbacks.pop(key, None)
 
 
 class CancelToken:
@@ -132,8 +148,9 @@ class CancelToken:
         """
         core = self._core
         key = next(_keys)
-        core.callbacks[key] = function
-        if core.closed:  # the canceller may have looked before the callback stood there
+        core.callbacks[key] = [function]
+        if core.verdict:  # the canceller may have looked before the callback stood there
+            core.close()
             core.run(key)
         return Registration(core, key)
 
@@ -154,7 +171,13 @@ class Registration:
 
     def remove(self) -> bool:
         """Whether the callback will now never be called: False if it was, or is being."""
-        return self._core.callbacks.pop(self._key, None) is not None
+        entry = self._core.callbacks.get(self._key)
+        try:
+            del entry[0]  # type: ignore[union-attr]
+        except (TypeError, IndexError):
+            return False
+        self._core.callbacks.pop(self._key, None)
+        return True
 
     def __enter__(self) -> Registration:
         return self
@@ -166,24 +189,17 @@ class Registration:
 
 
 class _Link:
-    """A parent's callback that cancels a child, and goes when the child does."""
+    """What a parent knows of a child. It goes when the child does."""
 
-    __slots__ = ("_child", "_parent")
+    __slots__ = ("child",)
 
     def __init__(self, parent: _Cancellation, child: _Cancellation) -> None:
         key = next(_keys)
         callbacks = parent.callbacks
-        self._child: weakref.ref[_Cancellation] = weakref.ref(child, lambda _: callbacks.pop(key, None))
-        self._parent: weakref.ref[_Cancellation] = weakref.ref(parent)
+        self.child: weakref.ref[_Cancellation] = weakref.ref(child, lambda _: callbacks.pop(key, None))
         callbacks[key] = self
-        if parent.closed:
-            parent.run(key)
-
-    def __call__(self) -> None:
-        child: Any = self._child()
-        parent: Any = self._parent()
-        if child is not None:
-            child.cancel(None if parent is None else parent.cause)
+        if parent.verdict:  # the canceller may have looked before the link stood there
+            child.cancel(parent.cause)
 
 
 def _expire(ref: weakref.ref[_Cancellation], timeout: float | None) -> None:

@@ -301,7 +301,7 @@ class _Life:
                 self.ended.close()
 
     def abandon(self) -> None:
-        """Begin nothing more, and tell who still waits: on the loop's thread at its end, or for it where it is stuck."""
+        """Begin nothing more and tell who waits: on the loop's thread at its end, or in its place where it is stuck."""
         self.over = True
         for run in list(self.runs):
             run.finish(None, Cancelled(f"{self.name} was closed"))

@@ -64,8 +64,8 @@ class Field:
         """``value`` as somebody would type it."""
         if isinstance(value, bool):
             return "yes" if value else "no"
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return ", ".join(value)
+        if isinstance(value, list) and not self._nested():
+            return ", ".join(map(self._item().show, value))
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     def _kind(self) -> str:

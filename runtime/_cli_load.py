@@ -94,7 +94,7 @@ def _explained(error: Exception, source: str, path: Path | None) -> CannotLoad:
     if isinstance(error, SyntaxError):
         return CannotLoad(f"{error.filename or source}, line {error.lineno}: {error.msg}")
     for frame in traceback.extract_tb(error.__traceback__):
-        if path is not None and Path(frame.filename) == path:
+        if path is not None and Path(frame.filename).resolve() == path.resolve():
             place = f"{source}, line {frame.lineno}"
     return CannotLoad(f"{place}: {type(error).__name__}: {_one_line(error)}")
 

@@ -26,9 +26,19 @@ def printable(text: str) -> str:
 
 
 class _Place:
-    """Where streams end up. It is ``fresh`` at the beginning of a line."""
+    """Where streams end up."""
 
-    fresh = True
+    column = 0  # how many characters the last line has
+
+    @property
+    def fresh(self) -> bool:
+        """Whether a line begins."""
+        return self.column == 0
+
+    def move(self, text: str) -> None:
+        """``text`` has been written."""
+        before, newline, last = text.rpartition("\n")
+        self.column = len(last) if newline else self.column + len(last)
 
 
 class _Stream:
@@ -46,7 +56,7 @@ class _Stream:
             return
         self.io.write(self.styled(text, style))
         self.io.flush()
-        self.place.fresh = text.endswith("\n")
+        self.place.move(text)
 
     def line(self, text: str, style: str = "") -> None:
         self.write("" if self.place.fresh else "\n")
@@ -125,7 +135,7 @@ class Terminal:
             entered = sys.stdin.readline()
             if not entered:
                 raise EOFError
-            self._questions.place.fresh = True
+            self._questions.place.column = 0
             return entered.rstrip("\n")
         except BaseException:  # Ctrl-D, Ctrl-C
             self._questions.write("\n")
@@ -190,9 +200,13 @@ class Terminal:
             self._clear()
 
     def _draw(self, text: str) -> None:
-        line = _CLEAR + self._err.styled(text[: _width(self._err.io) - 1], "dim")
-        self._drawn = "here" if self._err.place.fresh else "below"  # in the middle of a text
-        self._raw(line if self._drawn == "here" else _below(line))
+        width = _width(self._err.io)
+        column = self._err.place.column
+        if column and column % width == 0:
+            return  # a line that is just full cannot be come back to
+        line = _CLEAR + self._err.styled(text[: width - 1], "dim")
+        self._drawn = "below" if column else "here"  # below a text that may go on
+        self._raw(_below(line) if column else line)
 
     def _restart(self) -> None:
         self._since = time.monotonic()

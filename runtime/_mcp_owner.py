@@ -11,7 +11,6 @@ Imported on first use: the SDK takes half a second.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import contextvars
 import functools
@@ -20,8 +19,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +52,6 @@ HASTY: Final = 0.2  # the same for one that never answered
 KILLED: Final = 0.3  # until the loop has seen the end of a process that was killed
 LEAVING: Final = 2.0  # cancelled calls have, to tell the server
 LAST_WORDS: Final = 0.1  # until what a server that has ended wrote last has arrived
-AT_EXIT: Final = 0.6  # all servers together have to end by themselves when the interpreter exits
 SLACK: Final = 15.0  # more than all of these together
 
 _logger = logging.getLogger("runtime.mcp")
@@ -140,9 +136,14 @@ class Call:
         return True
 
     def finish(self, *, result: CallToolResult | None = None, error: BaseException | None = None) -> None:
-        """Loop thread. What comes later is refused."""
+        """What comes later is refused."""
         self.inbox.close(Finished(result, error))
-        for answer in self.answers:  # of a question that a legacy server sent: its task is not ours to cancel
+
+    def end(self) -> None:
+        """Loop thread: nothing of it goes on."""
+        if self.task is not None:
+            self.task.cancel()
+        for answer in self.answers:  # a legacy server's question has a task that is not ours to cancel
             _settle(answer, ElicitResult(action="cancel"))
 
 
@@ -199,18 +200,20 @@ class _FromServer:
 
 
 class _ToServer:
-    """The SDK's write stream."""
+    """The SDK's write stream. It may be the first to notice that there is nobody at the other end."""
 
-    def __init__(self, stdin: asyncio.StreamWriter) -> None:
+    def __init__(self, stdin: asyncio.StreamWriter, ended: Callable[[], object]) -> None:
         self._stdin = stdin
+        self._ended = ended
 
     async def send(self, item: SessionMessage, /) -> None:
-        if self._stdin.is_closing():
-            raise anyio.ClosedResourceError
-        self._stdin.write(item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
         try:
+            if self._stdin.is_closing():
+                raise BrokenPipeError
+            self._stdin.write(item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
             await self._stdin.drain()
         except ConnectionError as error:
+            self._ended()
             raise anyio.BrokenResourceError from error
 
     async def aclose(self) -> None:
@@ -233,12 +236,14 @@ class _Process:
         self.env = env
         self.cwd = cwd
         self.grace = HASTY
-        self.ended = False  # its output has: nothing more will come
+        self.ended = False  # the connection has, by its end: it is no good any more
         self.exit_code: int | None = None  # where it ended by itself
         self.rubbish = ""
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._errors = b""
+        self._parent = os.getpid()
+        self._forced = False  # it did not end by itself
 
     @contextlib.asynccontextmanager
     async def open(self, ended: Callable[[], object]) -> AsyncIterator[tuple[_FromServer, _ToServer]]:
@@ -267,7 +272,7 @@ class _Process:
         assert process.stderr is not None
         self._reading = asyncio.create_task(self._read_errors(process.stderr))
         try:
-            yield _FromServer(process.stdout, self._on_rubbish, on_end), _ToServer(process.stdin)
+            yield _FromServer(process.stdout, self._on_rubbish, on_end), _ToServer(process.stdin, on_end)
         finally:
             try:
                 process.stdin.close()
@@ -283,13 +288,13 @@ class _Process:
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         """Wait, ask, force. Cancelled (the loop is closed), it forces at once."""
         try:
-            if await self._exits(self.grace):
-                self.exit_code = process.returncode
-            else:
+            if not await self._exits(self.grace):
+                self._forced = True
                 self._signal(signal.SIGTERM)
                 await self._exits(self.grace)
         finally:
             if process.returncode is None:
+                self._forced = True
                 self.kill()
                 await self._exits(KILLED)
         await self.last_words()
@@ -307,11 +312,12 @@ class _Process:
         return True
 
     async def last_words(self) -> None:
-        """Wait, not for long, until all that it wrote to its standard error has been read."""
-        if self._reading is not None:
-            await asyncio.wait([self._reading], timeout=LAST_WORDS)
-        if self.ended and self._process is not None and self.exit_code is None:
+        """Wait, not for long, for what a server that ended leaves: its exit code, the rest of its standard error."""
+        assert self._process is not None
+        assert self._reading is not None
+        if await self._exits(LAST_WORDS) and not self._forced:
             self.exit_code = self._process.returncode
+        await asyncio.wait([self._reading], timeout=LAST_WORDS)
 
     async def _read_errors(self, stderr: asyncio.StreamReader) -> None:
         while data := await stderr.read(1 << 16):
@@ -331,7 +337,7 @@ class _Process:
         """How it ended, as far as that is known."""
         code = self.exit_code
         if code is None:
-            return "closed its output"
+            return "closed the connection"
         if code >= 0:
             return f"ended with exit code {code}"
         try:
@@ -351,16 +357,12 @@ class _Process:
 
     def kill(self) -> None:
         """Force it to end, with what it started, if it has not."""
-        if sys.platform == "win32":
-            if self._process is not None and self._process.returncode is None:
-                self._process.kill()
-        else:
-            self._signal(signal.SIGKILL)
+        self._signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         process = self._process
-        if process is None or process.returncode is not None:
-            return
+        if process is None or process.returncode is not None or os.getpid() != self._parent:
+            return  # a forked child leaves its parent's servers alone
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if sys.platform == "win32":
                 process.terminate()
@@ -406,13 +408,8 @@ class Connection:
         self._turn = asyncio.Lock()
         self._asking: Call | None = None  # legacy: the one call in flight
         self._unsettled = False  # legacy: the last call did not end by its own reply
-        _live[self] = None
-        try:
-            # In a context of its own: the first caller's must not stick to all who come later.
-            loop.start(self._own, on_done=self._ended, context=contextvars.Context())
-        except BaseException:
-            _live.pop(self, None)
-            raise
+        # In a context of its own: the first caller's must not stick to all who come later.
+        loop.start(self._own, on_done=self._ended, context=contextvars.Context())
 
     # -- any thread ----------------------------------------------------------------------------------------------------
 
@@ -446,12 +443,15 @@ class Connection:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(function)
 
-    def _refuse(self, what: str) -> None:
+    def _is_running(self) -> bool:
+        """Whether this is the loop's thread, and the loop runs."""
         try:
-            stalls = asyncio.get_running_loop() is self._loop
+            return asyncio.get_running_loop() is self._loop
         except RuntimeError:
-            return
-        if stalls:
+            return False
+
+    def _refuse(self, what: str) -> None:
+        if self._is_running():
             raise RuntimeError(f"{what} on the event loop's own thread would stall it: do it in another thread")
 
     def _wait(self, event: Channel[None], timeout: float, cancel: SupportsDone | None = None) -> bool:
@@ -553,11 +553,12 @@ class Connection:
             return  # the owner, who is about to notice, knows better why
         self._open.pop(call, None)
         call.finish(result=None if error is not None else task.result(), error=_unwrap(error) if error else None)
+        call.end()
 
     def _fail(self, why: Lost) -> None:
         """It is of no use any more. Every call hears of it, one in the queue too. The first reason stands.
 
-        Synchronous: the owner may be in a cancelled scope, where nothing can be awaited.
+        Synchronous: the owner may be in a cancelled scope, where nothing can be awaited. Or the loop is over.
         """
         if self.failure is None:
             self.failure = why
@@ -570,15 +571,14 @@ class Connection:
                     call.finish(error=Unsent(str(why)))
         for call in list(self._open):
             call.finish(error=Lost(str(why)) if call.begun else Unsent(str(why)))
-            if call.task is not None:
-                call.task.cancel()
+            if self._is_running():
+                call.end()
         self._open.clear()
 
     def _ended(self, result: object, error: BaseException | None) -> None:
-        """The owner has, on whatever path; or its loop was closed before it began."""
+        """The owner has, on whatever path; or its loop was closed before it began, or while it stood still."""
         self._fail(Lost("lost its event loop, which was closed"))
         self._process.kill()
-        _live.pop(self, None)
         self.ready.close()
         self.gone.close()
 
@@ -607,10 +607,10 @@ class Connection:
     async def _run(self, client: Client, call: Call) -> CallToolResult:
         if self.version >= MODERN:
             _call.set(call)  # a question comes up in a child of this task
-            call.begun = call.tell(Begun())
+            self._begin(call)
             return await client.call_tool(call.name, call.arguments)
         async with self._turn:  # on this wire nothing says which call asks, so there is only ever one
-            call.begun = call.tell(Begun())
+            self._begin(call)
             if self._unsettled:
                 # The call before was given up, and a question of it may be on its way, which would be taken for ours.
                 # What the server sends stays in order, so nothing of the kind comes after its reply to a ping.
@@ -624,6 +624,12 @@ class Connection:
                 return result
             finally:
                 self._asking = None
+
+    def _begin(self, call: Call) -> None:
+        if self._process.ended:
+            raise Unsent  # the owner, who is about to notice, says why
+        call.begun = True
+        call.tell(Begun())
 
     async def _on_question(self, context: Any, params: Params) -> ElicitResult:
         """The server asks. Never raises: that would fail more than the question."""
@@ -642,34 +648,3 @@ def _unwrap(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # errors come in nested groups
         error = error.exceptions[0]
     return error
-
-
-# -- the end of the process, and forks ---------------------------------------------------------------------------------
-
-_live: dict[Connection, None] = {}
-_inherited: list[Connection] = []  # the parent's, in a forked child
-
-
-def _exit() -> None:
-    """End all servers, before their loop is closed, which would kill them."""
-    connections = list(_live)
-    for connection in connections:
-        connection.request_stop()
-    deadline = time.monotonic() + AT_EXIT
-    for connection in connections:
-        connection.wait_gone(max(deadline - time.monotonic(), 0))
-
-
-def _forked() -> None:
-    # Kept: a transport that is let go of closes itself, and with it what this process shares with its parent.
-    _inherited.extend(_live)
-    _live.clear()
-
-
-# Functions are called last in, first out, and the loops registered theirs when they were imported.
-_register = getattr(threading, "_register_atexit", atexit.register)
-with contextlib.suppress(RuntimeError):  # the interpreter is exiting
-    _register(_exit)
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)

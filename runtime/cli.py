@@ -121,9 +121,9 @@ def _run(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) 
         stream = runtime.run_stream(Session.from_user(prompt))
         try:
             with interrupts.ending(stream):
-                error = _follow(stream, terminal, Screen(terminal, team.root.name), questions, interrupts)
+                problem = _follow(stream, terminal, Screen(terminal, team.root.name), questions, interrupts)
             terminal.finish()
-            return _report(stream, terminal, error)
+            return _report(stream, terminal, problem)
         finally:
             with terminal.busy("ending the run"):
                 _close(stream, terminal)
@@ -156,10 +156,10 @@ def _load_model(terminal: Terminal, agent: Agent) -> None:
 
 def _follow(
     stream: EventStream, terminal: Terminal, screen: Screen, questions: Questions, interrupts: _Interrupts
-) -> events.Error | None:
-    """Show the stream until it ends; the error it told of."""
+) -> str:
+    """Show the stream until it ends; what went wrong, by its own account."""
     screen.wait()
-    error: events.Error | None = None
+    problem = ""
     said = False
     while True:
         try:
@@ -168,15 +168,14 @@ def _follow(
             terminal.tick()
             continue
         except ChannelClosed:
-            return error
+            return problem
         finally:
             if interrupts.pressed and not said:
                 said = True
                 terminal.interrupted()
                 terminal.note("stopping ... (Ctrl-C again ends it at once)", "yellow")
                 terminal.waiting("stopping")
-        if isinstance(event, events.Error):
-            error = event
+        problem = _problem(event) or problem
         if said:
             continue  # nobody wants to see the rest
         if isinstance(event, events.ElicitationRequest):
@@ -187,7 +186,18 @@ def _follow(
             screen.show(event)
 
 
-def _report(stream: EventStream, terminal: Terminal, error: events.Error | None) -> int:
+def _problem(event: events.Event) -> str:
+    """Code and description, where ``event`` tells why the run fails."""
+    if isinstance(event, events.Error):
+        return f"{event.code}: {event.error}"
+    if isinstance(event, events.MaxIterationsReached):
+        return f"max_iterations: it took all of its {event.max_iterations} turns without coming to an end"
+    if isinstance(event, events.BudgetExceeded):
+        return f"budget_exceeded: {event.kind} {event.used:g}, of {event.limit:g} allowed"
+    return ""
+
+
+def _report(stream: EventStream, terminal: Terminal, problem: str) -> int:
     """Say how the stream ended; the exit status."""
     if stream.reason == "normal":
         return OK
@@ -198,7 +208,7 @@ def _report(stream: EventStream, terminal: Terminal, error: events.Error | None)
     if isinstance(cause, MissingExtra):
         terminal.note(f"error: {cause}", "red")
         return UNUSABLE
-    terminal.note(f"error: {error.code}: {error.error}" if error is not None else f"error: {stream.reason}", "red")
+    terminal.note(f"error: {problem or stream.reason}", "red")
     return FAILED
 
 

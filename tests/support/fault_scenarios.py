@@ -1,0 +1,246 @@
+"""What the fault injection runs. A new feature joins by adding a scenario here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from support.faults import Outside, Scenario
+from support.scripted import AsyncScripted, Scripted, call, say
+
+from runtime import (
+    Agent,
+    Answer,
+    FinishDelta,
+    HookInput,
+    HookResult,
+    ReasoningDelta,
+    Session,
+    Tool,
+    ToolContext,
+    UsageDelta,
+    tool,
+)
+
+FORM = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Adds."""
+    return a + b
+
+
+@tool
+async def add_async(a: int, b: int) -> int:
+    """Adds, on the loop."""
+    return a + b
+
+
+@tool
+def broken() -> str:
+    """Raises."""
+    raise LookupError("broken")
+
+
+@tool(parallel=False)
+def alone() -> str:
+    """Must not run beside others."""
+    return "alone"
+
+
+@tool
+def ask(context: ToolContext) -> str:
+    """Asks."""
+    return context.elicit("How many?", FORM).action
+
+
+@tool
+async def ask_async(context: ToolContext) -> str:
+    """Asks, on the loop."""
+    return (await context.aelicit("How many?", FORM)).action
+
+
+class Shelf:
+    """A toolset."""
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def tools(self) -> Sequence[Tool]:
+        """One."""
+        return [add]
+
+    def stop(self) -> None:
+        """Nothing to stop."""
+
+
+class Iterating(AsyncScripted):
+    """An asynchronous model whose ``stream`` is a plain function."""
+
+    def stream(self, messages: Any, tools: Any, *, cancel: Any) -> AsyncIterator[Any]:  # type: ignore[override]
+        return super().stream(messages, tools, cancel=cancel)
+
+
+def note(given: HookInput) -> HookResult:
+    """A hook that adds something."""
+    return HookResult(context=f"at {given.hook_event_name}")
+
+
+async def note_async(given: HookInput) -> None:
+    """The same, on the loop."""
+
+
+def refuse(given: HookInput) -> HookResult:
+    """A hook that stops the run."""
+    return HookResult(block=True, reason="no")
+
+
+def adding(name: str = "add", *ids: str) -> list[Any]:
+    """A turn that calls ``name``, once for each id."""
+    return [call(name, '{"a": 1, "b": 2}', id=each, index=i) for i, each in enumerate(ids or ("1",))]
+
+
+# -- scenarios ---------------------------------------------------------------------------------------------------------
+
+
+def plain(outside: Outside) -> Agent:
+    """A model that speaks, thinks and counts."""
+    return Agent("a", Scripted([ReasoningDelta("hm"), *say("one", "two"), UsageDelta(3, 4), FinishDelta("stop")]))
+
+
+def tools(outside: Outside) -> Agent:
+    """Two turns of tools: several at once, one that raises, one alone, one that is unknown, arguments that are wrong."""
+    first = [*adding("add", "1", "2"), call("broken", id="3", index=2), call("alone", id="4", index=3)]
+    second = [*say("again"), call("nothing", id="5"), call("add", "{", id="6", index=1)]
+    return Agent("a", Scripted(first, second, say("done")), tools=[add, broken, alone])
+
+
+def asynchronous(outside: Outside) -> Agent:
+    """The same on the loop."""
+    first = [*say("x"), *adding("add_async", "1", "2"), call("add", '{"a": 1, "b": 1}', id="3", index=2)]
+    return Agent(
+        "a",
+        AsyncScripted(first, say("done", "and done")),
+        tools=[add_async, add],
+        hooks={"session_start": [note_async], "session_end": [note_async]},
+    )
+
+
+def iterating(outside: Outside) -> Agent:
+    """A model that returns an asynchronous iterator."""
+    return Agent("a", Iterating([*say("x"), *adding()], say("done")), tools=[add])
+
+
+def questions(outside: Outside) -> Agent:
+    """Tools that ask, one of them on the loop, at the same time."""
+    turn = [call("ask", id="1"), call("ask_async", id="2", index=1), call("ask", id="3", index=2)]
+    return Agent("a", Scripted(turn, say("thanks")), tools=[ask, ask_async])
+
+
+def hooks(outside: Outside) -> Agent:
+    """Hooks at all points, as callables, coroutines and commands."""
+    return Agent(
+        "a",
+        Scripted(say("x")),
+        hooks={
+            "session_start": [note, note_async, "true"],
+            "user_prompt_submit": ["""echo '{"context": "from a command"}'""", note],
+            "session_end": [note, ["true"], note_async],
+        },
+    )
+
+
+def blocked(outside: Outside) -> Agent:
+    """A hook that stops the run."""
+    return Agent(
+        "a",
+        Scripted(say("never")),
+        hooks={
+            "user_prompt_submit": [note, refuse],
+            "notification": [note],
+            "on_error": [note, note_async],
+            "session_end": [note],
+        },
+    )
+
+
+def toolset(outside: Outside) -> Agent:
+    """Tools that have to be started."""
+    return Agent("a", Scripted(adding(), say("done")), toolsets=[Shelf()])
+
+
+def observed(outside: Outside) -> Agent:
+    """Observers, and a channel that is often full."""
+    return Agent("a", Scripted([*say("x", "y", "z"), call("ask", id="1")], say("done")), tools=[ask])
+
+
+def narrow(outside: Outside) -> Agent:
+    """A channel that is always full."""
+    return Agent("a", Scripted([*say("x", "y"), *adding()], say("z")), tools=[add])
+
+
+def endless(outside: Outside) -> Agent:
+    """A model that never has enough."""
+    return Agent("a", Scripted(*[adding("add", str(i)) for i in range(3)]), tools=[add], max_iterations=3)
+
+
+def nested(outside: Outside) -> Agent:
+    """A tool that runs an agent, which has a tool that asks."""
+    inner = outside.wrap(
+        Agent("sub", Scripted([*say("s"), call("ask", id="1")], say("inner")), tools=[ask], hooks={"session_end": [note]}),
+        "sub ",
+    )
+
+    @tool
+    def delegate(context: ToolContext) -> str:
+        """Runs the other agent."""
+        session = Session.from_user("sub task")
+        outside.sessions.append(session)
+        return context.run_agent(inner, session).text
+
+    turn = [call("delegate", id="1"), call("ask", id="2", index=1)]
+    return Agent("a", Scripted(turn, say("done")), tools=[delegate, ask])
+
+
+def siblings(outside: Outside) -> Agent:
+    """Two nested agents at once, asynchronous, one of which fails."""
+
+    @tool
+    def delegate(which: str, context: ToolContext) -> str:
+        """Runs another agent."""
+        model = AsyncScripted([*say("s"), *adding("add_async")], [LookupError("no"), *say()] if which == "bad" else say("t"))
+        session = Session.from_user(which)
+        outside.sessions.append(session)
+        return context.run_agent(outside.wrap(Agent(which, model, tools=[add_async]), f"sub {which} "), session).text
+
+    turn = [call("delegate", f'{{"which": "{which}"}}', id=which, index=i) for i, which in enumerate(("good", "bad"))]
+    return Agent("a", Scripted(turn, say("done")), tools=[delegate])
+
+
+def decline(request: Any) -> Answer:
+    """Says no."""
+    return Answer("decline")
+
+
+SCENARIOS = [
+    Scenario("plain", plain),
+    Scenario("tools", tools),
+    Scenario("asynchronous", asynchronous),
+    Scenario("iterating", iterating, capacity=4),
+    Scenario("questions", questions),
+    Scenario("questions declined", questions, answer=decline, capacity=2),
+    Scenario("not interactive", questions, interactive=False, executor=True),
+    Scenario("hooks", hooks),
+    Scenario("blocked", blocked, reason="hook_blocked"),
+    Scenario("toolset", toolset),
+    Scenario("observed", observed, observed=True, capacity=2),
+    Scenario("narrow", narrow, capacity=1),
+    Scenario("max iterations", endless, reason="max_iterations"),
+    Scenario("executor", tools, executor=True),
+    Scenario("nested", nested),
+    Scenario("nested siblings", siblings, observed=True, capacity=3),
+]

@@ -1,0 +1,767 @@
+"""Fault injection at every step.
+
+A `Scenario` builds an agent. The harness wraps everything that the loop calls of the outside - model, deltas, tools, hooks,
+toolsets, observers, the bridge, the channel, the consumer itself - so that each such call is a numbered `Point`. One run
+without a fault finds the points; then the scenario is run again, once for each point and each `Fault`, and after each run
+the laws are checked. A feature joins by adding a scenario.
+
+Nothing here sleeps to let something happen: a fault is set off by the call it hits, on the thread that makes that call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import copy
+import functools
+import gc
+import inspect
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import pytest
+
+import runtime._core as core_module
+import runtime._hooks as hooks_module
+from channels import Cancelled, CancelToken, Channel, ChannelClosed
+from runtime import (
+    Agent,
+    Answer,
+    EventStream,
+    HookInput,
+    NotPending,
+    RunError,
+    Runtime,
+    Session,
+    StreamStuck,
+    Tool,
+    ToolSet,
+)
+from runtime._core import StreamCore
+from runtime.events import AgentChoice, ElicitationRequest, Error, Event, StreamStopped
+
+LONG = 10.0  # seconds after which something will never happen
+PROMPT = 0.25  # seconds from a cancel to the end of the consumer's loop; tests/runtime/test_cancel.py measures 0.05
+GRACE = 0.5  # of the runtime: long enough for an observer on a busy machine
+TRIES = 3  # a run that was only slow is run again: what is slow by itself is slow each time
+
+INJECTED: collections.Counter[str] = collections.Counter()  # scenario -> faults; printed by tests/faults/conftest.py
+
+
+class Point(NamedTuple):
+    """The ``number``-th call of ``name``."""
+
+    name: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.name} #{self.number}"
+
+
+class Abrupt(BaseException):
+    """What nobody expects."""
+
+
+Kind = Literal["raise", "cancel", "close", "leave", "drop", "stall", "stuck"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens at a point.
+
+    ``raise``: the call raises. ``cancel``: another thread cancels the stream meanwhile. ``close``: another thread closes
+    it. ``leave``: the consumer leaves its ``with`` block. ``drop``: it forgets the stream. ``stall``: the call stands
+    still; the consumer cancels, and reads to the end. ``stuck``: the call stands still while the consumer leaves.
+    """
+
+    kind: Kind
+    error: Callable[[], BaseException] | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.error is None else f"raise {self.error().__class__.__name__}"
+
+    @property
+    def needs_consumer(self) -> bool:
+        """Whether the consumer has to act."""
+        return self.kind in ("leave", "drop", "stall", "stuck")
+
+
+def raising(*kinds: type[BaseException]) -> list[Fault]:
+    """One fault for each kind of exception."""
+    return [Fault("raise", functools.partial(kind, "injected")) for kind in kinds]
+
+
+PLAIN = [*raising(RuntimeError, Abrupt), *(Fault(kind) for kind in ("cancel", "close", "leave", "drop", "stall"))]
+EXOTIC = raising(
+    MemoryError, TimeoutError, StopIteration, StopAsyncIteration, Cancelled, ChannelClosed, asyncio.CancelledError,
+    GeneratorExit, SystemExit, KeyboardInterrupt, RecursionError, AssertionError,
+)  # fmt: skip
+SLOW = [Fault("stuck")]  # each takes the grace time
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What runs. ``build`` gets the `Outside`, for agents that tools run; the agent it returns is wrapped already."""
+
+    name: str
+    build: Callable[[Outside], Agent]
+    reason: str = "normal"  # of the end, where nothing fails
+    observed: bool = False
+    capacity: int = 128
+    interactive: bool = True
+    executor: bool = False
+    answer: Callable[[ElicitationRequest], Answer] = lambda request: Answer("accept", {"n": 1})
+
+
+# -- the numbered calls ------------------------------------------------------------------------------------------------
+
+
+class Outside:
+    """Everything the loop calls, wrapped; and the one call that is hit."""
+
+    def __init__(self, target: Point | None = None, fault: Fault | None = None) -> None:
+        self.target = target
+        self.fault = fault
+        self.points: list[Point] = []
+        self.opened = threading.Event()  # the consumer has its stream
+        self.core: StreamCore | None = None
+        self.stream: Callable[[], EventStream | None] = lambda: None  # weak: the consumer alone holds it
+        self.wake = CancelToken()  # tells the consumer that it is its turn
+        self.release = threading.Event()  # lets stalled calls go on
+        self.root_events: Channel[Any] | None = None
+        self.hit = False
+        self.hit_at = 0.0
+        self.decided = False  # whether the end was decided when the fault struck
+        self.injected: BaseException | None = None
+        self.threads: list[threading.Thread] = []
+        self.sessions: list[Session] = []  # of nested streams, put here by the scenario
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._lock = threading.Lock()
+
+    def _mine(self, name: str) -> bool:
+        with self._lock:
+            self._counts[name] += 1
+            point = Point(name, self._counts[name])
+            self.points.append(point)
+            return point == self.target
+
+    def reach(self, name: str, stall: Callable[[], None] | None = None) -> None:
+        """A call of ``name`` begins. ``stall`` is how it stands still, where that is not waiting for `release`."""
+        if self._mine(name) and self._strike():
+            (stall or functools.partial(self.release.wait, 3 * LONG))()
+
+    async def areach(self, name: str) -> None:
+        """The same, in a task."""
+        if self._mine(name) and self._strike():
+            deadline = time.monotonic() + 3 * LONG
+            while not self.release.is_set() and time.monotonic() < deadline:
+                await asyncio.sleep(0.002)
+
+    def _strike(self) -> bool:
+        """Do what the fault says; whether the call shall stand still."""
+        fault = self.fault
+        assert fault is not None
+        assert self.opened.wait(LONG)
+        assert self.core is not None
+        self.hit = True
+        self.hit_at = time.monotonic()
+        self.decided = self.core.ending.decided
+        if fault.error is not None:
+            self.injected = fault.error()
+            raise self.injected
+        if fault.kind == "cancel":
+            self._elsewhere(lambda stream: stream.cancel("injected"))
+            self.threads[-1].join(LONG)
+        elif fault.kind == "close":
+            self._elsewhere(EventStream.close)
+        else:
+            self.wake.cancel()
+        mine = self.target is not None and self.target.name.startswith("consumer")
+        if fault.kind == "close" or (fault.kind in ("leave", "drop") and not mine):
+            with contextlib.suppress(ChannelClosed, TimeoutError):
+                self.core.token.done.recv(timeout=LONG)
+        return fault.kind in ("stall", "stuck")
+
+    def _elsewhere(self, function: Callable[[EventStream], None]) -> None:
+        """Call it in another thread."""
+
+        def act() -> None:
+            stream = self.stream()
+            if stream is not None:
+                with contextlib.suppress(StreamStuck):
+                    function(stream)
+
+        self.threads.append(threading.Thread(target=act, daemon=True))
+        self.threads[-1].start()
+
+    # -- wrapping ------------------------------------------------------------------------------------------------------
+
+    def wrap(self, agent: Agent, prefix: str = "") -> Agent:
+        """``agent``, with all its calls numbered; ``prefix`` tells the points of several agents apart."""
+        return replace(
+            agent,
+            model=_Model(self, prefix, agent.model),
+            tools=[self._tool(each, prefix) for each in agent.tools],  # type: ignore[arg-type]
+            toolsets=[_ToolSet(self, prefix, each) for each in agent.toolsets],
+            hooks={
+                point: [self._hook(each, f"{prefix}hook {point}") for each in hooks]
+                for point, hooks in (agent.hooks or {}).items()
+            },
+        )
+
+    def _tool(self, tool: Tool, prefix: str) -> Tool:
+        wrapped = copy.copy(tool)
+        function, name = tool.function, f"{prefix}tool {tool.name}"
+        if tool.is_async:
+
+            async def call_async(**arguments: Any) -> Any:
+                await self.areach(name)
+                value = await function(**arguments)
+                await self.areach(f"{name} returns")
+                return value
+
+            wrapped.function = call_async
+            return wrapped
+
+        def call(**arguments: Any) -> Any:
+            self.reach(name)
+            value = function(**arguments)
+            self.reach(f"{name} returns")
+            return value
+
+        wrapped.function = call
+        return wrapped
+
+    def _hook(self, hook: Any, name: str) -> Any:
+        if not callable(hook):
+            return hook  # a command: numbered by `_patched`
+        if inspect.iscoroutinefunction(hook):
+
+            async def call_async(given: HookInput) -> Any:
+                await self.areach(name)
+                return await hook(given)
+
+            return call_async
+
+        def call(given: HookInput) -> Any:
+            self.reach(name)
+            return hook(given)
+
+        return call
+
+
+class _Model:
+    def __init__(self, outside: Outside, prefix: str, model: Any) -> None:
+        self.id = model.id
+        self._outside = outside
+        self._prefix = prefix
+        self._model = model
+        self.stream: Any = self._async if inspect.isasyncgenfunction(model.stream) else self._sync
+
+    def _sync(self, messages: Any, tools: Any, *, cancel: CancelToken) -> Any:
+        self._outside.reach(f"{self._prefix}model start")
+        deltas = self._model.stream(messages, tools, cancel=cancel)
+        return self._numbered_async(deltas) if hasattr(deltas, "__aiter__") else self._numbered(deltas)
+
+    def _numbered(self, deltas: Iterable[Any]) -> Iterator[Any]:
+        try:
+            for delta in deltas:
+                self._outside.reach(f"{self._prefix}delta")
+                yield delta
+        finally:
+            self._outside.reach(f"{self._prefix}model end")
+
+    async def _numbered_async(self, deltas: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        try:
+            async for delta in deltas:
+                await self._outside.areach(f"{self._prefix}delta")
+                yield delta
+        finally:
+            await self._outside.areach(f"{self._prefix}model end")
+
+    async def _async(self, messages: Any, tools: Any, *, cancel: CancelToken) -> AsyncIterator[Any]:
+        await self._outside.areach(f"{self._prefix}model start")
+        async with contextlib.aclosing(
+            self._numbered_async(self._model.stream(messages, tools, cancel=cancel))  # type: ignore[type-var]
+        ) as deltas:
+            async for delta in deltas:
+                yield delta
+
+
+class _ToolSet:
+    def __init__(self, outside: Outside, prefix: str, toolset: ToolSet) -> None:
+        self.name = type(toolset).__name__
+        self._outside = outside
+        self._prefix = prefix
+        self._toolset = toolset
+
+    def start(self) -> None:
+        self._outside.reach(f"{self._prefix}toolset start")
+        self._toolset.start()
+
+    def tools(self) -> Sequence[Tool]:
+        self._outside.reach(f"{self._prefix}toolset tools")
+        return [self._outside._tool(each, self._prefix) for each in self._toolset.tools()]
+
+    def stop(self) -> None:
+        self._toolset.stop()
+
+
+class _Observer:
+    def __init__(self, outside: Outside) -> None:
+        self._outside = outside
+
+    def on_run_start(self, session: Session) -> None:
+        self._outside.reach("observer start")
+
+    def on_event(self, session: Session, event: Event) -> None:
+        self._outside.reach("observer event")
+
+
+class _Recorder:
+    """The observer that no fault hits."""
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self.events: list[Event] = []
+
+    def on_run_start(self, session: Session) -> None:
+        self.starts += 1
+
+    def on_event(self, session: Session, event: Event) -> None:
+        self.events.append(event)
+
+
+@contextlib.contextmanager
+def _patched(outside: Outside) -> Iterator[None]:
+    """The channels of streams, and the start of commands, numbered. The tested code knows nothing of it."""
+
+    class Numbered(Channel[Any]):
+        """A stream's channel. Other channels pass."""
+
+        __slots__ = ()
+
+        def __init__(self, capacity: int = 0, *, name: str | None = None) -> None:
+            super().__init__(capacity, name=name)
+            if outside.root_events is None and (name or "").startswith("events "):
+                outside.root_events = self
+
+        def send(self, value: Any, timeout: float | None = None, cancel: Any = None) -> None:
+            if (self.name or "").startswith("events "):
+                prefix = "" if self is outside.root_events else "sub "
+                # It stands still as a full channel does.
+                outside.reach(f"{prefix}send", lambda: Channel[Any]().send(value, timeout, cancel))
+            super().send(value, timeout, cancel)
+
+    run_command = hooks_module._run_command
+
+    def numbered_command(*args: Any) -> Any:
+        outside.reach("command")
+        return run_command(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core_module, "Channel", Numbered)
+        patch.setattr(hooks_module, "_run_command", numbered_command)
+        yield
+
+
+# -- one run -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """One run of a scenario, and what its consumer saw."""
+
+    scenario: Scenario
+    outside: Outside
+    session: Session = field(default_factory=lambda: Session.from_user("go"))
+    recorder: _Recorder = field(default_factory=_Recorder)
+    events: list[Event] = field(default_factory=list)
+    ended: bool = False  # the consumer's loop came to its end
+    ended_at: float = 0.0
+    messages_at_end: tuple[Any, ...] | None = None
+    result_error: BaseException | None = None
+    stuck: StreamStuck | None = None
+    raised: BaseException | None = None  # out of the consumer
+    faults: list[str] = field(default_factory=list)
+    slow: bool = False
+
+    def wrong(self, text: str) -> None:
+        """Note a law that was broken."""
+        self.faults.append(text)
+
+    # -- the consumer --------------------------------------------------------------------------------------------------
+
+    def consume(self, runtime: Runtime) -> None:
+        """What the consumer's thread runs."""
+        try:
+            self._consume(runtime)
+        except BaseException as error:
+            self.raised = error
+
+    def _consume(self, runtime: Runtime) -> None:
+        outside = self.outside
+        stream = runtime.run_stream(self.session, interactive=self.scenario.interactive)
+        outside.core = stream._core
+        outside.stream = weakref.ref(stream)
+        outside.opened.set()
+        fault = outside.fault
+        dropping = fault is not None and fault.kind == "drop"
+        try:
+            with contextlib.nullcontext() if dropping else stream:
+                if fault is not None and fault.needs_consumer:
+                    self._read_awake(stream)
+                else:
+                    self._read(stream)
+                    self._look_at_result(stream)
+        except StreamStuck as stuck:
+            self.stuck = stuck
+
+    def _read(self, stream: EventStream) -> None:
+        """As people write it."""
+        for event in stream:
+            self._take(stream, event)
+        self._at_end()
+
+    def _read_awake(self, stream: EventStream) -> None:
+        """The same, for a consumer that the fault wakes."""
+        fault = self.outside.fault
+        assert fault is not None
+        try:
+            while True:
+                event = stream.recv(cancel=self.outside.wake)
+                self._take(stream, event)
+        except ChannelClosed:
+            self._at_end()
+        except Cancelled:
+            if fault.kind == "stall":
+                stream.cancel("injected")
+                self._read(stream)
+                self.outside.release.set()
+            # leave, drop, stuck: gone
+
+    def _take(self, stream: EventStream, event: Event) -> None:
+        self.events.append(event)
+        self.outside.reach("consumer", functools.partial(self._be_absent, stream))
+        if isinstance(event, ElicitationRequest):
+            answer = self.scenario.answer(event)
+            with contextlib.suppress(NotPending):  # the stream was cancelled meanwhile
+                stream.respond(event, answer.action, answer.content)
+            self.outside.reach("consumer answered", functools.partial(self._be_absent, stream))
+
+    def _be_absent(self, stream: EventStream) -> None:
+        """A consumer that stands still: cancelled by another thread, the stream has to end without it."""
+        self.outside._elsewhere(lambda stream: stream.cancel("injected"))
+        if not _closes(stream._core.finished, LONG):
+            self.wrong("law 2: the stream waits for a consumer that is absent")
+        self.outside.release.set()
+
+    def _at_end(self) -> None:
+        self.ended = True
+        self.ended_at = time.monotonic()
+        self.messages_at_end = self.session.messages
+
+    def _look_at_result(self, stream: EventStream) -> None:
+        try:
+            stream.result()
+        except RunError as error:
+            self.result_error = error
+
+
+def _closes(channel: Channel[Any], timeout: float) -> bool:
+    try:
+        channel.recv(timeout=timeout)
+    except ChannelClosed:
+        return True
+    except TimeoutError:
+        pass
+    return False
+
+
+def run(scenario: Scenario, target: Point | None = None, fault: Fault | None = None) -> Run:
+    """Run the scenario, with ``fault`` at ``target``, and check the laws; `Run.faults` tells which were broken."""
+    for _ in range(TRIES):
+        done = _run(scenario, target, fault)
+        if not done.slow or len(done.faults) > 1:
+            break
+    return done
+
+
+def _run(scenario: Scenario, target: Point | None, fault: Fault | None) -> Run:
+    outside = Outside(target, fault)
+    this = Run(scenario, outside)
+    before = set(threading.enumerate())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_patched(outside))
+        executor = stack.enter_context(ThreadPoolExecutor(4, "executor")) if scenario.executor else None
+        runtime = Runtime(
+            outside.wrap(scenario.build(outside)),
+            observers=[_Observer(outside), this.recorder] if scenario.observed else (),
+            executor=executor,
+            event_capacity=scenario.capacity,
+            grace=GRACE,
+        )
+        send = runtime.bridge.send
+
+        def numbered_send(event: Event, *, to: Any = None, timeout: Any = None, cancel: Any = None) -> None:
+            prefix = "" if to is outside.root_events else "sub "
+            outside.reach(f"{prefix}bridge send", lambda: Channel[Any]().send(event, timeout, cancel))
+            send(event, to=to, timeout=timeout, cancel=cancel)
+
+        runtime.bridge.send = numbered_send  # type: ignore[method-assign]
+        consumer = threading.Thread(target=this.consume, args=(runtime,), daemon=True, name="consumer")
+        try:
+            consumer.start()
+            consumer.join(LONG)
+            if consumer.is_alive():
+                this.wrong("law 2: the consumer's loop does not end")
+                return this
+            _check_while_stalled(this)
+            outside.release.set()
+            for thread in outside.threads:
+                thread.join(LONG)
+                if thread.is_alive():
+                    this.wrong("law 8: close() from another thread does not end")
+            if fault is not None and fault.kind == "drop":
+                gc.collect()
+                outside.wake.cancel()
+            _check(this, runtime)
+        finally:
+            outside.release.set()
+            started = time.monotonic()
+            runtime.close()
+            if time.monotonic() - started > 3 * GRACE + 1:
+                this.wrong("Runtime.close() is not bounded")
+            del runtime
+            _check_threads(this, before)
+    return this
+
+
+# -- the laws ----------------------------------------------------------------------------------------------------------
+
+
+def reasons(this: Run) -> set[str]:
+    """What `StreamStopped` may say, given the fault."""
+    outside, base = this.outside, this.scenario.reason
+    if not outside.hit or outside.decided:
+        return {base}
+    assert outside.target is not None
+    assert outside.fault is not None
+    name = outside.target.name
+    if outside.fault.kind != "raise":
+        aside = name.startswith(("observer", "consumer"))  # the worker does not wait for these, and may be at its end
+        return {"canceled", base} if aside else {"canceled"}
+    if name.startswith("consumer"):
+        return {"canceled", base}
+    if name.startswith(("model", "delta", "toolset", "bridge", "send")):
+        return {"error"}
+    return {base}  # tools, hooks, commands, observers, and whatever happens in a nested stream
+
+
+def _check_while_stalled(this: Run) -> None:
+    """With the call still standing there, if it does."""
+    outside, fault = this.outside, this.outside.fault
+    if fault is None or not outside.hit:
+        return
+    if fault.kind in ("cancel", "stall") and this.ended:
+        took = this.ended_at - outside.hit_at
+        bound = PROMPT + (2 * GRACE if outside.target and outside.target.name.startswith("observer") else 0)
+        if took > bound:
+            this.slow = True
+            this.wrong(f"law 18: the loop ended {took:.3f} s after the cancel")
+
+
+def _check(this: Run, runtime: Runtime) -> None:
+    outside, fault = this.outside, this.outside.fault
+    core = outside.core
+    assert core is not None
+    if not _closes(core.finished, LONG):
+        this.wrong("law 1: the worker does not end")
+        return
+    expected = reasons(this)
+    if core.ending.reason not in expected:
+        this.wrong(f"law 2: the reason is {core.ending.reason!r}, should be {' or '.join(sorted(expected))}")
+    if not core.events.closed or not core.out.closed and not _eventually(lambda: core.out.closed):
+        this.wrong("law 1: the channel is not closed")
+    _check_events(this, core)
+    if runtime.bridge.current is not None or len(runtime.bridge):
+        this.wrong(f"law 1: the bridge is left with {runtime.bridge!r}")
+    if runtime._shared.asks.pending():
+        this.wrong(f"law 6: questions are left pending: {runtime._shared.asks!r}")
+    if runtime._shared.cores and not _eventually(lambda: not runtime._shared.cores):
+        this.wrong(f"streams are left over: {runtime._shared.cores}")
+    _check_session(this)
+    for session in outside.sessions:
+        _check_calls(this, session)
+    if this.raised is not None and this.raised is not outside.injected:
+        this.wrong(f"law 17: the consumer met {this.raised!r}")
+    if outside.hit and outside.injected is not None and outside.target and outside.target.name.startswith("consumer"):
+        if this.raised is not outside.injected:
+            this.wrong(f"law 17: the body's exception was masked by {this.raised!r}")
+    elif this.stuck is not None and not (fault is not None and fault.kind in ("stuck", "leave", "close")):
+        this.wrong(f"law 8: {this.stuck}")
+    if this.ended and this.result_error is not None:
+        _check_result(this, this.result_error)
+    if scenario_observed(this):
+        _check_observer(this, core)
+
+
+def scenario_observed(this: Run) -> bool:
+    """Whether there are observers, who have to see the end by now."""
+    if not this.scenario.observed:
+        return False
+    if not _eventually(lambda: bool(this.recorder.events) and isinstance(this.recorder.events[-1], StreamStopped)):
+        this.wrong("law 9: the observer did not see the end")
+    return True
+
+
+def _check_events(this: Run, core: StreamCore) -> None:
+    """Law 2: `StreamStopped` once, last, with the reason."""
+    stops = [event for event in this.events if isinstance(event, StreamStopped)]
+    closed = this.outside.hit and this.outside.fault is not None and this.outside.fault.kind == "close"
+    if this.ended and not closed and len(stops) != 1:
+        this.wrong(f"law 2: {len(stops)} StreamStopped in {[event.type for event in this.events]}")
+    if len(stops) > 1 or (stops and this.events[-1] is not stops[0]):
+        this.wrong(f"law 2: StreamStopped is not last in {[event.type for event in this.events]}")
+    if stops and stops[0].reason != core.ending.reason:
+        this.wrong(f"law 2: StreamStopped says {stops[0].reason}, the stream {core.ending.reason}")
+    if not this.ended or closed:
+        return
+    codes = [e.code for e in this.events if isinstance(e, Error) and e.session_id == this.session.id]
+    lost = this.outside.decided and core.ending.reason != "normal"  # the fault hit the report itself
+    if core.ending.reason in ("normal", "canceled", "max_iterations"):
+        if codes:
+            this.wrong(f"the stream ended with {core.ending.reason}, and an error {codes}")
+    elif codes != [_code(this)] and not lost:
+        this.wrong(f"the error codes are {codes}, should be {_code(this)}")
+
+
+def _code(this: Run) -> str:
+    outside = this.outside
+    if not outside.hit or outside.decided or outside.injected is None or reasons(this) != {"error"}:
+        return this.scenario.reason if this.scenario.reason != "error" else "tool_failed"
+    assert outside.target is not None
+    name = outside.target.name
+    if name.startswith(("model", "delta")):
+        return "model_error"
+    return "tool_failed" if name.startswith("toolset") else "internal"
+
+
+def _check_result(this: Run, error: BaseException) -> None:
+    """Law 17: `result` raises from the original."""
+    injected = this.outside.injected
+    if injected is None or reasons(this) != {"error"} or this.outside.decided:
+        return
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    if not any(each is injected or type(each) is Cancelled for each in chain):
+        this.wrong(f"law 17: result() raised {chain!r}, without {injected!r}")
+
+
+def _check_session(this: Run) -> None:
+    """Law 16: sealed and consistent."""
+    session = this.session
+    messages = session.messages
+    if this.messages_at_end is not None and this.messages_at_end != messages:
+        this.wrong("law 16: the session was written after the last event")
+    _check_calls(this, session)
+    seen = "".join(e.content for e in this.events if isinstance(e, AgentChoice) and e.session_id == session.id)
+    said = "".join(message.content for message in messages if message.role == "assistant")
+    if not said.startswith(seen):
+        this.wrong(f"the consumer saw {seen!r}, the session has {said!r}")
+    stop = next((event for event in this.events if isinstance(event, StreamStopped)), None)
+    if stop is not None and stop.reason == "normal" and seen != said:
+        this.wrong(f"the consumer saw {seen!r}, the session has {said!r}")
+
+
+def _check_calls(this: Run, session: Session) -> None:
+    """Law 16: every call has one result, and it stands before the next message; law 15: nobody holds the lease."""
+    messages = session.messages
+    if session._lease is not None:
+        this.wrong("law 15: the session is still leased")
+    made = [call.id for message in messages for call in message.tool_calls]
+    answered = [message.tool_call_id for message in messages if message.role == "tool"]
+    if len(set(made)) != len(made):
+        this.wrong(f"two calls share an id: {made}")
+    if sorted(made) != sorted(each or "" for each in answered):
+        this.wrong(f"law 16: the calls are {made}, the results {answered}")
+    open_calls: set[str | None] = set()
+    for message in messages:
+        if message.role == "tool":
+            open_calls.discard(message.tool_call_id)
+        elif open_calls:
+            this.wrong("law 16: a result stands behind the next message")
+            break
+        else:
+            open_calls = {call.id for call in message.tool_calls}
+
+
+def _check_observer(this: Run, core: StreamCore) -> None:
+    """Law 9: every event once, in order."""
+    recorded = this.recorder.events
+    if this.recorder.starts != 1:
+        this.wrong(f"law 9: on_run_start was called {this.recorder.starts} times")
+    if [e for e in recorded if isinstance(e, StreamStopped)] != recorded[-1:]:
+        this.wrong(f"law 9: the observer saw {[event.type for event in recorded]}")
+    if len({id(event) for event in recorded}) != len(recorded):
+        this.wrong("law 9: the observer saw an event twice")
+    got = iter(recorded)
+    if not all(any(event is each for each in got) for event in this.events):
+        this.wrong("law 9: the observer did not see what the consumer saw, in that order")
+
+
+def _check_threads(this: Run, before: set[threading.Thread]) -> None:
+    """Law 8: what the stream and the runtime started is gone."""
+
+    def left() -> list[threading.Thread]:
+        return [
+            thread
+            for thread in threading.enumerate()
+            if thread not in before and thread.name.startswith(("lockgate-stream", "lockgate-observe", "lockgate-help"))
+        ]
+
+    if not _eventually(lambda: not left()):
+        this.wrong(f"law 8: threads are left: {left()}")
+
+
+def _eventually(condition: Callable[[], bool], timeout: float = 3.0) -> bool:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+# -- many runs ---------------------------------------------------------------------------------------------------------
+
+
+def inject(scenario: Scenario, choose: Callable[[int], Iterable[Fault]]) -> list[str]:
+    """Run the scenario once without a fault, then with each of ``choose(number)`` at each point; what went wrong."""
+    quiet = run(scenario)
+    wrong = [f"without a fault: {each}" for each in quiet.faults]
+    for number, point in enumerate(quiet.outside.points):
+        for fault in choose(number):
+            if not applies(point, fault):
+                continue
+            done = run(scenario, point, fault)
+            if done.outside.hit:
+                INJECTED[scenario.name] += 1
+            wrong += [f"{fault} at {point}: {each}" for each in done.faults]
+    return wrong
+
+
+def applies(point: Point, fault: Fault) -> bool:
+    """Whether the fault can happen there."""
+    if "send" in point.name and fault.error is not None:
+        return not isinstance(fault.error(), (Cancelled, ChannelClosed))  # what a channel may say, and means
+    return not (point.name.startswith("consumer") and fault.kind == "stuck")
