@@ -11,9 +11,9 @@ VENV = .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-# As it was given, dollars and quotes included; recipes read it from the environment.
+# As it was given, dollars and quotes included; the recipe reads it from the environment.
 override PROMPT := $(value PROMPT)
-export PROMPT
+run: export PROMPT
 
 .PHONY: help run test lint stress soak bench explore clean
 .DEFAULT_GOAL := help

@@ -59,7 +59,19 @@ OnDone: TypeAlias = Callable[[Any, BaseException | None], object]
 class _Run:
     """A task on the loop of a `_Life`, and who wants to know how it ended: told once, on every path."""
 
-    __slots__ = ("_args", "_context", "_on_done", "_target", "_task", "_ticket", "done", "life", "name", "owner")
+    __slots__ = (
+        "_args",
+        "_asked",
+        "_context",
+        "_on_done",
+        "_target",
+        "_task",
+        "_ticket",
+        "done",
+        "life",
+        "name",
+        "owner",
+    )
 
     def __init__(
         self,
@@ -79,6 +91,7 @@ class _Run:
         self._context = contextvars.copy_context() if context is None else context.copy()
         self.name = _named(target)
         self._task: asyncio.Task[None] | None = None
+        self._asked = False  # to cancel
         self._ticket: list[None] = [None]  # whoever deletes the element tells
         self.done: Channel[None] = Channel(name="task ended")
 
@@ -102,6 +115,9 @@ class _Run:
             self.life.post(self._cancel, cause)
 
     def _cancel(self, cause: object) -> None:
+        if self._asked:
+            return  # a second cancel would cut the cleanup short that the first began
+        self._asked = True
         if self._task is not None:
             self._task.cancel(cause)
         else:
@@ -190,9 +206,10 @@ class TaskHandle:
         self.done: Receiver[None] = Receiver(run.done)
 
     def cancel(self, cause: object = None) -> None:
-        """Cancel the task; does not wait for its end. Thread-safe, and harmless when it has ended.
+        """Cancel the task; does not wait for its end. Thread-safe.
 
-        ``cause`` becomes that of the `Cancelled` which ``on_done`` gets.
+        ``cause`` becomes that of the `Cancelled` which ``on_done`` gets. Calling it again, or when the task has ended,
+        does nothing: a task is not disturbed in its cleanup.
         """
         self._run.cancel(cause)
 
@@ -597,6 +614,10 @@ class _FeedRun(_Run):
 
     __slots__ = ()
 
+    def ending(self) -> None:
+        """On the loop's thread: the task cleans up by itself, no cancel shall come into that."""
+        self._asked = True
+
     def discard(self) -> None:
         for arg in self._args:
             _discard(arg)  # the source may be a coroutine
@@ -709,7 +730,9 @@ def _feed(
         _discard(source)
         raise
     ref = weakref.ref(channel)
-    run = _FeedRun(owner, life, _pump, (source, ref), functools.partial(_end_feed, ref), context)
+    ending: list[Callable[[], None]] = []
+    run = _FeedRun(owner, life, _pump, (source, ref, ending), functools.partial(_end_feed, ref), context)
+    ending.append(run.ending)
     run.name = f"feed of {_named(source)}"
     _timer.start()
     finalizer = weakref.finalize(channel, _timer.call_soon, run.cancel)
@@ -727,7 +750,7 @@ def _end_feed(ref: weakref.ref[_Fed[Any]], result: Any, error: BaseException | N
         _logger.warning("the source of a feed failed after nobody listened any more", exc_info=error)
 
 
-async def _pump(source: Any, ref: weakref.ref[_Fed[Any]]) -> None:
+async def _pump(source: Any, ref: weakref.ref[_Fed[Any]], ending: list[Callable[[], None]]) -> None:
     """Send the values of ``source``, until it ends or the channel is closed or gone."""
     iterator: Any = None
     ear = None
@@ -773,6 +796,7 @@ async def _pump(source: Any, ref: weakref.ref[_Fed[Any]]) -> None:
         raise
     finally:
         channel = value = entry = None
+        ending.pop()()
         if (close := getattr(iterator, "aclose", None)) is not None:
             await close()
 
@@ -947,7 +971,7 @@ def to_async(receiver: Channel[T] | Receiver[T]) -> AsyncReceiver[T]:
 # -- the loops of this process -----------------------------------------------------------------------------------------
 
 _lives: dict[_Life, None] = {}
-_abandoned: list[_Life] = []  # of the parent, in a forked child
+_abandoned: list[Any] = []  # the loops and tasks of the parent, in a forked child
 _loops: weakref.WeakSet[LoopThread] = weakref.WeakSet()
 _default: LoopThread | None = None
 _guard = RLock()
@@ -984,15 +1008,26 @@ def _forked() -> None:
     for loop in list(_loops):
         loop._starting = RLock()
         loop._life = None
+    if _lives and not _abandoned:
+        atexit.register(_keep_abandoned)
     for life in list(_lives):
         # Its selector is shared with the parent: were the loop object to die here, its finalizer would take the
-        # parent's file descriptors out of it. So it lives on, and says that it is closed.
-        _abandoned.append(life)
+        # parent's file descriptors out of it, and coroutines would run their cleanup. So all lives on, and the loop
+        # says that it is closed.
+        _abandoned.append((life, list(life.runs), asyncio.all_tasks(life.loop)))
         life.over = True
         life.loop.is_closed = lambda: True  # type: ignore[method-assign]
         for run in list(life.runs):
             run.forked()
     _lives.clear()
+
+
+def _keep_abandoned() -> None:
+    """One reference too many: not even the interpreter's end finalises what is the parent's."""
+    with contextlib.suppress(Exception):
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(_abandoned))
 
 
 # An atexit function comes too late: the interpreter first joins the threads of concurrent.futures, which may be waiting

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from ._cli_fields import Field, NotUnderstood, fields_of
-from ._cli_terminal import Terminal
+from ._cli_terminal import Over, Terminal
 from ._errors import InvalidAnswer, NotPending
 from .events import ElicitationRequest
 from .stream import EventStream
 from .tool import Action, Answer
+
+Read: TypeAlias = Callable[[str, Callable[[], bool]], str]
 
 _ACTIONS: Final[dict[str, Action]] = {"/decline": "decline", "/cancel": "cancel"}
 _NOTHING: Final = object()  # an optional field that was left empty
@@ -28,13 +30,14 @@ class Questions:
     """Has the questions of a stream answered.
 
     ``given`` are the answers of the command line, by field: proposals where there is a terminal, otherwise all there
-    is, and a question that they leave open is declined. ``read`` shows a prompt and returns what the user enters.
+    is, and a question that they leave open is declined. ``read`` is `Terminal.read`.
     """
 
-    def __init__(self, terminal: Terminal, given: Mapping[str, str], read: Callable[[str], str]) -> None:
+    def __init__(self, terminal: Terminal, given: Mapping[str, str], read: Read) -> None:
         self._terminal = terminal
         self._given = given
         self._read = read
+        self._over: Callable[[], bool] = lambda: False
 
     def answer(self, stream: EventStream, request: ElicitationRequest) -> None:
         """Show the question, have it answered, and send the answer, until one fits."""
@@ -43,22 +46,24 @@ class Questions:
         terminal.ask(f"? {request.message}", "cyan")
         if request.mode == "url":
             terminal.ask(f"  {request.url}", "bold")
+        self._over = lambda: stream.reason is not None
+        try:
+            self._settle(stream, request)
+        except (NotPending, Over):
+            terminal.ask("  Nobody waits for this answer any more.", "yellow")
+
+    def _settle(self, stream: EventStream, request: ElicitationRequest) -> None:
         fields = fields_of(request.schema)
         before: Mapping[str, Any] = {}
         while True:
-            answer = self._ask(request, fields, before) if terminal.asks else self._look_up(request, fields)
+            answer = self._ask(request, fields, before) if self._terminal.asks else self._look_up(request, fields)
             try:
-                stream.respond(request, answer.action, answer.content)
-                return
-            except NotPending:
-                terminal.ask("  Nobody waits for this answer any more.", "yellow")
-                return
+                return stream.respond(request, answer.action, answer.content)
             except InvalidAnswer as error:
-                terminal.ask(f"  {error}", "red")
+                self._terminal.ask(f"  {error}", "red")
                 before = answer.content
-            if not terminal.asks:
-                stream.respond(request, "decline")
-                return
+            if not self._terminal.asks:
+                return stream.respond(request, "decline")
 
     # -- with a terminal -----------------------------------------------------------------------------------------------
 
@@ -103,7 +108,7 @@ class Questions:
 
     def _enter(self, prompt: str) -> str:
         try:
-            entered = self._read(prompt).strip()
+            entered = self._read(prompt, self._over).strip()
         except EOFError:
             raise _Left("decline") from None
         if entered in _ACTIONS:

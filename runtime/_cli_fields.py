@@ -62,6 +62,9 @@ class Field:
 
     def show(self, value: Any) -> str:
         """``value`` as somebody would type it."""
+        for label, option in _options(self.schema):
+            if option == value:
+                return label
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, list) and not self._nested():

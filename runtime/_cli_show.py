@@ -22,6 +22,7 @@ class Screen:
         self._terminal = terminal
         self._agent = agent
         self._calls: dict[str, str] = {}  # under way: the names, by their ids
+        self._twins: set[str] = set()  # the names of which there are several
 
     def show(self, event: events.Event) -> None:
         """Show ``event``, where there is something to see."""
@@ -60,6 +61,8 @@ class Screen:
     @_show.register
     def _(self, event: events.ToolCall) -> None:
         call = event.tool_call
+        if call.name in self._calls.values():
+            self._twins.add(call.name)
         self._calls[call.id] = call.name
         self._terminal.part("calls")
         self._terminal.line(f"-> {self._who(event)}{call.name}({_arguments(call)})", "bold")
@@ -67,10 +70,13 @@ class Screen:
     @_show.register
     def _(self, event: events.ToolCallResponse) -> None:
         call = event.tool_call
-        self._calls.pop(call.id, None)
         self._terminal.part("calls")
-        said = f"{call.name} failed" if event.is_error else call.name
+        which = f"{call.name}({_arguments(call)})" if call.name in self._twins else call.name
+        said = f"{which} failed" if event.is_error else which
         self._terminal.line(f"<- {self._who(event)}{said}: {_result(event.response)}", "red" if event.is_error else "")
+        self._calls.pop(call.id, None)
+        if not self._calls:
+            self._twins.clear()
 
     @_show.register
     def _(self, event: events.Warning) -> None:

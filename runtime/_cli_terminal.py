@@ -7,17 +7,23 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from select import select
 from typing import IO
 
 PATIENCE = 1.0  # seconds in which nothing needs to be said
 _FRAME = 0.125  # seconds between two pictures of the spinner
+_LOOK = 0.2  # seconds between two looks at whether an answer is still waited for
 _SPINNER = "|/-\\"
 _STYLES = {"bold": 1, "dim": 2, "red": 31, "yellow": 33, "cyan": 36}
 _CLEAR = "\r\x1b[K"
 # What a model or a server says must not move the cursor, retitle the window or hide what stood there before.
 _CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
 _CONTROLS |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
+
+
+class Over(Exception):
+    """Nobody waits for an answer any more."""
 
 
 def printable(text: str) -> str:
@@ -37,7 +43,7 @@ class _Place:
 
     def move(self, text: str) -> None:
         """``text`` has been written."""
-        before, newline, last = text.rpartition("\n")
+        _, newline, last = text.rpartition("\n")
         self.column = len(last) if newline else self.column + len(last)
 
 
@@ -123,20 +129,14 @@ class Terminal:
         self._clear()
         self._questions.line(text, style)
 
-    def read(self, prompt: str) -> str:
-        """What the user enters. Raises `EOFError`."""
+    def read(self, prompt: str, over: Callable[[], bool] = lambda: False) -> str:
+        """A line that the user enters. Raises `EOFError`, and `Over` once ``over()`` says that nobody waits for it."""
         self._clear()
+        self._questions.write(prompt)
         try:
-            if self._questions is self._out:
-                with contextlib.suppress(ImportError):
-                    import readline  # noqa: F401  # from now on `input` lets the user edit the line
-                return input(prompt)
-            self._questions.write(prompt)
-            entered = sys.stdin.readline()
-            if not entered:
-                raise EOFError
+            entered = _read_line(over)
             self._questions.place.column = 0
-            return entered.rstrip("\n")
+            return entered
         except BaseException:  # Ctrl-D, Ctrl-C
             self._questions.write("\n")
             raise
@@ -222,6 +222,22 @@ class Terminal:
     def _raw(self, text: str) -> None:
         self._err.io.write(text)
         self._err.io.flush()
+
+
+def _read_line(over: Callable[[], bool]) -> str:
+    """A line of the terminal. Not by `input`, where a Ctrl-C that comes just before it waits is not seen."""
+    if os.name != "posix":
+        return input()
+    line = b""
+    while not line.endswith(b"\n"):
+        while not select([sys.stdin], [], [], _LOOK)[0]:
+            if over():
+                raise Over
+        piece = os.read(sys.stdin.fileno(), 4096)
+        if not piece and not line:
+            raise EOFError
+        line += piece
+    return line.decode(sys.stdin.encoding, "replace").rstrip("\n")
 
 
 def _below(text: str) -> str:

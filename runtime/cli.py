@@ -8,14 +8,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, Final
 
 from channels import ChannelClosed
 
 from . import events
-from ._cli_ask import Questions
+from ._cli_ask import Questions, Read
 from ._cli_load import CannotLoad, load
 from ._cli_show import Screen
 from ._cli_terminal import Terminal
@@ -115,7 +115,7 @@ def _run(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) 
         team = load(args.agent, args.model)
     prompt = args.prompt if args.prompt is not None else _ask_prompt(terminal, team.root)
     _load_model(terminal, team.root)
-    questions = Questions(terminal, dict(args.answer), interrupts.read_with(terminal))
+    questions = Questions(terminal, dict(args.answer), interrupts.reading(terminal))
     runtime = Runtime(team)
     try:
         stream = runtime.run_stream(Session.from_user(prompt))
@@ -268,13 +268,13 @@ class _Interrupts:
         finally:
             self._stream = None
 
-    def read_with(self, terminal: Terminal) -> Any:
+    def reading(self, terminal: Terminal) -> Read:
         """`Terminal.read`, which Ctrl-C leaves."""
 
-        def read(prompt: str) -> str:
+        def read(prompt: str, over: Callable[[], bool]) -> str:
             self._reading = True
             try:
-                return terminal.read(prompt)
+                return terminal.read(prompt, over)
             finally:
                 self._reading = False
 

@@ -31,7 +31,7 @@ PARALLEL = 2  # requests a server works on at once
 BATCH = 32  # tokens between two chances to stop while it reads a prompt: 0.1 to 0.2 s on two cores
 POLL = 0.02  # seconds between looks at ``stopped`` while waiting for a slot
 EXIT_PATIENCE = 5.0  # seconds the exit hook waits for calls that were told to stop
-REMEMBERED = 256  # embeddings
+REMEMBERED = 256  # embeddings: what the tools say of themselves is asked for again with every message
 
 Stopped: TypeAlias = Callable[[], bool]
 Chunk: TypeAlias = Mapping[str, Any]
@@ -84,7 +84,7 @@ class Worker(threading.Thread):
 
 
 class Server:
-    """One model in memory. All methods may be called from any thread; all but `embed` and `chat` return at once."""
+    """One model in memory. All methods may be called from any thread."""
 
     def __init__(self, key: Key) -> None:
         self.key = key

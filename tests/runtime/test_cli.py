@@ -70,6 +70,7 @@ hurrying = team([call("hurry")], say("Done."))
 agreeing = team([call("agree")], say("Done."))
 failing = team([call("fail")], say("Sorry."))
 sleeping = team([call("slow", '{"seconds": 1.6}')], say("Done."))
+twins = team([call("slow", '{"seconds": 0.3}'), call("slow", '{"seconds": 0.1}', id="call-2", index=1)], say("Done."))
 stuck = team([call("slow", '{"seconds": 20}')], say("Done."))
 pausing = team([*say("Once upon"), lambda: time.sleep(1.6), *say(" a time.")])
 broken = team([RuntimeError("the wire is cut")])
@@ -212,6 +213,13 @@ def test_shows_the_text_and_nothing_that_moves_the_cursor(lockgate: Any) -> None
 def test_shows_calls_with_arguments_and_results(lockgate: Any) -> None:
     done = lockgate("run", "agents.py:failing", "Cook")
     assert "-> fail()\n<- fail failed: ValueError: no flour\n\nSorry.\n" in done.stdout
+
+
+def test_tells_calls_of_one_tool_apart(lockgate: Any) -> None:
+    done = lockgate("run", "agents.py:twins", "Sleep")
+    calls = "-> slow(seconds=0.3)\n-> slow(seconds=0.1)\n"
+    results = "<- slow(seconds=0.1): slept\n<- slow(seconds=0.3): slept\n"
+    assert f"{calls}{results}\nDone.\n" in done.stdout
 
 
 def test_streams(terminal: Any) -> None:
@@ -511,10 +519,14 @@ def test_books_a_table(lockgate: Any) -> None:
     assert done.stdout.endswith("\n\nBooked: Luigi's, 2026-12-24, 4 people (booking 1)\n")
 
 
-@needs_all
-def test_the_example_runs_by_itself() -> None:
+@pytest.mark.parametrize(("example", "last"), [
+    pytest.param("booking.py", "Booked: Luigi's, 2026-12-24, 4 people (booking 1)", marks=needs_all),
+    pytest.param("ask.py", "notes.txt is still there.", marks=needs_all),
+    ("pipeline.py", "the square of"),
+])  # fmt: skip
+def test_the_examples_run_by_themselves(example: str, last: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "examples/booking.py")],
+        [sys.executable, str(ROOT / "examples" / example)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -522,20 +534,25 @@ def test_the_example_runs_by_itself() -> None:
         env=environment(),
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("Booked: Luigi's, 2026-12-24, 4 people (booking 1)\n")
+    assert last in done.stdout.splitlines()[-1]
+
+
+def make(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """The project's Makefile, in a folder of its own; not as part of the `make` that runs these tests."""
+    shutil.copy2(ROOT / "Makefile", folder)  # as old as it is, so that stamps are newer
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"}
+    return subprocess.run(["make", *args], cwd=folder, env=kept, capture_output=True, text=True, timeout=LONG)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_wants_a_recent_python(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    done = subprocess.run(["make", "run", "PYTHON=false"], cwd=tmp_path, capture_output=True, text=True, timeout=LONG)
+    done = make(tmp_path, "run", "PYTHON=false")
     assert done.returncode != 0
     assert "lockgate needs Python 3.11 or later" in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_passes_the_prompt_on_as_it_is(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "Makefile", tmp_path)
     command = tmp_path / ".venv/bin/lockgate"
     command.parent.mkdir(parents=True)
     command.write_text('#!/bin/sh\nfor last; do :; done; printf "%s" "$last"\n')
@@ -544,8 +561,7 @@ def test_make_passes_the_prompt_on_as_it_is(tmp_path: Path) -> None:
     for stamp in ("venv", "run"):
         (tmp_path / f".venv/{stamp}.stamp").touch()
     prompt = "$(HOME) it's $5, \"so\" `what` #1"
-    make = ["make", "run", f"PROMPT={prompt}"]
-    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, timeout=LONG)
+    done = make(tmp_path, "run", f"PROMPT={prompt}")
     assert (done.stdout, done.stderr) == (prompt, "")
 
 

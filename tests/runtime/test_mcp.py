@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import json
 import logging
 import os
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import pytest
 
 from channels import Cancelled, CancelToken, Channel
 from channels.aio import LoopThread, default_loop
+from runtime import Agent, Delta, Message, RunError, Runtime, Session, TextDelta, ToolCallDelta, ToolDefinition
+from runtime.events import ElicitationRequest
 from runtime.mcp import MCPServerError, MCPToolSet
 from runtime.tool import Answer, Question, Tool, ToolResult, ToolSet
 
@@ -133,9 +136,10 @@ class Context:
             return self._reply(question)
         return self.answers.recv(cancel=self.cancel)
 
-    async def aelicit(
-        self, message: str, schema: Mapping[str, Any] | None = None, *, url: str = "", timeout: float | None = None
-    ) -> Answer:
+    async def aelicit(self, *args: Any, **kwargs: Any) -> Answer:
+        raise NotImplementedError
+
+    def run_agent(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
 
@@ -805,6 +809,73 @@ def test_a_toolset_that_is_forgotten_takes_its_server_with_it() -> None:
     assert eventually(lambda: children() == before)
 
 
+# -- under the runtime -------------------------------------------------------------------------------------------------
+
+
+class Books:
+    """A model that books a table where the user says, and repeats what the tool said."""
+
+    id = "books"
+
+    def stream(
+        self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
+    ) -> Iterator[Delta]:
+        last = messages[-1]
+        if last.role == "user":
+            yield ToolCallDelta(0, "call-1", "book_table", json.dumps({"restaurant": last.content}))
+        else:
+            yield TextDelta(last.content)
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    with Runtime(Agent("concierge", Books(), toolsets=[MCPToolSet(BOOKING, name="booking")])) as runtime:
+        yield runtime
+
+
+def test_streams_that_share_a_server_are_asked_their_own_questions(runtime: Runtime) -> None:
+    """Law 6, from the model's call to the consumer's answer and back."""
+
+    def consume(number: int) -> str:
+        stream = runtime.run_stream(Session.from_user(f"R{number}."))
+        for event in stream:
+            if isinstance(event, ElicitationRequest):
+                assert f"R{number}." in event.message
+                answer = books(people=number + 1)(Question(event.message, event.schema))
+                stream.respond(event, answer.action, answer.content)
+        return stream.result().text
+
+    with ThreadPoolExecutor(10) as threads:
+        for number, text in enumerate(threads.map(consume, range(10))):
+            assert text.startswith(f"Booked: R{number}., 2026-12-24, {number + 1} pe")
+
+
+def test_where_nobody_is_there_the_model_reads_why(runtime: Runtime) -> None:
+    """Law 7."""
+    text = runtime.run(Session.from_user("Luigi's")).text
+    assert "answered with 'decline'" in text
+    assert "this run is not interactive" in text
+
+
+def test_cancelling_a_stream_with_a_question_of_a_server_open(runtime: Runtime) -> None:
+    """Laws 8 and 18: at once, and the server serves the next stream."""
+    since = 0.0
+    stream = runtime.run_stream(Session.from_user("Luigi's"))
+    for event in stream:
+        if isinstance(event, ElicitationRequest):
+            since = time.monotonic()
+            stream.cancel()
+    assert time.monotonic() - since < 0.05
+    assert "answered with 'decline'" in runtime.run(Session.from_user("Luigi's")).text
+
+
+def test_a_server_that_does_not_start_ends_the_stream_with_the_reason() -> None:
+    broken = MCPToolSet(["false"], name="broken")
+    problem = "MCP server 'broken' did not start: it ended with exit code 1"
+    with Runtime(Agent("a", Books(), toolsets=[broken])) as runtime, pytest.raises(RunError, match=problem):
+        runtime.run(Session.from_user("hi"))
+
+
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
 
@@ -924,7 +995,7 @@ def test_the_interpreter_exits(command: list[str], state: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     pids, exit_began_at = done.stdout.splitlines()
     assert ended_at - float(exit_began_at) < 2
-    assert all(eventually(lambda pid=pid: not is_alive(int(pid))) for pid in pids.split())
+    assert eventually(lambda: not any(is_alive(int(pid)) for pid in pids.split()))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

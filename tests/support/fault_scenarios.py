@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from support.faults import Outside, Scenario
+from support.faults import Outside, Point, Scenario
 from support.scripted import AsyncScripted, Scripted, call, say
 
 from runtime import (
@@ -235,7 +235,7 @@ SCENARIOS = [
     Scenario("questions declined", questions, answer=decline, capacity=2),
     Scenario("not interactive", questions, interactive=False, executor=True),
     Scenario("hooks", hooks),
-    Scenario("blocked", blocked, reason="hook_blocked"),
+    Scenario("blocked", blocked, reason="hook_blocked", hinge=Point("hook user_prompt_submit", 2)),
     Scenario("toolset", toolset),
     Scenario("observed", observed, observed=True, capacity=2),
     Scenario("narrow", narrow, capacity=1),

@@ -8,8 +8,9 @@
 
     explore(scenario, preemptions=2)
 
-`scheduler` hands the baton, `seam` loads private copies of packages with controlled locks, threads, time and chance, and
-`instrument` puts schedule points into them. `model`, `scenarios` and `mutants` are about ``channels``.
+`scheduler` hands the baton; `seam` loads private copies of packages, with controlled locks, threads, time and chance;
+`instrument` puts schedule points into them. `stage`, `model`, `scenarios` and `mutants` are about ``channels``.
+To explore other modules, name them: ``explore(scenario, modules=[*CHANNELS, "runtime/bridge.py"])``.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any
 
-from .scheduler import EVERYWHERE, Limits, Path, Schedule, Task, Uncontrolled
+from .scheduler import EVERYWHERE, Limits, Path, Schedule, Scheduler, Task, Uncontrolled
 from .seam import Patches, Universe
 
-__all__ = ["CHANNELS", "Failure", "Limits", "Report", "Uncontrolled", "World", "explore", "replay", "reports", "universe"]
+__all__ = ["CHANNELS", "Failure", "Limits", "Report", "World", "explore", "replay", "reports"]
 
 ROOT = File(__file__).resolve().parents[3]
-CHANNELS = ("channels/_park.py", "channels/_channel.py", "channels/_select.py", "channels/_cancel.py", "channels/_timer.py")
-# Attributes of channels that never change once another thread can see them; `__init__`s are before that.
+CHANNELS = tuple(f"channels/_{name}.py" for name in ("park", "channel", "select", "cancel", "timer"))
+# Attributes that never change once another thread can see them.
 CONSTANTS = ("_lock", "_capacity", "_epoch", "name", "_channel", "park", "ticket")
 
 reports: list[Report] = []  # of every exploration so far, for the summary
@@ -40,8 +41,8 @@ def universe(modules: Sequence[str] = CHANNELS, patches: Patches | None = None) 
     key = (tuple(modules), repr(patches))
     if key not in _universes:
         packages = {path.partition("/")[0] for path in modules} | {"channels"}
-        fewer_yields = {"channels/_park.py": [("_YIELDS = 10", "_YIELDS = 1"), *(patches or {}).get("channels/_park.py", ())]}
-        all_patches = {**(patches or {}), **fewer_yields}
+        all_patches = {path: list(pairs) for path, pairs in (patches or {}).items()}
+        all_patches.setdefault("channels/_park.py", []).append(("_YIELDS = 10", "_YIELDS = 1"))
         _universes[key] = Universe(ROOT, sorted(packages), modules, all_patches, CONSTANTS)
     return _universes[key]
 
@@ -60,6 +61,15 @@ class Report:
     seconds: float = 0.0
     complete: bool = True  # within the limits; False: there was no time for more
 
+    def add(self, scheduler: Scheduler, seconds: float) -> None:
+        """What one run did."""
+        self.schedules += 1
+        self.pruned += scheduler.pruned
+        self.steps += scheduler.steps_made
+        self.thrown += scheduler.thrown
+        self.nested += scheduler.nestings
+        self.seconds += seconds
+
     def __str__(self) -> str:
         limits = self.limits
         text = f"{self.name}: {self.schedules} schedules ({self.pruned} cut short), {limits.preemptions} preemptions"
@@ -73,11 +83,12 @@ class Report:
 class Failure(AssertionError):
     """A schedule under which the scenario fails, for `replay`."""
 
-    def __init__(self, report: Report, error: BaseException, schedule: Schedule, trace: str) -> None:
+    def __init__(self, report: Report, limits: Limits, error: BaseException, schedule: Schedule, trace: str) -> None:
         super().__init__(
             f"{report.name}: {type(error).__name__}: {error}\n"
-            f"after {report.schedules} schedules with {report.limits}; replay with\n{schedule}\n{trace}"
+            f"schedule {report.schedules}, with {limits}: replay {schedule}\n{trace}"
         )
+        self.report = report
         self.error = error
         self.schedule = schedule
         self.trace = trace
@@ -95,10 +106,16 @@ class World:
         return self.universe.load(name)
 
     def spawn(
-        self, name: str, run: Callable[[], object], *, interruptible: bool = False, nested: Any = None, daemon: bool = False
+        self,
+        name: str,
+        run: Callable[[], object],
+        *,
+        interruptible: bool = False,
+        nested: Callable[[], object] | None = None,
+        daemon: bool = False,
     ) -> Task:
-        """A thread. Asynchronous exceptions hit ``interruptible`` ones; ``nested()`` may run in the middle of others. A
-        ``daemon`` need not finish."""
+        """A thread. `KeyboardInterrupt` may hit it if it is ``interruptible``; ``nested`` may be called in the middle
+        of its steps, as by a signal handler; a ``daemon`` need not finish."""
         return self.scheduler.add(name, run, interruptible=interruptible, nested=nested, daemon=daemon)
 
     @property
@@ -128,49 +145,59 @@ def explore(
     exception other than the ones thrown at it. ``seconds`` ends the exploration early; the report then says so.
     """
     world = World(universe(modules, patches))
-    limits = Limits(preemptions, interrupts, nested)
-    report = Report(name or getattr(scenario, "__name__", "scenario"), limits)
-    began = time.perf_counter()
+    report = Report(name or getattr(scenario, "__name__", "scenario"), Limits(preemptions, interrupts, nested))
     collecting = gc.isenabled()
     gc.disable()  # a finalizer in the middle of a run could not be repeated
     try:
-        path: Path = []
+        world.scheduler.hot = set() if reduce else EVERYWHERE
         seen: dict[Any, int] | None = {} if reduce else None
-        scheduler = world.scheduler
-        scheduler.hot = set() if reduce else EVERYWHERE
-        while True:
-            hot = len(scheduler.hot)
-            error = _run(world, scenario, path, limits, seen, None)
-            report.schedules += 1
-            report.pruned += scheduler.pruned
-            report.steps += scheduler.steps_made
-            report.thrown += scheduler.thrown
-            report.nested += scheduler.nestings
-            report.seconds = time.perf_counter() - began
-            if error is not None:
-                if isinstance(error, Uncontrolled):
-                    raise error
-                schedule = [(step, kind, pick) for pick, _, step, kind in path if pick]
-                _run(world, scenario, [], limits, None, schedule)
-                raise Failure(report, error, schedule, _trace(world))
-            if len(scheduler.hot) > hot:  # there are more places to switch at
-                path, seen = [], {}
-                continue
-            while path and path[-1][0] + 1 >= path[-1][1]:
-                path.pop()
-            if not path:
-                break
-            path[-1][0] += 1
-            if seconds is not None and report.seconds > seconds:
-                report.complete = False
-                break
-            if report.schedules % 500 == 0:
-                gc.collect()
+        for bound in range(preemptions + 1):  # the schedule that fails shall be as simple as can be
+            if report.complete:
+                _search(world, scenario, Limits(bound, interrupts, nested), seen, report, seconds)
     finally:
         if collecting:
             gc.enable()
     reports.append(report)
     return report
+
+
+def _search(
+    world: World,
+    scenario: Scenario,
+    limits: Limits,
+    seen: dict[Any, int] | None,
+    report: Report,
+    seconds: float | None,
+) -> None:
+    """Every schedule within the limits that is not known by now."""
+    scheduler = world.scheduler
+    path: Path = []
+    while True:
+        began = time.perf_counter()
+        hot = len(scheduler.hot)
+        error = _run(world, scenario, path, limits, seen, None)
+        report.add(scheduler, time.perf_counter() - began)
+        if isinstance(error, Uncontrolled):
+            raise error
+        if error is not None:
+            schedule = [(step, kind, pick) for pick, _, step, kind in path if pick]
+            _run(world, scenario, [], limits, None, schedule)
+            raise Failure(report, limits, error, schedule, _trace(world))
+        if len(scheduler.hot) > hot:  # there are more places to switch at: begin again
+            path = []
+            if seen is not None:
+                seen.clear()
+            continue
+        while path and path[-1][0] + 1 >= path[-1][1]:
+            path.pop()
+        if not path:
+            return
+        path[-1][0] += 1
+        if seconds is not None and report.seconds > seconds:
+            report.complete = False
+            return
+        if report.schedules % 500 == 0:
+            gc.collect()
 
 
 def replay(
@@ -217,6 +244,8 @@ def _run(
                     raise task.error
             if world.stuck:
                 raise AssertionError(f"stuck: {', '.join(task.name for task in world.stuck)}")
+        if scheduler.logged:
+            raise AssertionError(f"logged: {scheduler.logged}")
     except AssertionError as error:
         return error
     finally:

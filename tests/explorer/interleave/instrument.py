@@ -1,13 +1,15 @@
 """Rewrites the source of a module so that the scheduler sees every step that another thread could see, too.
 
-The explored modules are private copies; production code has no hook in it. ``obj.attr`` becomes ``_x_get(obj, where).attr``,
-a hook right before the access, and so on for stores, deletes, subscripts, calls of C functions and truth tests of
-containers. That is as fine as single opcodes, which is what other threads can come between without the GIL.
+The explored modules are private copies; production code has no hook in it. ``obj.attr`` becomes
+``_x_get(obj, where).attr``, a hook right before the access, and so on for stores, deletes, subscripts, calls of C
+functions and truth tests of containers. That is as fine as single opcodes: without the GIL, other threads come between
+any two of them.
 
 CPython raises asynchronous exceptions and runs signal handlers where it checks its "eval breaker": after a call of a C
 function, on entry of a Python function, when a generator is resumed and when a loop jumps back; not when a Python
-function returns, nor between plain loads, stores and deletes. Hooks stand at just these places. (Tracing by opcode would
-see the same, but raises one instruction late, which may be outside of the ``try``.) Not covered: `with` on C objects.
+function returns, nor between plain loads, stores and deletes. Hooks stand at just these places. (Tracing by opcode
+would see the same, but raises one instruction late, which may be outside of the ``try``.) Not covered: ``with`` on C
+objects, and the end of the stack.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class Place:
     text: str
 
     def __str__(self) -> str:
-        return f"{Path(self.file).name}:{self.line:<4} {self.text}"
+        return f"{Path(self.file).name}:{self.line:<4} {self.text}" if self.file else f"    {self.text}"
 
 
 class Instrument(ast.NodeTransformer):
@@ -56,7 +58,8 @@ class Instrument(ast.NodeTransformer):
 
     def see(self, node: Any) -> Any:
         """An expression whose truth, equality or items are looked at: with a container that reads its contents."""
-        return self.hook("see", node, self.visit(node)) if isinstance(node, (ast.Name, ast.Attribute)) else self.visit(node)
+        seen = self.visit(node)
+        return self.hook("see", node, seen) if isinstance(node, (ast.Name, ast.Attribute)) else seen
 
     # -- accesses ------------------------------------------------------------------------------------------------------
 

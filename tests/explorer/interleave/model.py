@@ -1,14 +1,14 @@
 """What a Go channel is, one step at a time; and whether some order of such steps explains what threads have seen.
 
-An operation takes effect at one moment between its call and its return (linearizability; the search is Wing and Gong's, with
-the visited states remembered). Three things are joined to that:
+An operation takes effect at one moment between its call and its return (linearizability; the search is Wing and Gong's,
+with the visited states remembered). Three things are added to that:
 
 - At capacity 0 a send and a receive take effect together.
 - An operation known to have parked before another was called is served before it (first in, first out, no stealing).
 - What has not returned when all is quiet must have nothing to wait for any more: truly blocked, by the model.
 
-An interrupted receive has done nothing, or taken a value and put it back in front; an interrupted send, close or cancel has
-happened or not.
+An interrupted receive has done nothing, or taken a value and put it back in front; an interrupted send, close or cancel
+has happened or not.
 """
 
 from __future__ import annotations

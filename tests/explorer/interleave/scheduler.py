@@ -1,15 +1,15 @@
-"""One baton, handed around among real threads: a thread runs until its next schedule point, and every switch is a choice.
+"""One baton, handed around among real threads: a thread runs until its next schedule point; every switch is a choice.
 
-A run follows a list of choices and takes the first option where the list ends; `explore` in ``__init__`` varies the list
-until there is nothing left to vary (stateless depth-first search). What a choice may cost is bounded, as in CHESS
-(Musuvathi and Qadeer, 2007): leaving a thread that could go on is a preemption, and few of those find most bugs. Leaving one
-that is blocked, has finished or yields costs nothing.
+A run follows a list of choices and takes the first option where the list ends; `explore` varies the list until there is
+nothing left to vary (stateless depth-first search). What a schedule may cost is bounded, as in CHESS (Musuvathi and
+Qadeer, 2007): leaving a thread that could go on is a preemption, and few of those find most bugs. Leaving one that is
+blocked or has finished costs nothing.
 
-Two orders of steps that do not touch the same variable lead to the same state. So every thread carries a hash of its causal
-past, made of its steps and of the last writes to what they touched; where all threads have a past that was met before, with
-as much left to spend, the rest of the run is known. Calls and returns of operations count as steps too, since
-the order of those is what a history is judged by. For the same reason only places where threads met on a variable, in this
-run or an earlier one, are worth a switch (`hot`; when there is a new one, `explore` begins again).
+Two orders of steps that do not touch the same variable lead to the same state. So every thread carries a hash of its
+causal past, made of its steps and of the last writes to what they touched. Where all threads have a past that was met
+before, with as much left to spend, the rest of the run is known. Calls and returns of operations count as steps too,
+since their order is what a history is judged by. For the same reason only places where threads met on a variable, in
+this run or an earlier one, are worth a switch (`hot`; when there is a new one, `explore` begins again).
 """
 
 from __future__ import annotations
@@ -81,15 +81,14 @@ class Worker:
     def __init__(self) -> None:
         self.gate = _thread.allocate_lock()
         self.gate.acquire()
-        self.job: Callable[[], None] | None = None
+        self.work: tuple[Scheduler, int] | None = None  # which task to run
         threading.Thread(target=self._main, name="explored", daemon=True).start()
 
     def _main(self) -> None:
         while True:
             self.gate.acquire()
-            job, self.job = self.job, None
-            assert job is not None
-            job()
+            assert self.work is not None
+            Scheduler.run_task(*self.work)
 
     @classmethod
     def get(cls) -> Worker:
@@ -109,8 +108,10 @@ class Scheduler:
     def reset(self, path: Path, limits: Limits, seen: dict[Any, int] | None, schedule: Schedule | None) -> None:
         self.path = path
         self.depth = 0
+        self.everywhere = schedule is not None or self.hot is EVERYWHERE
         self.schedule = None if schedule is None else {(step, kind): pick for step, kind, pick in schedule}
         self.preemptions, self.interrupts, self.nested = limits.preemptions, limits.interrupts, limits.nested
+        self.surprises = bool(limits.interrupts or limits.nested)
         self.seen = seen  # causal pasts met so far: what was left to spend there
         self.trace: list[tuple[str, Any]] | None = None if schedule is None else []
         self.tasks: list[Task] = []
@@ -122,8 +123,10 @@ class Scheduler:
         self.thrown = 0
         self.nestings = 0
         self.failure: BaseException | None = None
-        # key: [hash of the last write, sum of the reads since, the object, who touched it, was it written, where]
-        self.variables: dict[Any, list[Any]] = {}
+        # By id and name: [hash of the last write, sum of the reads since, who touched it, was it written, where]. Where
+        # a new object has the id of a dead one, the hashes say more than they need to.
+        self.variables: dict[tuple[int, str | None], list[Any]] = {}
+        self.logged: list[str] = []
         self.events = 0
         self.returns = 0
 
@@ -134,7 +137,7 @@ class Scheduler:
         task = Task(len(self.tasks), name, run, **options)
         task.past = hash((task.index, 0 if self.current is None else self.current.past))
         task.worker = Worker.get()
-        task.worker.job = lambda: self._run(task)
+        task.worker.work = self, task.index
         self.tasks.append(task)
         return task
 
@@ -152,7 +155,7 @@ class Scheduler:
         self.current = None
         self.steps_made = self.steps
         if self.hot is not EVERYWHERE:
-            for _, _, _, tasks, written, places in self.variables.values():
+            for _, _, tasks, written, places in self.variables.values():
                 if written and tasks & (tasks - 1):
                     self.hot |= places
 
@@ -166,8 +169,6 @@ class Scheduler:
                 if task.started:
                     task.worker.gate.release()
                     self._await_main()
-                else:
-                    task.worker.job = None
             Worker.idle.append(task.worker)
         self.current = None
 
@@ -175,7 +176,9 @@ class Scheduler:
         if not self.main.acquire(True, PATIENCE):
             raise Uncontrolled(f"{self.current} waits for something that is not under control")
 
-    def _run(self, task: Task) -> None:
+    def run_task(self, index: int) -> None:
+        """What a worker does."""
+        task = self.tasks[index]
         task.started = True
         try:
             task.run()
@@ -184,6 +187,7 @@ class Scheduler:
         except BaseException as error:
             task.error = error
         task.done = True
+        gate = self.main
         if not self.dead:
             task.past = hash((task.past, "end"))
             try:
@@ -192,46 +196,53 @@ class Scheduler:
                 following = None
             if following is not None:
                 self.current = following
-                following.worker.gate.release()
-                return
-        self.main.release()
+                gate = following.worker.gate
+            del following
+        del task  # what the run leaves behind is for the main thread to drop: finalizers shall not run here
+        gate.release()
 
     # -- from a task: what may happen before and after its steps -------------------------------------------------------
 
     def access(self, thing: object, name: str | None, write: bool, where: int) -> None:
         """The task is about to read or write a variable: the attribute ``name`` of ``thing``, or its contents."""
         self.point(where)
-        if self.current is not None and not self.dead:
+        if not self.dead:
             self.touch(thing, name, write, where)
 
     def touch(self, thing: object, name: str | None = None, write: bool = True, where: int = 0) -> None:
         """The task has touched a variable, at a moment that is no choice."""
         task = self.current
-        assert task is not None
+        if task is None:
+            return
         key = (id(thing), name)
         variable = self.variables.get(key)
         if variable is None:
-            variable = self.variables[key] = [0, 0, thing, 0, False, set()]
-        variable[3] |= 1 << task.index
-        variable[4] |= write
-        variable[5].add(where)
+            variable = self.variables[key] = [0, 0, 0, False, set()]
+        variable[2] |= 1 << task.index
+        variable[4].add(where)
         if write:
+            variable[3] = True
             task.past = variable[0] = hash((task.past, where, variable[0], variable[1]))
             variable[1] = 0
         else:
-            task.past = hash((task.past, where, variable[0]))
-            variable[1] += task.past
+            task.past = past = hash((task.past, where, variable[0]))
+            variable[1] += past
 
     def point(self, where: int) -> None:
         """A schedule point: another thread may run here."""
         task = self.current
-        if task is None or self._over():
+        if task is None:
+            return
+        task.steps += 1
+        self.steps += 1
+        if self.dead or self.steps > FUSE:
+            self._ends()
             return
         if self.trace is not None:
             self.trace.append((task.name, where))
         if self.nested:
-            self._nest(task, where)
-        if self.preemptions and (where in self.hot or self.hot is EVERYWHERE or self.schedule is not None):
+            self._nest(task)
+        if self.preemptions and (where in self.hot or self.everywhere):
             others = self._others(task)
             if others:
                 pick = self._choose(1 + len(others), "switch")
@@ -242,13 +253,13 @@ class Scheduler:
     def interruption(self, where: int) -> None:
         """CPython looks for signals here: an asynchronous exception may come."""
         task = self.current
-        if task is None or self._over():
+        if not self.surprises or task is None or self._over():
             return
         if self.interrupts and task.interruptible:
             if self._choose(2, "throw"):
-                self._throw(task, f"interrupted at {where}")
+                self._throw(task)
         elif self.nested:
-            self._nest(task, where)
+            self._nest(task)
 
     def yield_(self) -> None:
         """The thread gives the processor away."""
@@ -272,7 +283,7 @@ class Scheduler:
         self._switch(task, self._pick(task))
         task.waits_for = None
         if task.wake == "interrupt":
-            self._throw(task, "interrupted while waiting")
+            self._throw(task)
         return task.wake != "timeout"
 
     def monotonic(self) -> float:
@@ -307,17 +318,21 @@ class Scheduler:
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _over(self) -> bool:
+        """Count a step; whether the run is over."""
+        task = self.current
+        if task is not None:
+            task.steps += 1
         self.steps += 1
-        if self.current is not None:
-            self.current.steps += 1
-        if self.dead:
-            # Now and then only: cleanup that ignores exceptions shall come to its end, and so shall loops without end.
-            if self.steps % 500 == 0:
-                raise Abandoned
+        if self.dead or self.steps > FUSE:
+            self._ends()
             return True
-        if self.steps > FUSE:
-            self._end(Livelock(f"{FUSE} steps and no end"))
         return False
+
+    def _ends(self) -> None:
+        if not self.dead:
+            self._end(Livelock(f"{FUSE} steps and no end"))
+        if self.steps % 500 == 0:  # not each time: cleanup that ignores exceptions shall come to its end, too
+            raise Abandoned
 
     def _others(self, task: Task | None) -> list[tuple[Task, str]]:
         """Who could run instead, and what would wake them."""
@@ -328,7 +343,7 @@ class Scheduler:
             lock = other.waits_for
             if lock is None or lock.free_for(other):
                 options.append((other, ""))
-            else:
+            elif self.interrupts or other.deadline is not None:
                 if other.deadline is not None and not other.patient:
                     options.append((other, "timeout"))
                 if self.interrupts and other.interruptible:
@@ -385,9 +400,10 @@ class Scheduler:
         depth = self.depth
         self.depth += 1
         if depth < len(self.path):
-            pick, *expected = self.path[depth]
-            if expected != [options, self.steps, kind]:
-                self._end(Uncontrolled(f"not repeatable: choice {depth} was {expected}, now {[options, self.steps, kind]}"))
+            pick, *before = self.path[depth]
+            now = [options, self.steps, kind]
+            if before != now:
+                self._end(Uncontrolled(f"not repeatable: choice {depth} was {before} and is {now}"))
             return pick  # type: ignore[no-any-return]
         if self.seen is not None:
             current = None if self.current is None else self.current.index
@@ -406,19 +422,19 @@ class Scheduler:
             self._stop(self.current)
         raise Abandoned
 
-    def _throw(self, task: Task, how: str) -> None:
+    def _throw(self, task: Task) -> None:
         self.interrupts -= 1
         self.thrown += 1
-        task.past = hash((task.past, how))
+        task.past = hash((task.past, task.steps, "thrown"))
         self.note("KeyboardInterrupt")
         raise KeyboardInterrupt
 
-    def _nest(self, task: Task, where: int) -> None:
+    def _nest(self, task: Task) -> None:
         if task.nested is None or task.in_nested or not self._choose(2, "nest"):
             return
         self.nested -= 1
         self.nestings += 1
-        task.past = hash((task.past, "nested"))
+        task.past = hash((task.past, task.steps, "nested"))
         task.in_nested = True
         try:
             task.nested()

@@ -1,16 +1,19 @@
 """Private copies of packages in which the scheduler stands for locks, threads, time and chance.
 
-A `Universe` imports the packages anew, with an ``__import__`` of its own that hands them controlled versions of what they
-would get from the standard library. Nothing that the rest of the process imports is touched.
+A `Universe` imports the packages anew, with an ``__import__`` of its own that hands them controlled versions of what
+they would get from the standard library. Nothing that the rest of the process imports is touched.
 """
 
 from __future__ import annotations
 
+import _thread
 import ast
 import builtins
+import logging
 import os
 import queue
 import random
+import sys
 import threading
 import time
 from collections import deque
@@ -19,14 +22,12 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-import _thread
-
 from .instrument import Place, instrument
 from .scheduler import Scheduler
 
-CONTAINERS = (deque, list, dict, set)
+CONTAINERS = frozenset({deque, list, dict, set})
 READERS = frozenset({"__len__", "get", "items", "keys", "values", "copy", "index", "count"})
-PLAIN = (ModuleType, type, FunctionType, BuiltinFunctionType, str, tuple, int, float, type(None))
+PLAIN = frozenset({ModuleType, type, FunctionType, BuiltinFunctionType, str, tuple, int, float, type(None)})
 
 Patches = Mapping[str, Sequence[tuple[str, str]]]  # path inside its package's parent: (old, new) pairs
 
@@ -43,7 +44,7 @@ class Lock:
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         scheduler = self._scheduler
-        scheduler.access(self, None, True, LOCK)
+        scheduler.access(self, None, True, ACQUIRE)
         while self._held is not None and not scheduler.dead:
             if not blocking or not scheduler.wait(self, None if timeout < 0 else timeout, self._patient):
                 return False
@@ -52,7 +53,7 @@ class Lock:
         return True
 
     def release(self) -> None:
-        self._scheduler.access(self, None, True, LOCK)
+        self._scheduler.access(self, None, True, RELEASE)
         if self._held is None and not self._scheduler.dead:
             raise RuntimeError("release unlocked lock")
         self._held = None
@@ -60,7 +61,7 @@ class Lock:
     _patient = False
 
     def locked(self) -> bool:
-        self._scheduler.access(self, None, False, LOCK)
+        self._scheduler.access(self, None, False, OTHER)
         return self._held is not None
 
     def __enter__(self) -> bool:
@@ -124,14 +125,14 @@ class Thread:
         self._task = self._scheduler.add(self.name, self.run, daemon=self.daemon)
 
     def is_alive(self) -> bool:
-        self._scheduler.access(self, None, False, LOCK)
+        self._scheduler.access(self, None, False, OTHER)
         return self._task is not None and not self._task.done
 
     def free_for(self, task: Any) -> bool:
         return bool(self._task.done)
 
     def join(self, timeout: float | None = None) -> None:
-        self._scheduler.access(self, None, True, LOCK)
+        self._scheduler.access(self, None, True, OTHER)
         if not self._task.done and not self._scheduler.dead:
             self._scheduler.wait(self, timeout)
             self._scheduler.touch(self)
@@ -148,11 +149,11 @@ class SimpleQueue:
         return bool(self._items)
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        self._scheduler.access(self, None, True, LOCK)
+        self._scheduler.access(self, None, True, OTHER)
         self._items.append(item)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        self._scheduler.access(self, None, True, LOCK)
+        self._scheduler.access(self, None, True, OTHER)
         while not self._items:
             if not block or not self._scheduler.wait(self, timeout):
                 raise queue.Empty
@@ -160,12 +161,26 @@ class SimpleQueue:
         return self._items.popleft()
 
     def empty(self) -> bool:
-        self._scheduler.access(self, None, False, LOCK)
+        self._scheduler.access(self, None, False, OTHER)
         return not self._items
 
 
+class Logger:
+    """`logging.Logger`: what is said in a run is a failure, unless the scenario takes it from ``scheduler.logged``."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    def say(self, text: str, *args: object, **_: object) -> None:
+        if not self._scheduler.dead:
+            error = sys.exception()
+            self._scheduler.logged.append(f"{text % args}" + ("" if error is None else f": {error!r}"))
+
+    debug = info = warning = error = exception = say
+
+
 PRIMITIVES = (Lock, RLock, Thread, SimpleQueue, Scheduler)
-LOCK = 0  # the place of all steps that are inside a primitive
+YIELD, ACQUIRE, RELEASE, OTHER = range(4)  # where a primitive makes a step
 
 
 class Universe:
@@ -185,7 +200,8 @@ class Universe:
         self.patches = dict(patches or {})
         self.constants = frozenset(constants) | {"__class__"}
         self.scheduler = Scheduler()
-        self.places = [Place("seam", 0, None, "a lock, a thread or a queue")]
+        self.names: list[str | None] = [None] * 4  # of the attributes that are accessed there
+        self.places = [Place("", 0, None, text) for text in ("yield", "acquire", "release", "thread or queue")]
         self.modules: dict[str, ModuleType] = {}
         self._ids: dict[int, tuple[int, object]] = {}
         self._builtins = dict(vars(builtins), __import__=self._import, id=self._id)
@@ -209,7 +225,15 @@ class Universe:
         module.__dict__["__builtins__"] = self._builtins
         module.__dict__.update(self._hooks)
         self.modules[name] = module
-        exec(self._compile(path), module.__dict__)
+        public = sys.modules.get(name)
+        sys.modules[name] = module  # for a moment: dataclasses look there
+        try:
+            exec(self._compile(path), module.__dict__)
+        finally:
+            if public is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = public
         if above is not None:
             setattr(above, child, module)
         return module
@@ -224,6 +248,7 @@ class Universe:
         tree = ast.parse(source, str(path))
         if inside in self.instrumented:
             tree = instrument(tree, str(path), source, self.places, self.constants)
+            self.names[4:] = [place.name for place in self.places[4:]]
         return compile(tree, str(path), "exec")
 
     def _import(
@@ -272,6 +297,9 @@ class Universe:
         def chance() -> float:
             return (0.0, 0.99)[scheduler.choose(2, "random")]
 
+        def logger(_: object = None) -> Logger:
+            return Logger(scheduler)
+
         def ignore(*_: object, **__: object) -> None:
             return None
 
@@ -289,35 +317,36 @@ class Universe:
             "os": like(os, sched_yield=scheduler.yield_, register_at_fork=ignore),
             "queue": like(queue, SimpleQueue=simple_queue),
             "atexit": like(__import__("atexit"), register=ignore),
+            "logging": like(logging, getLogger=logger),
         }
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
     def _make_hooks(self) -> dict[str, Any]:
-        scheduler, places = self.scheduler, self.places
+        scheduler, names = self.scheduler, self.names
         access, interruption = scheduler.access, scheduler.interruption
 
         def get(thing: Any, where: int) -> Any:
             """Before a read of an attribute or item."""
-            if scheduler.current is not None and not isinstance(thing, PLAIN):
-                access(thing, places[where].name, False, where)
+            if scheduler.current is not None and type(thing) not in PLAIN:
+                access(thing, names[where], False, where)
             return thing
 
         def set_(thing: Any, where: int) -> Any:
             """Before a write or delete."""
             if scheduler.current is not None:
-                access(thing, places[where].name, True, where)
+                access(thing, names[where], True, where)
             return thing
 
         def see(thing: Any, where: int) -> Any:
             """Before a look at the contents of what may be a container."""
-            if scheduler.current is not None and isinstance(thing, CONTAINERS):
+            if scheduler.current is not None and type(thing) in CONTAINERS:
                 access(thing, None, False, where)
             return thing
 
         def update(thing: Any, where: int, value: Any) -> Any:
             """Before ``thing += value``."""
-            if scheduler.current is not None and isinstance(thing, CONTAINERS):
+            if scheduler.current is not None and type(thing) in CONTAINERS:
                 access(thing, None, True, where)
             return value
 
@@ -326,11 +355,14 @@ class Universe:
                 return function(*args, **kwargs)
             kind = type(function)
             if kind is FunctionType or (kind is MethodType and not isinstance(function.__self__, PRIMITIVES)):
-                return function(*args, **kwargs)  # CPython looks for signals on entry, not on return
-            if kind is BuiltinFunctionType and isinstance(function.__self__, CONTAINERS):
+                # CPython looks for signals on entry, not on return.
+                if "_x_jump" not in (function if kind is FunctionType else function.__func__).__globals__:
+                    interruption(where)
+                return function(*args, **kwargs)
+            if kind is BuiltinFunctionType and type(function.__self__) in CONTAINERS:
                 access(function.__self__, None, function.__name__ not in READERS, where)
             for argument in args:
-                if isinstance(argument, CONTAINERS):
+                if type(argument) in CONTAINERS:
                     access(argument, None, False, where)
             result = function(*args, **kwargs)
             interruption(where)
@@ -340,5 +372,12 @@ class Universe:
             interruption(where)
             return value
 
-        hooks = {"get": get, "set": set_, "see": see, "update": update, "call": call, "after": after, "jump": interruption}
-        return {f"_x_{name}": hook for name, hook in hooks.items()}
+        return {
+            "_x_get": get,
+            "_x_set": set_,
+            "_x_see": see,
+            "_x_update": update,
+            "_x_call": call,
+            "_x_after": after,
+            "_x_jump": interruption,
+        }

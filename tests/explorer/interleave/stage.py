@@ -67,6 +67,10 @@ class Stage:
         self.tokens.append(self.package.CancelToken())
         return len(self.tokens) - 1
 
+    def timers(self) -> None:
+        """No timers from an earlier run."""
+        self.world.load("channels._timer")._clock._reset()
+
     def thread(self, *steps: Step, interruptible: bool = False, nested: Step | None = None) -> None:
         """A thread that does these steps. ``nested`` may happen in the middle of each."""
 
@@ -92,11 +96,13 @@ class Stage:
 
     def recv(self, channel: int, timeout: float | None = None, cancel: int | None = None) -> Step:
         real = self.channels[channel]
-        return self._step(f"recv({channel})", Way("recv", channel), cancel, lambda: real.recv(timeout, self._token(cancel)))
+        way = Way("recv", channel)
+        return self._step(f"recv({channel})", way, cancel, lambda: real.recv(timeout, self._token(cancel)))
 
     def try_send(self, channel: int, value: Any) -> Step:
         real = self.channels[channel]
-        return self._step(f"try_send({channel}, {value})", Way("send", channel, value), None, lambda: real.try_send(value))
+        way = Way("send", channel, value)
+        return self._step(f"try_send({channel}, {value})", way, None, lambda: real.try_send(value))
 
     def try_recv(self, channel: int) -> Step:
         return self._step(f"try_recv({channel})", Way("recv", channel), None, self.channels[channel].try_recv)
@@ -112,7 +118,8 @@ class Stage:
 
     def cancel(self, token: int) -> Step:
         real = self.tokens[token]
-        return Step(f"cancel({token})", (), ("cancel", token), None, lambda: ("said", None, real.cancel(f"cause {token}")))
+        act, cause = ("cancel", token), f"cause {token}"
+        return Step(f"cancel({token})", (), act, None, lambda: ("said", None, real.cancel(cause)))
 
     def cancelled(self, token: int) -> Step:
         real = self.tokens[token]
@@ -124,7 +131,9 @@ class Stage:
     def receiving(self, channel: int) -> Case:
         return Case(f"recv {channel}", Way("recv", channel), self.channels[channel])
 
-    def select(self, *cases: Case | None, timeout: float | None = None, block: bool = True, cancel: int | None = None) -> Step:
+    def select(
+        self, *cases: Case | None, timeout: float | None = None, block: bool = True, cancel: int | None = None
+    ) -> Step:
         package = self.package
 
         def run() -> Any:
@@ -177,7 +186,7 @@ class Stage:
             result = ("blocked", None, None)
         except package.Cancelled as error:
             result = ("cancelled", None, None)
-            assert error.cause == f"cause {step.token}", f"{op.text}: {error!r}"
+            self.expect(error.cause == f"cause {step.token}", f"{op.text}: {error!r}")
         except KeyboardInterrupt:
             result = ("interrupted", None, None)
         if scheduler.dead:
@@ -203,14 +212,14 @@ class Stage:
                 raise AssertionError(f"{task.name} raised {task.error!r}{self._history()}") from task.error
         for op, outer in self.deferred:
             op.returned = max(op.returned, outer.returned)
-        for task in self.scheduler.stuck:
-            self.expect(type(task.waits_for) is Lock, f"{task.name} waits for the lock of a channel")
+        for task in self.world.stuck:
+            parked = self.doing.get(task) is not None and type(task.waits_for) is Lock
+            self.expect(parked, f"{task.name} waits for ever, and not in an operation that has parked")
         for number, channel in enumerate(self.channels):
             self._check_channel(number, channel)
         for token in self.tokens:
             self._check_free("a token's channel", token._core)
         cancelled = frozenset(i for i, token in enumerate(self.tokens) if token.cancelled)
-        start = State(tuple(self.starts[0]), tuple(self.starts[1]))
         end = State(
             tuple(tuple(channel._buffer) for channel in self.channels),
             tuple(channel._closed for channel in self.channels),
@@ -218,14 +227,15 @@ class Stage:
         )
         capacities = tuple(channel.capacity for channel in self.channels)
         history = tuple((op.text, op.call, op.parked, op.returned, op.result, op.excused) for op in self.ops)
-        key = (history, capacities, start, end)
+        key = (history, capacities, self.start, end)
         if key not in Stage.verdicts:
-            Stage.verdicts[key] = explained(self.ops, capacities, start, end)
+            Stage.verdicts[key] = explained(self.ops, capacities, self.start, end)
         self.expect(Stage.verdicts[key], f"no order of the operations explains this, ending in {end}")
 
     def ready(self) -> None:
         """Everything stands; the run may begin."""
-        self.starts = [tuple(channel._buffer) for channel in self.channels], [channel._closed for channel in self.channels]
+        channels = self.channels
+        self.start = State(tuple(tuple(one._buffer) for one in channels), tuple(one._closed for one in channels))
 
     def _check_channel(self, number: int, channel: Any) -> None:
         self._check_free(f"channel {number}", channel)
