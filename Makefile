@@ -13,7 +13,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 
 # As it was given, dollars and quotes included; the recipe reads it from the environment.
 override PROMPT := $(value PROMPT)
-run: export PROMPT
+export PROMPT
 
 .PHONY: help run test lint stress soak bench explore clean
 .DEFAULT_GOAL := help

@@ -116,7 +116,9 @@ class Channel(Generic[T]):
         `Cancelled`. In each of these cases the value was not sent. An asynchronous exception (Ctrl-C) leaves open
         whether it was. In a signal handler or finalizer that interrupted this very channel: `RuntimeError`.
         """
-        deadline = None if timeout is None else deadline_after(timeout)
+        deadline = None
+        if timeout is not None:
+            deadline = deadline_after(timeout)
         if cancel is not None:
             _look_at(cancel)
         if self._epoch is not _epoch:
@@ -124,19 +126,19 @@ class Channel(Generic[T]):
         lock = self._lock
         if lock._is_owned():
             raise self._reentered("send", "try_send")
-        sent = False
         waiter = None
         entry: Any = None
         try:
             lock.acquire()
-            if self._closed:
-                pass
-            elif self._receivers and self._serve_receiver(value):
-                sent = True
-            elif len(self._buffer) < self._capacity:
-                self._buffer.append(value)
-                sent = True
-            elif timeout != 0:
+            buffer = self._buffer
+            if len(buffer) < self._capacity and not self._receivers and not self._closed:  # the way of most values
+                buffer.append(value)
+                lock.release()
+                if self._attention:
+                    self._attend()
+                return
+            sent = not self._closed and self._put(value)
+            if not sent and not self._closed and timeout != 0:
                 waiter = Waiter(None if cancel is None else [None])
                 entry = [waiter, value, -1]
                 self._senders = self._queue(self._senders, entry)
@@ -186,7 +188,9 @@ class Channel(Generic[T]):
         a value. Nor does an asynchronous exception (Ctrl-C): a value that had been taken goes to the next receiver or
         back to the front. In a signal handler or finalizer that interrupted this very channel: `RuntimeError`.
         """
-        deadline = None if timeout is None else deadline_after(timeout)
+        deadline = None
+        if timeout is not None:
+            deadline = deadline_after(timeout)
         if cancel is not None:
             _look_at(cancel)
         if self._epoch is not _epoch:
@@ -199,14 +203,18 @@ class Channel(Generic[T]):
         try:
             lock.acquire()
             buffer = self._buffer
-            if buffer:  # _take, spelt out: this is the way of most values
+            if buffer:  # _take, spelt out: the way of most values
                 value = buffer[0]
                 del buffer[0]
                 if self._senders:
                     self._refill()
-            elif self._senders and (value := self._take()) is not NOTHING:
-                pass
-            elif not self._closed and timeout != 0:
+                lock.release()
+                if self._attention:
+                    self._attend()
+                return value
+            if self._senders:
+                value = self._take()
+            if value is NOTHING and not self._closed and timeout != 0:
                 waiter = Waiter(None if cancel is None else [None])
                 self._receivers = self._queue(self._receivers, waiter)
             lock.release()
@@ -402,7 +410,18 @@ class Channel(Generic[T]):
         try:
             if not (lock.acquire(False) or lock.acquire(True, PATIENCE)):
                 return NOTHING
-            value = self._take()
+            buffer = self._buffer
+            if buffer:  # _take, spelt out
+                value = buffer[0]
+                del buffer[0]
+                if self._senders:
+                    self._refill()
+                lock.release()
+                if self._attention:
+                    self._attend()
+                return value
+            if self._senders:
+                value = self._take()
             closed = self._closed
             lock.release()
             if self._attention:

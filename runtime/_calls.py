@@ -133,7 +133,9 @@ class Calls:
         finally:
             inbox.close()
 
-    def iterate(self, what: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def iterate(
+        self, what: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Generator[Any, None, None]:
         """Iterate over what ``function`` returns: an iterator or an asynchronous iterator."""
         if inspect.isasyncgenfunction(function):
             return self._iterate_async(function(*args, **kwargs))

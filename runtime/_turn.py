@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 from channels import Cancelled
 
@@ -12,6 +13,9 @@ from . import events
 from ._core import StopRun, StreamCore, describe
 from .model import FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, ToolDefinition, UsageDelta
 from .session import Message, ToolCall
+
+
+_END: Final[Any] = object()
 
 
 @dataclass(slots=True)
@@ -32,8 +36,9 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
     calls: dict[int, _PartialCall] = {}
     usage = UsageDelta()
     whole = False
+    deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, tools, cancel=core.token)
     try:
-        for delta in core.calls.iterate(f"model {model.id}", model.stream, messages, tools, cancel=core.token):
+        while (delta := _next(core, deltas)) is not _END:
             kind = delta.__class__
             if kind is TextDelta:
                 text.append(delta.text)
@@ -52,13 +57,10 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
                     max(usage.input_tokens, delta.input_tokens), max(usage.output_tokens, delta.output_tokens)
                 )
             elif kind is not FinishDelta:
-                raise TypeError(f"a model yields deltas, not {delta!r}")
+                raise StopRun("error", "model_error", f"{model.id}: a model yields deltas, not {delta!r}")
         whole = True
-    except Exception as error:
-        if core.token.cancelled:
-            raise Cancelled(core.token.cause) from error
-        raise StopRun("error", "model_error", f"{model.id}: {describe(error)}") from error
     finally:
+        deltas.close()
         # A call that was cut off in the middle of its arguments is not a call.
         made = _whole_calls(calls) if whole else ()
         message = Message("assistant", "".join(text), made, agent_name=core.agent.name)
@@ -66,6 +68,16 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
             core.record(message)
     _report_usage(core, usage)
     return message
+
+
+def _next(core: StreamCore, deltas: Generator[Any, None, None]) -> Any:
+    """What the model says next; `_END` afterwards. Only what it raises is its fault: sending events may fail too."""
+    try:
+        return next(deltas, _END)
+    except BaseException as error:
+        if core.token.cancelled:
+            raise Cancelled(core.token.cause) from error
+        raise StopRun("error", "model_error", f"{core.agent.model.id}: {describe(error)}") from error
 
 
 def _whole_calls(calls: dict[int, _PartialCall]) -> tuple[ToolCall, ...]:

@@ -44,7 +44,7 @@ def test_done_closes_on_cancel(threads):
     threads.parked(token.done, receivers=2)
     token.cancel()
     waiting.raises(ChannelClosed)
-    assert selecting.result()[:3] == (1, None, False)
+    assert tuple(selecting.result())[:3] == (1, None, False)
     assert token.done.closed
     assert list(token.done) == []
 

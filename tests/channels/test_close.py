@@ -83,8 +83,8 @@ def test_receivers_drain_a_closed_channel(capacity):
         for operation in (channel.recv, channel.try_recv, lambda: channel.recv(timeout=0), lambda: channel.recv(1)):
             with pytest.raises(ChannelClosed, match="receive from <Channel"):
                 operation()
-        assert select(channel)[:3] == (0, None, False)
-        assert select(channel, block=False)[:3] == (0, None, False)
+        assert tuple(select(channel))[:3] == (0, None, False)
+        assert tuple(select(channel, block=False))[:3] == (0, None, False)
 
 
 @pytest.mark.parametrize("capacity", [0, 2])
@@ -96,7 +96,7 @@ def test_close_wakes_parked_receivers(threads, capacity):
     assert channel.close()
     for task in receivers:
         task.raises(ChannelClosed)
-    assert selecting.result()[:3] == (0, None, False)
+    assert tuple(selecting.result())[:3] == (0, None, False)
 
 
 @pytest.mark.parametrize("capacity", [0, 2])
@@ -165,7 +165,7 @@ def test_final_goes_to_a_parked_select(threads):
     waiting = threads.go(select, other, channel)
     threads.parked(channel, receivers=1)
     channel.close(final="last")
-    assert waiting.result()[:3] == (1, "last", True)
+    assert tuple(waiting.result())[:3] == (1, "last", True)
     threads.parked(other, receivers=0)
 
 

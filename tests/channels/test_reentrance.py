@@ -147,7 +147,7 @@ def test_a_nested_close_is_completed_by_a_wait_that_it_then_ends():
             wait(channel)
     channel = Channel()
     interrupt_with(channel, channel.close)
-    assert select(channel, None)[:3] == (0, None, False)
+    assert tuple(select(channel, None))[:3] == (0, None, False)
     channel = Channel()
     interrupt_with(channel, lambda: channel.close(final="last"))
     assert channel.recv() == "last"

@@ -17,7 +17,7 @@ def test_a_receiver_or_a_channel_is_the_receive_case():
     channel = Channel(3)
     for case in (channel, channel.receiver, channel.receiving(), channel.receiver.receiving()):
         channel.send("v")
-        assert select(case) == (0, "v", True, case)
+        assert tuple(select(case)) == (0, "v", True, case)
 
 
 def test_selected_tells_what_was_done():
@@ -42,13 +42,13 @@ def test_a_parked_select_tells_what_was_done(threads):
     threads.parked(b, senders=1)
     assert b.recv() == "v"
     done = waiting.result()
-    assert done == (2, None, True, cases[2])
+    assert tuple(done) == (2, None, True, cases[2])
     assert done.case is cases[2]
     waiting = threads.go(select, *cases)
     threads.parked(a, receivers=1)
     a.send("w")
     done = waiting.result()
-    assert done == (1, "w", True, cases[1])
+    assert tuple(done) == (1, "w", True, cases[1])
     assert done.case is cases[1]
     threads.parked(b, senders=0)
 

@@ -272,9 +272,9 @@ def test_fixedbugs_bug234():
     """ok of a receive, before and after the close."""
     channel = Channel(1)
     channel.send(100)
-    assert select(channel)[1:3] == (100, True)
+    assert tuple(select(channel))[1:3] == (100, True)
     channel.close()
-    assert select(channel)[1:3] == (None, False)
+    assert tuple(select(channel))[1:3] == (None, False)
 
 
 @pytest.mark.parametrize("ready", [0, 1])

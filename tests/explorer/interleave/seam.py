@@ -217,6 +217,7 @@ class Universe:
         path = self.root.joinpath(*name.split("."))
         package = path.is_dir()
         path = path / "__init__.py" if package else path.with_suffix(".py")
+        bare = package and not path.exists()
         module = ModuleType(name)
         module.__file__ = str(path)
         module.__package__ = name if package else parent
@@ -228,7 +229,8 @@ class Universe:
         public = sys.modules.get(name)
         sys.modules[name] = module  # for a moment: dataclasses look there
         try:
-            exec(self._compile(path), module.__dict__)
+            if not bare:
+                exec(self._compile(path), module.__dict__)
         finally:
             if public is None:
                 del sys.modules[name]

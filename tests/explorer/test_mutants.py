@@ -1,0 +1,23 @@
+"""Each seeded mistake is caught, so that silence of the explorer means something."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+from interleave import Failure, explore
+from interleave.mutants import MUTANTS, Mutant
+from interleave.scenarios import INTERRUPTED, REENTERED, SCENARIOS
+from interleave.stage import staged
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_is_caught(mutant: Mutant) -> None:
+    patches = {mutant.file: [(mutant.old, mutant.new)]}
+    for scenario in SCENARIOS + INTERRUPTED + REENTERED:
+        if scenario.name.startswith(mutant.caught_by):
+            try:
+                explore(staged(scenario.build), name=scenario.name, patches=patches, **asdict(scenario.limits))
+            except Failure:
+                return
+    pytest.fail(f"not caught by {', '.join(mutant.caught_by)}")
