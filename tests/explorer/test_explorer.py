@@ -122,52 +122,38 @@ def test_throws_where_cpython_does(method: str, loses: bool) -> None:
         with pytest.raises(Failure, match="KeyboardInterrupt"):
             explore(scenario, preemptions=0, interrupts=1, modules=TOYS)
     else:
-        assert explore(scenario, preemptions=0, interrupts=1, modules=TOYS).thrown > 2
+        assert explore(scenario, preemptions=0, interrupts=1, modules=TOYS).thrown == 2
 
 
-def histories(scenario: Scenario, preemptions: int, reduce: bool) -> tuple[set[Any], int]:
-    """Everything that can be seen of the runs of a scenario, and how many runs that took."""
-    seen: set[Any] = set()
+def outcomes(scenario: Scenario, reduce: bool) -> dict[Any, set[frozenset[Any]]]:
+    """What the operations of a scenario can end like, and for each of that, what can be known to be before what."""
+    seen: dict[Any, set[frozenset[Any]]] = {}
 
     def build(stage: Stage) -> Any:
         scenario.build(stage)
-        return lambda: seen.add(tuple((op.text, op.call, op.parked, op.returned, op.result) for op in stage.ops))
 
-    report = explore(
-        staged(build),
-        preemptions=preemptions,
-        interrupts=scenario.limits.interrupts,
-        reduce=reduce,
-        name=f"{scenario.name}, {'reduced' if reduce else 'in full'}",
-    )
-    return seen, report.schedules
+        def look() -> None:
+            ops = sorted(stage.ops, key=lambda op: (op.text, op.call))
+            pairs = [(i, j) for i in range(len(ops)) for j in range(len(ops))]
+            returned = {("returned", i, j) for i, j in pairs if ops[i].returned < ops[j].call}
+            parked = {("parked", i, j) for i, j in pairs if ops[i].parked < ops[j].call}
+            seen.setdefault(tuple((op.text, op.result) for op in ops), set()).add(frozenset(returned | parked))
+
+        return look
+
+    name = f"{scenario.name}, {'reduced' if reduce else 'in full'}"
+    explore(staged(build), preemptions=scenario.limits.preemptions - 1, reduce=reduce, name=name)
+    return seen
 
 
-@pytest.mark.parametrize("name", ["trying[1]", "crossed_selects[0]", "two_senders[1]", "default_and_close"])
+@pytest.mark.parametrize("name", ["trying[1]", "crossed_selects[0]", "a_sender_is_not_overtaken", "default_and_close"])
 def test_reduction_skips_no_outcome(name: str) -> None:
+    """Nor makes it anything easier to explain: the more is known of the order, the harder that is."""
     scenario = next(one for one in SCENARIOS if one.name == name)
-    full, all_schedules = histories(scenario, 1, reduce=False)
-    reduced, schedules = histories(scenario, 1, reduce=True)
-    assert _unordered(reduced) == _unordered(full)
-    assert schedules < all_schedules
-
-
-def _unordered(histories: set[Any]) -> set[Any]:
-    """Histories by what the model looks at: which returns and parks come before which calls."""
-    out = set()
-    for history in histories:
-        order = tuple(
-            tuple(other[3] < op[1] for other in history) + tuple(other[2] < op[1] for other in history) for op in history
-        )
-        out.add(frozenset(zip((op[0] for op in history), (op[4] for op in history), _named(history, order), strict=True)))
-    return out
-
-
-def _named(history: Any, order: Any) -> list[frozenset[tuple[str, bool, bool]]]:
-    count = len(history)
-    return [
-        frozenset((history[i][0], row[i], row[count + i]) for i in range(count)) for row in order
-    ]
+    full, reduced = outcomes(scenario, reduce=False), outcomes(scenario, reduce=True)
+    assert full.keys() == reduced.keys()
+    for results, orders in full.items():
+        assert all(any(order <= other for other in reduced[results]) for order in orders), results
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Every schedule of every scenario, within bounds, is explained by the model.
 
-The standard run goes as far as the scenarios say. ``pytest -m stress tests/explorer`` allows one preemption more, for at
-most EXPLORER_SECONDS (60) a scenario.
+The standard run goes as far as the scenarios say. ``pytest -m stress tests/explorer`` allows one preemption more, for
+at most EXPLORER_SECONDS (60) a scenario.
 """
 
 from __future__ import annotations

@@ -9,12 +9,13 @@ CPython raises asynchronous exceptions and runs signal handlers where it checks 
 function, on entry of a Python function, when a generator is resumed and when a loop jumps back; not when a Python
 function returns, nor between plain loads, stores and deletes. Hooks stand at just these places. (Tracing by opcode
 would see the same, but raises one instruction late, which may be outside of the ``try``.) Not covered: ``with`` on C
-objects, and the end of the stack.
+objects, and the end of the stack. ``obj.attr += value`` is taken for ``obj.attr = obj.attr + value``.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,17 @@ class Instrument(ast.NodeTransformer):
         return ast.copy_location(ast.Subscript(value, index, node.ctx), node)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
-        self.generic_visit(node)
-        if self.depth:
-            target = node.target.id if isinstance(node.target, ast.Name) else None
-            thing = ast.Constant(None) if target is None else ast.Name(target, ast.Load())
-            node.value = self.hook("update", node, ast.copy_location(thing, node), after=[node.value])
-        return node
+        target = node.target
+        if not self.depth:
+            return node
+        if isinstance(target, ast.Name):
+            thing = ast.copy_location(ast.Name(target.id, ast.Load()), node)
+            node.value = self.hook("update", node, thing, after=[self.visit(node.value)])
+            return node
+        # obj.attr += value reads, computes and writes: obj.attr = update(obj.attr, value)
+        new = ast.BinOp(copy.deepcopy(target), node.op, node.value)
+        new.left.ctx = ast.Load()
+        return self.visit(ast.copy_location(ast.Assign([target], ast.copy_location(new, node)), node))
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
         node.target = self.visit(node.target)

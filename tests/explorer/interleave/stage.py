@@ -138,13 +138,13 @@ class Stage:
 
         def run() -> Any:
             real = [None if case is None else case.case for case in cases]
-            index, value, ok, _ = package.select(*real, timeout=timeout, block=block, cancel=self._token(cancel))
-            case = cases[index]
+            done = package.select(*real, timeout=timeout, block=block, cancel=self._token(cancel))
+            case = cases[done.index]
             assert case is not None
             assert case.way is not None
             if case.way.kind == "send":
-                return ("sent", index, None)
-            return ("got", index, value) if ok else ("drained", index, None)
+                return ("sent", done.index, None)
+            return ("got", done.index, done.value) if done.ok else ("drained", done.index, None)
 
         text = ", ".join("nil" if case is None else case.text for case in cases)
         ways = tuple(None if case is None else case.way for case in cases)
