@@ -7,13 +7,13 @@ the inbox is closed: what the call says late is refused there, and it is left to
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
+import logging
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass
@@ -25,6 +25,8 @@ from ._helpers import HelperPool
 
 if TYPE_CHECKING:
     from channels.aio import LoopThread, TaskHandle
+
+_logger = logging.getLogger(__name__)
 
 # Few messages, and the loop's thread, which posts some of them, must never wait: as good as unbounded.
 INBOX: Final = 1 << 30
@@ -44,9 +46,15 @@ class Call:
 
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Called once, on the thread where the call ran."""
-        with contextlib.suppress(ChannelClosed):
+        try:
             self.inbox.send(Finished(self, value, error))
-        self.done.close()
+        except ChannelClosed:
+            pass
+        except BaseException:
+            self.inbox.close()  # rather than let the worker wait for ever
+            _logger.exception("%r could not say that it is over", self)
+        finally:
+            self.done.close()
 
     def cancel(self) -> None:
         """Ask it to end: a task is cancelled, a job that has not begun is dropped, a thread cannot be interrupted."""
@@ -124,28 +132,34 @@ class Calls:
         inbox: Channel[Finished] = Channel(1, name=what)
         call = self.start(what, inbox, function, *args, **kwargs)
         try:
-            return inbox.recv(timeout=timeout, cancel=self._token).result()
+            finished = inbox.recv(timeout=timeout, cancel=self._token)
         except TimeoutError:
-            if call.done.closed:
-                raise  # the function's own
             call.cancel()
             raise TimeoutError(f"{what} did not end within {timeout:g} s") from None
         finally:
             inbox.close()
+        return finished.result()
 
     def iterate(
         self, what: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> Generator[Any, None, None]:
         """Iterate over what ``function`` returns: an iterator or an asynchronous iterator."""
         if inspect.isasyncgenfunction(function):
-            return self._iterate_async(function(*args, **kwargs))
+            return self._iterate_async(what, functools.partial(function, *args, **kwargs))
         return self._iterate_sync(what, function, args, kwargs)
 
-    def _iterate_async(self, source: AsyncIterator[Any]) -> Iterator[Any]:
+    def _iterate_async(self, what: str, source: Callable[[], AsyncIterator[Any]]) -> Generator[Any, None, None]:
+        call = Call(what, Channel(name=what))
         with self._loop().iterate(source, cancel=self._token, context=self._context.copy()) as items:
+            call.done = items.done._channel
+            self._live.add(call)  # leaving the block cancels the task; `join` waits for its end
             yield from items
+        if call.done.closed:
+            self._live.discard(call)
 
-    def _iterate_sync(self, what: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[Any]:
+    def _iterate_sync(
+        self, what: str, function: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Generator[Any, None, None]:
         inbox: Channel[Any] = Channel(DELTAS, name=what)
         call = self.start(what, inbox, self._produce, inbox, function, args, kwargs)
         try:
@@ -164,9 +178,11 @@ class Calls:
         if hasattr(source, "__aiter__"):
             source = self._loop().iterate(source, cancel=self._token)
         try:
-            with contextlib.suppress(ChannelClosed):
-                for item in source:
+            for item in source:
+                try:
                     inbox.send(item)
+                except ChannelClosed:
+                    return
         finally:
             close = getattr(source, "close", None)
             if close is not None:

@@ -23,6 +23,7 @@ from .tool import Answer, Question, Tool, ToolResult, result_of
 if TYPE_CHECKING:
     from .stream import RunResult
 
+_OVER: Final = "the call that asked is over"
 _AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent's worker
 
 
@@ -63,6 +64,9 @@ def dispatch(core: StreamCore, calls: Sequence[ToolCall], tools: Mapping[str, To
         _make(core, calls, tools, inbox, results)
     finally:
         inbox.close()
+        for message in inbox:
+            if isinstance(message, _Asked):
+                message.settled(Answer("cancel", note=_OVER))
         for call in calls:
             if call.id in results:
                 result = results[call.id]
@@ -100,7 +104,11 @@ def _make(
             continue
         message = inbox.recv(cancel=core.token)
         if isinstance(message, _Asked):
-            _ask(core, message, running[message.call_id])
+            asking = running.get(message.call_id)
+            if asking is None:  # a thread that the call left behind
+                message.settled(Answer("cancel", note=_OVER))
+            else:
+                _ask(core, message, asking)
             continue
         if isinstance(message, _Forwarded):
             core.emit(message.event)
@@ -124,7 +132,7 @@ def _prepare(call: ToolCall, tools: Mapping[str, Tool]) -> tuple[Tool, dict[str,
         return ToolResult(f"there is no tool {call.name!r}; there are: {known}", is_error=True)
     try:
         arguments = json.loads(call.arguments or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return ToolResult(f"the arguments are not JSON: {error}", is_error=True)
     if not isinstance(arguments, dict):
         return ToolResult(f"the arguments are a JSON object, not {call.arguments}", is_error=True)

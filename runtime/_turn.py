@@ -60,12 +60,12 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
                 raise StopRun("error", "model_error", f"{model.id}: a model yields deltas, not {delta!r}")
         whole = True
     finally:
-        deltas.close()
         # A call that was cut off in the middle of its arguments is not a call.
         made = _whole_calls(calls) if whole else ()
         message = Message("assistant", "".join(text), made, agent_name=core.agent.name)
         if whole or text:
             core.record(message)
+        deltas.close()
     _report_usage(core, usage)
     return message
 

@@ -27,9 +27,10 @@ def work(core: StreamCore) -> None:
             try:
                 with core.log as log:
                     try:
-                        ending.decide(_loop.run(core))
+                        reason = _loop.run(core)
                     finally:
                         log.settle("interrupted: the stream ended before this call did")
+                ending.decide(reason)
             except Cancelled as error:
                 ending.decide("canceled", message=str(error.cause or ""), error=error)
             except StopRun as stop:
@@ -44,11 +45,17 @@ def work(core: StreamCore) -> None:
                 core.shared.asks.withdraw(core, "the stream has ended")
                 cleanup = core.start_cleanup()
                 _wait(core, cleanup)
-    except BaseException:
+    except BaseException as error:
+        ending.decide("error", "internal", describe(error), error)
         _logger.exception("%r did not end cleanly", core)
     finally:
-        if cleanup:
-            core.calls.join(core.shared.grace, cleanup)
+        try:
+            core.events.close(final=ending.stopped())  # closed by now, but where the scope could not be entered
+            core.log.release()
+            core.token.cancel("the stream has ended")  # whoever still acts for it shall not wait for what nobody sends
+        finally:
+            if cleanup:
+                core.calls.join(core.shared.grace, cleanup)
 
 
 def _report(core: StreamCore) -> None:

@@ -676,6 +676,7 @@ def test_a_cancel_token_ends_a_parked_wait_and_the_task(loop, threads):
     token = CancelToken()
     feed = loop.iterate(source, cancel=token)
     task = threads.go(next, feed)
+    source.waiting.recv(timeout=LONG)
     threads.parked(feed, receivers=1)
     token.cancel("stop")
     assert task.raises(Cancelled).cause == "stop"
@@ -732,8 +733,8 @@ def test_ctrl_c_at_any_moment_of_an_iteration_loses_nothing(loop):
     previous = signal.signal(signal.SIGALRM, handler)
     seen = []
     try:
-        with loop.iterate(Source(range(20000)), buffer=4) as feed:
-            while not seen or seen[-1] != 19999:
+        with loop.iterate(Source(range(4000)), buffer=4) as feed:
+            while not seen or seen[-1] != 3999:
                 try:
                     signal.setitimer(signal.ITIMER_REAL, 0.0002)
                     for value in feed:
@@ -745,7 +746,7 @@ def test_ctrl_c_at_any_moment_of_an_iteration_loses_nothing(loop):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
     assert hits
-    assert seen == list(range(20000))
+    assert seen == list(range(4000))
 
 
 def test_a_dropped_feed_cancels_its_task(loop):

@@ -13,7 +13,7 @@ from interleave.stage import staged
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_is_caught(mutant: Mutant) -> None:
-    patches = {mutant.file: [(mutant.old, mutant.new)]}
+    patches = {mutant.file: [(mutant.function, mutant.old, mutant.new)]}
     for scenario in SCENARIOS + INTERRUPTED + REENTERED:
         if scenario.name.startswith(mutant.caught_by):
             try:

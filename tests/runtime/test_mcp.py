@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import json
 import logging
 import os
@@ -65,6 +66,12 @@ async def crash() -> str:
     os._exit(3)
 
 @server.tool()
+async def hang_up() -> str:
+    os.closerange(3, 100)
+    os.close(1)
+    time.sleep(60)
+
+@server.tool()
 async def refuse() -> str:
     raise MCPError(-32099, "not today")
 
@@ -109,6 +116,29 @@ def stall(seconds: float) -> str:
     return "done"
 
 server.run()
+"""
+
+# One of the old kind, which asks a question in each call and takes back none.
+STUBBORN = """
+import json, sys
+def say(**message):
+    print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+schema = {"type": "object", "properties": {}}
+for line in sys.stdin:
+    message = json.loads(line)
+    method, params, id = message.get("method"), message.get("params", {}), message.get("id")
+    if method == "initialize":
+        say(id=id, result={"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}},
+                           "serverInfo": {"name": "stubborn", "version": "1"}})
+    elif method == "tools/list":
+        say(id=id, result={"tools": [{"name": "ask", "inputSchema": schema}]})
+    elif method == "tools/call":
+        call = id
+        say(id=f"q{id}", method="elicitation/create", params={"message": f"{id}?", "requestedSchema": schema})
+    elif method is None and id == f"q{call}":
+        say(id=call, result={"content": [{"type": "text", "text": message["result"]["action"]}]})
+    elif id is not None:
+        say(id=id, error={"code": -32601, "message": "Method not found"})
 """
 
 
@@ -510,6 +540,23 @@ def test_a_question_of_a_cancelled_call_is_not_taken_for_the_next_one_s(booking:
         assert all(f"Old{number}." in question.message for question in given_up.context.asked)
 
 
+def test_an_old_server_without_manners() -> None:
+    """It is found out to be old, cannot be pinged, and leaves its questions open when their calls are cancelled."""
+    with running(MCPToolSet([sys.executable, "-c", STUBBORN])) as stubborn:
+        stubborn.start()
+        assert "MCP 2025-11-25" in repr(stubborn)
+        before = tasks()
+        for _ in range(3):
+            given_up = Caller(stubborn, "ask")
+            assert given_up.context.question_came.wait(5)
+            given_up.context.cancel.cancel()
+            assert isinstance(given_up.end().error, Cancelled)
+            context = Context(lambda question: Answer("decline"))
+            assert call(stubborn, "ask", context).content == "decline"
+            assert len(context.asked) == 1
+        assert eventually(lambda: tasks() <= before), tasks() - before
+
+
 def test_a_storm_of_calls_half_of_which_are_given_up(booking: MCPToolSet) -> None:
     def give_up(context: Context) -> Answer:
         context.cancel.cancel()
@@ -623,6 +670,18 @@ def test_calls_in_the_queue_of_a_server_that_ends_go_to_the_next(odd_script: lis
         assert all(caller.end().result is not None for caller in queued)
         first.context.cancel.cancel()
         first.end()
+
+
+def test_calls_that_come_while_a_server_ends_go_to_the_next(odd_script: list[str]) -> None:
+    with running(MCPToolSet(odd_script, name="odd")) as odd:
+        where = next(tool for tool in odd.tools() if tool.name == "where")
+        hanging_up = Caller(odd, "hang_up")
+        process = odd._connections[-1]._process
+        while not process.ended:
+            time.sleep(0.001)
+        assert use(where, name="HOME").content  # the owner is still waiting for the server's last words
+        hanging_up.end()
+        assert "closed the connection during this call" in str(hanging_up.error)
 
 
 # -- a server that does not start --------------------------------------------------------------------------------------
@@ -798,6 +857,19 @@ def test_a_server_that_resists() -> None:
     assert children() == before
 
 
+def test_what_a_server_started_may_outlive_it() -> None:
+    """A process that has our pipes keeps nobody waiting, and nothing open."""
+    script = f"sleep 4 & exec {sys.executable} {BOOKING[1]}"
+    before = children()
+    booking = MCPToolSet(["sh", "-c", script])
+    booking.start()
+    since = time.monotonic()
+    booking.stop()
+    assert time.monotonic() - since < 2
+    assert children() == before
+    gc.collect()  # would warn of what is open
+
+
 def test_a_toolset_that_is_forgotten_takes_its_server_with_it() -> None:
     before = children()
     booking = MCPToolSet(BOOKING)
@@ -905,6 +977,16 @@ def test_a_loop_of_one_s_own_that_is_closed() -> None:
         booking.start()
 
 
+def test_a_loop_that_is_closed_without_grace() -> None:
+    before = children()
+    loop = LoopThread("mine")
+    booking = MCPToolSet(["sh", "-c", f"trap '' TERM; {sys.executable} {BOOKING[1]}; sleep 60"], loop=loop)
+    booking.start()
+    loop.close(timeout=0)
+    assert eventually(lambda: children() == before)
+    booking.stop()
+
+
 def test_a_loop_that_is_closed_in_the_middle_of_a_start() -> None:
     before = children()
     with LoopThread("mine") as loop, ThreadPoolExecutor(1) as threads:
@@ -996,6 +1078,18 @@ def test_the_interpreter_exits(command: list[str], state: str) -> None:
     pids, exit_began_at = done.stdout.splitlines()
     assert ended_at - float(exit_began_at) < 2
     assert eventually(lambda: not any(is_alive(int(pid)) for pid in pids.split()))
+
+
+def test_at_exit_a_server_may_end_by_itself(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    command = ["sh", "-c", f"{sys.executable} {BOOKING[1]}; touch {flag}"]
+    done = python(f"""
+        from runtime.mcp import MCPToolSet
+        toolset = MCPToolSet({command!r})
+        toolset.start()
+    """)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert flag.exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

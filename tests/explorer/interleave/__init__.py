@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any
 
-from .scheduler import EVERYWHERE, Limits, Path, Schedule, Scheduler, Task, Uncontrolled
+from .scheduler import BETWEEN, EVERYWHERE, Limits, Path, Schedule, Scheduler, Task, Uncontrolled
 from .seam import Patches, Universe
 
 __all__ = ["CHANNELS", "Failure", "Limits", "Report", "World", "explore", "replay", "reports"]
@@ -42,7 +42,7 @@ def universe(modules: Sequence[str] = CHANNELS, patches: Patches | None = None) 
     if key not in _universes:
         packages = {path.partition("/")[0] for path in modules} | {"channels"}
         all_patches = {path: list(pairs) for path, pairs in (patches or {}).items()}
-        all_patches.setdefault("channels/_park.py", []).append(("_YIELDS = 10", "_YIELDS = 1"))
+        all_patches.setdefault("channels/_park.py", []).append(("", "_YIELDS = 10", "_YIELDS = 1"))
         _universes[key] = Universe(ROOT, sorted(packages), modules, all_patches, CONSTANTS)
     return _universes[key]
 
@@ -149,7 +149,7 @@ def explore(
     collecting = gc.isenabled()
     gc.disable()  # a finalizer in the middle of a run could not be repeated
     try:
-        world.scheduler.hot = set() if reduce else EVERYWHERE
+        world.scheduler.hot = {BETWEEN} if reduce else EVERYWHERE
         seen: dict[Any, int] | None = {} if reduce else None
         for bound in range(preemptions + 1):  # the schedule that fails shall be as simple as can be
             if report.complete:

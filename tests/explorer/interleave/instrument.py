@@ -78,12 +78,12 @@ class Instrument(ast.NodeTransformer):
 
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
         target = node.target
-        if not self.depth:
-            return node
         if isinstance(target, ast.Name):
             thing = ast.copy_location(ast.Name(target.id, ast.Load()), node)
             node.value = self.hook("update", node, thing, after=[self.visit(node.value)])
             return node
+        if not isinstance(target, ast.Attribute) or not isinstance(target.value, ast.Name):
+            return self.generic_visit(node)
         # obj.attr += value reads, computes and writes: obj.attr = update(obj.attr, value)
         new = ast.BinOp(copy.deepcopy(target), node.op, node.value)
         new.left.ctx = ast.Load()

@@ -23,6 +23,7 @@ from typing import Any
 Path = list[list[Any]]  # [pick, number of options, step, kind] of each choice so far
 Schedule = Sequence[tuple[int, str, int]]  # the choices that were not the first option: (step, kind, pick)
 
+BETWEEN, YIELD, ACQUIRE, RELEASE, OTHER = range(5)  # where primitives make their steps; all other places come after
 EVERYWHERE: frozenset[int] = frozenset()
 FUSE = 20_000  # steps in one run: more is a livelock
 PATIENCE = 30.0  # seconds without a sign of life: a thread waits for something that is not under control
@@ -102,7 +103,7 @@ class Scheduler:
         self.main = _thread.allocate_lock()
         self.main.acquire()
         self.current: Task | None = None
-        self.hot: set[int] | frozenset[int] = set()
+        self.hot: set[int] | frozenset[int] = EVERYWHERE
         self.reset([], Limits(), None, None)
 
     def reset(self, path: Path, limits: Limits, seen: dict[Any, int] | None, schedule: Schedule | None) -> None:
@@ -268,7 +269,7 @@ class Scheduler:
             return
         if task.on_wait is not None:
             task.on_wait()
-        self.point(0)
+        self.point(YIELD)
 
     def wait(self, lock: Any, timeout: float | None, patient: bool = False) -> bool:
         """Wait until the lock is free: True. False if the wait timed out."""
@@ -303,6 +304,8 @@ class Scheduler:
 
     def tick(self, start: bool) -> int:
         """The number of an event in the history. A start comes after all the events before it; those commute."""
+        if start:
+            self.point(BETWEEN)
         self.events += 1
         task = self.current
         if task is not None:

@@ -13,6 +13,7 @@ import logging
 import os
 import queue
 import random
+import re
 import sys
 import threading
 import time
@@ -23,13 +24,13 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from .instrument import Place, instrument
-from .scheduler import Scheduler
+from .scheduler import ACQUIRE, OTHER, RELEASE, Scheduler
 
 CONTAINERS = frozenset({deque, list, dict, set})
 READERS = frozenset({"__len__", "get", "items", "keys", "values", "copy", "index", "count"})
 PLAIN = frozenset({ModuleType, type, FunctionType, BuiltinFunctionType, str, tuple, int, float, type(None)})
 
-Patches = Mapping[str, Sequence[tuple[str, str]]]  # path inside its package's parent: (old, new) pairs
+Patches = Mapping[str, Sequence[tuple[str, str, str]]]  # path: (function or "", old, new)
 
 
 class Lock:
@@ -180,7 +181,6 @@ class Logger:
 
 
 PRIMITIVES = (Lock, RLock, Thread, SimpleQueue, Scheduler)
-YIELD, ACQUIRE, RELEASE, OTHER = range(4)  # where a primitive makes a step
 
 
 class Universe:
@@ -200,8 +200,8 @@ class Universe:
         self.patches = dict(patches or {})
         self.constants = frozenset(constants) | {"__class__"}
         self.scheduler = Scheduler()
-        self.names: list[str | None] = [None] * 4  # of the attributes that are accessed there
-        self.places = [Place("", 0, None, text) for text in ("yield", "acquire", "release", "thread or queue")]
+        self.places = [Place("", 0, None, text) for text in ("", "yield", "acquire", "release", "thread or queue")]
+        self.names: list[str | None] = [None] * len(self.places)  # of the attributes that are accessed there
         self.modules: dict[str, ModuleType] = {}
         self._ids: dict[int, tuple[int, object]] = {}
         self._builtins = dict(vars(builtins), __import__=self._import, id=self._id)
@@ -243,14 +243,12 @@ class Universe:
     def _compile(self, path: Path) -> Any:
         inside = path.relative_to(self.root).as_posix()
         source = path.read_text()
-        for old, new in self.patches.get(inside, ()):
-            if source.count(old) != 1:
-                raise LookupError(f"{inside} has {source.count(old)} times, not once:\n{old}")
-            source = source.replace(old, new)
+        for function, old, new in self.patches.get(inside, ()):
+            source = _patched(source, function, old, new)
         tree = ast.parse(source, str(path))
         if inside in self.instrumented:
             tree = instrument(tree, str(path), source, self.places, self.constants)
-            self.names[4:] = [place.name for place in self.places[4:]]
+            self.names[:] = [place.name for place in self.places]
         return compile(tree, str(path), "exec")
 
     def _import(
@@ -383,3 +381,17 @@ class Universe:
             "_x_after": after,
             "_x_jump": interruption,
         }
+
+
+def _patched(source: str, function: str, old: str, new: str) -> str:
+    """The source with ``old``, which has to be in it once, replaced; in that function only."""
+    begin, end = 0, len(source)
+    if function:
+        match = re.search(rf"^( *)def {function}\(.*?(?=^\1\S|\Z)", source, re.DOTALL | re.MULTILINE)
+        if match is None:
+            raise LookupError(f"no function {function}")
+        begin, end = match.span()
+    body = source[begin:end]
+    if body.count(old) != 1:
+        raise LookupError(f"{function or 'the module'} has this {body.count(old)} times, not once:\n{old}")
+    return source[:begin] + body.replace(old, new) + source[end:]
