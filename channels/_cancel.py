@@ -14,7 +14,6 @@ import logging
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 from ._channel import TRIES, Channel, Receiver
 from ._park import deadline_after, monotonic
@@ -126,7 +125,9 @@ class CancelToken:
         return self._core.cancel(cause)
 
     def canceller(self, cause: object = None) -> Callable[[], None]:
-        """A function that cancels, on the timer thread. For `weakref.finalize`: it runs no callback and takes no lock itself."""
+        """A function that cancels, on the timer thread. For `weakref.finalize`: it runs no callback and takes no lock
+        itself.
+        """
         start()
         core = self._core
         return lambda: call_soon(lambda: core.cancel(cause))

@@ -112,7 +112,8 @@ class StreamCore:
         interactive: bool,
         context: Context,
         root: StreamCore | None,
-        token: CancelToken,
+        gone: CancelToken,
+        observed: bool,
     ) -> None:
         self.number = next(_numbers)
         self.shared = shared
@@ -123,14 +124,20 @@ class StreamCore:
         self.context = context
         self.hooks = Hooks(agent.hooks)
         self.tags: Tags = {"agent_name": agent.name, "session_id": session.id}
-        self.token = token
+        #: Cancelled when nobody will read the events any more; the stream's own token is cancelled with it.
+        self.gone = gone
+        self.token = CancelToken(gone) if observed else gone
         self._root = root
         self.events: Events = Channel(shared.event_capacity, name=f"events {self.number}")
         #: What the consumer reads: `events`, or what the forwarder passes on after the observers have seen it.
         self.out: Events = self.events
+        if observed:
+            self.out = Channel(shared.event_capacity, name=f"observed events {self.number}")
         self.calls = Calls(self.token, shared.helpers, shared.loop, context)
         self.ending = Ending(self.tags)
+        #: Closes when the worker has ended; `over` when the forwarder has too.
         self.finished: Channel[None] = Channel(name=f"stream {self.number} finished")
+        self.over: Channel[None] = Channel(name=f"stream {self.number} over") if observed else self.finished
         self.threads: list[threading.Thread] = []
         self.inherited = False  # by a forked child, which has none of these threads
         self.first_message = len(session.messages)

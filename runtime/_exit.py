@@ -20,13 +20,14 @@ live: set[StreamCore] = set()  # a stream is in here from before its worker star
 
 
 def end_streams(cores: set[StreamCore], cause: str, limit: float) -> None:
-    """Cancel them, and wait for their ends, ``limit`` seconds for all."""
+    """Cancel them, and wait for their ends, ``limit`` seconds for all. Nobody will read them."""
     deadline = CancelToken(timeout=limit)
-    for core in list(cores):
-        core.token.cancel(cause)
-    for core in list(cores):
+    ending = list(cores)
+    for core in ending:
+        core.gone.cancel(cause)
+    for core in ending:
         with contextlib.suppress(ChannelClosed, Cancelled):
-            core.finished.recv(cancel=deadline)
+            core.over.recv(cancel=deadline)
 
 
 def _at_exit() -> None:
@@ -53,7 +54,7 @@ def _in_child() -> None:
         core.calls.forget()
         core.log.release()
         core.shared.cores.discard(core)
-        for channel in (core.events, core.out, core.finished):
+        for channel in (core.events, core.out, core.finished, core.over):
             channel.close()
         while len(core.out):
             core.out.try_recv()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -49,9 +50,12 @@ class HelperPool:
         self._jobs.close()
 
     def join(self, timeout: float) -> None:
-        """Wait for helpers that are about to end; not for those that are busy."""
+        """Wait for the helpers to end, ``timeout`` seconds for all. Busy ones are left to themselves then."""
+        deadline = time.monotonic() + timeout
+        me = threading.current_thread()  # a tool may close its own runtime
         for thread in list(self._threads):
-            thread.join(timeout)
+            if thread is not me and thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def __repr__(self) -> str:
         return f"<HelperPool {len(self._threads)} threads{'' if not self._jobs.closed else ', closed'}>"

@@ -27,7 +27,7 @@ class HookInput:
     hook_event_name: str
     session_id: str
     agent_name: str
-    cwd: str = field(default_factory=os.getcwd)
+    cwd: str = field(default_factory=lambda: _working_directory())
     prompt: str = ""  # user_prompt_submit
     reason: str = ""  # session_end, on_error, notification
 
@@ -71,9 +71,11 @@ class Hook:
         """What the hook answered."""
         if value is None:
             return HookResult()
-        if isinstance(value, HookResult):
-            return value
-        raise HookFailed(f"hook {self.name} returns a HookResult or None, not {value!r}")
+        if not isinstance(value, HookResult):
+            raise HookFailed(f"hook {self.name} returns a HookResult or None, not {value!r}")
+        if not (isinstance(value.reason, str) and isinstance(value.context, str)):
+            raise HookFailed(f"hook {self.name} gives its reason and context as text, not {value!r}")
+        return value
 
     def __repr__(self) -> str:
         return f"<Hook {self.point}: {self.name}>"
@@ -105,7 +107,7 @@ def _run_command(command: Command, given: HookInput, timeout: float, cancel: Can
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=given.cwd,
+        cwd=given.cwd or None,
         start_new_session=True,  # so that what the shell started dies with it
     )
     with process, contextlib.ExitStack() as stack:
@@ -126,6 +128,13 @@ def _run_command(command: Command, given: HookInput, timeout: float, cancel: Can
         return HookResult(**json.loads(out))
     except (ValueError, TypeError) as error:
         raise HookFailed(f"its output is not a hook result: {error}") from error
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return ""
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

@@ -63,9 +63,9 @@ def _tools(core: StreamCore) -> dict[str, Tool]:
             core.emit(events.McpInitStarted(name, **core.tags))
         try:
             found: Sequence[Tool] = core.calls.run(f"toolset {name}", core.shared.toolsets.tools, toolset)
-        except Cancelled:
-            raise
-        except Exception as error:
+        except BaseException as error:
+            if core.token.cancelled:
+                raise Cancelled(core.token.cause) from error
             raise StopRun("error", "tool_failed", f"toolset {name} cannot be used: {describe(error)}") from error
         if starts:
             core.emit(events.McpInitFinished(name, **core.tags))

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from channels import CancelToken, ChannelClosed
+from channels import Cancelled, CancelToken, ChannelClosed
 
 from ._calls import Calls
 from ._core import StreamCore
@@ -33,7 +33,8 @@ def forward(core: StreamCore, calls: Calls) -> None:
     """Pass the events of ``core`` on, each after the observers have seen it. Ends when they end.
 
     An observer that raises is logged, and told the next event all the same. One that does not return within the grace
-    time is left out from then on.
+    time is left out from then on. Once nobody will read (`StreamCore.gone`), only observers get the events, but for
+    the last.
     """
     observers = list(core.shared.observers)
     try:
@@ -44,8 +45,8 @@ def forward(core: StreamCore, calls: Calls) -> None:
                 if isinstance(event, StreamStopped):
                     core.out.close(final=event)
                 else:
-                    core.out.send(event)
-            except ChannelClosed:
+                    core.out.send(event, None, core.gone)
+            except (ChannelClosed, Cancelled):
                 pass  # the consumer has left; the observers see the rest
     finally:
         core.out.close()

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
-from channels import CancelToken, Channel
+from channels import CancelToken
 
 from . import _exit
+from ._calls import Calls
 from ._core import Shared, StreamCore
 from ._observe import forward, observing_calls
 from ._worker import work
@@ -32,6 +33,7 @@ def open_stream(
     With ``parent`` it is nested: cancelled with it, asking the same consumer, and observed through it.
     """
     log = session.lease()
+    observed = bool(shared.observers) and parent is None
     try:
         core = StreamCore(
             shared,
@@ -41,12 +43,10 @@ def open_stream(
             interactive=interactive,
             context=context,
             root=None if parent is None else parent.root,
-            token=CancelToken(None if parent is None else parent.token),
+            gone=CancelToken(None if parent is None else parent.token),
+            observed=observed,
         )
-        observing = None
-        if shared.observers and parent is None:
-            core.out = Channel(shared.event_capacity, name=f"observed events {core.number}")
-            observing = observing_calls(core)
+        observing = observing_calls(core) if observed else None
         stream = EventStream(core, observing)
     except BaseException:
         log.release()
@@ -56,14 +56,15 @@ def open_stream(
     try:
         _start(core, f"lockgate-stream-{core.number}", _work, core)
         if observing is not None:
-            _start(core, f"lockgate-observe-{core.number}", forward, core, observing)
+            _start(core, f"lockgate-observe-{core.number}", _forward, core, observing)
     except BaseException:
         core.token.cancel("the stream could not be started")
         if not core.threads:  # the worker would have done all this
             core.events.close(final=core.ending.stopped())
             log.release()
-            _over(core)
+            core.finished.close()
         core.out.close()  # the forwarder would have done this
+        _over(core)
         raise
     return stream
 
@@ -79,10 +80,20 @@ def _work(core: StreamCore) -> None:
     try:
         work(core)
     finally:
+        if core.out is core.events:
+            _over(core)
+        core.finished.close()
+
+
+def _forward(core: StreamCore, calls: Calls) -> None:
+    """What the forwarder's thread runs, which ends last."""
+    try:
+        forward(core, calls)
+    finally:
         _over(core)
 
 
 def _over(core: StreamCore) -> None:
     core.shared.cores.discard(core)
     _exit.live.discard(core)
-    core.finished.close()
+    core.over.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 
 from .tool import Tool, ToolSet
@@ -17,6 +18,7 @@ class _Start:
     def __init__(self) -> None:
         self.over = threading.Event()
         self.error: BaseException | None = None
+        self.late = [None]  # whoever deletes the element: who could not wait for the start, or its end
 
 
 class ToolSets:
@@ -41,6 +43,9 @@ class ToolSets:
                 raise
             finally:
                 start.over.set()
+            if not _take(start.late):
+                toolset.stop()
+                raise RuntimeError("the runtime was closed while the toolset was starting")
         else:
             first.over.wait()
             if first.error is not None:
@@ -51,15 +56,28 @@ class ToolSets:
         """Whether somebody has started it, or is about to."""
         return id(toolset) in self._starts
 
-    def stop(self) -> None:
-        """Stop them all. One that fails does not keep the others from it."""
+    def stop(self, timeout: float) -> None:
+        """Stop them all. One that fails does not keep the others from it.
+
+        One whose start does not end within ``timeout`` seconds is stopped when it does, by the thread that starts it.
+        """
+        deadline = time.monotonic() + timeout
         while self._starts:
             toolset, start = self._starts.popitem()[1]
             try:
-                start.over.wait()
-                toolset.stop()
+                if start.over.wait(max(0.0, deadline - time.monotonic())) or not _take(start.late):
+                    toolset.stop()
             except Exception:
                 _logger.exception("toolset %r did not stop cleanly", toolset)
 
     def __repr__(self) -> str:
         return f"<ToolSets {len(self._starts)} started>"
+
+
+def _take(ticket: list[None]) -> bool:
+    """Whether this call took the one element: a single step."""
+    try:
+        del ticket[0]
+    except IndexError:
+        return False
+    return True

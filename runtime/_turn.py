@@ -14,7 +14,6 @@ from ._core import StopRun, StreamCore, describe
 from .model import FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, ToolDefinition, UsageDelta
 from .session import Message, ToolCall
 
-
 _END: Final[Any] = object()
 
 

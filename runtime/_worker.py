@@ -49,13 +49,12 @@ def work(core: StreamCore) -> None:
         ending.decide("error", "internal", describe(error), error)
         _logger.exception("%r did not end cleanly", core)
     finally:
-        try:
-            core.events.close(final=ending.stopped())  # closed by now, but where the scope could not be entered
-            core.log.release()
-            core.token.cancel("the stream has ended")  # whoever still acts for it shall not wait for what nobody sends
-        finally:
-            if cleanup:
-                core.calls.join(core.shared.grace, cleanup)
+        core.log.release()
+        if not core.events.closed:  # the scope could not be entered
+            core.events.close(final=ending.stopped())
+        core.token.cancel("the stream has ended")  # what still acts for it shall not wait for ever
+        if cleanup:
+            core.calls.join(core.shared.grace, cleanup)
 
 
 def _report(core: StreamCore) -> None:

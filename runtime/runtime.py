@@ -114,7 +114,7 @@ class Runtime:
         """End all streams, helper threads and toolsets; bounded. Calling it twice is harmless."""
         self._closed = True
         _exit.end_streams(self._shared.cores, "the runtime was closed", 3 * self._shared.grace)
-        self._shared.toolsets.stop()
+        self._shared.toolsets.stop(self._shared.grace)
         self._shared.helpers.close()
         self._shared.helpers.join(self._shared.grace)
 

@@ -48,7 +48,7 @@ class EventStream(Receiver[Event]):
         self._core = core
         self._observing = observing
         self._iterating = threading.RLock()
-        self._finalizer = weakref.finalize(self, core.token.canceller("the stream was dropped"))
+        self._finalizer = weakref.finalize(self, core.gone.canceller("the stream was dropped"))
         self._finalizer.atexit = False
 
     # -- events --------------------------------------------------------------------------------------------------------

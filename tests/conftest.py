@@ -1,8 +1,8 @@
 """The net under the whole suite, and the tools for tests with threads.
 
-`nothing_left_behind` fails every test that leaves a thread behind or loses an exception in one. The other fixtures wait for
-what happens, never for time to pass, and all their waits are bounded: a law that is broken fails its test, it does not
-hang the suite.
+`nothing_left_behind` fails every test that leaves a thread behind or loses an exception in one. The other fixtures
+wait for what happens, never for time to pass, and all their waits are bounded: a law that is broken fails its test,
+it does not hang the suite.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def _where(threads: list[threading.Thread]) -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """No test leaves a thread behind, or an exception in a thread, a finalizer or a callback of the garbage collector."""
+    """No test leaves a thread behind, or an exception in a thread, a finalizer or a callback of the garbage
+    collector.
+    """
     before = set(threading.enumerate())
     lost: list[str] = []
 

@@ -66,7 +66,8 @@ def test_exactly_one_of_many_cancels_did(threads, switching):
 
 
 def test_a_second_cancel_finishes_what_the_first_has_only_begun():
-    """Its thread may be held up, or have been interrupted, between deciding and closing: a cancel that returns has closed.
+    """Its thread may be held up, or have been interrupted, between deciding and closing: a cancel that returns has
+    closed.
 
     The first canceller is stopped right after the decision.
     """

@@ -233,7 +233,9 @@ os._exit(0)
 
 
 def test_timers_start_anew_in_the_child(script):
-    """The parent's are not the child's, which has its own thread; deadlines of tokens made before the fork do not come."""
+    """The parent's are not the child's, which has its own thread; deadlines of tokens made before the fork do not
+    come.
+    """
     out = script(
         HEAD
         + """

@@ -505,7 +505,10 @@ def test_ctrl_c_while_leaving_cancels_and_keeps_joining(threads):
     def press():
         inside.recv(timeout=LONG)
         threads.parked(next(iter(group._members)).ended, receivers=1)
-        os.kill(os.getpid(), signal.SIGINT)
+        while not group.token.cancelled:  # CPython loses sight of a signal that comes right before a lock is waited for
+            os.kill(os.getpid(), signal.SIGINT)
+            with contextlib.suppress(TimeoutError, ChannelClosed):
+                group.token.done.recv(timeout=1)
 
     with pytest.raises(KeyboardInterrupt), WorkerGroup() as group:
         group.spawn(stubborn, group.token)

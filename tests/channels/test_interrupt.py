@@ -1,7 +1,7 @@
 """Asynchronous exceptions: Ctrl-C at every point of every operation, at the end of the stack, and for real.
 
-CPython looks for signals where a call begins and where it returns. `at_every_call` throws at each such point in turn, so
-that what follows is not a matter of luck.
+CPython looks for signals where a call begins and where it returns. `at_every_call` throws at each such point in turn,
+so that what follows is not a matter of luck.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ def test_an_interrupted_receive_loses_nothing(receive, closed):
 @pytest.mark.parametrize("receive", RECEIVE)
 @pytest.mark.parametrize("capacity", [0, 1])
 def test_an_interrupted_receive_from_a_parked_sender_loses_nothing(threads, receive, capacity):
-    """However far the hand-over had come, the values are there; and the sender is not released early nor left parked."""
+    """However far the hand-over had come, the values are there; and the sender is not released early nor left
+    parked.
+    """
 
     def scenario():
         channel, token = Channel(capacity), CancelToken()
@@ -160,7 +162,9 @@ def test_an_interrupted_receive_from_a_parked_sender_loses_nothing(threads, rece
 
 @pytest.mark.parametrize("receive", ["recv", "recv timeout", "recv cancel", "select", "select two", "select cancel"])
 def test_an_interrupted_wait_for_a_value_loses_nothing(threads, receive):
-    """The receive parks, is served, and is interrupted on its way back (or before): the value goes back, or was not taken."""
+    """The receive parks, is served, and is interrupted on its way back (or before): the value goes back, or was not
+    taken.
+    """
 
     def scenario():
         channel, token = Channel(), CancelToken()
@@ -480,7 +484,8 @@ def test_an_interrupted_cancel_has_cancelled(threads):
 )
 @pytest.mark.parametrize("capacity", [0, 2, 10_000])
 def test_an_operation_at_the_end_of_the_stack(threads, operation, capacity):
-    """Runaway recursion hits its limit in the middle of an operation, sooner or later: RecursionError, a free lock, no loss.
+    """Runaway recursion hits its limit in the middle of an operation, sooner or later: RecursionError, a free lock,
+    no loss.
 
     The operation is tried at every depth near the limit; a tool that recurses and reports its progress does the same.
     """

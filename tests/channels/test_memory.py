@@ -136,7 +136,9 @@ def test_a_refused_value_is_let_go_of(threads, capacity):
 
 
 def test_a_losing_select_keeps_neither_values_nor_channels(threads):
-    """What it would have sent elsewhere is gone when it returns, and a long-lived channel does not hold the winner's."""
+    """What it would have sent elsewhere is gone when it returns, and a long-lived channel does not hold the
+    winner's.
+    """
     silent = Channel()
     winner = Channel()
     value, gone = watched()

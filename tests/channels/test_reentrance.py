@@ -185,7 +185,9 @@ def test_a_nested_close_is_completed_by_a_wait_that_times_out():
 
 
 def test_a_nested_close_is_completed_by_a_value_given_back(threads, interrupt):
-    """The last of the places that hold the lock: the receive that Ctrl-C hit puts its value back, and is interrupted."""
+    """The last of the places that hold the lock: the receive that Ctrl-C hit puts its value back, and is
+    interrupted.
+    """
     one, two = Channel(), Channel()
     waiting = threads.go(select, one, two)  # the last channel it enlists on is not the one that serves it
     threads.parked(two, receivers=1)
@@ -275,7 +277,9 @@ def patience(monkeypatch):
 
 @pytest.mark.parametrize("nested", ["try_send", "try_recv", "select", "close"])
 def test_two_finalizers_crosswise_do_not_deadlock(threads, patience, nested):
-    """Each thread is in the middle of one channel and wants the other's: the wait is bounded, and a close gets through."""
+    """Each thread is in the middle of one channel and wants the other's: the wait is bounded, and a close gets
+    through.
+    """
     one, two = Channel(2), Channel(2)
     inside = threading.Barrier(2)
 
@@ -422,7 +426,9 @@ def gc_often():
 
 
 def test_finalizers_run_by_the_garbage_collector(threads, gc_often):
-    """An object in a cycle sends when it is collected, in the middle of whatever allocates. Nothing hangs or is lost."""
+    """An object in a cycle sends when it is collected, in the middle of whatever allocates. Nothing hangs or is
+    lost.
+    """
     channel, refused, nested = Channel(64), [], []
 
     class Loop:

@@ -215,7 +215,9 @@ def test_two_selects_over_the_same_channels_both_ways(threads, switching):
 
 
 def test_a_select_that_finds_its_partner_taken_starts_anew():
-    """A partner that another channel is just about to serve is no partner, and no reason to park before it is settled."""
+    """A partner that another channel is just about to serve is no partner, and no reason to park before it is
+    settled.
+    """
     channel = Channel()
     taken = Waiter([None])
     taken.ticket.clear()  # somebody has the ticket, and has not yet said so

@@ -62,7 +62,9 @@ def test_race_no_race_chan_sync_rev(threads, phrase, other_phrase):
 
 @pytest.mark.parametrize("end", ["recv", "recv ok", "range", "non-blocking", "select", "done"])
 def test_race_no_race_chan_close_recv(threads, end, capacity):
-    """NoRaceChan{Async,Sync}CloseRecv{,2,3}, NoRaceCloseHappensBeforeRead: close happens before a receive that ends by it."""
+    """NoRaceChan{Async,Sync}CloseRecv{,2,3}, NoRaceCloseHappensBeforeRead: close happens before a receive that ends
+    by it.
+    """
     for n in range(ROUNDS):
         channel, box = Channel(capacity), Box()
 
@@ -276,8 +278,8 @@ def test_race_flaky_default(threads):
 
 
 def test_race_chan_close_send(threads, phrase, capacity):
-    """RaceChan{Sync,Async}CloseSend, -SendClose, -SendSelectClose, -CloseSend: a send that returned is received, one that
-    raised is not."""
+    """RaceChan{Sync,Async}CloseSend, -SendClose, -SendSelectClose, -CloseSend: a send that returned is received, one
+    that raised is not."""
     for _ in range(ROUNDS):
         channel, sent, got = Channel(capacity), [], []
 

@@ -137,8 +137,8 @@ def _check(infos, done):
 def test_reflect_select(threads, default, permutations):
     """TestSelect: the exhaustive table of ready, blocking, nil and closed cases, with and without default.
 
-    Where all cases block and there is no default, each case that can is helped by another thread once the select is parked;
-    where none can be, the select blocks.
+    Where all cases block and there is no default, each case that can is helped by another thread once the select is
+    parked; where none can be, the select blocks.
     """
     jobs = Channel()
 

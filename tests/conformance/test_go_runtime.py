@@ -71,7 +71,7 @@ class TestChan:
             threads.go(lambda: [channel.send(i) for i in range(n)])
         tasks = [threads.go(lambda: collections.Counter(channel.recv(timeout=20) for _ in range(n))) for _ in range(4)]
         got = sum((task.result() for task in tasks), collections.Counter())
-        assert got == {i: 4 for i in range(n)}
+        assert got == dict.fromkeys(range(n), 4)
 
     def test_runtime_chan_len_cap(self, capacity):
         channel = Channel(capacity)
@@ -143,7 +143,9 @@ def test_runtime_nonblock_select_race(threads, n, close):
 
 @pytest.mark.parametrize("phrase", ["default", "timeout 0"])
 def test_runtime_nonblock_select_race_at_the_worst_moment(phrase):
-    """The same without luck: the channel that was seen ready is emptied, and the other filled, before the select gets to it."""
+    """The same without luck: the channel that was seen ready is emptied, and the other filled, before the select gets
+    to it.
+    """
 
     class Shifting(Channel):
         __slots__ = ("other",)

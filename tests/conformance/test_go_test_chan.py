@@ -235,7 +235,9 @@ def test_chan_powser1(threads):
 
 
 def test_chan_select():
-    """The sends of a select are evaluated each round; a channel that was chosen drops out by becoming nil; default ends."""
+    """The sends of a select are evaluated each round; a channel that was chosen drops out by becoming nil; default
+    ends.
+    """
     counter, shift = itertools.count(), 0
 
     def value():
@@ -501,7 +503,9 @@ def test_chan_sieve1(threads):
 
 
 def test_chan_sieve2(threads):
-    """A sieve with a heap of channels that are peeked into, and a proxy that buffers without bound by nil-able cases."""
+    """A sieve with a heap of channels that are peeked into, and a proxy that buffers without bound by nil-able
+    cases.
+    """
     token = CancelToken(timeout=30)
 
     def go(function, *args):

@@ -160,7 +160,9 @@ def test_range_testchan(threads):
 
 @pytest.mark.parametrize("capacity", [0, 1, 10])
 def test_ken_chan(threads, phrase, other_phrase, capacity):
-    """A sender and a receiver on each of three channels, in all mixes of phrasings: sequences arrive complete, in order."""
+    """A sender and a receiver on each of three channels, in all mixes of phrasings: sequences arrive complete, in
+    order.
+    """
     channels = [Channel(capacity) for _ in range(3)]
     n = 25
 

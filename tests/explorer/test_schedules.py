@@ -1,7 +1,7 @@
 """Every schedule of every scenario, within bounds, is explained by the model.
 
 The standard run goes as far as the scenarios say. ``pytest -m stress tests/explorer`` allows one preemption more, for
-at most EXPLORER_SECONDS (60) a scenario.
+at most EXPLORER_SECONDS (10) a scenario.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from interleave import explore
 from interleave.scenarios import INTERRUPTED, REENTERED, SCENARIOS, Scenario
 from interleave.stage import staged
 
-SECONDS = float(os.environ.get("EXPLORER_SECONDS", "60"))
+SECONDS = float(os.environ.get("EXPLORER_SECONDS", "10"))
 
 
 def run(scenario: Scenario, seconds: float | None = None) -> None:

@@ -10,7 +10,6 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -21,8 +20,8 @@ from channels import Cancelled, Channel, ChannelClosed
 from runtime import Agent, HookInput, HookResult, RunError, Runtime, Session, StreamStuck, Tool, ToolContext, tool
 from runtime._core import StreamCore
 from runtime._dispatch import _Context
-from runtime.session import SessionLog
 from runtime.events import ElicitationRequest, Error, Event, StreamStopped, ToolCallResponse, Warning
+from runtime.session import SessionLog
 
 FORM = {"type": "object", "properties": {}}
 
@@ -74,7 +73,9 @@ class Watching:
 @pytest.mark.parametrize("model", [Scripted, AsyncScripted])
 @pytest.mark.parametrize("error", [ChannelClosed("its own"), Cancelled("its own"), SystemExit(1), KeyboardInterrupt()])
 def test_what_a_model_raises_is_a_model_error(model: type[Scripted], error: BaseException) -> None:
-    """Law 17: also what is no Exception, and what channels raise too; a `ChannelClosed` passed for the end of the turn."""
+    """Law 17: also what is no Exception, and what channels raise too; a `ChannelClosed` passed for the end of the
+    turn.
+    """
     with Runtime(Agent("a", model([*say("x"), error]))) as runtime, pytest.raises(RunError) as raised:
         runtime.run(Session.from_user("go"))
     assert raised.value.code == "model_error"
@@ -149,7 +150,9 @@ def _finish_late(held: threading.Event) -> Callable[..., None]:
 
 
 def test_a_session_that_cannot_be_settled_is_no_normal_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Law 2: the reason was decided before the session was settled: "normal", with an `Error` event of code "normal"."""
+    """Law 2: the reason was decided before the session was settled: "normal", with an `Error` event of code
+    "normal".
+    """
     error = MemoryError("no room")
     _fail_once(monkeypatch, SessionLog, "settle", error, lambda *_: True)
     session = Session.from_user("go")
@@ -170,7 +173,9 @@ def test_a_session_that_cannot_be_settled_is_no_normal_end(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_an_internal_error_lets_go_of_tools(monkeypatch: pytest.MonkeyPatch, nested: bool) -> None:
-    """Law 8: a tool whose question, or nested stream, the worker never came to waited for ever when the stream failed."""
+    """Law 8: a tool whose question, or nested stream, the worker never came to waited for ever when the stream
+    failed.
+    """
     failing = threading.Event()
     posted = threading.Event()
     ended = threading.Event()

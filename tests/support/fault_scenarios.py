@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from support.faults import Outside, Point, Scenario
-from support.scripted import AsyncScripted, Scripted, call, say
-
 from runtime import (
     Agent,
     Answer,
@@ -21,6 +18,8 @@ from runtime import (
     UsageDelta,
     tool,
 )
+from support.faults import Outside, Point, Scenario
+from support.scripted import AsyncScripted, Scripted, call, say
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
@@ -113,7 +112,9 @@ def plain(outside: Outside) -> Agent:
 
 
 def tools(outside: Outside) -> Agent:
-    """Two turns of tools: several at once, one that raises, one alone, one that is unknown, arguments that are wrong."""
+    """Two turns of tools: several at once, one that raises, one alone, one that is unknown, arguments that are
+    wrong.
+    """
     first = [*adding("add", "1", "2"), call("broken", id="3", index=2), call("alone", id="4", index=3)]
     second = [*say("again"), call("nothing", id="5"), call("add", "{", id="6", index=1)]
     return Agent("a", Scripted(first, second, say("done")), tools=[add, broken, alone])

@@ -1,9 +1,9 @@
 """Fault injection at every step.
 
-A `Scenario` builds an agent. The harness wraps everything that the loop calls of the outside - model, deltas, tools, hooks,
-toolsets, observers, the bridge, the channel, the consumer itself - so that each such call is a numbered `Point`. One run
-without a fault finds the points; then the scenario is run again, once for each point and each `Fault`, and after each run
-the laws are checked. A feature joins by adding a scenario.
+A `Scenario` builds an agent. The harness wraps everything that the loop calls of the outside - model, deltas, tools,
+hooks, toolsets, observers, the bridge, the channel, the consumer itself - so that each such call is a numbered
+`Point`. One run without a fault finds the points; then the scenario is run again, once for each point and each
+`Fault`, and after each run the laws are checked. A feature joins by adding a scenario.
 
 Nothing here sleeps to let something happen: a fault is set off by the call it hits, on the thread that makes that call.
 """
@@ -75,9 +75,10 @@ Kind = Literal["raise", "cancel", "close", "leave", "drop", "stall", "stuck"]
 class Fault:
     """What happens at a point.
 
-    ``raise``: the call raises. ``cancel``: another thread cancels the stream meanwhile. ``close``: another thread closes
-    it. ``leave``: the consumer leaves its ``with`` block. ``drop``: it forgets the stream. ``stall``: the call stands
-    still; the consumer cancels, and reads to the end. ``stuck``: the call stands still while the consumer leaves.
+    ``raise``: the call raises. ``cancel``: another thread cancels the stream meanwhile. ``close``: another thread
+    closes it. ``leave``: the consumer leaves its ``with`` block. ``drop``: it forgets the stream. ``stall``: the call
+    stands still; the consumer cancels, and reads to the end. ``stuck``: the call stands still while the consumer
+    leaves.
     """
 
     kind: Kind
@@ -593,7 +594,7 @@ def _check(this: Run, runtime: Runtime) -> None:
         this.wrong(f"law 2: the reason is {core.ending.reason!r}, should be {' or '.join(sorted(expected))}")
     if fault is not None and fault.kind == "drop":  # the end is in the background, nested streams' too
         _eventually(lambda: not runtime._shared.cores and len(runtime.bridge) == 0)
-    if not core.events.closed or not core.out.closed and not _eventually(lambda: core.out.closed):
+    if not core.events.closed or (not core.out.closed and not _eventually(lambda: core.out.closed)):
         this.wrong("law 1: the channel is not closed")
     _check_events(this, core)
     if runtime.bridge.current is not None or len(runtime.bridge):

@@ -141,8 +141,10 @@ def explore(
 ) -> Report:
     """Run the scenario under every schedule within the limits. Raises `Failure` at the first that fails.
 
-    What the scenario returns is called after each run to judge it. Without that, every thread has to finish, without an
-    exception other than the ones thrown at it. ``seconds`` ends the exploration early; the report then says so.
+    What the scenario returns is called after each run to judge it; without that, every thread has to finish. No thread
+    may raise anything but what is thrown at it, nor log. ``modules`` (paths) are those with schedule points; their
+    packages are loaded anew. ``seconds`` ends the exploration early; the report then says so. ``reduce=False`` also
+    runs schedules that are known to lead where others did.
     """
     world = World(universe(modules, patches))
     report = Report(name or getattr(scenario, "__name__", "scenario"), Limits(preemptions, interrupts, nested))
@@ -238,12 +240,11 @@ def _run(
             return scheduler.failure
         if check is not None:
             check()
-        else:
-            for task in scheduler.tasks:
-                if task.error is not None and not isinstance(task.error, KeyboardInterrupt):
-                    raise task.error
-            if world.stuck:
-                raise AssertionError(f"stuck: {', '.join(task.name for task in world.stuck)}")
+        elif world.stuck:
+            raise AssertionError(f"stuck: {', '.join(task.name for task in world.stuck)}")
+        for task in scheduler.tasks:
+            if task.error is not None and not isinstance(task.error, KeyboardInterrupt):
+                raise AssertionError(f"{task.name} raised {task.error!r}") from task.error
         if scheduler.logged:
             raise AssertionError(f"logged: {scheduler.logged}")
     except AssertionError as error:
