@@ -178,7 +178,7 @@ class ElicitationRequest(Event):
     elicitation_id: str
     message: str
     mode: str = "form"
-    schema: Mapping[str, Any] | None = None
+    schema: Mapping[str, Any] = field(default_factory=dict)
     url: str = ""
 
 

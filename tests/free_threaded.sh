@@ -19,9 +19,11 @@ fail() { say "$*" >&2; exit 1; }
 without_gil() { "$1" -c 'import sys, sysconfig; sys.exit(not sysconfig.get_config_var("Py_GIL_DISABLED"))' 2>/dev/null; }
 
 find_python() {
-    local name
-    for name in "${FREE_THREADED_PYTHON:-}" "python${version}t" python3.14t python3.13t "$prefix/bin/python${version}t"; do
-        name=$(command -v "${name:-/none}") && without_gil "$name" && echo "$name" && return
+    local name names="python3.14t python3.13t"
+    if [ -n "${FREE_THREADED_VERSION:-}" ]; then names=python${version}t; fi
+    for name in ${FREE_THREADED_PYTHON:-$names} "$prefix/bin/python${version}t"; do
+        name=$(command -v "$name") && without_gil "$name" && echo "$name" && return
+        if [ -n "${FREE_THREADED_PYTHON:-}" ]; then fail "$FREE_THREADED_PYTHON is no free-threaded CPython"; fi
     done
     return 1
 }
@@ -52,7 +54,7 @@ build_python() {
 
     mkdir -p "$cache"
     exec 9>"$cache/building" && flock 9
-    if [ -x "$prefix/bin/python${version}t" ]; then return; fi # somebody else has built it meanwhile
+    if [ -x "$prefix/bin/python${version}t" ]; then exec 9>&- && return; fi # somebody else has built it meanwhile
     work=$(mktemp -d "$cache/build.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     mkdir -p "$work/state/lists/partial" "$work/cache/archives/partial" "$work/source"
@@ -63,17 +65,22 @@ build_python() {
     tar -xf "$work"/source/*.orig.tar.xz -C "$work/source" --strip-components=1 # as upstream made it, with pip
     say "building it; what is said goes to $cache/build.log"
     (
-        cd "$work/source"
-        ./configure --prefix="$prefix" --disable-gil --with-ensurepip=install --disable-test-modules
-        make -j "$(nproc)"
-        make install DESTDIR="$work/installed"
+        cd "$work/source" &&
+            ./configure --prefix="$prefix" --disable-gil --with-ensurepip=install --disable-test-modules &&
+            make -j "$(nproc)" &&
+            make install DESTDIR="$work/installed"
     ) >"$cache/build.log" 2>&1 || { tail -n 20 "$cache/build.log" >&2 && fail "the build failed"; }
     rm -rf "$prefix"
     mv "$work/installed$prefix" "$prefix" # whole or not at all
-    flock -u 9
+    rm -rf "$work" # the trap does not come if the last command is an exec
+    exec 9>&-
 }
 
-python=$(find_python) || { build_python && python=$(find_python); } || fail "no free-threaded CPython"
+python=$(find_python) || {
+    [ -z "${FREE_THREADED_PYTHON:-}" ] || exit 1
+    build_python
+    python=$(find_python) || fail "what was built is no free-threaded CPython"
+}
 environment=$cache/venv-$("$python" -c 'import hashlib, sys; v = sys.version + sys.executable
 print("%d.%dt-" % sys.version_info[:2] + hashlib.sha256(v.encode()).hexdigest()[:8])')
 [ -x "$environment/bin/python" ] || "$python" -m venv "$environment"

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/aio.py [--values 50000] [--rounds 7]
 
-The two take turns within each round, so that both meet the same machine; the medians and their ratio are printed.
+Capacity 128. The two take turns within each round, so that both meet the same machine; the medians and their ratio are printed.
 "paced": the time from handing a value over to the other side having it, one value at a time, with a pause between.
 """
 
@@ -122,10 +122,13 @@ def janus_paced_to_async(values: int) -> float:
 
         thread = threading.Thread(target=produce)
         thread.start()
-        took = [perf_counter() - await queue.async_q.get() for _ in range(values)]
+        took = []
+        for _ in range(values):
+            sent = await queue.async_q.get()
+            took.append(perf_counter() - sent)
         thread.join()
         await queue.aclose()
-        return statistics.median(-t if t < 0 else t for t in took)
+        return statistics.median(took)
 
     return asyncio.run(main())
 
@@ -180,13 +183,13 @@ def ours_paced_to_thread(loop: LoopThread, values: int) -> float:
     return statistics.median(perf_counter() - sent for sent in loop.iterate(clock(values), buffer=CAPACITY))
 
 
-def compare(name: str, rounds: int, plain: Callable[[], float], ours: Callable[[], float]) -> None:
+def compare(name: str, rounds: int, plain: Callable[[], float], ours: Callable[[], float], what: str = "janus") -> None:
     figures: tuple[list[float], list[float]] = [], []
     for _ in range(rounds):
         figures[0].append(plain())
         figures[1].append(ours())
     first, second = (statistics.median(column) * 1e6 for column in figures)
-    print(f"{name:28} janus {first:7.2f} us   channels.aio {second:7.2f} us   ratio {second / first:.2f}")
+    print(f"{name:28} {what:24} {first:7.2f} us   channels.aio {second:7.2f} us   ratio {second / first:.2f}")
 
 
 def main() -> None:
@@ -226,12 +229,7 @@ def main() -> None:
                 asyncio.run_coroutine_threadsafe(nothing(), loop.loop).result()
             return (perf_counter() - begin) / 1000
 
-        first, second = [], []
-        for _ in range(rounds):
-            first.append(plain_calls())
-            second.append(calls())
-        a, b = statistics.median(first) * 1e6, statistics.median(second) * 1e6
-        print(f"{'call':28} run_coroutine_threadsafe {a:.1f} us   LoopThread.call {b:.1f} us   ratio {b / a:.2f}")
+        compare("call", rounds, plain_calls, calls, "run_coroutine_threadsafe")
 
 
 if __name__ == "__main__":

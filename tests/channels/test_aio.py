@@ -1,7 +1,5 @@
 """What `channels.aio` promises: `LoopThread` (call, start, iterate, close), `from_async` and `to_async`."""
 
-# ruff: noqa: PT012  what is tested is often a block, and what leaving it raises
-
 from __future__ import annotations
 
 import asyncio

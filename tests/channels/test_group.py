@@ -1,7 +1,5 @@
 """What `WorkerGroup` promises: it joins all, the first failure cancels the rest, and nothing that is raised is lost."""
 
-# ruff: noqa: PT012  what is tested is a block, and what leaving it raises
-
 from __future__ import annotations
 
 import contextlib

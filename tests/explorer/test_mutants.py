@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import pytest
-from interleave import Failure, explore
+from interleave import Failure
 from interleave.mutants import MUTANTS, Mutant
 from interleave.scenarios import INTERRUPTED, REENTERED, SCENARIOS
-from interleave.stage import staged
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
@@ -17,7 +14,7 @@ def test_is_caught(mutant: Mutant) -> None:
     for scenario in SCENARIOS + INTERRUPTED + REENTERED:
         if scenario.name.startswith(mutant.caught_by):
             try:
-                explore(staged(scenario.build), name=scenario.name, patches=patches, **asdict(scenario.limits))
+                scenario.explore(patches=patches)
             except Failure:
                 return
     pytest.fail(f"not caught by {', '.join(mutant.caught_by)}")

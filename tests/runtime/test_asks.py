@@ -205,6 +205,6 @@ def test_a_page_to_visit() -> None:
         return context.elicit("Sign in", url="https://example.org/login").action
 
     with asked(sign_in) as (stream, [request]):
-        assert (request.mode, request.url, request.schema) == ("url", "https://example.org/login", None)
+        assert (request.mode, request.url, request.schema) == ("url", "https://example.org/login", {})
         stream.respond(request, "accept")
         assert responses(stream) == ["accept"]

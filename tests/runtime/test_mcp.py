@@ -1081,8 +1081,9 @@ def test_the_interpreter_exits(command: list[str], state: str) -> None:
 
 
 def test_at_exit_a_server_may_end_by_itself(tmp_path: Path) -> None:
-    flag = tmp_path / "flag"
-    command = ["sh", "-c", f"{sys.executable} {BOOKING[1]}; touch {flag}"]
+    flag, server = tmp_path / "flag", tmp_path / "server.py"
+    server.write_text(STUBBORN)  # which is quick about it
+    command = ["sh", "-c", f"{sys.executable} {server}; touch {flag}"]
     done = python(f"""
         from runtime.mcp import MCPToolSet
         toolset = MCPToolSet({command!r})

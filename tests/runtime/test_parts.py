@@ -21,7 +21,7 @@ SAMPLES: dict[str, Any] = {
     "_session.ToolCall": ToolCall("1", "f", "{}"),
     "_session.ToolCall | None": ToolCall("1", "f", "{}"),
     "_session.Message": Message("assistant", "hi", (ToolCall("1", "f"),)),
-    "Mapping[str, Any] | None": {"type": "object"},
+    "Mapping[str, Any]": {"type": "object"},
     "tuple[str, ...]": ("a", "b"),
     "datetime": None,
 }

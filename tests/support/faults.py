@@ -139,6 +139,7 @@ class Outside:
         self.root_events: Channel[Any] | None = None
         self.hit = False
         self.hit_at = 0.0
+        self.hit_on = ""  # the name of the thread
         self.decided = False  # whether the end was decided when the fault struck
         self.injected: BaseException | None = None
         self.threads: list[threading.Thread] = []
@@ -173,6 +174,7 @@ class Outside:
         assert self.core is not None
         self.hit = True
         self.hit_at = time.monotonic()
+        self.hit_on = threading.current_thread().name
         self.decided = self.core.ending.decided
         if fault.error is not None:
             self.injected = fault.error()
@@ -387,6 +389,7 @@ class Run:
     events: list[Event] = field(default_factory=list)
     ended: bool = False  # the consumer's loop came to its end
     ended_at: float = 0.0
+    left_at: float = 0.0
     messages_at_end: tuple[Any, ...] | None = None
     result_error: BaseException | None = None
     stuck: StreamStuck | None = None
@@ -424,6 +427,8 @@ class Run:
                     self._look_at_result(stream)
         except StreamStuck as stuck:
             self.stuck = stuck
+        finally:
+            self.left_at = time.monotonic()
 
     def _read(self, stream: EventStream) -> None:
         """As people write it."""
@@ -574,12 +579,20 @@ def _check_while_stalled(this: Run) -> None:
     outside, fault = this.outside, this.outside.fault
     if fault is None or not outside.hit:
         return
-    if fault.kind in ("cancel", "stall") and this.ended:
-        took = this.ended_at - outside.hit_at
-        bound = PROMPT + (2 * GRACE if outside.target and outside.target.name.startswith("observer") else 0)
-        if took > bound:
-            this.slow = True
-            this.wrong(f"law 18: the loop ended {took:.3f} s after the cancel")
+    aside = outside.target is not None and outside.target.name.startswith("observer")
+    bound = PROMPT + (2 * GRACE if aside else 0)  # an observer has that long before it is left out
+    if fault.kind in ("cancel", "stall") and this.ended and this.ended_at - outside.hit_at > bound:
+        this.slow = True
+        this.wrong(f"law 18: the loop ended {this.ended_at - outside.hit_at:.3f} s after the cancel")
+    if fault.kind in ("leave", "drop") and this.left_at - outside.hit_at > bound:
+        this.slow = True
+        this.wrong(f"law 8: the block was left {this.left_at - outside.hit_at:.3f} s after the consumer wanted to")
+    if fault.kind == "stuck":
+        on_helper = outside.hit_on.startswith(("lockgate-helper", "executor"))
+        if on_helper and (this.stuck is None or "did not end" not in str(this.stuck)):
+            this.wrong("law 8: a helper was left behind that nobody named")
+        if not on_helper and this.stuck is not None:
+            this.wrong(f"law 8: {this.stuck}")
 
 
 def _check(this: Run, runtime: Runtime) -> None:
@@ -752,12 +765,12 @@ def _eventually(condition: Callable[[], bool], timeout: float = 3.0) -> bool:
 # -- many runs ---------------------------------------------------------------------------------------------------------
 
 
-def inject(scenario: Scenario, choose: Callable[[int], Iterable[Fault]]) -> list[str]:
-    """Run the scenario once without a fault, then with each of ``choose(number)`` at each point; what went wrong."""
+def inject(scenario: Scenario, choose: Callable[[int, Point], Iterable[Fault]]) -> list[str]:
+    """Run the scenario without a fault, then with each of ``choose(number, point)`` at each point; what went wrong."""
     quiet = run(scenario)
     wrong = [f"without a fault: {each}" for each in quiet.faults]
     for number, point in enumerate(quiet.outside.points):
-        for fault in choose(number):
+        for fault in choose(number, point):
             if not applies(point, fault):
                 continue
             done = run(scenario, point, fault)

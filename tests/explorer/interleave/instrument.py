@@ -9,7 +9,8 @@ CPython raises asynchronous exceptions and runs signal handlers where it checks 
 function, on entry of a Python function, when a generator is resumed and when a loop jumps back; not when a Python
 function returns, nor between plain loads, stores and deletes. Hooks stand at just these places. (Tracing by opcode
 would see the same, but raises one instruction late, which may be outside of the ``try``.) Not covered: ``with`` on C
-objects, and the end of the stack. ``obj.attr += value`` is taken for ``obj.attr = obj.attr + value``.
+objects, and the end of the stack. ``obj.attr += value`` is taken for ``obj.attr = obj.attr + value``. Module globals
+and variables of closures are taken for constants, and the death of an object for no step.
 """
 
 from __future__ import annotations

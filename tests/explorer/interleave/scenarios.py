@@ -7,12 +7,12 @@ stress run adds one preemption.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from . import Limits
-from .stage import Stage, Step
+from . import Limits, Report, explore
+from .stage import Stage, Step, staged
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class Scenario:
     name: str
     build: Callable[[Stage], object]
     limits: Limits
+    reduce: bool = True
+
+    def explore(self, **options: Any) -> Report:
+        limits = asdict(self.limits)
+        return explore(staged(self.build), name=self.name, reduce=self.reduce, **{**limits, **options})
 
     def __str__(self) -> str:
         return self.name
@@ -37,15 +42,20 @@ REENTERED: list[Scenario] = []  # with operations nested in others
 
 
 def scenario(
-    *capacities: int, into: list[Scenario] = SCENARIOS, preemptions: int = 2, interrupts: int = 0, nested: int = 0
+    *capacities: int,
+    into: list[Scenario] = SCENARIOS,
+    preemptions: int = 2,
+    interrupts: int = 0,
+    nested: int = 0,
+    reduce: bool = True,
 ) -> Callable[[Any], Any]:
     limits = Limits(preemptions, interrupts, nested)
 
     def register(build: Any) -> Any:
         for capacity in capacities:
-            into.append(Scenario(f"{build.__name__}[{capacity}]", partial(build, capacity=capacity), limits))
+            into.append(Scenario(f"{build.__name__}[{capacity}]", partial(build, capacity=capacity), limits, reduce))
         if not capacities:
-            into.append(Scenario(build.__name__, build, limits))
+            into.append(Scenario(build.__name__, build, limits, reduce))
         return build
 
     return register
@@ -387,9 +397,9 @@ def the_cause_is_there_at_once(stage: Stage) -> None:
     stage.thread(stage.cancel(token))
 
 
-@scenario(preemptions=2)
+@scenario(preemptions=2, reduce=False)
 def child_goes_while_parent_is_cancelled(stage: Stage) -> Any:
-    """The last reference to a child is dropped while its parent is cancelled."""
+    """The last reference to a child is dropped while its parent is cancelled: a step that no hook sees."""
     parent = stage.package.CancelToken()
     children = [stage.package.CancelToken(parent)]
     stage.world.spawn("P", lambda: parent.cancel("why"))
