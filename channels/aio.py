@@ -2,8 +2,8 @@
 
 The two directions are not alike:
 
-- A loop wakes a thread through a `Channel`. The waiting thread can be interrupted, cancelled and timed out anywhere. No
-  lock of a queue between the two would survive that: a Ctrl-C inside leaves it locked, and the loop stuck on it.
+- A loop wakes a thread through a `Channel`. The waiting thread can be interrupted, cancelled and timed out anywhere,
+  and loses nothing. (Ctrl-C in ``get`` of a janus queue loses values, and may leave the lock held that the loop needs.)
 - A thread wakes a loop through janus. The thread may be in a signal handler or finalizer, or be hit by Ctrl-C, so it
   does no more than hand the wake-up over, in one step, to the timer thread, which puts it into the janus queue.
 
@@ -342,7 +342,7 @@ class _Life:
 
     async def _close(self, grace: float) -> None:
         deadline = monotonic() + grace
-        asked: set[asyncio.Task[Any]] = set()
+        asked: set[asyncio.Task[Any] | None] = {run._task for run in self.runs if run._asked}
         try:
             while left := self._others():
                 for task in left - asked:  # once: a second cancel would cut their cleanup short

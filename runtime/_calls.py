@@ -7,13 +7,14 @@ the inbox is closed: what the call says late is refused there, and it is left to
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass
@@ -90,6 +91,10 @@ class Finished:
         return self.value
 
 
+class NotInTime(TimeoutError):
+    """A call did not end in time. What a function raises itself is never this."""
+
+
 class Calls:
     """The foreign calls of one stream. Used by its worker."""
 
@@ -126,8 +131,8 @@ class Calls:
     ) -> Any:
         """Call ``function`` and wait for what it returns or raises.
 
-        Raises `Cancelled` when the stream is cancelled first, `TimeoutError` after ``timeout`` seconds; the call is
-        then left to itself.
+        Raises `Cancelled` when the stream is cancelled first, `NotInTime` after ``timeout`` seconds; the call is then
+        left to itself.
         """
         inbox: Channel[Finished] = Channel(1, name=what)
         call = self.start(what, inbox, function, *args, **kwargs)
@@ -135,7 +140,7 @@ class Calls:
             finished = inbox.recv(timeout=timeout, cancel=self._token)
         except TimeoutError:
             call.cancel()
-            raise TimeoutError(f"{what} did not end within {timeout:g} s") from None
+            raise NotInTime(f"{what} did not end within {timeout:g} s") from None
         finally:
             inbox.close()
         return finished.result()
@@ -208,6 +213,22 @@ class Calls:
             call.inbox.close()
             call.cancel()
 
+    @contextlib.contextmanager
+    def nested(self, what: str, other: Calls) -> Iterator[None]:
+        """A nested stream, of which these are the ``other`` calls, runs in the block: `join` waits for it too.
+
+        What is stuck in it afterwards is this stream's to name.
+        """
+        call = Call(what, Channel(name=what))
+        call.thread = threading.current_thread()
+        self._live.add(call)
+        try:
+            yield
+        finally:
+            self._live.update(list(other._live))
+            self._live.discard(call)
+            call.done.close()
+
     def forget(self) -> None:
         """In a forked child: the threads and tasks of these calls are not here."""
         self._live.clear()
@@ -217,16 +238,19 @@ class Calls:
         deadline = CancelToken(timeout=timeout)
         me = threading.current_thread()
         stuck = []
-        for call in list(self._live if only is None else only):
-            if call.thread is me:
-                continue  # a tool that closes its own stream does not wait for itself
-            try:
-                call.done.recv(cancel=deadline)
-            except ChannelClosed:
-                pass
-            except Cancelled:
-                if not call.done.closed:
-                    stuck.append(call)
+        seen: set[Call] = set()
+        while left := [call for call in list(self._live if only is None else only) if call not in seen]:
+            seen.update(left)
+            for call in left:
+                if call.thread is me:
+                    continue  # a tool that closes its own stream does not wait for itself
+                try:
+                    call.done.recv(cancel=deadline)
+                except ChannelClosed:
+                    pass
+                except Cancelled:
+                    if not call.done.closed:
+                        stuck.append(call)
         return stuck
 
     def __repr__(self) -> str:

@@ -547,7 +547,10 @@ class Connection:
             self._fail(Lost("was stopped"))
 
     def _settle(self, call: Call, task: asyncio.Task[CallToolResult]) -> None:
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if task.cancelled():  # by whoever dropped the call, or else with everything on the loop
+            error: BaseException | None = Lost("lost its event loop, which was closed")
+        else:
+            error = task.exception()
         call.task = None
         if error is not None and self._process.ended and self.failure is None:
             return  # the owner, who is about to notice, knows better why
@@ -627,7 +630,7 @@ class Connection:
 
     def _begin(self, call: Call) -> None:
         if self._process.ended:
-            raise Unsent  # the owner, who is about to notice, says why
+            raise Unsent("has just ended; the next call starts it again")  # the owner will know more
         call.begun = True
         call.tell(Begun())
 

@@ -27,7 +27,7 @@ def run_nested(
     stream = open_stream(
         parent.shared, agent, session, interactive=parent.interactive, context=parent.context, parent=parent
     )
-    with stream:
+    with parent.calls.nested(f"agent {agent.name}", stream._core.calls), stream:
         for event in stream:
             if isinstance(event, events.StreamStopped):
                 forward(events.SubSessionCompleted(session.id, event.reason, **parent.tags))

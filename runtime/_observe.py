@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from channels import Cancelled, CancelToken, ChannelClosed
 
-from ._calls import Calls
+from ._calls import Calls, NotInTime
 from ._core import StreamCore
 from .events import Event, StreamStopped
 from .session import Session
@@ -57,7 +57,7 @@ def _tell(core: StreamCore, calls: Calls, observers: list[Any], method: str, *ar
         function: Callable[..., Any] = getattr(observer, method)
         try:
             calls.run(f"observer {type(observer).__name__}.{method}", function, *args, timeout=core.shared.grace)
-        except TimeoutError:
+        except NotInTime:
             observers.remove(observer)
             _logger.warning("observer %r did not return from %s in time, and is left out from now on", observer, method)
         except BaseException:

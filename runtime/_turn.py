@@ -20,6 +20,7 @@ _END: Final[Any] = object()
 @dataclass(slots=True)
 class _PartialCall:
     id: str = field(default_factory=lambda: _new_id())
+    given: str = ""  # the id that the model gave it
     name: str = ""
     arguments: str = ""
 
@@ -33,6 +34,7 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
     model = core.agent.model
     text: list[str] = []
     calls: dict[int, _PartialCall] = {}
+    taken = {call.id for message in core.session.messages for call in message.tool_calls}
     usage = UsageDelta()
     whole = False
     deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, tools, cancel=core.token)
@@ -45,8 +47,11 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
             elif kind is ReasoningDelta:
                 core.emit(events.AgentChoiceReasoning(delta.text, **core.tags))
             elif kind is ToolCallDelta:
-                call = calls.setdefault(delta.index, _PartialCall())
-                call.id = delta.id or call.id
+                call = calls.get(delta.index) or calls.setdefault(delta.index, _PartialCall())
+                if delta.id and delta.id != call.given:
+                    call.given = delta.id
+                    call.id = delta.id if delta.id not in taken else _new_id()
+                    taken.add(call.id)
                 call.name += delta.name
                 call.arguments += delta.arguments
                 piece = ToolCall(call.id, call.name, delta.arguments)
@@ -80,13 +85,7 @@ def _next(core: StreamCore, deltas: Generator[Any, None, None]) -> Any:
 
 
 def _whole_calls(calls: dict[int, _PartialCall]) -> tuple[ToolCall, ...]:
-    """The calls in their order, each with an id of its own: some models use one twice."""
-    made: dict[str, ToolCall] = {}
-    for _, call in sorted(calls.items()):
-        if call.id in made:
-            call.id = _new_id()
-        made[call.id] = ToolCall(call.id, call.name, call.arguments or "{}")
-    return tuple(made.values())
+    return tuple(ToolCall(call.id, call.name, call.arguments or "{}") for _, call in sorted(calls.items()))
 
 
 def _new_id() -> str:

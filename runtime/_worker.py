@@ -85,5 +85,5 @@ def _wait(core: StreamCore, cleanup: list[Call]) -> None:
 def _log_failure(call: Call, name: str) -> None:
     try:
         call.inbox.try_recv().result()
-    except Exception as error:
+    except BaseException as error:
         _logger.warning("hook %s at session_end failed: %s", name, describe(error))

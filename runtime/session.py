@@ -142,16 +142,20 @@ class SessionLog:
         """
         if self._sealed:
             return
-        answered = {message.tool_call_id for message in self._session._messages}
-        messages: list[Message] = []
-        for message in self._session._messages:
-            messages.append(message)
-            messages += [
-                Message("tool", note, tool_call_id=call.id, is_error=True)
-                for call in message.tool_calls
-                if call.id not in answered
-            ]
-        self._session._messages[:] = messages
+        settled: list[Message] = []
+        answered: set[str | None] = set()
+        for message in reversed(self._session._messages):
+            if message.role == "tool":
+                answered.add(message.tool_call_id)
+            else:  # ids may come again in an earlier message
+                settled += [
+                    Message("tool", note, tool_call_id=call.id, is_error=True)
+                    for call in reversed(message.tool_calls)
+                    if call.id not in answered
+                ]
+                answered.clear()
+            settled.append(message)
+        self._session._messages[:] = reversed(settled)
 
     def release(self) -> None:
         """Seal what was written, and let the next stream have the session."""

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/aio.py [--values 50000] [--rounds 7]
 
-Capacity 128. The two take turns within each round, so that both meet the same machine; the medians and their ratio are printed.
-"paced": the time from handing a value over to the other side having it, one value at a time, with a pause between.
+Capacity 128. The two take turns within each round, so that both meet the same machine; the medians and their ratio are
+printed. "paced": the time from handing a value over to the other side having it, one value at a time, with a pause
+between.
 """
 
 from __future__ import annotations

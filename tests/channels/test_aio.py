@@ -592,44 +592,82 @@ def test_close_cancels_the_task_and_closes_the_generator(loop):
     feed.close()
 
 
-def test_cleaning_up_is_not_disturbed_by_a_second_cancel(loop, threads):
-    """The token cancels, leaving the block cancels, the closed channel ends it: one of them is enough."""
+class Cleanup:
+    """Awaited by the cleanup of a task: says that it has begun, goes on when told to, and knows whether it was let."""
+
+    def __init__(self):
+        self.began, self.gate = Channel(1), Channel()
+        self.ended = None
+
+    async def __call__(self):
+        self.began.try_send(None)
+        self.ended = False
+        async for _ in to_async(self.gate):
+            pass
+        self.ended = True
+
+
+def test_cleaning_up_is_not_disturbed_by_a_second_cancel(loop):
+    """The token cancels, and leaving the block does: one of them is enough."""
     token = CancelToken()
-    steps = []
+    cleanup = Cleanup()
 
     async def source():
         try:
-            for value in range(100):
-                yield value
+            yield 1
+            await asyncio.Event().wait()
         finally:
-            for step in range(20):
-                await asyncio.sleep(0)
-                steps.append(step)
+            await cleanup()
 
-    feed = loop.iterate(source(), cancel=token, buffer=2)
-    threads.parked(feed, senders=1)
-    token.cancel()
-    with pytest.raises(Cancelled):
-        next(feed)
-    feed.close()
-    feed.close()
-    assert steps == list(range(20))
-
-    told = Channel(1)
+    with pytest.raises(Cancelled), loop.iterate(source(), cancel=token) as feed:
+        for _ in feed:
+            token.cancel()
+    cleanup.began.recv(timeout=LONG)
+    feed.close(timeout=0)
+    loop.call(asyncio.sleep, 0)
+    cleanup.gate.close()
+    done(feed.done)
+    assert cleanup.ended
 
     async def work():
         try:
             await asyncio.Event().wait()
         finally:
-            await asyncio.sleep(0.01)
-            told.send("cleaned up")
+            await again()
 
+    again = Cleanup()
     handle = loop.start(work)
     loop.call(asyncio.sleep, 0)
     handle.cancel()
+    again.began.recv(timeout=LONG)
     handle.cancel()
-    assert told.recv(timeout=LONG) == "cleaned up"
+    loop.call(asyncio.sleep, 0)
+    again.gate.close()
     done(handle.done)
+    assert again.ended
+
+
+def test_a_source_that_cleans_up_by_itself_is_not_cancelled(loop):
+    class Ending:
+        cleanup = Cleanup()
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            raise StopAsyncIteration
+
+        async def aclose(self):
+            await self.cleanup()
+
+    source = Ending()
+    feed = loop.iterate(source)
+    source.cleanup.began.recv(timeout=LONG)
+    feed.close(timeout=0)
+    loop.call(asyncio.sleep, 0)
+    source.cleanup.gate.close()
+    done(feed.done)
+    assert source.cleanup.ended
 
 
 def test_close_frees_a_source_that_waits_for_room(loop, threads):
@@ -814,19 +852,19 @@ def test_iterating_on_the_loop_s_own_thread_is_refused(loop):
     done(loop.call(outer).done)
 
 
-def test_a_source_that_never_waits_leaves_other_tasks_their_turn(loop, threads):
-    stop = False
+def test_a_source_that_never_waits_leaves_other_tasks_their_turn(loop):
+    made = 0
 
     async def busy():
-        while not stop:
-            yield 1
+        nonlocal made
+        while made < 300_000:
+            made += 1
+            yield made
 
-    feed = loop.iterate(busy(), buffer=8)
-    task = threads.go(lambda: sum(1 for _ in feed))
-    for _ in range(20):
-        loop.call(asyncio.sleep, 0, timeout=LONG)
-    stop = True
-    assert task.result() > 0
+    with loop.iterate(busy(), buffer=1_000_000) as feed:
+        assert next(feed) == 1
+        loop.call(asyncio.sleep, 0)
+        assert made < 300_000
 
 
 def test_context_variables_in_a_source(loop):
@@ -996,6 +1034,25 @@ def test_close_cancels_tasks_and_runs_them_to_their_end(threads):
     loop.close()
     assert order == list(range(5))
     assert handle.done.closed
+
+
+def test_close_leaves_a_task_to_its_cleanup_that_was_cancelled_before():
+    loop = LoopThread("closing")
+    steps = []
+
+    async def work():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for step in range(20):
+                await asyncio.sleep(0.001)
+                steps.append(step)
+
+    handle = loop.start(work)
+    loop.call(asyncio.sleep, 0)
+    handle.cancel()
+    loop.close()
+    assert steps == list(range(20))
 
 
 def test_close_frees_who_waits_for_the_loop(threads):

@@ -457,6 +457,29 @@ def test_spawning_from_anywhere_while_the_block_is_left(threads, switching):
         assert len(ran) == len(spawned) == after_leaving
 
 
+def test_who_spawns_in_the_moment_of_closing_is_waited_for():
+    """Between the look at the members, of whom there are none, and the closing of the group."""
+    gate, ran = Channel(), []
+
+    class Members(dict):
+        def __bool__(self):
+            if len(self) or ran:
+                return len(self) > 0
+            ran.append("begun")
+            group.spawn(work)
+            threading.Timer(0.05, gate.close).start()
+            return False
+
+    def work():
+        with contextlib.suppress(ChannelClosed):
+            gate.recv(timeout=LONG)
+        ran.append("ended")
+
+    with WorkerGroup() as group:
+        group._members = Members()
+    assert ran == ["begun", "ended"]
+
+
 def test_a_failed_group_is_freed_with_its_exception():
     """Without the help of the garbage collector: what the functions held must not outlive the failure by long."""
 

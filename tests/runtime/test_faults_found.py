@@ -21,7 +21,7 @@ from runtime import Agent, HookInput, HookResult, RunError, Runtime, Session, St
 from runtime._core import StreamCore
 from runtime._dispatch import _Context
 from runtime.events import ElicitationRequest, Error, Event, StreamStopped, ToolCallResponse, Warning
-from runtime.session import SessionLog
+from runtime.session import Message, SessionLog, ToolCall
 
 FORM = {"type": "object", "properties": {}}
 
@@ -480,3 +480,109 @@ def test_a_bridge_that_cannot_be_entered(monkeypatch: pytest.MonkeyPatch) -> Non
             stream.result()
         assert raised.value.__cause__ is error
         assert runtime.run(session).text == "x"
+
+
+def test_what_is_stuck_in_a_nested_stream_is_named() -> None:
+    """Law 8: when the nested stream had given it up just before its parent looked, nobody named it."""
+    for _ in range(5):
+        with Stall() as stall:
+
+            @tool
+            def delegate(context: ToolContext) -> str:
+                """Runs an agent whose tool stands still, and does not mind."""
+                sub = Agent("sub", Scripted([call("stalling")]), tools=[Tool("stalling", lambda stall=stall: stall())])
+                with contextlib.suppress(StreamStuck):
+                    context.run_agent(sub, "go")
+                return "done"
+
+            with Runtime(Agent("a", Scripted([call("delegate")]), tools=[delegate]), grace=0.05) as runtime:
+                stream = runtime.run_stream(Session.from_user("go"))
+                assert stall.reached.wait(5)
+                with pytest.raises(StreamStuck, match="tool (stalling|delegate)"):
+                    stream.close()
+                stall.go_on.set()
+                stream.close()
+
+
+def test_a_cleanup_hook_that_exits_does_not_keep_the_stream_from_the_others() -> None:
+    """Law 10: a `SystemExit` in one, and the last event came before the next had ended."""
+    leaving = threading.Event()
+    done: list[bool] = []
+
+    def exits(given: HookInput) -> None:
+        raise SystemExit
+
+    def slow(given: HookInput) -> None:
+        leaving.wait(0.05)
+        done.append(True)
+
+    agent = Agent("a", Scripted(say("x")), hooks={"session_end": [exits, slow]})
+    with Runtime(agent) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        for event in stream:
+            if isinstance(event, StreamStopped):
+                assert done
+
+
+def test_a_model_that_uses_an_id_again() -> None:
+    """Law 16: the call of the second turn passed for answered, since one of the first had its id."""
+    reached = threading.Event()
+
+    @tool
+    def stalls(context: ToolContext) -> str:
+        """Waits for the cancel, the second time."""
+        if reached.is_set():
+            with contextlib.suppress(ChannelClosed):
+                context.cancel.done.recv(timeout=5)
+        return "x"
+
+    session = Session.from_user("go")
+    again = [call("stalls", id="call-0"), call("stalls", id="call-0", index=1)]
+    with Runtime(Agent("a", Scripted(again, again), tools=[stalls])) as runtime:
+        partial: list[str] = []
+        begun: list[str] = []
+        with runtime.run_stream(session) as stream:
+            for event in stream:
+                if event.type == "partial_tool_call":
+                    partial.append(event.tool_call.id)  # type: ignore[attr-defined]
+                if event.type == "tool_call":
+                    begun.append(event.tool_call.id)  # type: ignore[attr-defined]
+                if event.type == "tool_call_response":
+                    reached.set()
+                if len(begun) == 4:
+                    stream.cancel()
+    assert partial == begun
+    assert len(set(begun)) == 4
+    assert sorted(m.tool_call_id or "" for m in session.messages if m.role == "tool") == sorted(begun)
+
+
+def test_a_session_whose_ids_come_again_is_settled() -> None:
+    """The same, for what was written elsewhere."""
+    call_0 = ToolCall("call-0", "x")
+    session = Session(
+        [
+            Message("user", "go"),
+            Message("assistant", tool_calls=(call_0,)),
+            Message("tool", "answer", tool_call_id="call-0"),
+            Message("assistant", tool_calls=(call_0,)),
+            Message("user", "again"),
+        ]
+    )
+    with session.lease() as log:
+        log.settle("note")
+    assert [m.content for m in session.messages if m.role == "tool"] == ["answer", "note"]
+    assert [m.role for m in session.messages] == ["user", "assistant", "tool", "assistant", "tool", "user"]
+
+
+def test_an_observer_that_raises_a_timeout_is_told_the_next_event() -> None:
+    """Law 9: its own `TimeoutError` passed for one that stalls, and it was left out."""
+
+    class Raising(Watching):
+        def on_event(self, session: Session, event: Event) -> None:
+            super().on_event(session, event)
+            raise TimeoutError("its own")
+
+    observer = Raising()
+    with Runtime(Agent("a", Scripted(say("x"))), observers=[observer]) as runtime:
+        events = list(runtime.run_stream(Session.from_user("go")))
+        runtime.close()
+    assert observer.events == events

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from channels import Cancelled
 from runtime import (
     Agent,
     Answer,
@@ -12,13 +15,14 @@ from runtime import (
     HookInput,
     HookResult,
     ReasoningDelta,
+    RunError,
     Session,
     Tool,
     ToolContext,
     UsageDelta,
     tool,
 )
-from support.faults import Outside, Point, Scenario
+from support.faults import LONG, Outside, Point, Scenario
 from support.scripted import AsyncScripted, Scripted, call, say
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -222,6 +226,28 @@ def siblings(outside: Outside) -> Agent:
     return Agent("a", Scripted(turn, say("done")), tools=[delegate])
 
 
+def background(outside: Outside) -> Agent:
+    """A tool that leaves a thread behind, which asks and runs an agent when the call is over."""
+    returned = threading.Event()
+    inner = outside.wrap(Agent("sub", Scripted(say("inner"))), "sub ")
+
+    @tool
+    def leave(context: ToolContext) -> str:
+        """Leaves a thread behind."""
+
+        def go_on() -> None:
+            returned.wait(LONG)
+            with contextlib.suppress(Cancelled, RunError):
+                context.elicit("Too late?")
+                context.run_agent(inner, "late")
+
+        outside.start(go_on)
+        returned.set()
+        return "left"
+
+    return Agent("a", Scripted([call("leave"), call("ask", id="2", index=1)], say("done")), tools=[leave, ask])
+
+
 def decline(request: Any) -> Answer:
     """Says no."""
     return Answer("decline")
@@ -243,5 +269,6 @@ SCENARIOS = [
     Scenario("max iterations", endless, reason="max_iterations"),
     Scenario("executor", tools, executor=True),
     Scenario("nested", nested),
+    Scenario("background", background, aside=("sub", "observer", "consumer")),
     Scenario("nested siblings", siblings, observed=True, capacity=3),
 ]

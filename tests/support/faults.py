@@ -117,6 +117,7 @@ class Scenario:
     capacity: int = 128
     interactive: bool = True
     executor: bool = False
+    aside: tuple[str, ...] = ("observer", "consumer")  # points that the worker does not wait for
     hinge: Point | None = None  # the call that ``reason`` hangs on: when it fails, the end is normal
     answer: Callable[[ElicitationRequest], Answer] = lambda request: Answer("accept", {"n": 1})
 
@@ -180,8 +181,7 @@ class Outside:
             self.injected = fault.error()
             raise self.injected
         if fault.kind == "cancel":
-            self._elsewhere(lambda stream: stream.cancel("injected"))
-            self.threads[-1].join(LONG)
+            self._elsewhere(lambda stream: stream.cancel("injected")).join(LONG)
         elif fault.kind == "close":
             self._elsewhere(EventStream.close)
         else:
@@ -192,7 +192,7 @@ class Outside:
                 self.core.token.done.recv(timeout=LONG)
         return fault.kind in ("stall", "stuck")
 
-    def _elsewhere(self, function: Callable[[EventStream], None]) -> None:
+    def _elsewhere(self, function: Callable[[EventStream], None]) -> threading.Thread:
         """Call it in another thread."""
 
         def act() -> None:
@@ -201,8 +201,14 @@ class Outside:
                 with contextlib.suppress(StreamStuck):
                     function(stream)
 
-        self.threads.append(threading.Thread(target=act, daemon=True))
-        self.threads[-1].start()
+        return self.start(act)
+
+    def start(self, function: Callable[[], None]) -> threading.Thread:
+        """A thread that has to end with the run."""
+        thread = threading.Thread(target=function, daemon=True)
+        thread.start()
+        self.threads.append(thread)
+        return thread
 
     # -- wrapping ------------------------------------------------------------------------------------------------------
 
@@ -535,7 +541,7 @@ def _run(scenario: Scenario, target: Point | None, fault: Fault | None) -> Run:
             for thread in outside.threads:
                 thread.join(LONG)
                 if thread.is_alive():
-                    this.wrong("law 8: close() from another thread does not end")
+                    this.wrong(f"law 8: {thread} does not end")
             if fault is not None and fault.kind == "drop":
                 gc.collect()
                 outside.wake.cancel()
@@ -563,8 +569,7 @@ def reasons(this: Run) -> set[str]:
     assert outside.fault is not None
     name = outside.target.name
     if outside.fault.kind != "raise":
-        aside = name.startswith(("observer", "consumer"))  # the worker does not wait for these, and may be at its end
-        return {"canceled", base} if aside else {"canceled"}
+        return {"canceled", base} if name.startswith(this.scenario.aside) else {"canceled"}  # it may be at its end
     if name.startswith("consumer"):
         return {"canceled", base}
     if outside.target == this.scenario.hinge:
@@ -734,6 +739,9 @@ def _check_observer(this: Run, core: StreamCore) -> None:
         this.wrong(f"law 9: the observer saw {[event.type for event in recorded]}")
     if len({id(event) for event in recorded}) != len(recorded):
         this.wrong("law 9: the observer saw an event twice")
+    told = this.outside._counts["observer event"]
+    if told != len(recorded) and not (this.outside.fault and this.outside.fault.kind in ("stall", "stuck")):
+        this.wrong(f"law 9: one observer was told of {told} events, the other of {len(recorded)}")
     got = iter(recorded)
     if not all(any(event is each for each in got) for event in this.events):
         this.wrong("law 9: the observer did not see what the consumer saw, in that order")
