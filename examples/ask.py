@@ -1,6 +1,6 @@
 """A tool that is a plain function, and asks before it acts. Run it as it is, or with `lockgate run examples/ask.py`.
 
-    python examples/ask.py
+python examples/ask.py
 """
 
 from runtime import Agent, Runtime, Session, ToolContext

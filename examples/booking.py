@@ -1,7 +1,7 @@
 """An agent that books a table: a model in this process, the tools of an MCP server, and a plain `for` loop.
 
-    python examples/booking.py                                       # gives its own answers
-    lockgate run examples/booking.py "Book a table at Luigi's"       # asks you
+python examples/booking.py                                       # gives its own answers
+lockgate run examples/booking.py "Book a table at Luigi's"       # asks you
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Channels without any agent: two workers, and one `select` that hears their results, a clock and a deadline.
 
-    python examples/pipeline.py
+python examples/pipeline.py
 """
 
 import random

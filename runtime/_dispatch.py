@@ -174,7 +174,9 @@ def _ask(core: StreamCore, asked: _Asked, running: _Running) -> None:
     timeout = core.shared.answer_timeout if question.timeout is None else question.timeout
     core.shared.asks.register(ask, timeout)
     core.shared.bridge.send(
-        events.ElicitationRequest(ask.id, question.message, question.mode, question.schema or {}, question.url, **core.tags),
+        events.ElicitationRequest(
+            ask.id, question.message, question.mode, question.schema or {}, question.url, **core.tags
+        ),
         to=core.events,
         cancel=core.token,
     )

@@ -180,7 +180,9 @@ class Threads:
                 )
                 if receivers in (None, waiting[0]) and senders in (None, waiting[1]):
                     return
-            assert time.monotonic() < deadline, f"{channel!r} has not {receivers} receivers and {senders} senders parked"
+            assert time.monotonic() < deadline, (
+                f"{channel!r} has not {receivers} receivers and {senders} senders parked"
+            )
             time.sleep(0.0002)
 
     def asleep(self, task: Task, timeout: float = LONG) -> None:

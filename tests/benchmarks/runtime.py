@@ -24,10 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from support.scripted import AsyncScripted, Scripted, Stall, call  # noqa: E402
-
 from runtime import Agent, Runtime, Session, TextDelta, tool  # noqa: E402
 from runtime.events import AgentChoice, Event, StreamStopped  # noqa: E402
+from support.scripted import AsyncScripted, Scripted, Stall, call  # noqa: E402
 
 DELTAS = 2000
 TURNS = 100

@@ -235,7 +235,7 @@ def test_close_with_a_final_racing_senders_and_receivers(threads, switching, cap
 
 
 def test_receive_at_once_racing_the_final_value():
-    """``recv(timeout=0)`` says that the channel is closed only when it is drained: a poller must not lose the last value.
+    """``recv(timeout=0)`` says that the channel is closed only when it is drained: a poller must not lose the last.
 
     The close comes right after the receive has let go of the lock, found nothing, and has not yet said so.
     """

@@ -335,7 +335,8 @@ def test_importing_starts_nothing_and_imports_little(script):
     out = script(
         """
 import sys, threading, channels
-print(threading.active_count(), [name for name in ("asyncio", "janus", "runtime", "logging.handlers") if name in sys.modules])
+heavy = ("asyncio", "janus", "runtime", "logging.handlers")
+print(threading.active_count(), [name for name in heavy if name in sys.modules])
 channels.Channel(1).send(1); channels.CancelToken().cancel()
 print(threading.active_count())
 """

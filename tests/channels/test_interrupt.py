@@ -114,7 +114,6 @@ def _kept(iterator):
     return iterator
 
 
-
 @pytest.mark.parametrize("receive", RECEIVE)
 @pytest.mark.parametrize("closed", [False, True])
 def test_an_interrupted_receive_loses_nothing(receive, closed):

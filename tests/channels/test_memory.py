@@ -48,7 +48,11 @@ def test_a_value_handed_from_thread_to_thread_is_let_go_of(threads):
     """By the parked sender and by the parked receiver, with a cancel and in a select, too."""
     token = CancelToken()
     channel, other = Channel(), Channel()
-    for send in (lambda v: channel.send(v), lambda v: channel.send(v, None, token), lambda v: select(channel.sending(v), other)):
+    for send in (
+        lambda v: channel.send(v),
+        lambda v: channel.send(v, None, token),
+        lambda v: select(channel.sending(v), other),
+    ):
         value, gone = watched()
         task = threads.go(send, value)
         del value
@@ -99,7 +103,16 @@ def test_a_dropped_view_frees_the_channel():
 @pytest.mark.parametrize("capacity", [0, 1])
 def test_a_refused_value_is_let_go_of(threads, capacity):
     """Refused because of a timeout, a cancel, a close, or no partner: the channel keeps nothing of it."""
-    for refuse in ("timeout", "timeout 0", "try", "cancel", "close", "select timeout", "select default", "select cancel"):
+    for refuse in (
+        "timeout",
+        "timeout 0",
+        "try",
+        "cancel",
+        "close",
+        "select timeout",
+        "select default",
+        "select cancel",
+    ):
         channel, other, token = Channel(capacity), Channel(), CancelToken()
         for k in range(capacity):
             channel.send(k)
@@ -189,7 +202,11 @@ def test_a_long_lived_token_does_not_hold_the_channels_it_was_used_with(threads)
 
 def test_a_long_lived_channel_does_not_hold_the_tokens_that_ended_its_waits(threads):
     channel = Channel()
-    for wait in (lambda t: channel.recv(None, t), lambda t: channel.send(1, None, t), lambda t: select(channel, cancel=t)):
+    for wait in (
+        lambda t: channel.recv(None, t),
+        lambda t: channel.send(1, None, t),
+        lambda t: select(channel, cancel=t),
+    ):
         token = CancelToken()
         task = threads.go(wait, token)
         threads.parked(token.done, receivers=1)

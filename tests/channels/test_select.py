@@ -160,9 +160,7 @@ def test_a_select_queues_fairly_with_others(threads):
     assert [task.result() for task in tasks] == list(range(6))
     tasks = []
     for k in range(6):
-        tasks.append(
-            threads.go(channel.send, k) if k % 2 else threads.go(lambda k=k: select(channel.sending(k), None))
-        )
+        tasks.append(threads.go(channel.send, k) if k % 2 else threads.go(lambda k=k: select(channel.sending(k), None)))
         threads.parked(channel, senders=k + 1)
     assert [channel.recv() for _ in range(6)] == list(range(6))
     for task in tasks:

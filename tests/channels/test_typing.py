@@ -97,8 +97,10 @@ def test_types(tmp_path, pytestconfig):
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
     run = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--hide-error-context", "--no-pretty"]
-        + ["--disable-error-code=unused-coroutine", f"--cache-dir={root / '.mypy_cache' / 'tests'}", str(path)],
+        [
+            *(sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--hide-error-context", "--no-pretty"),
+            *("--disable-error-code=unused-coroutine", f"--cache-dir={root / '.mypy_cache' / 'tests'}", str(path)),
+        ],
         cwd=root,
         capture_output=True,
         text=True,

@@ -1,5 +1,6 @@
 """What threads in Python need and goroutines do not: the list "Not in Go". Its parts about Ctrl-C, signal handlers,
-finalizers, fork and exit are in channels/test_interrupt.py, test_reentrance.py, test_fork_exit.py; asyncio in test_aio.py.
+finalizers, fork and exit are in channels/test_interrupt.py, test_reentrance.py, test_fork_exit.py; asyncio in
+test_aio.py.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def test_send_concurrent_with_close_is_linearizable(threads, capacity, n):
             channel.close()
 
         *_, one, other, _ = threads.all(
-            lambda: send(0), lambda: send(1), lambda: list(channel), lambda: list(channel), close  # noqa: B023
+            lambda: send(0), lambda: send(1), lambda: list(channel), lambda: list(channel), close
         )
         assert sorted(one + other) == sorted(sent)
 

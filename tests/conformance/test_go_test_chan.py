@@ -306,15 +306,24 @@ SELECT3 = {
     # default
     "nil channels in a select with default": ("default", lambda t: select(NIL, NIL, block=False)),
     "a receive that is not ready in a select with default": ("default", lambda t: select(Channel(), block=False)),
-    "a send that is not ready in a select with default": ("default", lambda t: select(Channel().sending(7), block=False)),
+    "a send that is not ready in a select with default": (
+        "default",
+        lambda t: select(Channel().sending(7), block=False),
+    ),
     "only default": ("default", lambda t: select(block=False)),
     # never blocks
     "send to a channel with room": (None, lambda t: Channel(ASYNC).send(7, t)),
     "receive of a buffered value": (7, lambda t: _filled(ASYNC, 7).recv(t)),
     "select of a send with room": ((0, None, True), lambda t: tuple(select(Channel(ASYNC).sending(7), timeout=t))[:3]),
-    "select of a send with room and default": ((0, None, True), lambda t: tuple(select(Channel(ASYNC).sending(7), block=False))[:3]),
+    "select of a send with room and default": (
+        (0, None, True),
+        lambda t: tuple(select(Channel(ASYNC).sending(7), block=False))[:3],
+    ),
     "select of a buffered receive": ((0, 7, True), lambda t: tuple(select(_filled(ASYNC, 7), timeout=t))[:3]),
-    "select of a buffered receive and default": ((0, 7, True), lambda t: tuple(select(_filled(ASYNC, 7), block=False))[:3]),
+    "select of a buffered receive and default": (
+        (0, 7, True),
+        lambda t: tuple(select(_filled(ASYNC, 7), block=False))[:3],
+    ),
     "select of a closed channel": ((0, None, False), lambda t: tuple(select(_closed(), timeout=t))[:3]),
     "select of a closed channel and default": ((0, None, False), lambda t: tuple(select(_closed(), block=False))[:3]),
     # panics

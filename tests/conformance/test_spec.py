@@ -173,8 +173,6 @@ def test_spec_12_self(threads):
     assert done == {0, 1}  # through the buffer it may
 
 
-
-
 def test_spec_14_directions():
     """chan converts to chan<- and <-chan, never back. (By the type checker: channels/test_typing.py.)"""
     channel = Channel(1)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from interleave import Failure, World, explore, replay
 from interleave.model import NEVER, Op, State, Way, explained
 from interleave.scenarios import SCENARIOS, Scenario

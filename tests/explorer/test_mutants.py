@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from interleave import Failure
 from interleave.mutants import MUTANTS, Mutant
 from interleave.scenarios import INTERRUPTED, REENTERED, SCENARIOS

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from interleave.scenarios import INTERRUPTED, REENTERED, SCENARIOS, Scenario
 
 SECONDS = float(os.environ.get("EXPLORER_SECONDS", "10"))

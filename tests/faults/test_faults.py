@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
+
 from support.fault_scenarios import SCENARIOS
 from support.faults import EXOTIC, PLAIN, SLOW, Fault, Point, Scenario, inject
 

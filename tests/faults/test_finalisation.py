@@ -1,4 +1,6 @@
-"""Faults in the finalisation itself: whatever part of it fails, and however the stream ends, the consumer's loop ends."""
+"""Faults in the finalisation itself: whatever part of it fails, and however the stream ends, the consumer's loop
+ends.
+"""
 
 from __future__ import annotations
 
@@ -165,9 +167,7 @@ def _run(ending: Callable[[], Agent], ways: _Ways, name: str, always: bool) -> I
 
 
 @pytest.mark.parametrize("ending", [normal, cancelled, failed, blocked])
-def test_a_channel_that_cannot_be_closed_at_once(
-    ending: Callable[[], Agent], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_channel_that_cannot_be_closed_at_once(ending: Callable[[], Agent], monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing with the last event fails: the loop ends all the same, without it."""
     real = Channel.close
     failed: list[Any] = []

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from support.scripted import Scripted, call, say
 
 from runtime import Agent, Answer, EventStream, InvalidAnswer, NotPending, Runtime, Session, Tool, ToolContext, tool
 from runtime.events import ElicitationRequest, ToolCallResponse
+from support.scripted import Scripted, call, say
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1}}, "required": ["n"]}
 

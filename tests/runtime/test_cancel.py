@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.scripted import AsyncScripted, Scripted, Stall, call, say
 
 from channels import CancelToken
 from runtime import Agent, HookInput, Runtime, Session, StreamStuck, Tool, ToolContext, tool
 from runtime.events import ElicitationRequest, Error, StreamStarted, StreamStopped
+from support.scripted import AsyncScripted, Scripted, Stall, call, say
 
 PROMPT = 0.05  # seconds
 

@@ -276,7 +276,7 @@ def test_a_reader_who_has_enough_ends_it(place: Path) -> None:
 
 def test_asks_for_every_field_again_until_it_fits(terminal: Any) -> None:
     screen = terminal("run", "agents.py:booking", "Book")
-    screen.expect("-> book(restaurant=\"Luigi's\")", "? When, and how many?", "/decline, /cancel")
+    screen.expect('-> book(restaurant="Luigi\'s")', "? When, and how many?", "/decline, /cancel")
     screen.expect("date* - The day (a date, YYYY-MM-DD)\n", "> ")
     screen.enter("tomorrow")
     screen.expect("date is a date such as 2026-12-24, not 'tomorrow'", "> ")
@@ -514,7 +514,7 @@ needs_all = pytest.mark.skipif(
 def test_books_a_table(lockgate: Any) -> None:
     given = ["--answer", "date=2026-12-24", "--answer", "people=4", "--answer", "confirm=yes"]
     done = lockgate("run", str(ROOT / "examples/booking.py"), "Book a table at Luigi's", *given, timeout=55)
-    assert "-> book_table(restaurant=\"Luigi's\")\n" in done.stdout
+    assert '-> book_table(restaurant="Luigi\'s")\n' in done.stdout
     assert "? Book Luigi's, 2026-12-24, 4 people?\n" in done.stdout
     assert done.stdout.endswith("\n\nBooked: Luigi's, 2026-12-24, 4 people (booking 1)\n")
 
@@ -560,7 +560,7 @@ def test_make_passes_the_prompt_on_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").touch()
     for stamp in ("venv", "run"):
         (tmp_path / f".venv/{stamp}.stamp").touch()
-    prompt = "$(HOME) it's $5, \"so\" `what` #1"
+    prompt = '$(HOME) it\'s $5, "so" `what` #1'
     done = make(tmp_path, "run", f"PROMPT={prompt}")
     assert (done.stdout, done.stderr) == (prompt, "")
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.scripted import AsyncScripted, Scripted, Stall, call, say
 
 import runtime._calls as calls_module
 from channels import Cancelled, Channel, ChannelClosed
@@ -22,6 +21,7 @@ from runtime._core import StreamCore
 from runtime._dispatch import _Context
 from runtime.events import ElicitationRequest, Error, Event, StreamStopped, ToolCallResponse, Warning
 from runtime.session import Message, SessionLog, ToolCall
+from support.scripted import AsyncScripted, Scripted, Stall, call, say
 
 FORM = {"type": "object", "properties": {}}
 
@@ -342,7 +342,13 @@ def test_an_asynchronous_model_that_does_not_end_is_named() -> None:
 
 def test_a_last_message_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Law 2: a helper that failed to say that its call is over left the worker waiting for ever."""
-    _fail_once(monkeypatch, Channel, "send", MemoryError("no room"), lambda _, value, *__: isinstance(value, calls_module.Finished))
+    _fail_once(
+        monkeypatch,
+        Channel,
+        "send",
+        MemoryError("no room"),
+        lambda _, value, *__: isinstance(value, calls_module.Finished),
+    )
     with Runtime(Agent("a", Scripted([call("quick")]), tools=[Tool("quick", lambda: "x")])) as runtime:
         session = Session.from_user("go")
         with runtime.run_stream(session) as stream:
@@ -428,7 +434,9 @@ def test_a_tool_may_close_the_runtime() -> None:
 
 
 @pytest.mark.parametrize(
-    "hook", ["""echo '{"context": 5}'""", lambda given: HookResult(context=5)], ids=["command", "callable"]  # type: ignore[arg-type]
+    "hook",
+    ["""echo '{"context": 5}'""", lambda given: HookResult(context=5)],
+    ids=["command", "callable"],  # type: ignore[arg-type]
 )
 def test_a_hook_that_answers_nonsense_is_a_warning(hook: Any) -> None:
     """A hook's failure never takes the stream down: context that is no text ended it with a `TypeError`."""
@@ -498,7 +506,7 @@ def test_what_is_stuck_in_a_nested_stream_is_named() -> None:
             with Runtime(Agent("a", Scripted([call("delegate")]), tools=[delegate]), grace=0.05) as runtime:
                 stream = runtime.run_stream(Session.from_user("go"))
                 assert stall.reached.wait(5)
-                with pytest.raises(StreamStuck, match="tool (stalling|delegate)"):
+                with pytest.raises(StreamStuck, match=r"tool (stalling|delegate)"):
                     stream.close()
                 stall.go_on.set()
                 stream.close()

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scripted import Scripted, say
 
 from runtime import Agent, HookInput, HookResult, RunError, Runtime, Session
 from runtime.events import Error, Event, HookBlocked, StreamStopped, Warning
+from support.scripted import Scripted, say
 
 
 def events_of(hooks: dict[str, list[Any]], model: Scripted | None = None) -> list[Event]:

@@ -8,7 +8,6 @@ import sys
 import threading
 
 import pytest
-from support.scripted import Scripted, Stall, call, say
 
 from runtime import Agent, EventStream, RunError, Runtime, Session, Tool, ToolContext, tool
 from runtime.events import (
@@ -21,6 +20,7 @@ from runtime.events import (
     SubSessionCompleted,
     ToolCallResponse,
 )
+from support.scripted import Scripted, Stall, call, say
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 

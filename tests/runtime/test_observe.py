@@ -6,10 +6,10 @@ import threading
 from typing import Any
 
 import pytest
-from support.scripted import Scripted, Stall, say
 
 from runtime import Agent, Runtime, Session
 from runtime.events import AgentChoice, Event, StreamStopped
+from support.scripted import Scripted, Stall, say
 
 
 class Watcher:

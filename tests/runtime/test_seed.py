@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.scripted import Scripted, say
 
 from channels import Channel
 from runtime import Agent, HookInput, HookResult, RunError, Runtime, Session
 from runtime.events import Error, Event, StreamStopped
+from support.scripted import Scripted, say
 
 
 class Broken:

@@ -13,7 +13,6 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.scripted import AsyncScripted, Scripted, Stall, call, say
 
 from channels import merge, select
 from runtime import (
@@ -32,6 +31,7 @@ from runtime import (
     tool,
 )
 from runtime.events import AgentChoice, Error, Event, StreamStarted, StreamStopped, TokenUsage
+from support.scripted import AsyncScripted, Scripted, Stall, call, say
 
 
 def text_of(events: list[Event]) -> str:

@@ -1,5 +1,6 @@
-"""Channels under load: many threads, a switch every 10 us, everything at once; what holds is that nothing is lost, doubled,
-reordered or stuck.
+"""Channels under load: many threads, a switch every 10 us, everything at once.
+
+What holds is that nothing is lost, doubled, reordered or stuck.
 
 Each case runs for a moment in the suite, and for long behind the marker `stress`.
 """
@@ -65,7 +66,7 @@ def test_mpmc(threads, capacity, n):
 @pytest.mark.parametrize("capacity", [0, 1, 7])
 @sizes(250, 10_000)
 def test_every_kind_of_operation_at_once(threads, capacity, n):
-    """Blocking, trying, timed, cancellable and selecting operations on both sides: each value that was sent arrives once."""
+    """Blocking, trying, timed, cancellable and selecting operations on both sides: each value arrives once."""
     channel, spare = Channel(capacity), Channel()
     token = CancelToken()
 
@@ -116,7 +117,9 @@ def test_every_kind_of_operation_at_once(threads, capacity, n):
         return got
 
     consumers = [threads.go(consume, me) for me in range(1, 5)]
-    sent = [value for got in threads.all(*[lambda me=me: produce(me) for me in range(4)], timeout=LIMIT) for value in got]
+    sent = [
+        value for got in threads.all(*[lambda me=me: produce(me) for me in range(4)], timeout=LIMIT) for value in got
+    ]
     done.set()
     got = [value for task in consumers for value in task.result(30)]
     with contextlib.suppress(WouldBlock):
@@ -165,10 +168,10 @@ def test_close_race(threads, capacity, final, n):
             assert channel.close(final="last") if final else channel.close()
 
         *_, one, other, _ = threads.all(
-            lambda: send(0),  # noqa: B023
-            lambda: send(1),  # noqa: B023
-            lambda: list(channel),  # noqa: B023
-            lambda: list(channel),  # noqa: B023
+            lambda: send(0),
+            lambda: send(1),
+            lambda: list(channel),
+            lambda: list(channel),
             close,
             timeout=LIMIT,
         )
@@ -192,7 +195,7 @@ def test_select_web(threads, n):
     def work(me):
         choose, sent, got = random.Random(me), [], []
         while len(sent) < n:
-            cases = [c for c in channels] + [c.sending((me, len(sent))) for c in channels]
+            cases = list(channels) + [c.sending((me, len(sent))) for c in channels]
             order = choose.sample(range(8), 8)
             try:
                 done = select(*[cases[k] for k in order], timeout=0.05)
@@ -224,7 +227,7 @@ def test_select_web(threads, n):
 
 @sizes(40, 2000)
 def test_pipelines_that_are_cancelled(threads, n):
-    """A pipeline of stages with a token each, made and cancelled over and over: nothing hangs, nobody is left waiting."""
+    """A pipeline of stages with a token each, made and cancelled over and over: nobody is left waiting."""
     choose = random.Random(5)
     for _ in range(n):
         root = CancelToken(timeout=choose.choice([None, 0.002]))
@@ -251,9 +254,9 @@ def test_pipelines_that_are_cancelled(threads, n):
             assert got == list(range(len(got)))
 
         threads.all(
-            lambda: feed(stages[0], root),  # noqa: B023
-            *[lambda k=k: stage(stages[k], stages[k + 1], root) for k in range(3)],  # noqa: B023
-            lambda: drain(stages[3], root),  # noqa: B023
+            lambda: feed(stages[0], root),
+            *[lambda k=k: stage(stages[k], stages[k + 1], root) for k in range(3)],
+            lambda: drain(stages[3], root),
             timeout=30,
         )
         assert root.cancelled
@@ -398,7 +401,7 @@ def test_receivers_under_fire(threads, interrupt, capacity, kind, n):
 @pytest.mark.parametrize("kind", ["send", "select"])
 @sizes(100, 4000)
 def test_senders_under_fire(threads, interrupt, capacity, kind, n):
-    """What a send that returned sent arrives once; what an interrupted one carried at most once; nobody stays behind."""
+    """What a send that returned sent arrives once; what an interrupted one carried at most once; none stay behind."""
     channel, spare = Channel(capacity), Channel()
     send = {
         "send": channel.send,
@@ -528,7 +531,8 @@ count = int(sys.argv[1])
 kind = sys.argv[2]
 channel, other = Channel(4), Channel()
 main, got, stop, ints = threading.main_thread().ident, [], [], 0
-receive = {"recv": channel.recv, "select": lambda: select(other, channel).value, "timeout": lambda: channel.recv(5)}[kind]
+by_select = lambda: select(other, channel).value
+receive = {"recv": channel.recv, "select": by_select, "timeout": lambda: channel.recv(5)}[kind]
 def produce():
     for k in range(count):
         channel.send(k)

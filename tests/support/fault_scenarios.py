@@ -196,7 +196,9 @@ def endless(outside: Outside) -> Agent:
 def nested(outside: Outside) -> Agent:
     """A tool that runs an agent, which has a tool that asks."""
     inner = outside.wrap(
-        Agent("sub", Scripted([*say("s"), call("ask", id="1")], say("inner")), tools=[ask], hooks={"session_end": [note]}),
+        Agent(
+            "sub", Scripted([*say("s"), call("ask", id="1")], say("inner")), tools=[ask], hooks={"session_end": [note]}
+        ),
         "sub ",
     )
 
@@ -217,7 +219,9 @@ def siblings(outside: Outside) -> Agent:
     @tool
     def delegate(which: str, context: ToolContext) -> str:
         """Runs another agent."""
-        model = AsyncScripted([*say("s"), *adding("add_async")], [LookupError("no"), *say()] if which == "bad" else say("t"))
+        model = AsyncScripted(
+            [*say("s"), *adding("add_async")], [LookupError("no"), *say()] if which == "bad" else say("t")
+        )
         session = Session.from_user(which)
         outside.sessions.append(session)
         return context.run_agent(outside.wrap(Agent(which, model, tools=[add_async]), f"sub {which} "), session).text

@@ -1,7 +1,7 @@
 """A randomised soak: many streams at once, on a few runtimes, with consumers of every kind and faults everywhere.
 
-Everything that is decided by chance is decided by one seed; which thread runs when is not, so a seed gives the same load,
-not the same run.
+Everything that is decided by chance is decided by one seed; which thread runs when is not, so a seed gives the same
+load, not the same run.
 """
 
 from __future__ import annotations
@@ -271,7 +271,9 @@ class Soak:
         runtimes = [Runtime(wild_agent(dice), answer_timeout=0.2, grace=LONG / 3, **setting) for setting in settings]
         deadline = time.monotonic() + self.seconds
         threads = [
-            threading.Thread(target=self._consume, args=(runtimes, observer, deadline), name=f"consumer-{i}", daemon=True)
+            threading.Thread(
+                target=self._consume, args=(runtimes, observer, deadline), name=f"consumer-{i}", daemon=True
+            )
             for i in range(self.consumers)
         ]
         for thread in threads:
@@ -421,7 +423,9 @@ class _One:
             time.sleep(0.001)
         seen = self.observer.seen.pop(self.session.id, None)
         if seen is not None:
-            assert [e for e in seen if isinstance(e, StreamStopped)] == seen[-1:], f"law 9: {[e.type for e in seen]} {reason} {self.events[-1:]}"
+            assert [e for e in seen if isinstance(e, StreamStopped)] == seen[-1:], (
+                f"law 9: {[e.type for e in seen]} {reason} {self.events[-1:]}"
+            )
             got = iter(seen)
             assert all(any(event is each for each in got) for event in self.events), "law 9"
 

@@ -598,9 +598,7 @@ def _reenter(kind: str) -> None:
     @reentered(0, 1)
     def default(stage: Stage, capacity: int) -> None:
         a, b = stage.channel(capacity), stage.channel(0)
-        stage.thread(
-            stage.select(stage.receiving(a), stage.sending(b, 5), block=False), nested=_nested(kind, stage, a)
-        )
+        stage.thread(stage.select(stage.receiving(a), stage.sending(b, 5), block=False), nested=_nested(kind, stage, a))
         stage.thread(stage.send(a, 1))
 
     @reentered(1)

@@ -1,10 +1,10 @@
 """Where operations on channels are performed, recorded, and judged by the model.
 
-    def two_senders(stage):
-        channel = stage.channel(1)
-        stage.thread(stage.send(channel, 1))
-        stage.thread(stage.send(channel, 2))
-        stage.thread(stage.recv(channel), stage.recv(channel))
+def two_senders(stage):
+    channel = stage.channel(1)
+    stage.thread(stage.send(channel, 1))
+    stage.thread(stage.send(channel, 2))
+    stage.thread(stage.recv(channel), stage.recv(channel))
 """
 
 from __future__ import annotations
