@@ -153,6 +153,8 @@ class Channel(Generic[T]):
             except RecursionError:
                 if lock._is_owned():
                     lock.release()
+            except BaseException:  # a second one, before the first line
+                self._let_go(waiter, entry=entry)
             raise
         if sent:
             return
@@ -230,6 +232,8 @@ class Channel(Generic[T]):
                     if value is not NOTHING:
                         buffer.appendleft(value)
                     lock.release()
+            except BaseException:
+                self._let_go(waiter, value)
             raise
         if value is not NOTHING:
             return value
@@ -291,7 +295,10 @@ class Channel(Generic[T]):
             self._attention = True  # also where another call was first: it may have come no further than this
             self._attend()
         except BaseException:
-            self._insist()
+            try:
+                self._insist()
+            except BaseException:
+                self._insist()
             raise
         return first and (not self._closed or record[1])  # not closed yet: recorded on a busy channel
 
@@ -394,6 +401,8 @@ class Channel(Generic[T]):
             except RecursionError:
                 if lock._is_owned():
                     lock.release()
+            except BaseException:
+                self._let_go()
             raise
         if closed:
             raise ChannelClosed(f"send on {self!r}")
@@ -431,7 +440,11 @@ class Channel(Generic[T]):
                 self._let_go(None, value)
             except RecursionError:
                 if lock._is_owned():
+                    if value is not NOTHING:
+                        buffer.appendleft(value)
                     lock.release()
+            except BaseException:
+                self._let_go(None, value)
             raise
         if value is NOTHING and closed:
             raise ChannelClosed(f"receive from {self!r}")
@@ -481,6 +494,8 @@ class Channel(Generic[T]):
             except RecursionError:
                 if lock._is_owned():
                     lock.release()
+            except BaseException:
+                self._let_go()
             raise
 
     def _enlist(self, waiter: Waiter, entry: list[Any] | None) -> bool:
@@ -540,6 +555,8 @@ class Channel(Generic[T]):
             except RecursionError:
                 if lock._is_owned():
                     lock.release()
+            except BaseException:
+                self._let_go()
             raise
         return not mine or waiter.channel is not None
 
@@ -590,7 +607,8 @@ class Channel(Generic[T]):
         """Give the value that ``holder`` was served to the next receiver, or put it back in front."""
         lock = self._lock
         try:
-            lock.acquire()
+            if not lock._is_owned():  # by an attempt that was interrupted in its last line
+                lock.acquire()
             value = holder.value
             if value is not NOTHING:
                 room: deque[Any] = self._buffer if self._buffer != () else deque()
@@ -686,6 +704,8 @@ class Channel(Generic[T]):
                     self._let_go(None, value)
                 except RecursionError:
                     buffer.appendleft(value)
+                except BaseException:
+                    self._let_go(None, value)
             raise
 
     def _refill(self) -> None:

@@ -132,7 +132,10 @@ def select(
                 raise
             return _selected(first, None, False, case)
         except BaseException:
-            channel._let_go(None, value)
+            try:
+                channel._let_go(None, value)
+            except BaseException:
+                channel._let_go(None, value)
             raise
         if not several:
             first = -1
@@ -224,7 +227,10 @@ def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Sele
         except BaseException:
             pass  # a second one: the first is on its way up
         if taken_from is not None:
-            taken_from._let_go(None, value)
+            try:
+                taken_from._let_go(None, value)
+            except BaseException:
+                taken_from._let_go(None, value)
         raise
     if closed is not None:
         raise ChannelClosed(f"send on {closed!r}")
@@ -301,7 +307,10 @@ def _park(
         waiter.channel = None
         return _selected(index, None, True, cases[index])
     except BaseException:
-        _give_up(waiter, entries)
+        try:
+            _give_up(waiter, entries)
+        except BaseException:
+            _give_up(waiter, entries)
         raise
 
 

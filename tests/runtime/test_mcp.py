@@ -1037,7 +1037,7 @@ def python(script: str, *options: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-X", "dev", "-W", "error", *options, "-c", quiet + textwrap.dedent(script)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=55,
         cwd=ROOT,
         check=False,
     )

@@ -16,13 +16,14 @@ To explore other modules, name them: ``explore(scenario, modules=[*CHANNELS, "ru
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any
 
-from .scheduler import BETWEEN, EVERYWHERE, Limits, Path, Schedule, Scheduler, Task, Uncontrolled
+from .scheduler import BETWEEN, EVERYWHERE, Abandoned, Limits, Path, Schedule, Scheduler, Task, Uncontrolled
 from .seam import Patches, Universe
 
 __all__ = ["CHANNELS", "Failure", "Limits", "Report", "World", "explore", "replay", "reports"]
@@ -148,8 +149,10 @@ def explore(
     """
     world = World(universe(modules, patches))
     report = Report(name or getattr(scenario, "__name__", "scenario"), Limits(preemptions, interrupts, nested))
-    collecting = gc.isenabled()
+    collecting, unraisable = gc.isenabled(), sys.unraisablehook
     gc.disable()  # a finalizer in the middle of a run could not be repeated
+    # A thread may be sent home in the middle of a callback whose exceptions nobody gets.
+    sys.unraisablehook = lambda info: None if isinstance(info.exc_value, Abandoned) else unraisable(info)
     try:
         world.scheduler.hot = {BETWEEN} if reduce else EVERYWHERE
         seen: dict[Any, int] | None = {} if reduce else None
@@ -157,6 +160,7 @@ def explore(
             if report.complete:
                 _search(world, scenario, Limits(bound, interrupts, nested), seen, report, seconds)
     finally:
+        sys.unraisablehook = unraisable
         if collecting:
             gc.enable()
     reports.append(report)

@@ -205,9 +205,9 @@ MUTANTS = [
     Mutant(
         "an interrupted close stays on record",
         CHANNEL,
-        "close",
-        "self._insist()",
-        "pass",
+        "_insist",
+        "if self in _closing:",
+        "if False:",
         ("interrupted_close_beside_another", "interrupted_close"),
     ),
     # With nested operations:
