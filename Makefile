@@ -15,7 +15,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help run test lint stress soak bench explore clean
+.PHONY: help run test lint stress soak bench explore free-threaded clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,8 +24,9 @@ help:
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make stress    minutes of randomised load"
 	@echo "make soak      minutes of concurrent streams"
-	@echo "make explore   the explorer of thread interleavings"
+	@echo "make explore   the explorer of thread interleavings, one preemption further than make test"
 	@echo "make bench     the benchmarks"
+	@echo "make free-threaded  the suite on a CPython without the GIL, which is built if there is none"
 	@echo "make clean     remove .venv and what the tools have left"
 	@echo
 	@echo "PYTHON=...     the Python to make .venv with: 3.11 or later"
@@ -43,10 +44,13 @@ soak: $(VENV)/test.stamp
 	$(BIN)/pytest -m soak $(ARGS)
 
 explore: $(VENV)/test.stamp
-	$(BIN)/pytest tests/explorer $(ARGS)
+	$(BIN)/pytest -m stress tests/explorer $(ARGS)
 
 bench: $(VENV)/test.stamp
-	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for name in channels aio runtime; do echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+
+free-threaded:
+	bash tests/free_threaded.sh
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from ._errors import Cancelled, ChannelClosed, WouldBlock
-from ._park import NOTHING, RLock, Waiter, deadline_after
+from ._park import NOTHING, RLock, Waiter, deadline_after, get_ident
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -46,6 +46,7 @@ PATIENCE: Final = 1.0  # seconds a finalizer may wait for a lock: two threads, t
 TRIES: Final = 100  # exceptions in a row that cleaning up survives: more come from a full stack, not from signals
 
 _epoch = object()  # of this process: another one in a forked child
+_survivor: int | None = None  # the thread that a forked child began with
 _refreshing = RLock()
 _closing: dict[Any, list[Any]] = {}  # closes under way: channel -> [final value, whether it closed the channel]
 
@@ -656,7 +657,9 @@ class Channel(Generic[T]):
         with _refreshing:
             closing = self in _closing
             ghosts = self._receivers, self._senders  # kept until the end: dropping them may run anything
-            busy = self._lock._is_owned()  # a handler forked in the middle of an operation, which goes on here
+            # A handler forked in the middle of an operation, which goes on here. (A new thread may have the identity of
+            # one that is gone, and seem to own its locks.)
+            busy = self._lock._is_owned() and get_ident() == _survivor
             if self._epoch is not _epoch and not busy:
                 self._lock = lock
                 self._receivers = self._senders = ()
@@ -941,8 +944,9 @@ def _snapshot(queue: Any) -> list[Any]:
 
 
 def _forked() -> None:
-    global _epoch, _refreshing
+    global _epoch, _survivor, _refreshing
     _epoch = object()
+    _survivor = get_ident()
     _refreshing = RLock()
 
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 import os
-from _thread import RLock, allocate_lock
+from _thread import RLock, allocate_lock, get_ident
 from collections.abc import Callable
 from threading import TIMEOUT_MAX
 from time import monotonic
 from typing import Any, Final
 
-__all__ = ["NOTHING", "RLock", "Waiter", "deadline_after", "monotonic"]
+__all__ = ["NOTHING", "RLock", "Waiter", "deadline_after", "get_ident", "monotonic"]
 
 
 class _Nothing:

@@ -163,22 +163,6 @@ def _channel_of(case: Any) -> Channel[Any]:
         ) from None
 
 
-def _try(index: int, case: Any) -> Selected | None:
-    """Carry out the case if it is ready."""
-    if case.__class__ is Sending:
-        return _selected(index, None, True, case) if case._channel._try_put(case.value) else None
-    channel = case._channel
-    value = NOTHING
-    try:
-        value = channel._try_take()
-        return None if value is NOTHING else _selected(index, value, True, case)
-    except ChannelClosed:
-        return _selected(index, None, False, case)
-    except BaseException:
-        channel._let_go(None, value)
-        raise
-
-
 def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Selected:
     """Go's ``default``: hold all the channels, locked in one order, and judge one moment."""
     held = sorted({id(channel): channel for channel in channels if channel is not None}.values(), key=id)

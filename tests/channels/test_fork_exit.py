@@ -173,6 +173,31 @@ child(work)
     assert out.strip() == "(False, ['last'], 0)"
 
 
+def test_a_new_thread_of_the_child_is_not_one_that_is_gone(script):
+    """It may have the same identity, and must not be taken for the owner of the other's locks."""
+    out = script(
+        HEAD
+        + """
+channels = [Channel(1) for _ in range(20)]
+for channel in channels: in_the_middle(channel)
+idents = {thread.ident for thread in threading.enumerate()}
+def work():
+    got = []
+    def use():
+        got.append(threading.get_ident() in idents)
+        for channel in channels:
+            channel.try_send(1)
+            got.append(channel.recv(timeout=0))
+    thread = threading.Thread(target=use)
+    thread.start(); thread.join()
+    return got
+child(work)
+os._exit(0)
+"""
+    )
+    assert out.strip() in [str([reused] + [1] * 20) for reused in (True, False)]
+
+
 def test_a_handler_that_forks_in_the_middle_of_an_operation(script):
     """The operation goes on in the child as in the parent; and the child's handler must not change the busy channel."""
     out = script(

@@ -141,10 +141,10 @@ def test_a_strangers_id() -> None:
 
 def test_resume_elicitation_needs_no_id_where_one_waits() -> None:
     """Law 6."""
-    with Runtime(agent(ask)) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+    with Runtime(agent(ask)) as runtime:
         with pytest.raises(NotPending, match="no question is waiting"):
             runtime.resume_elicitation("accept", {"n": 1})
-        for event in stream:
+        for event in runtime.run_stream(Session.from_user("go")):
             if isinstance(event, ElicitationRequest):
                 runtime.resume_elicitation("accept", {"n": 5})
             if isinstance(event, ToolCallResponse):

@@ -327,7 +327,7 @@ def test_barge(threads, capacity, n):
     for task in tasks:
         task.result(30)
     assert sum(counts) == n
-    assert min(counts) > n / 50, counts
+    assert min(counts) >= 10, counts
 
 
 # -- exceptions from outside -------------------------------------------------------------------------------------------
@@ -345,26 +345,38 @@ def test_receivers_under_fire(threads, interrupt, capacity, kind, n):
     channel, spare, token = Channel(capacity), Channel(), CancelToken()
     receive = {
         "recv": channel.recv,
-        "select": lambda: select(spare, channel, None).value,
+        "select": lambda: received(select(spare, channel, None)),
         "cancel": lambda: channel.recv(cancel=token),
         "timeout": lambda: channel.recv(timeout=10),
     }[kind]
     ready = threading.Barrier(3)
 
+    def received(done):
+        if not done.ok:
+            raise ChannelClosed
+        return done.value
+
     def consume():
-        got, hits = [], 0
+        got, hits = [], []
         armed = False
         while True:
+            # An exception may also come while the last is handled, so there is a second net, and a third.
             try:
-                if not armed:
-                    armed = True
-                    ready.wait(10)
-                while True:
-                    got += [receive()]
-            except ChannelClosed:
-                return got, hits
+                try:
+                    try:
+                        if not armed:
+                            armed = True
+                            ready.wait(10)
+                        while True:
+                            got += [receive()]
+                    except Interrupt:
+                        hits += [1]
+                except Interrupt:
+                    hits += [1]
             except Interrupt:
-                hits += 1
+                hits += [1]
+            except ChannelClosed:
+                return got, len(hits)
 
     tasks = [threads.go(consume) for _ in range(2)]
     ready.wait(10)

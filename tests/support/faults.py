@@ -103,7 +103,7 @@ EXOTIC = raising(
     MemoryError, TimeoutError, StopIteration, StopAsyncIteration, Cancelled, ChannelClosed, asyncio.CancelledError,
     GeneratorExit, SystemExit, KeyboardInterrupt, RecursionError, AssertionError,
 )  # fmt: skip
-SLOW = [Fault("stuck")]  # each takes the grace time
+SLOW = [Fault("stuck")]  # each takes the grace time where the call is on a helper thread, which cannot be cancelled
 
 
 @dataclass(frozen=True)
@@ -132,15 +132,16 @@ class Outside:
         self.target = target
         self.fault = fault
         self.points: list[Point] = []
+        self.threads_of: dict[Point, str] = {}
         self.opened = threading.Event()  # the consumer has its stream
         self.core: StreamCore | None = None
         self.stream: Callable[[], EventStream | None] = lambda: None  # weak: the consumer alone holds it
         self.wake = CancelToken()  # tells the consumer that it is its turn
         self.release = threading.Event()  # lets stalled calls go on
         self.root_events: Channel[Any] | None = None
+        self.cleanups = 0  # session_end hooks that have to be called
         self.hit = False
         self.hit_at = 0.0
-        self.hit_on = ""  # the name of the thread
         self.decided = False  # whether the end was decided when the fault struck
         self.injected: BaseException | None = None
         self.threads: list[threading.Thread] = []
@@ -153,6 +154,7 @@ class Outside:
             self._counts[name] += 1
             point = Point(name, self._counts[name])
             self.points.append(point)
+            self.threads_of[point] = threading.current_thread().name
             return point == self.target
 
     def reach(self, name: str, stall: Callable[[], None] | None = None) -> None:
@@ -175,7 +177,6 @@ class Outside:
         assert self.core is not None
         self.hit = True
         self.hit_at = time.monotonic()
-        self.hit_on = threading.current_thread().name
         self.decided = self.core.ending.decided
         if fault.error is not None:
             self.injected = fault.error()
@@ -214,6 +215,8 @@ class Outside:
 
     def wrap(self, agent: Agent, prefix: str = "") -> Agent:
         """``agent``, with all its calls numbered; ``prefix`` tells the points of several agents apart."""
+        if not prefix:
+            self.cleanups = sum(callable(each) for each in (agent.hooks or {}).get("session_end", ()))
         return replace(
             agent,
             model=_Model(self, prefix, agent.model),
@@ -435,6 +438,14 @@ class Run:
             self.stuck = stuck
         finally:
             self.left_at = time.monotonic()
+        if not dropping and self.stuck is None:
+            self._look_what_is_left(stream._core)
+
+    def _look_what_is_left(self, core: StreamCore) -> None:
+        left = [thread.name for thread in core.threads if thread.is_alive()]
+        left += [repr(call) for call in list(core.calls._live) if not call.done.closed]
+        if left:
+            self.wrong(f"law 8: the block was left, and {left} were still there")
 
     def _read(self, stream: EventStream) -> None:
         """As people write it."""
@@ -593,10 +604,11 @@ def _check_while_stalled(this: Run) -> None:
         this.slow = True
         this.wrong(f"law 8: the block was left {this.left_at - outside.hit_at:.3f} s after the consumer wanted to")
     if fault.kind == "stuck":
-        on_helper = outside.hit_on.startswith(("lockgate-helper", "executor"))
-        if on_helper and (this.stuck is None or "did not end" not in str(this.stuck)):
+        helper = on_helper(outside, outside.target) if outside.target else False
+        if helper and (this.stuck is None or "did not end" not in str(this.stuck)):
             this.wrong("law 8: a helper was left behind that nobody named")
-        if not on_helper and this.stuck is not None:
+        cleanup = outside.target is not None and "session_end" in outside.target.name  # not cancelled, only named
+        if not helper and not cleanup and this.stuck is not None:
             this.wrong(f"law 8: {this.stuck}")
 
 
@@ -621,6 +633,8 @@ def _check(this: Run, runtime: Runtime) -> None:
         this.wrong(f"law 6: questions are left pending: {runtime._shared.asks!r}")
     if runtime._shared.cores and not _eventually(lambda: not runtime._shared.cores):
         this.wrong(f"streams are left over: {runtime._shared.cores}")
+    if not _eventually(lambda: outside._counts["hook session_end"] == outside.cleanups):
+        this.wrong(f"law 10: {outside._counts['hook session_end']} of {outside.cleanups} cleanup hooks ran")
     _check_session(this)
     for session in outside.sessions:
         _check_calls(this, session)
@@ -778,7 +792,7 @@ def inject(scenario: Scenario, choose: Callable[[int, Point], Iterable[Fault]]) 
     quiet = run(scenario)
     wrong = [f"without a fault: {each}" for each in quiet.faults]
     for number, point in enumerate(quiet.outside.points):
-        for fault in choose(number, point):
+        for fault in dict.fromkeys([*choose(number, point), *([] if on_helper(quiet.outside, point) else SLOW)]):
             if not applies(point, fault):
                 continue
             done = run(scenario, point, fault)
@@ -786,6 +800,11 @@ def inject(scenario: Scenario, choose: Callable[[int, Point], Iterable[Fault]]) 
                 INJECTED[scenario.name] += 1
             wrong += [f"{fault} at {point}: {each}" for each in done.faults]
     return wrong
+
+
+def on_helper(outside: Outside, point: Point) -> bool:
+    """Whether the call was made on a helper thread."""
+    return outside.threads_of[point].startswith(("lockgate-helper", "executor"))
 
 
 def applies(point: Point, fault: Fault) -> bool:
