@@ -310,9 +310,13 @@ def test_fifo(threads, n):
 
 
 @pytest.mark.parametrize("capacity", [0, 4])
-@sizes(1500, 50_000)
+@sizes(30, 3000)
 def test_barge(threads, capacity, n):
-    """Of two receivers in a loop neither starves: a value goes to who waits, not to who comes by."""
+    """Of two receivers in a loop neither starves: a value goes to who waits, not to who comes by.
+
+    (Who is served may still have to wait for the processor, and for the GIL, which are not fair. So it is no matter of
+    shares, but of whether both go on.)
+    """
     channel, counts = Channel(capacity), [0, 0]
 
     def receive(k):
@@ -321,13 +325,16 @@ def test_barge(threads, capacity, n):
 
     tasks = [threads.go(receive, k) for k in (0, 1)]
     threads.parked(channel, receivers=2)
-    for i in range(n):
-        channel.send(i)
+    deadline = time.monotonic() + 30
+    sent = 0
+    while min(counts) < n:
+        channel.send(sent)
+        sent += 1
+        assert time.monotonic() < deadline, counts
     channel.close()
     for task in tasks:
         task.result(30)
-    assert sum(counts) == n
-    assert min(counts) >= 10, counts
+    assert sum(counts) == sent
 
 
 # -- exceptions from outside -------------------------------------------------------------------------------------------
