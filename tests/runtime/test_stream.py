@@ -448,7 +448,7 @@ def test_a_worker_that_cannot_start_leaves_nothing() -> None:
 def test_the_interpreter_exits_with_live_streams() -> None:
     """Law 11: within two seconds, cleanup run, nothing printed by dying threads."""
     program = """
-        import sys, threading
+        import os, sys, threading
         sys.path[:0] = [{root!r}, {tests!r}]
         from support.scripted import AsyncScripted, Scripted, Stall, say
         from runtime import Agent, Runtime, Session
@@ -457,7 +457,7 @@ def test_the_interpreter_exits_with_live_streams() -> None:
         async def wait():
             await asyncio.sleep(60)
 
-        hooks = {{"session_end": [lambda given: print("cleanup", given.reason, flush=True)]}}
+        hooks = {{"session_end": [lambda given: os.write(1, f"cleanup {{given.reason}}\\n".encode()) and None]}}
         stall = Stall()
         held = []
         for model in (Scripted([stall]), AsyncScripted([*say("x"), wait])):
