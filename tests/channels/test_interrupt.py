@@ -7,6 +7,7 @@ so that what follows is not a matter of luck.
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import sys
 import threading
@@ -37,6 +38,7 @@ def throw_at(n, operation):
                 sys.setprofile(None)
                 raise Interrupt
 
+    gc.disable()  # or it is thrown into some finalizer of an earlier test, and lost there
     sys.setprofile(profile)
     try:
         result = operation()
@@ -44,6 +46,7 @@ def throw_at(n, operation):
         return True, None
     finally:
         sys.setprofile(None)
+        gc.enable()
     return False, result
 
 
