@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the suite on a CPython without the GIL.
 #
-#     tests/free_threaded.sh [pytest arguments]
+#     tests/free_threaded.sh [pytest arguments]        # -m stress tests/stress: minutes of load
 #
 # The interpreter is $FREE_THREADED_PYTHON, or one of the names below on PATH. Else it is built once (two or three
 # minutes, needs no root) from Debian's source package, got with apt from the mirror this machine is set up for, and kept
@@ -92,7 +92,6 @@ export PYTHON_GIL=0
 print(f"CPython {sys.version}\nthe GIL is", "on" if sys._is_gil_enabled() else "off")
 sys.exit(sys._is_gil_enabled())'
 if [ $# = 0 ]; then
-    set -- -m 'not soak' # the stress too: this is where it counts most
     for directory in tests/channels tests/conformance tests/stress tests/runtime; do
         if compgen -G "$directory/test_*.py" >/dev/null; then set -- "$@" "$directory"; fi
     done

@@ -484,3 +484,22 @@ def test_cancelling_is_prompt(threads):
         task.raises(Cancelled)
     assert time.monotonic() - began < 2
     assert repr(channel) == "<Channel 0/0 open>"
+
+
+def test_a_canceller_is_for_finalizers(threads):
+    """It cancels on the timer thread, so whatever the callbacks do, the finalizer does not."""
+    token = CancelToken()
+    where = Channel(1)
+    token.on_cancel(lambda: where.try_send(threading.current_thread().name))
+
+    class Thing:
+        pass
+
+    thing = Thing()
+    finalizer = weakref.finalize(thing, token.canceller("dropped"))
+    finalizer.atexit = False
+    waiting = threads.go(Channel().recv, None, token)
+    threads.parked(token.done, receivers=1)
+    del thing
+    assert waiting.raises(Cancelled).cause == "dropped"
+    assert where.recv(timeout=5) == "channels-timer"
