@@ -23,7 +23,8 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
@@ -605,6 +606,27 @@ class _Fed(Channel[T]):
                 raise
         raise self._failure()
 
+    def take_all(self) -> Iterable[T]:
+        """All values that are there, which may be none. An asynchronous exception puts them back."""
+        values: Any = ()
+        fresh: deque[T] = deque()
+        lock = self._lock
+        try:
+            lock.acquire()
+            if self._buffer:
+                values, self._buffer = self._buffer, fresh
+            if self._senders:  # the task, which holds one more
+                self._refill()
+            lock.release()
+            if self._attention:
+                self._attend()
+            return values  # type: ignore[no-any-return]
+        except BaseException:
+            self._let_go()
+            for value in reversed(values):
+                self._let_go(None, value)
+            raise
+
     def _failure(self) -> BaseException:
         return cast(BaseException, self._error).with_traceback(self._traceback)  # each receiver adds its own to it
 
@@ -669,6 +691,16 @@ class Feed(Receiver[T_co]):
                 self._over = True
                 _insist(self._run.cancel)
             raise
+
+    def batches(self) -> Iterator[Iterable[T_co]]:
+        """The values in batches: waits for one, and brings all that have piled up. Nothing is delayed by it.
+
+        For who handles many values: the price of a hand-over is paid once a batch. Raises what iterating does. Who
+        leaves in the middle of a batch loses the rest of it.
+        """
+        for value in self:
+            yield (value,)
+            yield cast("_Fed[T_co]", self._channel).take_all()
 
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T_co:
         """`Channel.recv`. Raises `RuntimeError` on the loop's own thread, which waiting would stall."""

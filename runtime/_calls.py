@@ -31,7 +31,7 @@ _logger = logging.getLogger(__name__)
 
 # Few messages, and the loop's thread, which posts some of them, must never wait: as good as unbounded.
 INBOX: Final = 1 << 30
-DELTAS: Final = 64  # how far a synchronous model may run ahead of the worker
+DELTAS: Final = 256  # how far a model may run ahead of the worker
 
 
 class Call:
@@ -155,10 +155,11 @@ class Calls:
 
     def _iterate_async(self, what: str, source: Callable[[], AsyncIterator[Any]]) -> Generator[Any, None, None]:
         call = Call(what, Channel(name=what))
-        with self._loop().iterate(source, cancel=self._token, context=self._context.copy()) as items:
+        with self._loop().iterate(source, cancel=self._token, buffer=DELTAS, context=self._context.copy()) as items:
             call.done = items.done._channel
             self._live.add(call)  # leaving the block cancels the task; `join` waits for its end
-            yield from items
+            for batch in items.batches():
+                yield from batch
         if call.done.closed:
             self._live.discard(call)
 

@@ -17,7 +17,7 @@ import weakref
 
 import pytest
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock, after, select
+from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock, after, aio, select
 from channels.aio import AsyncReceiver, Feed, LoopThread, TaskHandle, default_loop, from_async, to_async
 
 LONG = 20
@@ -792,6 +792,74 @@ def test_ctrl_c_at_any_moment_of_an_iteration_loses_nothing(loop):
         signal.signal(signal.SIGALRM, previous)
     assert hits
     assert seen == list(range(4000))
+
+
+@pytest.mark.parametrize("buffer", [0, 1, 2, 64])
+def test_batches_bring_every_value_once_and_in_order(loop, buffer):
+    assert [value for batch in loop.iterate(Source(range(300)), buffer=buffer).batches() for value in batch] == list(
+        range(300)
+    )
+
+
+def test_a_batch_is_what_has_piled_up_and_makes_room(loop, threads):
+    source = Source(range(8))
+    with loop.iterate(source, buffer=5) as feed:
+        batches = feed.batches()
+        threads.parked(feed, senders=1)
+        assert list(next(batches)) == [0]  # the one that it waited for, at once
+        threads.parked(feed, senders=1)
+        assert list(next(batches)) == [1, 2, 3, 4, 5]
+        assert [value for batch in batches for value in batch] == [6, 7]
+
+
+def test_the_first_value_of_a_batch_does_not_wait_for_the_second(loop):
+    with loop.iterate(Source([1], wait=True)) as feed:
+        batches = feed.batches()
+        assert list(next(batches)) == [1]
+        assert list(next(batches)) == []
+
+
+def test_the_exception_of_the_source_comes_after_the_last_batch(loop):
+    seen = []
+    feed = loop.iterate(Source([1, 2], then=ValueError("x")))
+    with pytest.raises(ValueError, match="x"):
+        for batch in feed.batches():
+            seen += batch
+    assert seen == [1, 2]
+
+
+def test_an_exception_at_any_point_of_taking_a_batch_puts_it_back(loop, threads):
+    """At each line of `take_all`, as Ctrl-C and `PyThreadState_SetAsyncExc` do it."""
+    taking = aio._Fed.take_all.__code__
+    line = 0
+    while True:
+        reached = 0
+
+        def trace(frame, event, arg):
+            nonlocal reached
+            if frame.f_code is not taking:
+                return None
+            if event == "line":
+                reached += 1
+                if reached == line:
+                    raise KeyboardInterrupt
+            return trace
+
+        with loop.iterate(Source(range(4)), buffer=3) as feed:
+            threads.parked(feed, senders=1)
+            previous = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                values = list(feed._channel.take_all())
+            except KeyboardInterrupt:
+                values = []
+            finally:
+                sys.settrace(previous)
+            assert values + list(feed) == [0, 1, 2, 3], line
+        line += 1
+        if line > reached + 1:
+            break
+    assert line > 8
 
 
 def test_a_dropped_feed_cancels_its_task(loop):
