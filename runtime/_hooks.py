@@ -7,12 +7,14 @@ import inspect
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from channels import CancelToken
+
+if TYPE_CHECKING:
+    import subprocess
 
 HOOK_POINTS: Final = ("session_start", "session_end", "user_prompt_submit", "notification", "on_error")
 TIMEOUT: Final = 60.0  # seconds
@@ -100,6 +102,8 @@ class Hooks:
 
 def _run_command(command: Command, given: HookInput, timeout: float, cancel: CancelToken | None) -> HookResult:
     """Exit status 0: go on, or what JSON on standard output says; 2: block, with standard error as the reason."""
+    import subprocess  # a tenth of what importing this package takes, and few agents have commands
+
     process = subprocess.Popen(
         command,
         shell=isinstance(command, str),

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 _FLAT = {
     "type", "title", "description", "default", "enum", "enumNames", "const", "oneOf", "properties", "required", "items",
@@ -156,6 +155,12 @@ def _is_a(value: Any, kind: str) -> bool:
     return isinstance(value, _KINDS.get(kind, object))
 
 
+def _is_address(text: str) -> bool:
+    from urllib.parse import urlsplit  # slow to import, and seldom needed
+
+    return bool(urlsplit(text).scheme) and " " not in text
+
+
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "string": str,
     "boolean": bool,
@@ -176,5 +181,5 @@ _FORMATS: dict[str, tuple[Any, str]] = {
     "date": (date.fromisoformat, "a date such as 2026-12-24"),
     "date-time": (datetime.fromisoformat, "a date and time such as 2026-12-24T19:30:00Z"),
     "email": (re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+").fullmatch, "an e-mail address"),
-    "uri": (lambda text: urlsplit(text).scheme and " " not in text, "an address such as https://example.org"),
+    "uri": (_is_address, "an address such as https://example.org"),
 }
