@@ -140,7 +140,10 @@ class StreamCore:
         self.over: Channel[None] = Channel(name=f"stream {self.number} over") if observed else self.finished
         self.threads: list[threading.Thread] = []
         self.inherited = False  # by a forked child, which has none of these threads
-        self.first_message = len(session.messages)
+        messages = session.messages
+        self.first_message = len(messages)
+        #: The ids of all tool calls in the session: a model that numbers them anew each turn is given others.
+        self.call_ids = {call.id for message in messages for call in message.tool_calls}
         self.input_tokens = 0
         self.output_tokens = 0
 

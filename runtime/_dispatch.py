@@ -64,7 +64,8 @@ def dispatch(core: StreamCore, calls: Sequence[ToolCall], tools: Mapping[str, To
         _make(core, calls, tools, inbox, results)
     finally:
         inbox.close()
-        for message in inbox:
+        while len(inbox):
+            message = inbox.try_recv()
             if isinstance(message, _Asked):
                 message.settled(Answer("cancel", note=_OVER))
         for call in calls:

@@ -79,5 +79,4 @@ def _tools(core: StreamCore) -> dict[str, Tool]:
 def _conversation(core: StreamCore, extra: Sequence[str]) -> list[Message]:
     """What the model is shown: the instructions, what hooks added, the session."""
     system = "\n\n".join(text for text in (core.agent.instructions, *extra) if text)
-    messages = list(core.session.messages)
-    return [Message("system", system), *messages] if system else messages
+    return [Message("system", system), *core.session.messages] if system else list(core.session.messages)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from channels import Cancelled
@@ -19,7 +19,7 @@ _END: Final[Any] = object()
 
 @dataclass(slots=True)
 class _PartialCall:
-    id: str = field(default_factory=lambda: _new_id())
+    id: str = ""
     given: str = ""  # the id that the model gave it
     name: str = ""
     arguments: str = ""
@@ -34,7 +34,6 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
     model = core.agent.model
     text: list[str] = []
     calls: dict[int, _PartialCall] = {}
-    taken = {call.id for message in core.session.messages for call in message.tool_calls}
     usage = UsageDelta()
     whole = False
     deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, tools, cancel=core.token)
@@ -48,10 +47,10 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
                 core.emit(events.AgentChoiceReasoning(delta.text, **core.tags))
             elif kind is ToolCallDelta:
                 call = calls.get(delta.index) or calls.setdefault(delta.index, _PartialCall())
-                if delta.id and delta.id != call.given:
+                if not call.id or (delta.id and delta.id != call.given):
                     call.given = delta.id
-                    call.id = delta.id if delta.id not in taken else _new_id()
-                    taken.add(call.id)
+                    call.id = delta.id if delta.id and delta.id not in core.call_ids else _new_id()
+                    core.call_ids.add(call.id)
                 call.name += delta.name
                 call.arguments += delta.arguments
                 piece = ToolCall(call.id, call.name, delta.arguments)
