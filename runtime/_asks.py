@@ -14,6 +14,7 @@ from channels import CancelToken
 
 from ._errors import InvalidAnswer, NotPending
 from ._schema import problems
+from .events import Event
 from .tool import Action, Answer, Question
 
 _ACTIONS = ("accept", "decline", "cancel")
@@ -22,12 +23,16 @@ _ACTIONS = ("accept", "decline", "cancel")
 class Ask:
     """One question that waits. ``settled`` is called once, in the thread of whoever answers; it must not wait."""
 
-    def __init__(self, owner: object, root: object, question: Question, settled: Callable[[Answer], object]) -> None:
+    def __init__(
+        self, stream: object, root: object, call: object, question: Question, settled: Callable[[Answer], object]
+    ) -> None:
         self.id = uuid.uuid4().hex  # ours, never the server's: two servers may choose the same
-        self.owner = owner  # the stream that asks
+        self.stream = stream  # that asks
         self.root = root  # the stream whose consumer answers
+        self.call = call  # that asks
         self.question = question
         self.settled = settled
+        self.event: Event | None = None  # what the consumer is sent
         self.deadline: CancelToken | None = None
 
     def __repr__(self) -> str:
@@ -68,13 +73,17 @@ class Asks:
             raise NotPending(f"question {ask.id} was settled meanwhile")
 
     def withdraw(self, owner: object, note: str) -> None:
-        """Settle all questions of a stream that ends."""
+        """Settle a question that nobody waits for any more, or all those of a call or a stream that ends."""
         for ask in list(self._pending.values()):
-            if ask.owner is owner:
+            if ask is owner or ask.call is owner or ask.stream is owner:
                 self._settle(ask, Answer("cancel", note=note))
 
+    def is_pending(self, ask: Ask) -> bool:
+        """Whether ``ask`` still waits."""
+        return ask.id in self._pending
+
     def pending(self, root: object = None) -> list[Ask]:
-        """The questions that wait, of one consumer or of all."""
+        """The questions that wait, of one consumer or of all; the oldest comes first."""
         return [ask for ask in list(self._pending.values()) if root is None or ask.root is root]
 
     def _find(self, ask_id: str | None, root: object) -> Ask:

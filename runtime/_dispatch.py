@@ -24,16 +24,21 @@ if TYPE_CHECKING:
     from .stream import RunResult
 
 _OVER: Final = "the call that asked is over"
+_DROPPED: Final = "the call that asked does not wait for the answer any more"
 _AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent's worker
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A message to the worker: the tool of ``call_id`` asks; ``settled`` takes the answer, and does not wait."""
+    """A message to the worker: the tool of ``call_id`` asks; ``settled`` takes the answer, and does not wait.
+
+    ``dropped`` is cancelled when the tool does not want to know any more.
+    """
 
     call_id: str
     question: Question
     settled: Callable[[Answer], object]
+    dropped: CancelToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,7 @@ def _make(
             continue
         done = next(each for each in running.values() if each.task is message.call)
         del running[done.call.id]
+        core.shared.asks.withdraw(done, _OVER)
         alone = False
         result = _result(message, done)
         if core.token.cancelled:
@@ -163,7 +169,7 @@ def _ask(core: StreamCore, asked: _Asked, running: _Running) -> None:
     question = asked.question
 
     def settled(answer: Answer) -> None:
-        if answer.note:
+        if answer.note and not asked.dropped.cancelled:  # what the tool took back itself is no news to it
             running.notes.append(answer.note)
         asked.settled(answer)
 
@@ -171,16 +177,15 @@ def _ask(core: StreamCore, asked: _Asked, running: _Running) -> None:
         note = "the question was declined: nobody is there to be asked, this run is not interactive"
         settled(Answer("decline", note=note))
         return
-    ask = Ask(core, core.root, question, settled)
-    timeout = core.shared.answer_timeout if question.timeout is None else question.timeout
-    core.shared.asks.register(ask, timeout)
-    core.shared.bridge.send(
-        events.ElicitationRequest(
-            ask.id, question.message, question.mode, question.schema or {}, question.url, **core.tags
-        ),
-        to=core.events,
-        cancel=core.token,
+    asks = core.shared.asks
+    ask = Ask(core, core.root, running, question, settled)
+    ask.event = events.ElicitationRequest(
+        ask.id, question.message, question.mode, question.schema or {}, question.url, **core.tags
     )
+    asks.register(ask, core.shared.answer_timeout if question.timeout is None else question.timeout)
+    asked.dropped.on_cancel(lambda: asks.withdraw(ask, _DROPPED))
+    if asks.is_pending(ask):
+        core.shared.bridge.send(ask.event, to=core.events, cancel=core.token)
 
 
 class _Context:
@@ -212,10 +217,16 @@ class _Context:
         *,
         url: str = "",
         timeout: float | None = None,
+        cancel: CancelToken | None = None,
     ) -> Answer:
+        question = _question(message, schema, url, timeout)
         answers: Channel[Answer] = Channel(1, name="answer")
-        self._post(_Asked(self.call_id, _question(message, schema, url, timeout), answers.try_send))
-        return answers.recv(cancel=self.cancel)
+        dropped = CancelToken(self.cancel)
+        with contextlib.ExitStack() as stack:
+            if cancel is not None:
+                stack.enter_context(cancel.on_cancel(lambda: dropped.cancel(cancel.cause)))
+            self._post(_Asked(self.call_id, question, answers.try_send, dropped))
+            return answers.recv(cancel=dropped)
 
     async def aelicit(
         self,
@@ -238,8 +249,13 @@ class _Context:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and the task that waited gone with it
                 loop.call_soon_threadsafe(settle, answer)
 
-        self._post(_Asked(self.call_id, _question(message, schema, url, timeout), settled))
-        return await future
+        dropped = CancelToken()
+        self._post(_Asked(self.call_id, _question(message, schema, url, timeout), settled, dropped))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            dropped.cancel()
+            raise
 
     def _post(self, message: _Asked | _Forwarded) -> None:
         try:

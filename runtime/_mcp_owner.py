@@ -38,7 +38,7 @@ from mcp.types import (
     jsonrpc_message_adapter,
 )
 
-from channels import Channel, ChannelClosed, SupportsDone
+from channels import CancelToken, Channel, ChannelClosed, SupportsDone
 from channels.aio import LoopThread
 
 MODERN: Final = "2026-07-28"  # from here on it is the client that calls again with the answer; revisions are dates
@@ -108,6 +108,7 @@ class Call:
         self.name = name
         self.arguments = dict(arguments)
         self.inbox: Channel[Any] = Channel(INBOX, name=f"call of {name}")
+        self.over = CancelToken()  # whoever is asked for it need not answer any more
         self.context = contextvars.copy_context()
         self._connection = connection
         # The rest is used on the loop's thread only.
@@ -138,6 +139,7 @@ class Call:
     def finish(self, *, result: CallToolResult | None = None, error: BaseException | None = None) -> None:
         """What comes later is refused."""
         self.inbox.close(Finished(result, error))
+        self.over.cancel("the call is over")
 
     def end(self) -> None:
         """Loop thread: nothing of it goes on."""

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from channels import Cancelled, CancelToken
 from channels.aio import LoopThread, default_loop
 
 from ._errors import MissingExtra
@@ -237,7 +238,12 @@ class MCPToolSet:
                 if isinstance(message, Begun):
                     left = self.call_timeout
                 elif isinstance(message, Asked):
-                    self._ask(message, context)
+                    try:
+                        self._ask(message, context, call.over)
+                    except Cancelled:
+                        if not call.over.cancelled:
+                            raise
+                        # Why it is over is the next message.
                 elif isinstance(message, Finished):
                     if message.result is not None:
                         return message.result
@@ -247,14 +253,14 @@ class MCPToolSet:
         finally:
             call.drop()
 
-    def _ask(self, question: Asked, context: ToolContext | None) -> None:
+    def _ask(self, question: Asked, context: ToolContext | None, over: CancelToken) -> None:
         params = question.params
         if context is None:
             answer = Answer("decline", note="nobody is there to be asked")
         elif params.mode == "url":
-            answer = context.elicit(params.message, url=params.url)
+            answer = context.elicit(params.message, url=params.url, cancel=over)
         else:
-            answer = context.elicit(params.message, params.requested_schema)
+            answer = context.elicit(params.message, params.requested_schema, cancel=over)
         try:
             question.answer(answer.action, answer.content)
         except ValueError as error:

@@ -108,6 +108,14 @@ class EventStream(Receiver[Event]):
         ask_id = request if isinstance(request, str) else request.elicitation_id
         self._core.shared.asks.answer(ask_id, action, content, root=self._core)
 
+    @property
+    def pending(self) -> list[Event]:
+        """The events of the questions that wait for an answer from here, those of nested streams too; oldest first.
+
+        For a consumer that comes late, or lost track. A question may be in here before the iteration has brought it.
+        """
+        return [ask.event for ask in self._core.shared.asks.pending(self._core) if ask.event is not None]
+
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def cancel(self, cause: object = None) -> None:

@@ -84,12 +84,14 @@ class ToolContext(Protocol):
         *,
         url: str = "",
         timeout: float | None = None,
+        cancel: CancelToken | None = None,
     ) -> Answer:
         """Ask the user of this stream, and wait for the answer.
 
         ``schema`` is the JSON schema of the form, or ``url`` a page to visit. After ``timeout`` seconds (by default the
         runtime's) the answer is ``decline``, as it is at once where there is nobody to ask. Raises `Cancelled` when the
-        stream ends first. For synchronous tools; see `aelicit`.
+        stream ends first, or ``cancel`` is cancelled, which takes the question back. For synchronous tools; see
+        `aelicit`.
         """
 
     async def aelicit(
@@ -100,7 +102,7 @@ class ToolContext(Protocol):
         url: str = "",
         timeout: float | None = None,
     ) -> Answer:
-        """`elicit`, for asynchronous tools."""
+        """`elicit`, for asynchronous tools. Cancelling the task that waits takes the question back."""
 
     def run_agent(self, agent: Agent, task: str | Session) -> RunResult:
         """Run another agent inside this call, on a new session that begins with ``task``, or on a session.

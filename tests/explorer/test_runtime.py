@@ -50,7 +50,7 @@ def an_answer_and_an_end(world: World) -> Callable[[], None]:
     asks = asks_module.Asks()
     settled: list[Any] = []
     refused: list[Exception] = []
-    ask = asks_module.Ask("stream", "stream", tool.Question("How many?"), settled.append)
+    ask = asks_module.Ask("stream", "stream", "call", tool.Question("How many?"), settled.append)
     asks.register(ask, None)
 
     def answer() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from channels import Cancelled, CancelToken
 from runtime import Agent, Answer, EventStream, InvalidAnswer, NotPending, Runtime, Session, Tool, ToolContext, tool
 from runtime.events import ElicitationRequest, ToolCallResponse
 from support.scripted import Scripted, call, say
@@ -182,6 +184,90 @@ def test_an_unanswered_question_hangs_nobody(asking: Tool) -> None:
         with pytest.raises(NotPending):
             runtime.resume_elicitation("accept", {"n": 1}, request.elicitation_id)
     assert "nobody answered within 0.05 s" in session.messages[2].content
+
+
+@tool
+def ask_for_a_while(context: ToolContext) -> str:
+    """Takes the question back when its own token says so."""
+    try:
+        return context.elicit("How many?", FORM, cancel=giving_up[-1]).action
+    except Cancelled as error:
+        return f"gave up: {error.cause}"
+
+
+@tool
+async def ask_for_a_while_async(context: ToolContext) -> str:
+    """Takes the question back by cancelling the task that waits."""
+    waiting = asyncio.ensure_future(context.aelicit("How many?", FORM))
+    loop = asyncio.get_running_loop()
+    giving_up[-1].on_cancel(lambda: loop.call_soon_threadsafe(waiting.cancel))
+    try:
+        return (await waiting).action
+    except asyncio.CancelledError:
+        return "gave up: enough"
+
+
+giving_up: list[CancelToken] = []
+
+
+@pytest.mark.parametrize("asking", [ask_for_a_while, ask_for_a_while_async], ids=["sync", "async"])
+def test_a_question_may_be_taken_back(asking: Tool) -> None:
+    """Who answers it later is told so; the call goes on."""
+    giving_up.append(CancelToken())
+    with asked(asking) as (stream, [request]):
+        assert stream.pending == [request]
+        giving_up[-1].cancel("enough")
+        assert responses(stream) == ["gave up: enough"]
+        assert stream.pending == []
+        with pytest.raises(NotPending):
+            stream.respond(request, "accept", {"n": 1})
+
+
+def test_a_question_taken_back_before_it_is_asked_is_never_seen() -> None:
+    giving_up.append(CancelToken())
+    giving_up[-1].cancel("before")
+    with Runtime(agent(ask_for_a_while)) as runtime:
+        seen = list(runtime.run_stream(Session.from_user("go")))
+    assert [event.response for event in seen if isinstance(event, ToolCallResponse)] == ["gave up: before"]
+
+
+def test_a_call_that_ends_takes_its_questions_with_it() -> None:
+    """One that a thread of the call asked, which nobody waits for any more."""
+    left: list[threading.Thread] = []
+    answers: list[Answer] = []
+    asked = threading.Event()
+
+    @tool
+    def leave(context: ToolContext) -> str:
+        """Leaves a thread behind, which asks."""
+        left.append(threading.Thread(target=lambda: answers.append(context.elicit("How many?", FORM))))
+        left[0].start()
+        asked.wait(10)
+        return "left"
+
+    with Runtime(agent(leave)) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        for event in stream:
+            if isinstance(event, ElicitationRequest):
+                request = event
+                asked.set()
+            elif isinstance(event, ToolCallResponse):
+                with pytest.raises(NotPending):
+                    stream.respond(request, "accept", {"n": 1})
+    left[0].join(10)
+    assert [(answer.action, answer.note) for answer in answers] == [("cancel", "the call that asked is over")]
+
+
+def test_a_consumer_that_comes_late_finds_what_waits() -> None:
+    """Oldest first, and only its own."""
+    calls = [call("ask", f'{{"what": "{n}"}}', id=str(n), index=n) for n in range(3)]
+    with asked(ask, calls=calls) as (stream, requests), asked(ask) as (other, [another]):
+        assert stream.pending == requests
+        assert other.pending == [another]
+        stream.respond(requests[1], "decline")
+        assert stream.pending == [requests[0], requests[2]]
+        stream.cancel()
+        assert list(stream)[-1].type == "stream_stopped"
+        assert stream.pending == []
 
 
 def test_run_with_somebody_to_ask() -> None:

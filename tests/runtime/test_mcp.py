@@ -23,7 +23,18 @@ import pytest
 
 from channels import Cancelled, CancelToken, Channel
 from channels.aio import LoopThread, default_loop
-from runtime import Agent, Delta, Message, RunError, Runtime, Session, TextDelta, ToolCallDelta, ToolDefinition
+from runtime import (
+    Agent,
+    Delta,
+    Message,
+    NotPending,
+    RunError,
+    Runtime,
+    Session,
+    TextDelta,
+    ToolCallDelta,
+    ToolDefinition,
+)
 from runtime.events import ElicitationRequest
 from runtime.mcp import MCPServerError, MCPToolSet
 from runtime.tool import Answer, Question, Tool, ToolResult, ToolSet
@@ -156,7 +167,13 @@ class Context:
         self._reply = reply
 
     def elicit(
-        self, message: str, schema: Mapping[str, Any] | None = None, *, url: str = "", timeout: float | None = None
+        self,
+        message: str,
+        schema: Mapping[str, Any] | None = None,
+        *,
+        url: str = "",
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
     ) -> Answer:
         question = Question(message, schema, "url" if url else "form", url, timeout)
         self.asked.append(question)
@@ -164,7 +181,9 @@ class Context:
         self.question_came.set()
         if self._reply is not None:
             return self._reply(question)
-        return self.answers.recv(cancel=self.cancel)
+        either = CancelToken(self.cancel)
+        with contextlib.nullcontext() if cancel is None else cancel.on_cancel(either.cancel):
+            return self.answers.recv(cancel=either)
 
     async def aelicit(self, *args: Any, **kwargs: Any) -> Answer:
         raise NotImplementedError
@@ -650,11 +669,10 @@ def test_killed_with_a_question_open(mode: str) -> None:
         asking = Caller(booking, "book_table", restaurant="Luigi's")
         assert asking.context.question_came.wait(5)
         os.kill(server, 9)
-        # A tool from before the end serves on, with the next server. Nobody has to answer first.
-        assert eventually(lambda: "ended" in repr(booking))
-        assert use(tools["opening_hours"], restaurant="Sakura").content.startswith("Sakura")
-        asking.context.answers.send(Answer("decline"))
+        # Nobody has to answer first.
         assert "was ended by SIGKILL during this call" in str(asking.end().error)
+        # A tool from before the end serves on, with the next server.
+        assert use(tools["opening_hours"], restaurant="Sakura").content.startswith("Sakura")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -955,6 +973,23 @@ def test_cancelling_a_stream_with_a_question_of_a_server_open(runtime: Runtime) 
 
     assert prompt(attempt)
     assert "answered with 'decline'" in runtime.run(Session.from_user("Luigi's")).text
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_server_that_dies_takes_its_question_back(mode: str) -> None:
+    """The user need not answer, and cannot; the model reads why, and the stream goes on."""
+    agent = Agent("concierge", Books(), toolsets=[MCPToolSet(BOOKING, name="booking", mode=mode)])
+    before = children()
+    with Runtime(agent) as runtime:
+        stream = runtime.run_stream(Session.from_user("Luigi's"))
+        for event in stream:
+            if isinstance(event, ElicitationRequest):
+                (server,) = children() - before
+                os.kill(server, 9)
+                assert eventually(lambda: not stream.pending)
+                with pytest.raises(NotPending):
+                    stream.respond(event, "accept", {"date": "2026-12-24", "people": 2})
+        assert "was ended by SIGKILL during this call" in stream.result().text
 
 
 def test_a_server_that_does_not_start_ends_the_stream_with_the_reason() -> None:
