@@ -43,8 +43,11 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 TIDY_AT: Final = 16  # dead entries a queue may hold before the living are counted
 PATIENCE: Final = 1.0  # seconds a finalizer may wait for a lock: two threads, two channels, two finalizers deadlock
-TRIES: Final = 100  # exceptions in a row that cleaning up survives: more come from a full stack, not from signals
+# One for each exception in a row that cleaning up survives: more come from a full stack, not from signals. A tuple and
+# not a range, which is made by a call, at the end of which one more exception could come.
+TRIES: Final = (None,) * 100
 
+_forked = False  # whether this process is a forked child, which may have inherited channels
 _epoch = object()  # of this process: another one in a forked child
 _survivor: int | None = None  # the thread that a forked child began with
 _refreshing = RLock()
@@ -118,11 +121,11 @@ class Channel(Generic[T]):
         whether it was. In a signal handler or finalizer that interrupted this very channel: `RuntimeError`.
         """
         deadline = None
-        if timeout is not None:
+        if timeout is not cancel:  # type: ignore[comparison-overlap]  # in one test: not both None
             deadline = deadline_after(timeout)
-        if cancel is not None:
-            _look_at(cancel)
-        if self._epoch is not _epoch:
+            if cancel is not None:
+                _look_at(cancel)
+        if _forked and self._epoch is not _epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -138,8 +141,15 @@ class Channel(Generic[T]):
                 if self._attention:
                     self._attend()
                 return
-            sent = not self._closed and self._put(value)
-            if not sent and not self._closed and timeout != 0:
+            sent = False
+            if self._closed:
+                pass
+            elif self._receivers and self._serve_receiver(value):
+                sent = True
+            elif len(buffer) < self._capacity:  # the receivers in the queue had all withdrawn
+                buffer.append(value)
+                sent = True
+            elif timeout != 0:
                 waiter = Waiter(None if cancel is None else [None])
                 entry = [waiter, value, -1]
                 self._senders = self._queue(self._senders, entry)
@@ -192,11 +202,11 @@ class Channel(Generic[T]):
         back to the front. In a signal handler or finalizer that interrupted this very channel: `RuntimeError`.
         """
         deadline = None
-        if timeout is not None:
+        if timeout is not cancel:  # type: ignore[comparison-overlap]  # in one test: not both None
             deadline = deadline_after(timeout)
-        if cancel is not None:
-            _look_at(cancel)
-        if self._epoch is not _epoch:
+            if cancel is not None:
+                _look_at(cancel)
+        if _forked and self._epoch is not _epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -208,7 +218,7 @@ class Channel(Generic[T]):
             buffer = self._buffer
             if buffer:  # _take, spelt out: the way of most values
                 value = buffer[0]
-                del buffer[0]
+                buffer.popleft()
                 if self._senders:
                     self._refill()
                 lock.release()
@@ -288,7 +298,7 @@ class Channel(Generic[T]):
         """
         if self._closed:
             return False
-        if self._epoch is not _epoch:
+        if _forked and self._epoch is not _epoch:
             self._refresh()
         record = [final, False]
         try:
@@ -305,7 +315,7 @@ class Channel(Generic[T]):
 
     def _insist(self) -> None:
         """After an asynchronous exception: a close on record is completed all the same."""
-        for _ in range(TRIES):
+        for _ in TRIES:
             try:
                 if self in _closing:
                     self._attention = True
@@ -381,7 +391,7 @@ class Channel(Generic[T]):
 
     def _try_put(self, value: T) -> bool:
         """Whether ``value`` could be sent at once."""
-        if self._epoch is not _epoch:
+        if _forked and self._epoch is not _epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -411,7 +421,7 @@ class Channel(Generic[T]):
 
     def _try_take(self) -> Any:
         """The next value, or NOTHING where a receive would have to wait."""
-        if self._epoch is not _epoch:
+        if _forked and self._epoch is not _epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -423,7 +433,7 @@ class Channel(Generic[T]):
             buffer = self._buffer
             if buffer:  # _take, spelt out
                 value = buffer[0]
-                del buffer[0]
+                buffer.popleft()
                 if self._senders:
                     self._refill()
                 lock.release()
@@ -472,7 +482,7 @@ class Channel(Generic[T]):
 
     def _await_close(self, waiter: Waiter) -> None:
         """Let the close of this channel serve ``waiter`` too, which has a ticket."""
-        if self._epoch is not _epoch:
+        if _forked and self._epoch is not _epoch:
             self._refresh()
         lock = self._lock
         try:
@@ -504,7 +514,7 @@ class Channel(Generic[T]):
 
         False: it looked ready, but its partner was taken by another channel meanwhile; the select starts anew.
         """
-        if self._epoch is not _epoch:
+        if _forked and self._epoch is not _epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -568,7 +578,7 @@ class Channel(Generic[T]):
         out, so that there is room on the stack for all of this where there was for `_queue`.
         """
         lock = self._lock
-        for _ in range(TRIES):
+        for _ in TRIES:
             try:
                 if lock._is_owned():
                     lock.release()
@@ -623,8 +633,13 @@ class Channel(Generic[T]):
                     self._buffer = room
                     room.appendleft(value)
         finally:
-            if lock._is_owned():
-                lock.release()
+            for _ in TRIES:
+                try:
+                    if lock._is_owned():
+                        lock.release()
+                    break
+                except BaseException:
+                    continue
         if self._attention:
             self._attend()
 
@@ -638,7 +653,7 @@ class Channel(Generic[T]):
                 self._complete_close()
                 lock.release()
             except BaseException:
-                for _ in range(TRIES):  # a waiter that is not woken now may never be
+                for _ in TRIES:  # a waiter that is not woken now may never be
                     try:
                         if lock._is_owned():
                             self._complete_close()
@@ -943,12 +958,13 @@ def _snapshot(queue: Any) -> list[Any]:
             continue
 
 
-def _forked() -> None:
-    global _epoch, _survivor, _refreshing
+def _after_fork() -> None:
+    global _forked, _epoch, _survivor, _refreshing
+    _forked = True
     _epoch = object()
     _survivor = get_ident()
     _refreshing = RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_after_fork)

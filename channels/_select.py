@@ -87,20 +87,13 @@ def select(
     first = index = -1  # of those that look ready
     several: list[int] | None = None
     case: Any
+    channel: Any
     for case in cases:
         index += 1
-        kind = type(case)
-        if kind is Channel:
-            ready = case._buffer or case._senders or case._closed
-        elif kind is Sending:
-            channel = case._channel
-            ready = channel._receivers or channel._closed or len(channel._buffer) < channel._capacity
-        elif case is None:
-            continue
-        else:
-            channel = _channel_of(case)
-            ready = channel._buffer or channel._senders or channel._closed
-        if not ready:
+        if type(case) is Channel:
+            if not (case._buffer or case._senders or case._closed):
+                continue
+        elif case is None or not _looks_ready(case):
             continue
         if first < 0:
             first = index
@@ -113,27 +106,48 @@ def select(
         if several:
             first = several.pop(int(random() * len(several)))
         case = cases[first]
-        kind = type(case)
-        channel = case if kind is Channel else case._channel
+        channel = case if type(case) is Channel else case._channel
         try:
-            if kind is not Sending:
+            if channel is case and block and not (_channel._forked or case._lock._is_owned()):
+                # Channel.recv, spelt out as far as it needs no waiting: the way of most values.
+                case._lock.acquire()
+                buffer = case._buffer
+                if buffer:
+                    value = buffer[0]
+                    buffer.popleft()
+                    if case._senders:
+                        case._refill()
+                elif case._senders:
+                    value = case._take()
+                case._lock.release()
+                if case._attention:
+                    case._attend()
+                if value is NOTHING:  # it is closed, or somebody was faster
+                    value = case._try_take()
+            elif type(case) is Sending:
+                if channel._try_put(case.value):
+                    return _selected(first, None, True, case)
+            else:
                 value = channel._try_take()
-                if value is not NOTHING:
-                    selected = Selected()  # _selected, spelt out
-                    selected.index = first
-                    selected.value = value
-                    selected.ok = True
-                    selected.case = case
-                    return selected
-            elif channel._try_put(case.value):
-                return _selected(first, None, True, case)
+            if value is not NOTHING:
+                selected = Selected()  # _selected, spelt out
+                selected.index = first
+                selected.value = value
+                selected.ok = True
+                selected.case = case
+                return selected
         except ChannelClosed:
-            if kind is Sending:
+            if type(case) is Sending:
                 raise
             return _selected(first, None, False, case)
         except BaseException:
             try:
                 channel._let_go(None, value)
+            except RecursionError:
+                if channel._lock._is_owned():
+                    if value is not NOTHING:
+                        channel._buffer.appendleft(value)
+                    channel._lock.release()
             except BaseException:
                 channel._let_go(None, value)
             raise
@@ -154,6 +168,13 @@ def select(
             return done
 
 
+def _looks_ready(case: Any) -> Any:
+    channel = _channel_of(case)
+    if type(case) is Sending:
+        return channel._receivers or channel._closed or len(channel._buffer) < channel._capacity
+    return channel._buffer or channel._senders or channel._closed
+
+
 def _channel_of(case: Any) -> Channel[Any]:
     try:
         return case._channel  # type: ignore[no-any-return]
@@ -167,7 +188,7 @@ def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Sele
     """Go's ``default``: hold all the channels, locked in one order, and judge one moment."""
     held = sorted({id(channel): channel for channel in channels if channel is not None}.values(), key=id)
     for one in held:
-        if one._epoch is not _channel._epoch:
+        if _channel._forked and one._epoch is not _channel._epoch:
             one._refresh()
     if any(one._lock._is_owned() for one in held):
         raise WouldBlock("select in a signal handler or finalizer that interrupted an operation on one of its channels")
@@ -202,14 +223,17 @@ def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Sele
                     break
         _release(held)
     except BaseException:
-        try:
-            _release(held)
-        except RecursionError:
-            for one in held:
-                if one._lock._is_owned():
-                    one._lock.release()
-        except BaseException:
-            pass  # a second one: the first is on its way up
+        for _ in TRIES:
+            try:
+                _release(held)
+                break
+            except RecursionError:
+                for one in held:
+                    if one._lock._is_owned():
+                        one._lock.release()
+                break
+            except BaseException:  # a second one: the first is on its way up
+                continue
         if taken_from is not None:
             try:
                 taken_from._let_go(None, value)
@@ -224,19 +248,11 @@ def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Sele
 
 
 def _release(channels: list[Channel[Any]]) -> None:
-    interrupted = None
     for channel in channels:
-        for _ in range(TRIES):
-            try:
-                if channel._lock._is_owned():
-                    channel._lock.release()
-                if channel._attention:
-                    channel._attend()
-                break
-            except BaseException as error:
-                interrupted = error
-    if interrupted is not None:
-        raise interrupted
+        if channel._lock._is_owned():
+            channel._lock.release()
+        if channel._attention:
+            channel._attend()
 
 
 def _park(
@@ -307,7 +323,7 @@ def _forget(entries: list[list[Any]], waiter: Waiter) -> None:
 
 def _give_up(waiter: Waiter, entries: list[list[Any]]) -> None:
     """After an exception: withdraw, and give back the value that was received."""
-    for _ in range(TRIES):
+    for _ in TRIES:
         try:
             waiter.withdraw()
             if waiter.channel is not None and waiter.value is not NOTHING:

@@ -66,10 +66,18 @@ def timed(action: Callable[[], Any], *others: Callable[[], Any]) -> float:
     return perf_counter() - begin
 
 
-def repeat(n: int, function: Callable[..., Any], *args: Any) -> Callable[[], None]:
+def give(n: int, send: Callable[[Any], Any]) -> Callable[[], None]:
     def run() -> None:
         for _ in range(n):
-            function(*args)
+            send(1)
+
+    return run
+
+
+def take(n: int, recv: Callable[[], Any]) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(n):
+            recv()
 
     return run
 
@@ -92,7 +100,7 @@ def flow(peer: Peer | None, n: int, capacity: int, sides: int = 1) -> float:
     def side(work: Callable[[], Any]) -> Callable[[], Any]:
         return lambda: (gate.wait(), work())
 
-    work = [side(repeat(n, send, 1)), side(repeat(n, recv))] * sides
+    work = [side(give(n, send)), side(take(n, recv))] * sides
     return timed(gate.wait, *work) / (n * sides)
 
 
@@ -123,18 +131,26 @@ def trip(peer: Peer | None, n: int) -> float:
 def selecting(peer: Peer | None, n: int, cases: int, parked: bool) -> float:
     need(peer and peer.selects)
     channels = [peer.make(0 if parked else 16) for _ in range(cases)]
-    sends, select = [peer.ops(channel)[0] for channel in channels], peer.selector(channels)
+    sends = [peer.ops(channel)[0] for channel in channels]
+    select, given = peer.selector(channels)
+    rounds = -(-n // cases)
 
-    def other() -> None:
-        for i in range(n):
-            sends[i % cases](1)
+    def fill() -> None:
+        for _ in range(rounds):
+            for send in sends:
+                send(1)
+
+    def drain() -> None:
+        for _ in range(rounds * cases):
+            select(*given)
 
     def alone() -> None:
-        for i in range(n):
-            sends[i % cases](1)
-            select()
+        for _ in range(rounds):
+            for send in sends:
+                send(1)
+                select(*given)
 
-    return (timed(repeat(n, select), other) if parked else timed(alone)) / n
+    return (timed(drain, fill) if parked else timed(alone)) / (rounds * cases)
 
 
 def to_asyncio(peer: Peer | None, n: int) -> float:
@@ -142,7 +158,7 @@ def to_asyncio(peer: Peer | None, n: int) -> float:
 
     async def main() -> float:
         channel = peer.make(128)
-        thread = threading.Thread(target=repeat(n, peer.ops(channel)[0], 1), daemon=True)
+        thread = threading.Thread(target=give(n, peer.ops(channel)[0]), daemon=True)
         recv = peer.async_recv(channel)
         begin = perf_counter()
         thread.start()
@@ -165,7 +181,7 @@ def wake(peer: Peer | None, n: int, by_close: bool = False) -> float:
     for thread in threads:
         thread.start()
     time.sleep(0.02)  # until all are parked: no library tells
-    act = (lambda: peer.close(channel)) if by_close else repeat(n, send, 1)
+    act = (lambda: peer.close(channel)) if by_close else give(n, send)
     return timed(lambda: (act(), [thread.join() for thread in threads]))
 
 
@@ -196,7 +212,7 @@ MEASURES = {
     "cap128": Measure("thread to thread, capacity 128", ("cap128", "queue.Queue"), 10_000, flow, (128,)),
     "4to4": Measure("4 threads to 4, capacity 128", ("4to4", "queue.Queue"), 3000, flow, (128, 4)),
     "trip": Measure("round trip of two threads, unbuffered", ("trip", RAW), 1500, trip),
-    "select2": Measure("send + select over 2, one thread", ("pair", "queue.Queue"), 4000, selecting, (2, False)),
+    "select2": Measure("send + select over 2, one thread", ("pair", "queue.Queue"), 10_000, selecting, (2, False)),
     "select10": Measure("send + select over 10, one thread", ("pair", "queue.Queue"), 2000, selecting, (10, False)),
     "select100": Measure("send + select over 100, one thread", ("pair", "queue.Queue"), 300, selecting, (100, False)),
     "parked2": Measure("thread to parked select over 2", ("trip", RAW), 1000, selecting, (2, True)),

@@ -48,8 +48,8 @@ class Peer:
         except self.closed:
             pass
 
-    def selector(self, channels: list[Any]) -> Recv:
-        """A function that receives from one of them."""
+    def selector(self, channels: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """A function that receives from one of them, and its arguments."""
         raise NotImplementedError
 
     def async_recv(self, channel: Any) -> Recv:
@@ -71,9 +71,8 @@ class Lockgate(Peer):
         except ImportError:
             self.asynchronous = False
 
-    def selector(self, channels: list[Any]) -> Recv:
-        select = self.m.select
-        return lambda: select(*channels)
+    def selector(self, channels: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.m.select, tuple(channels)
 
     def async_recv(self, channel: Any) -> Recv:
         return self.to_async(channel).__anext__
@@ -170,9 +169,8 @@ class ChanPy(Peer):
         while channel.b_get() is not None:
             pass
 
-    def selector(self, channels: list[Any]) -> Recv:
-        alt = self.m.b_alt
-        return lambda: alt(*channels)
+    def selector(self, channels: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.m.b_alt, tuple(channels)
 
     def async_recv(self, channel: Any) -> Recv:
         return channel.get
@@ -193,10 +191,8 @@ class PyGolang(Peer):
         while channel.recv_()[1]:
             pass
 
-    def selector(self, channels: list[Any]) -> Recv:
-        select = self.m.select
-        cases = [channel.recv for channel in channels]
-        return lambda: select(*cases)
+    def selector(self, channels: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.m.select, tuple(channel.recv for channel in channels)
 
 
 def installed() -> Iterator[Peer]:

@@ -166,7 +166,7 @@ MUTANTS = [
         "a value is taken by popleft",
         CHANNEL,
         "recv",
-        "value = buffer[0]\n                del buffer[0]",
+        "value = buffer[0]\n                buffer.popleft()",
         "value = buffer.popleft()",
         ("interrupted_receive[1]",),
     ),
