@@ -108,7 +108,7 @@ def select(
         case = cases[first]
         channel = case if type(case) is Channel else case._channel
         try:
-            if channel is case and block and not (_channel._forked or case._lock._is_owned()):
+            if block and type(case) is Channel and not (_channel._forked or case._lock._is_owned()):
                 # Channel.recv, spelt out as far as it needs no waiting: the way of most values.
                 case._lock.acquire()
                 buffer = case._buffer
