@@ -4,11 +4,12 @@ The asyncio side is in `channels.aio`, imported on its own.
 """
 
 from ._cancel import CancelToken, Registration
-from ._channel import Channel, Receiver, Sender, Sending, SupportsDone
+from ._channel import Channel
 from ._errors import Cancelled, ChannelClosed, WouldBlock
 from ._group import WorkerGroup
 from ._select import Selected, merge, select
 from ._timer import after, tick
+from ._views import Receiver, Sender, Sending, SupportsDone
 
 __all__ = [
     "CancelToken",

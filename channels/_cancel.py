@@ -15,9 +15,10 @@ import weakref
 from collections.abc import Callable
 from types import TracebackType
 
-from ._channel import TRIES, Channel, Receiver
+from ._channel import TRIES, Channel
 from ._park import deadline_after, monotonic
 from ._timer import Timer, call_at, call_soon, start
+from ._views import Receiver
 
 _logger = logging.getLogger(__name__)
 _keys = itertools.count()

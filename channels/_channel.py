@@ -31,15 +31,13 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from ._errors import Cancelled, ChannelClosed, WouldBlock
 from ._park import NOTHING, RLock, Waiter, deadline_after, get_ident
+from ._views import Receiver, Sender, Sending, SupportsDone
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-T_contra = TypeVar("T_contra", contravariant=True)
-
 
 TIDY_AT: Final = 16  # dead entries a queue may hold before the living are counted
 PATIENCE: Final = 1.0  # seconds a finalizer may wait for a lock: two threads, two channels, two finalizers deadlock
@@ -52,13 +50,6 @@ _epoch = object()  # of this process: another one in a forked child
 _survivor: int | None = None  # the thread that a forked child began with
 _refreshing = RLock()
 _closing: dict[Any, list[Any]] = {}  # closes under way: channel -> [final value, whether it closed the channel]
-
-
-class SupportsDone(Protocol):
-    """What ``cancel=`` takes: anything whose ``done`` is a receiver that closes. A ``cause`` is passed on."""
-
-    @property
-    def done(self) -> Receiver[Any]: ...
 
 
 class Channel(Generic[T]):
@@ -822,116 +813,6 @@ class Channel(Generic[T]):
         self._attention = False
         if self in _closing:  # recorded since we looked, and its call for attention may just have been wiped out
             self._attention = True
-
-
-class Sender(Generic[T_contra]):
-    """The sending side of a channel: Go's ``chan<-``. It can also close it."""
-
-    __slots__ = ("__weakref__", "_target")  # no _channel: it is not a case of select
-
-    def __init__(self, channel: Channel[Any]) -> None:
-        self._target = channel
-
-    def send(self, value: T_contra, timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
-        """`Channel.send`."""
-        self._target.send(value, timeout, cancel)
-
-    def try_send(self, value: T_contra) -> None:
-        """`Channel.try_send`."""
-        self._target.try_send(value)
-
-    def sending(self, value: T_contra) -> Sending[Any]:
-        """`Channel.sending`."""
-        return Sending(self._target, value)
-
-    def close(self, final: Any = NOTHING) -> bool:
-        """`Channel.close`."""
-        return self._target.close(final)
-
-    @property
-    def closed(self) -> bool:
-        """`Channel.closed`."""
-        return self._target.closed
-
-    @property
-    def capacity(self) -> int:
-        """`Channel.capacity`."""
-        return self._target.capacity
-
-    def __len__(self) -> int:
-        return len(self._target)
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __repr__(self) -> str:
-        return f"<Sender of {self._target!r}>"
-
-    def __enter__(self) -> Sender[T_contra]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._target.close()
-
-
-class Receiver(Generic[T_co]):
-    """The receiving side of a channel: Go's ``<-chan``. It is also the receive case of a `select`."""
-
-    __slots__ = ("__weakref__", "_channel")
-
-    def __init__(self, channel: Channel[Any]) -> None:
-        self._channel = channel
-
-    def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T_co:
-        """`Channel.recv`."""
-        value: T_co = self._channel.recv(timeout, cancel)
-        return value
-
-    def try_recv(self) -> T_co:
-        """`Channel.try_recv`."""
-        value: T_co = self._channel.try_recv()
-        return value
-
-    def receiving(self) -> Receiver[T_co]:
-        """This receiver, as the case of a `select` said aloud."""
-        return self
-
-    @property
-    def closed(self) -> bool:
-        """`Channel.closed`."""
-        return self._channel.closed
-
-    @property
-    def capacity(self) -> int:
-        """`Channel.capacity`."""
-        return self._channel.capacity
-
-    def __iter__(self) -> Iterator[T_co]:
-        return iter(self._channel)
-
-    def __len__(self) -> int:
-        return len(self._channel)
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __repr__(self) -> str:
-        return f"<Receiver of {self._channel!r}>"
-
-
-class Sending(Generic[T]):
-    """The case of a `select` that sends ``value``. Made by `Channel.sending`."""
-
-    __slots__ = ("_channel", "value")
-
-    def __init__(self, channel: Channel[T], value: T) -> None:
-        self._channel = channel
-        self.value = value
-
-    def __repr__(self) -> str:
-        return f"<Sending {self.value!r} on {self._channel!r}>"
 
 
 def _look_at(cancel: SupportsDone) -> None:

@@ -7,9 +7,10 @@ from random import random
 from typing import Any, TypeAlias
 
 from . import _channel
-from ._channel import PATIENCE, TRIES, Channel, Receiver, Sending, SupportsDone, _cancelled, _look_at
+from ._channel import PATIENCE, TRIES, Channel, _cancelled, _look_at
 from ._errors import ChannelClosed, WouldBlock
 from ._park import NOTHING, Waiter, deadline_after
+from ._views import Receiver, Sending, SupportsDone
 
 Case: TypeAlias = "Channel[Any] | Receiver[Any] | Sending[Any] | None"
 

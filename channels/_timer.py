@@ -19,9 +19,10 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ._channel import Channel, Receiver
+from ._channel import Channel
 from ._errors import ChannelClosed, WouldBlock
 from ._park import deadline_after, monotonic
+from ._views import Receiver
 
 THREAD_NAME = "channels-timer"
 

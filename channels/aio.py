@@ -32,9 +32,10 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 import janus
 
 from . import _timer
-from ._channel import Channel, Receiver, SupportsDone, _cancelled
+from ._channel import Channel, _cancelled
 from ._errors import Cancelled, ChannelClosed, WouldBlock
 from ._park import NOTHING, RLock, Waiter, monotonic
+from ._views import Receiver, SupportsDone
 
 __all__ = ["AsyncReceiver", "Feed", "LoopThread", "TaskHandle", "default_loop", "from_async", "to_async"]
 
