@@ -220,13 +220,20 @@ class _Context:
         cancel: CancelToken | None = None,
     ) -> Answer:
         question = _question(message, schema, url, timeout)
+        if cancel is not None and cancel.cancelled:
+            raise Cancelled(cancel.cause)
         answers: Channel[Answer] = Channel(1, name="answer")
-        dropped = CancelToken(self.cancel)
-        with contextlib.ExitStack() as stack:
-            if cancel is not None:
-                stack.enter_context(cancel.on_cancel(lambda: dropped.cancel(cancel.cause)))
-            self._post(_Asked(self.call_id, question, answers.try_send, dropped))
-            return answers.recv(cancel=dropped)
+        dropped = CancelToken()
+        self._post(_Asked(self.call_id, question, answers.try_send, dropped))
+        if cancel is None:
+            return answers.recv(cancel=self.cancel)
+        either = CancelToken(self.cancel)
+        with cancel.on_cancel(lambda: either.cancel(cancel.cause)):
+            try:
+                return answers.recv(cancel=either)
+            except Cancelled:
+                dropped.cancel()
+                raise
 
     async def aelicit(
         self,
