@@ -124,9 +124,12 @@ class StreamCore:
         self.context = context
         self.hooks = Hooks(agent.hooks)
         self.tags: Tags = {"agent_name": agent.name, "session_id": session.id}
-        #: Cancelled when nobody will read the events any more; the stream's own token is cancelled with it.
+        #: Cancelled when nobody will read the events any more; the two below are cancelled with it.
         self.gone = gone
-        self.token = CancelToken(gone) if observed else gone
+        #: Cancelled when the consumer wants the stream to end. One token does for all, where no forwarder has to know.
+        self.stopping = CancelToken(gone) if observed else gone
+        #: The stream's own: what is done for it ends with this. Cancelled at every end.
+        self.token = CancelToken(self.stopping) if observed else gone
         self._root = root
         self.events: Events = Channel(shared.event_capacity, name=f"events {self.number}")
         #: What the consumer reads: `events`, or what the forwarder passes on after the observers have seen it.

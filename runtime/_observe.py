@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from channels import Cancelled, CancelToken, ChannelClosed
+from channels import Cancelled, CancelToken, ChannelClosed, WouldBlock
 
 from ._calls import Calls, NotInTime
 from ._core import StreamCore
@@ -33,23 +33,33 @@ def forward(core: StreamCore, calls: Calls) -> None:
     """Pass the events of ``core`` on, each after the observers have seen it. Ends when they end.
 
     An observer that raises is logged, and told the next event all the same. One that does not return within the grace
-    time is left out from then on. Once nobody will read (`StreamCore.gone`), only observers get the events, but for
-    the last.
+    time is left out from then on. A consumer that does not read is waited for, but not once the stream is to end: then
+    it gets what there is room for, and the last event; the observers get everything.
     """
     observers = list(core.shared.observers)
+    reads = True
     try:
         _tell(core, calls, observers, "on_run_start", core.session)
         for event in core.events:
             _tell(core, calls, observers, "on_event", core.session, event)
-            try:
-                if isinstance(event, StreamStopped):
-                    core.out.close(final=event)
-                else:
-                    core.out.send(event, None, core.gone)
-            except (ChannelClosed, Cancelled):
-                pass  # the consumer has left; the observers see the rest
+            if isinstance(event, StreamStopped):
+                core.out.close(final=event)
+            else:
+                reads = reads and _pass_on(core, event)  # after a gap only the end: nobody shall miss a middle
     finally:
         core.out.close()
+
+
+def _pass_on(core: StreamCore, event: Event) -> bool:
+    """Whether the consumer has the event, or can have it."""
+    try:
+        try:
+            core.out.send(event, None, core.stopping)
+        except Cancelled:
+            core.out.try_send(event)
+    except (WouldBlock, ChannelClosed):
+        return False
+    return True
 
 
 def _tell(core: StreamCore, calls: Calls, observers: list[Any], method: str, *args: Any) -> None:

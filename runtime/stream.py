@@ -67,7 +67,7 @@ class EventStream(Receiver[Event]):
                 raise RuntimeError("this stream belongs to the process that was forked; start one here") from None
             raise StopIteration from None
         except BaseException as error:
-            self._core.token.cancel(error)
+            self._core.stopping.cancel(error)
             raise
         finally:
             if iterating._is_owned():  # type: ignore[attr-defined]
@@ -81,7 +81,7 @@ class EventStream(Receiver[Event]):
         except Exception:
             raise
         except BaseException as error:
-            self._core.token.cancel(error)
+            self._core.stopping.cancel(error)
             raise
 
     @property
@@ -120,7 +120,7 @@ class EventStream(Receiver[Event]):
 
     def cancel(self, cause: object = None) -> None:
         """Ask the run to end. Does not wait; what is buffered, and the last event, can still be read."""
-        self._core.token.cancel(cause)
+        self._core.stopping.cancel(cause)
 
     def close(self) -> None:
         """Cancel the run, drop what it has not delivered, and wait for its end, for a few seconds at most.
@@ -129,7 +129,7 @@ class EventStream(Receiver[Event]):
         """
         core = self._core
         self._finalizer.detach()
-        core.token.cancel("the stream was closed")
+        core.stopping.cancel("the stream was closed")
         if core.out is not core.events:
             core.out.close()  # the forwarder may be waiting for a consumer that does not read any more
         self._join()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
 
+from channels import ChannelClosed
 from runtime import Agent, Runtime, Session
 from runtime.events import AgentChoice, Event, StreamStopped
 from support.scripted import Scripted, Stall, say
@@ -88,6 +90,46 @@ def test_they_see_the_end_of_a_stream_whose_consumer_left() -> None:
         assert isinstance(last, StreamStopped)
         assert last.reason == "canceled"
         assert sum(isinstance(event, StreamStopped) for event in watcher.seen) == 1
+
+
+def test_a_cancel_does_not_wait_for_a_consumer_that_does_not_read(threads: Any) -> None:
+    """Laws 2 and 18, with observers as without: closed within 50 ms. The consumer, when it reads after all, gets what
+    was there and the end; the observers get everything.
+    """
+    watcher = Watcher()
+    took = []
+    with Runtime(Agent("a", Scripted(*[say(*["x"] * 500)] * 5)), observers=[watcher], event_capacity=4) as runtime:
+        for _ in range(5):  # the first that is fast enough will do: others use the machine too
+            watcher.seen.clear()
+            stream = runtime.run_stream(Session.from_user("go"))
+            threads.parked(stream._core.out, senders=1)
+            cancelled = time.monotonic()
+            stream.cancel()
+            with pytest.raises(ChannelClosed):
+                stream._core.over.recv(timeout=5)
+            took.append(time.monotonic() - cancelled)
+            assert stream._core.out.closed
+            events = list(stream)
+            assert len(events) == 5
+            assert events[:4] == watcher.seen[:4]
+            assert events[4] == watcher.seen[-1]
+            assert events[4].type == "stream_stopped"
+            if took[-1] < 0.05:
+                break
+    assert min(took) < 0.05
+
+
+def test_a_normal_end_waits_for_the_consumer_to_read_everything(threads: Any) -> None:
+    """Nothing is dropped for being late."""
+    watcher = Watcher()
+    with Runtime(Agent("a", Scripted(say(*["x"] * 50))), observers=[watcher], event_capacity=40) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        with pytest.raises(ChannelClosed):
+            stream._core.finished.recv(timeout=5)
+        threads.parked(stream._core.out, senders=1)
+        events = list(stream)
+    assert len(events) > 50
+    assert events == watcher.seen
 
 
 def test_no_observers_no_forwarder() -> None:

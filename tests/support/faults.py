@@ -482,7 +482,7 @@ class Run:
     def _be_absent(self, stream: EventStream) -> None:
         """A consumer that stands still: cancelled by another thread, the stream has to end without it."""
         self.outside._elsewhere(lambda stream: stream.cancel("injected"))
-        if not _closes(stream._core.finished, LONG):
+        if not _closes(stream._core.over, LONG):
             self.wrong("law 2: the stream waits for a consumer that is absent")
         self.outside.release.set()
 
