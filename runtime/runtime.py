@@ -111,10 +111,14 @@ class Runtime:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End all streams, helper threads and toolsets; bounded. Calling it twice is harmless."""
+        """End all streams, helper threads and toolsets; bounded. Calling it twice is harmless.
+
+        A toolset that another runtime has started too is left to that one. What does not end in time is logged, and
+        left to itself.
+        """
         self._closed = True
         _exit.end_streams(self._shared.cores, "the runtime was closed", 3 * self._shared.grace)
-        self._shared.toolsets.stop(self._shared.grace)
+        self._shared.toolsets.stop(3 * self._shared.grace, self._shared.loop)
         self._shared.helpers.close()
         self._shared.helpers.join(self._shared.grace)
 
