@@ -5,6 +5,7 @@ A stream without observers has no forwarder; its consumer reads what the worker 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -37,29 +38,39 @@ def forward(core: StreamCore, calls: Calls) -> None:
     it gets what there is room for, and the last event; the observers get everything.
     """
     observers = list(core.shared.observers)
-    reads = True
+    late: list[Event] = []  # what there was no room for
     try:
         _tell(core, calls, observers, "on_run_start", core.session)
         for event in core.events:
             _tell(core, calls, observers, "on_event", core.session, event)
             if isinstance(event, StreamStopped):
+                if event.reason != "canceled":  # the cancel came after the end: nothing may be missing
+                    _wait_to_pass_on(core, late)
                 core.out.close(final=event)
-            else:
-                reads = reads and _pass_on(core, event)  # after a gap only the end: nobody shall miss a middle
+            elif late or not _pass_on(core, event):
+                late.append(event)
     finally:
         core.out.close()
 
 
 def _pass_on(core: StreamCore, event: Event) -> bool:
-    """Whether the consumer has the event, or can have it."""
+    """False: the stream is to end, and there is no room for the event."""
     try:
         try:
             core.out.send(event, None, core.stopping)
         except Cancelled:
             core.out.try_send(event)
-    except (WouldBlock, ChannelClosed):
+    except ChannelClosed:
+        pass  # the consumer has left
+    except WouldBlock:
         return False
     return True
+
+
+def _wait_to_pass_on(core: StreamCore, late: list[Event]) -> None:
+    with contextlib.suppress(ChannelClosed, Cancelled):  # the consumer has left
+        for event in late:
+            core.out.send(event, None, core.gone)
 
 
 def _tell(core: StreamCore, calls: Calls, observers: list[Any], method: str, *args: Any) -> None:

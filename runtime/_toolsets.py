@@ -1,4 +1,4 @@
-"""Starting and stopping toolsets. One that several runtimes use is started once, and stopped by the last that closes."""
+"""Starting and stopping toolsets: one that several runtimes use is started once, and stopped by the last of them."""
 
 from __future__ import annotations
 

@@ -132,6 +132,21 @@ def test_a_normal_end_waits_for_the_consumer_to_read_everything(threads: Any) ->
     assert events == watcher.seen
 
 
+def test_a_cancel_after_the_end_drops_nothing(threads: Any) -> None:
+    """The last event says that all is well, so all has to be there."""
+    watcher = Watcher()
+    with Runtime(Agent("a", Scripted(say(*["x"] * 50))), observers=[watcher], event_capacity=40) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        with pytest.raises(ChannelClosed):
+            stream._core.finished.recv(timeout=5)
+        stream.cancel()
+        threads.parked(stream._core.out, senders=1)
+        events = list(stream)
+    assert stream.reason == "normal"
+    assert sum(isinstance(event, AgentChoice) for event in events) == 50
+    assert events == watcher.seen
+
+
 def test_no_observers_no_forwarder() -> None:
     """One thread a stream, two with observers."""
 

@@ -482,7 +482,9 @@ class Run:
     def _be_absent(self, stream: EventStream) -> None:
         """A consumer that stands still: cancelled by another thread, the stream has to end without it."""
         self.outside._elsewhere(lambda stream: stream.cancel("injected"))
-        if not _closes(stream._core.over, LONG):
+        core = stream._core
+        # What had ended before waits to be read, if there are observers.
+        if not _closes(core.finished, LONG) or (core.ending.reason == "canceled" and not _closes(core.over, LONG)):
             self.wrong("law 2: the stream waits for a consumer that is absent")
         self.outside.release.set()
 
