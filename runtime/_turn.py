@@ -40,6 +40,8 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
     try:
         while (delta := _next(core, deltas)) is not _END:
             kind = delta.__class__
+            if not _is_sound(delta):
+                raise StopRun("error", "model_error", f"{model.id}: a model yields deltas of text, not {delta!r}")
             if kind is TextDelta:
                 text.append(delta.text)
                 core.emit(events.AgentChoice(delta.text, **core.tags))
@@ -59,8 +61,6 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
                 usage = UsageDelta(
                     max(usage.input_tokens, delta.input_tokens), max(usage.output_tokens, delta.output_tokens)
                 )
-            elif kind is not FinishDelta:
-                raise StopRun("error", "model_error", f"{model.id}: a model yields deltas, not {delta!r}")
         whole = True
     finally:
         # A call that was cut off in the middle of its arguments is not a call.
@@ -81,6 +81,19 @@ def _next(core: StreamCore, deltas: Generator[Any, None, None]) -> Any:
         if core.token.cancelled:
             raise Cancelled(core.token.cause) from error
         raise StopRun("error", "model_error", f"{core.agent.model.id}: {describe(error)}") from error
+
+
+def _is_sound(delta: Any) -> bool:
+    """Whether it is a delta, and has text where the rest of the turn relies on it."""
+    kind = delta.__class__
+    if kind is TextDelta or kind is ReasoningDelta:
+        return isinstance(delta.text, str)
+    if kind is ToolCallDelta:
+        texts = isinstance(delta.id, str) and isinstance(delta.name, str) and isinstance(delta.arguments, str)
+        return texts and isinstance(delta.index, int)
+    if kind is UsageDelta:
+        return isinstance(delta.input_tokens, int) and isinstance(delta.output_tokens, int)
+    return kind is FinishDelta
 
 
 def _whole_calls(calls: dict[int, _PartialCall]) -> tuple[ToolCall, ...]:

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -112,6 +113,33 @@ def test_whatever_a_tool_raises_is_a_result(error: BaseException) -> None:
         assert runtime.run(session).text == "I see"
         assert session.messages[2].is_error
         assert type(error).__name__ in session.messages[2].content
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        TextDelta(None),  # type: ignore[arg-type]
+        ReasoningDelta(b"x"),  # type: ignore[arg-type]
+        ToolCallDelta(None, "id", "echo"),  # type: ignore[arg-type]
+        ToolCallDelta(0, "id", None),  # type: ignore[arg-type]
+        ToolCallDelta(0, "id", "echo", {}),  # type: ignore[arg-type]
+        UsageDelta(None, 1),  # type: ignore[arg-type]
+        None,
+        "x",
+    ],
+    ids=repr,
+)
+def test_what_is_no_delta_is_the_models_fault(delta: Any) -> None:
+    """It is named; what came before is kept."""
+    session = Session.from_user("go")
+    with Runtime(Agent("a", Scripted([TextDelta("before"), delta]))) as runtime:
+        events = list(runtime.run_stream(session))
+    assert [(event.code, repr(delta) in event.error) for event in events if isinstance(event, Error)] == [
+        ("model_error", True)
+    ]
+    assert isinstance(events[-1], StreamStopped)
+    assert events[-1].reason == "error"
+    assert session.messages[-1].content == "before"
 
 
 def test_wrong_calls_come_back_to_the_model() -> None:
