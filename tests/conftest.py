@@ -12,6 +12,7 @@ import ctypes
 import gc
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -50,6 +51,14 @@ def _where(threads: list[threading.Thread]) -> str:
         stack = "".join(traceback.format_stack(frame)) if frame is not None else "  (just ended)\n"
         lines.append(f"{thread!r}:\n{stack}")
     return "\n".join(lines)
+
+
+def pytest_configure() -> None:
+    """A shell starts what it puts in the background with Ctrl-C ignored, and Python leaves it so: tests that press it
+    would wait for ever, here and in the processes they start.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
