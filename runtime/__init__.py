@@ -9,11 +9,12 @@ Events are in `runtime.events`, models in `runtime.models`, MCP servers in `runt
 from typing import Any
 
 from ._errors import InvalidAnswer, MissingExtra, NotPending, RunError, SessionBusy, StreamStuck
-from ._hooks import HookInput, HookResult
+from ._hooks import Hook, HookInput, HookResult
 from ._observe import Observer
 from ._scope import EventSink, stream_scope
 from .agent import Agent, Team
 from .bridge import ElicitationBridge
+from .limits import Budget
 from .model import (
     Delta,
     FinishDelta,
@@ -28,15 +29,18 @@ from .runtime import Runtime
 from .session import Message, Session, ToolCall
 from .stream import EventStream, RunResult
 from .tool import Answer, Tool, ToolContext, ToolResult, ToolSet, tool
+from .usage import Price, Usage
 
 __all__ = [
     "Agent",
     "Answer",
+    "Budget",
     "Delta",
     "ElicitationBridge",
     "EventSink",
     "EventStream",
     "FinishDelta",
+    "Hook",
     "HookInput",
     "HookResult",
     "InvalidAnswer",
@@ -45,6 +49,7 @@ __all__ = [
     "Model",
     "NotPending",
     "Observer",
+    "Price",
     "ReasoningDelta",
     "RunError",
     "RunResult",
@@ -61,6 +66,7 @@ __all__ = [
     "ToolDefinition",
     "ToolResult",
     "ToolSet",
+    "Usage",
     "UsageDelta",
     "stream_scope",
     "tool",

@@ -14,7 +14,7 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Container, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ class Calls:
     def __init__(
         self, token: CancelToken, helpers: HelperPool, loop: Callable[[], LoopThread], context: Context
     ) -> None:
-        self._token = token
+        self.token = token
         self._helpers = helpers
         self._loop = loop
         self._context = context
@@ -137,7 +137,7 @@ class Calls:
         inbox: Channel[Finished] = Channel(1, name=what)
         call = self.start(what, inbox, function, *args, **kwargs)
         try:
-            finished = inbox.recv(timeout=timeout, cancel=self._token)
+            finished = inbox.recv(timeout=timeout, cancel=self.token)
         except TimeoutError:
             call.cancel()
             raise NotInTime(f"{what} did not end within {timeout:g} s") from None
@@ -155,7 +155,7 @@ class Calls:
 
     def _iterate_async(self, what: str, source: Callable[[], AsyncIterator[Any]]) -> Generator[Any, None, None]:
         call = Call(what, Channel(name=what))
-        with self._loop().iterate(source, cancel=self._token, buffer=DELTAS, context=self._context.copy()) as items:
+        with self._loop().iterate(source, cancel=self.token, buffer=DELTAS, context=self._context.copy()) as items:
             call.done = items.done._channel
             self._live.add(call)  # leaving the block cancels the task; `join` waits for its end
             for batch in items.batches():
@@ -170,7 +170,7 @@ class Calls:
         call = self.start(what, inbox, self._produce, inbox, function, args, kwargs)
         try:
             while True:
-                item = inbox.recv(cancel=self._token)
+                item = inbox.recv(cancel=self.token)
                 if item.__class__ is Finished and item.call is call:
                     item.result()
                     return
@@ -182,7 +182,7 @@ class Calls:
         """On the helper: pass on what the source brings, until nobody takes it any more."""
         source = function(*args, **kwargs)
         if hasattr(source, "__aiter__"):
-            source = self._loop().iterate(source, cancel=self._token)
+            source = self._loop().iterate(source, cancel=self.token)
         try:
             for item in source:
                 try:
@@ -199,7 +199,7 @@ class Calls:
         try:
             value, error = context.run(function, *args, **kwargs), None
             if inspect.isawaitable(value):  # a plain function that returns a coroutine
-                value = self._loop().call(value, cancel=self._token, context=context)
+                value = self._loop().call(value, cancel=self.token, context=context)
         except BaseException as caught:  # SystemExit too: it ends the call, not the helper
             value, error = None, caught
         self._done(call, value, error)
@@ -208,11 +208,12 @@ class Calls:
         self._live.discard(call)
         call.finish(value, error)
 
-    def abandon(self) -> None:
-        """Let go of all calls: their inboxes close, tasks are cancelled, threads end by themselves."""
+    def abandon(self, keep: Container[Call] = ()) -> None:
+        """Let go of all calls but those to ``keep``: inboxes close, tasks are cancelled, threads end by themselves."""
         for call in list(self._live):
-            call.inbox.close()
-            call.cancel()
+            if call not in keep:
+                call.inbox.close()
+                call.cancel()
 
     @contextlib.contextmanager
     def nested(self, what: str, other: Calls) -> Iterator[None]:

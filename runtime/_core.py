@@ -10,18 +10,22 @@ import logging
 import threading
 from collections.abc import Callable
 from contextvars import Context
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from channels import Cancelled, CancelToken, Channel
 
 from ._asks import Asks
-from ._calls import Call, Calls
+from ._calls import Calls
 from ._helpers import HelperPool
-from ._hooks import HookFailed, HookInput, HookResult, Hooks
+from ._hooks import NOTHING, HookFailed, HookInput, HookResult, Hooks
+from ._limits import Spending
 from .agent import Agent
 from .bridge import ElicitationBridge, Events
-from .events import Event, StopReason, StreamStopped, Warning
+from .events import Event, HookBlocked, HookFinished, HookStarted, StopReason, StreamStopped, Warning
+from .limits import Budget
 from .session import Message, Session, SessionLog
+from .usage import Prices
 
 if TYPE_CHECKING:
     from channels.aio import LoopThread
@@ -33,12 +37,16 @@ _numbers = itertools.count(1)
 
 
 class StopRun(Exception):
-    """Ends the stream, with an `Error` event. Raised by whoever finds the reason, handled in one place: the worker."""
+    """Ends the stream. Raised by whoever finds the reason, handled in one place: the worker.
 
-    def __init__(self, reason: StopReason, code: str, message: str) -> None:
+    ``note`` is what the session says of it, for the model that goes on with it some other time.
+    """
+
+    def __init__(self, reason: StopReason, code: str, message: str, *, note: str = "") -> None:
         super().__init__(message)
         self.reason = reason
         self.code = code
+        self.note = note
 
 
 class Tags(TypedDict):
@@ -86,6 +94,7 @@ class Shared:
         grace: float,
         event_capacity: int,
         observers: tuple[Any, ...],
+        prices: Prices,
     ) -> None:
         self.bridge: Final = ElicitationBridge()
         self.asks: Final = Asks()
@@ -96,6 +105,7 @@ class Shared:
         self.grace = grace
         self.event_capacity = event_capacity
         self.observers = observers
+        self.prices = prices
         self.cores: Final[set[StreamCore]] = set()  # the live streams
 
 
@@ -111,7 +121,8 @@ class StreamCore:
         *,
         interactive: bool,
         context: Context,
-        root: StreamCore | None,
+        parent: StreamCore | None,
+        budget: Budget | None,
         gone: CancelToken,
         observed: bool,
     ) -> None:
@@ -124,13 +135,16 @@ class StreamCore:
         self.context = context
         self.hooks = Hooks(agent.hooks)
         self.tags: Tags = {"agent_name": agent.name, "session_id": session.id}
+        self.spending: Spending = Spending((agent.budget, budget), None if parent is None else parent.spending)
         #: Cancelled when nobody will read the events any more; the two below are cancelled with it.
         self.gone = gone
         #: Cancelled when the consumer wants the stream to end. One token does for all, where no forwarder has to know.
         self.stopping = CancelToken(gone) if observed else gone
-        #: The stream's own: what is done for it ends with this. Cancelled at every end.
-        self.token = CancelToken(self.stopping) if observed else gone
-        self._root = root
+        #: The stream's own: what is done for it ends with this. Cancelled at every end, and when the time is up.
+        self.token = gone
+        if observed or self.spending.seconds is not None:
+            self.token = CancelToken(self.stopping, timeout=self.spending.seconds)
+        self._root = None if parent is None else parent.root
         self.events: Events = Channel(shared.event_capacity, name=f"events {self.number}")
         #: What the consumer reads: `events`, or what the forwarder passes on after the observers have seen it.
         self.out: Events = self.events
@@ -147,8 +161,6 @@ class StreamCore:
         self.first_message = len(messages)
         #: The ids of all tool calls in the session: a model that numbers them anew each turn is given others.
         self.call_ids = {call.id for message in messages for call in message.tool_calls}
-        self.input_tokens = 0
-        self.output_tokens = 0
 
     @property
     def root(self) -> StreamCore:
@@ -169,36 +181,60 @@ class StreamCore:
         """What a hook at ``point`` is told."""
         return HookInput(point, self.session.id, self.agent.name, **fields)
 
-    def fire(self, point: str, **fields: Any) -> HookResult:
-        """Run the hooks at ``point``, one after the other; the first that blocks ends it.
+    def fire(self, point: str, emit: Callable[[Event], None] | None = None, **fields: Any) -> HookResult:
+        """Run the hooks at ``point``, one after the other, each told what the one before has changed.
 
-        Context adds up. A hook that fails or takes too long is a `Warning` event and nothing more.
+        The first that blocks or allows ends it; context adds up. A hook that fails or takes too long is a `Warning`
+        event and nothing more. Not only for the worker, where ``emit`` is given.
         """
+        hooks = self.hooks.at(point, fields.get("tool_name", ""))
+        if not hooks:
+            return NOTHING
+        send = emit or self.emit
+        given = self.hook_input(point, **fields)
         contexts = []
-        for hook in self.hooks.at(point):
-            call = hook.bound(self.hook_input(point, **fields), self.token)
+        changed: dict[str, Any] = {}
+        for hook in hooks:
+            send(HookStarted(point, hook.name, **self.tags))
+            failure = ""
             try:
-                result = hook.result(self.calls.run(f"hook {hook.name}", call, timeout=hook.timeout))
-            except Cancelled:
-                if self.token.cancelled:
-                    raise
-                self.emit(Warning(f"hook {hook.name} at {point} failed: cancelled", **self.tags))
+                call = hook.bound(given, self.token)
+                result = hook.result(point, self.calls.run(f"hook {hook.name}", call, timeout=hook.timeout))
             except BaseException as error:
-                self.emit(Warning(f"hook {hook.name} at {point} failed: {describe(error)}", **self.tags))
-            else:
-                if result.block:
-                    return result
-                if result.context:
-                    contexts.append(result.context)
-        return HookResult(context="\n".join(contexts))
+                if self.token.cancelled:
+                    raise Cancelled(self.token.cause) from error
+                result, failure = NOTHING, describe(error)
+            send(HookFinished(point, hook.name, failure, **self.tags))
+            if failure:
+                send(Warning(f"hook {hook.name} at {point} failed: {failure}", **self.tags))
+            if result.context:
+                contexts.append(result.context)
+            if result.updated_input is not None:
+                changed["updated_input"] = result.updated_input
+                given = replace(given, tool_input=result.updated_input)
+            if result.updated_response is not None:
+                changed["updated_response"] = result.updated_response
+                given = replace(given, tool_response=result.updated_response)
+            if result.block or result.allow:
+                return replace(result, **changed)
+        return HookResult(context="\n".join(contexts), **changed)
 
-    def start_cleanup(self) -> list[Call]:
-        """Start the ``session_end`` hooks, all at once and whatever the token says."""
-        given = self.hook_input("session_end", reason=self.ending.reason)
-        return [
-            self.calls.start(f"hook {hook.name}", Channel(1), hook.bound(given, None))
-            for hook in self.hooks.at("session_end")
-        ]
+    def stop_if_blocked(self, point: str, result: HookResult) -> None:
+        """End the stream where a hook says so."""
+        if result.block:
+            reason = result.reason or f"a {point} hook stopped the run"
+            self.emit(HookBlocked(point, reason, **self.tags))
+            raise StopRun("hook_blocked", "hook_blocked", reason)
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the time budget ends the stream, and nobody else."""
+        return self.token.cancelled and not self.stopping.cancelled
+
+    def speak_again(self) -> None:
+        """Where the time is up, but the consumer has not left, there is something to be said, and no hurry any more."""
+        if self.out_of_time:
+            self.token = self.calls.token = CancelToken(self.stopping)
 
     def __repr__(self) -> str:
         return f"<stream {self.number} of {self.session!r}>"

@@ -8,15 +8,40 @@ import json
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from channels import CancelToken
 
+from .usage import Usage
+
 if TYPE_CHECKING:
     import subprocess
 
-HOOK_POINTS: Final = ("session_start", "session_end", "user_prompt_submit", "notification", "on_error")
+#: The hook points, and what a hook may answer there besides a reason.
+HOOK_POINTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "session_start": ("block", "context"),
+    "user_prompt_submit": ("block", "context"),
+    "turn_start": ("context",),
+    "before_llm_call": ("block",),
+    "after_llm_call": (),
+    "permission_request": ("block", "allow"),
+    "on_tool_approval_decision": (),
+    "pre_tool_use": ("block", "updated_input"),
+    "tool_response_transform": ("updated_response",),
+    "post_tool_use": ("block", "context"),
+    "on_user_input": (),
+    "stop": ("block",),
+    "turn_end": (),
+    "on_max_iterations": (),
+    "notification": (),
+    "on_error": (),
+    "session_end": (),
+}
+TOOL_POINTS: Final = frozenset(
+    ("permission_request", "on_tool_approval_decision", "pre_tool_use", "tool_response_transform", "post_tool_use")
+)
 TIMEOUT: Final = 60.0  # seconds
 
 Command: TypeAlias = "str | Sequence[str]"
@@ -24,37 +49,92 @@ Command: TypeAlias = "str | Sequence[str]"
 
 @dataclass(frozen=True, slots=True)
 class HookInput:
-    """What a hook is told. A command gets it as JSON on its standard input."""
+    """What a hook is told. A command gets it as JSON on its standard input, without the fields that say nothing."""
 
     hook_event_name: str
     session_id: str
     agent_name: str
     cwd: str = field(default_factory=lambda: _working_directory())
     prompt: str = ""  # user_prompt_submit
-    reason: str = ""  # session_end, on_error, notification
+    reason: str = ""  # turn_end, session_end, on_error, notification, on_user_input, on_max_iterations, the decision
+    iteration: int = 0  # turn_start, turn_end, before_llm_call, after_llm_call: 1 for the first turn of a stream
+    model: str = ""  # before_llm_call, after_llm_call
+    response: str = ""  # after_llm_call, stop: what the model said
+    usage: Usage | None = None  # after_llm_call
+    stop_hook_active: bool = False  # stop: such a hook has made the agent go on before
+    tool_name: str = ""  # the points of tools
+    tool_use_id: str = ""
+    tool_input: Mapping[str, Any] | None = None
+    tool_response: str = ""  # tool_response_transform, post_tool_use
+    is_error: bool = False
+    decision: str = ""  # on_tool_approval_decision: allow or deny
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a command is told, ready for `json.dumps`."""
+        given = asdict(self)
+        said = {key: value for key, value in given.items() if value or key == "cwd"}
+        if self.tool_input is not None:
+            said["tool_input"] = dict(self.tool_input)
+        return said
 
 
 @dataclass(frozen=True, slots=True)
 class HookResult:
-    """What a hook may answer: to stop here, for a reason; something that the model should know."""
+    """What a hook may answer. Not every point takes everything: an answer that it does not take is a `Warning`.
+
+    ``block`` stops what is about to happen, for a ``reason``. ``context`` is something that the model should know.
+    ``updated_input`` replaces the arguments of a tool call, ``updated_response`` the result of one. ``allow`` answers
+    a request for permission.
+    """
 
     block: bool = False
     reason: str = ""
     context: str = ""
+    updated_input: Mapping[str, Any] | None = None
+    updated_response: str | None = None
+    allow: bool = False
+
+
+NOTHING: Final = HookResult()
+_ANSWERS: Final[Mapping[str, type]] = {
+    "block": bool,
+    "reason": str,
+    "context": str,
+    "updated_input": Mapping,
+    "updated_response": str,
+    "allow": bool,
+}
 
 
 class HookFailed(Exception):
     """A hook broke. The stream goes on."""
 
 
+@dataclass(frozen=True, slots=True)
 class Hook:
-    """One callable or command at one hook point."""
+    """A callable or a command, where it needs more said than that.
 
-    def __init__(self, point: str, target: Callable[[HookInput], Any] | Command, timeout: float = TIMEOUT) -> None:
-        self.point = point
-        self.target = target
-        self.timeout = timeout
-        self.name = getattr(target, "__qualname__", None) or str(target)
+    ``matcher`` chooses the tools it is for, by name: patterns as in the shell, with ``|`` between them, such as
+    ``shell|write_*``. It belongs to the hook points of tools. After ``timeout`` seconds the hook has failed; a command
+    is killed, a coroutine cancelled, a plain function left to itself.
+    """
+
+    target: Callable[[HookInput], Any] | Command
+    matcher: str = "*"
+    timeout: float = TIMEOUT
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise ValueError(f"a hook's timeout is more than 0 seconds, not {self.timeout!r}")
+
+    @property
+    def name(self) -> str:
+        """What it is called in events."""
+        return getattr(self.target, "__qualname__", None) or str(self.target)
+
+    def matches(self, tool_name: str) -> bool:
+        """Whether it is for this tool."""
+        return self.matcher == "*" or any(fnmatchcase(tool_name, pattern) for pattern in self.matcher.split("|"))
 
     def bound(self, given: HookInput, cancel: CancelToken | None) -> Callable[[], Any]:
         """The call to make, as a plain or a coroutine function. ``cancel`` ends a command."""
@@ -69,18 +149,22 @@ class Hook:
             return call
         return lambda: target(given)
 
-    def result(self, value: Any) -> HookResult:
-        """What the hook answered."""
+    def result(self, point: str, value: Any) -> HookResult:
+        """What the hook answered at ``point``. Raises `HookFailed`."""
         if value is None:
-            return HookResult()
+            return NOTHING
         if not isinstance(value, HookResult):
             raise HookFailed(f"hook {self.name} returns a HookResult or None, not {value!r}")
-        if not (isinstance(value.reason, str) and isinstance(value.context, str)):
-            raise HookFailed(f"hook {self.name} gives its reason and context as text, not {value!r}")
+        taken = HOOK_POINTS[point]
+        for each in fields(HookResult):
+            said = getattr(value, each.name)
+            if said == each.default:
+                continue
+            if not isinstance(said, _ANSWERS[each.name]):
+                raise HookFailed(f"hook {self.name}: {each.name} is {_ANSWERS[each.name].__name__}, not {said!r}")
+            if each.name not in ("reason", *taken):
+                raise HookFailed(f"{each.name} means nothing here; {', '.join(taken) or 'nothing'} does")
         return value
-
-    def __repr__(self) -> str:
-        return f"<Hook {self.point}: {self.name}>"
 
 
 class Hooks:
@@ -91,13 +175,21 @@ class Hooks:
         for point, targets in (given or {}).items():
             if point not in HOOK_POINTS:
                 raise ValueError(f"unknown hook point {point!r}; known are {', '.join(HOOK_POINTS)}")
-            if isinstance(targets, str) or callable(targets):
+            if isinstance(targets, (str, Hook)) or callable(targets):
                 raise TypeError(f"hooks[{point!r}] is a list of callables and commands, not {targets!r}")
-            self._hooks[point] = [Hook(point, target) for target in targets]
+            self._hooks[point] = [each if isinstance(each, Hook) else Hook(each) for each in targets]
+            for hook in self._hooks[point]:
+                if hook.matcher != "*" and point not in TOOL_POINTS:
+                    raise ValueError(
+                        f"hooks[{point!r}]: there is no tool at this point, so no matcher {hook.matcher!r}"
+                    )
 
-    def at(self, point: str) -> list[Hook]:
-        """The hooks at ``point``."""
-        return self._hooks.get(point, [])
+    def at(self, point: str, tool_name: str = "") -> list[Hook]:
+        """The hooks at ``point``, for this tool where there is one."""
+        hooks = self._hooks.get(point)
+        if not hooks:
+            return []
+        return [hook for hook in hooks if hook.matches(tool_name)]
 
 
 def _run_command(command: Command, given: HookInput, timeout: float, cancel: CancelToken | None) -> HookResult:
@@ -118,7 +210,7 @@ def _run_command(command: Command, given: HookInput, timeout: float, cancel: Can
         if cancel is not None:
             stack.enter_context(cancel.on_cancel(lambda: _kill(process)))
         try:
-            out, err = process.communicate(json.dumps(asdict(given)), timeout=timeout)
+            out, err = process.communicate(json.dumps(given.to_dict(), default=str), timeout=timeout)
         except BaseException:
             _kill(process)
             raise

@@ -3,54 +3,131 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from channels import Cancelled
 
 from . import events
+from ._cleanup import Cleanup
 from ._core import StopRun, StreamCore, describe
 from ._dispatch import dispatch
+from ._ends import ask_for_more, check_budget, loop_detected, over_budget
+from ._limits import Repeats
 from ._turn import take_turn
-from .events import StopReason
 from .session import Message
 from .tool import Tool
 
+STOPS_BLOCKED: Final = 8  # times that ``stop`` hooks may make the agent go on: a condition that never holds ends too
 
-def run(core: StreamCore) -> StopReason:
-    """Run the agent on its session; why it ended. Raises `StopRun` and `Cancelled`."""
-    core.emit(events.StreamStarted(**core.tags))
-    core.emit(events.AgentInfo(core.agent.model.id, core.agent.description, **core.tags))
-    extra = _begin(core)
-    for _ in range(core.agent.max_iterations):
+
+def run(core: StreamCore, cleanup: Cleanup) -> None:
+    """Run the agent on its session until it has nothing more to do. Raises `StopRun` and `Cancelled`."""
+    try:
+        core.emit(events.StreamStarted(**core.tags))
+        core.emit(events.AgentInfo(core.agent.model.id, core.agent.description, **core.tags))
+        run = _Run(core, cleanup, _begin(core))
+        limit = core.agent.max_iterations
+        check_budget(core)
+        while run.turn():
+            if run.iteration >= limit:
+                limit += ask_for_more(core, limit)
+    except Cancelled as error:
+        if not core.out_of_time:
+            raise
+        core.calls.abandon(keep=cleanup.calls)
+        core.shared.asks.withdraw(core, "the time is up")
+        core.speak_again()
+        cleanup.resume()
+        seconds = core.spending.seconds or 0.0
+        raise over_budget(core, "time", seconds, seconds) from error
+
+
+class _Run:
+    """The turns of one stream, and what goes from one to the next."""
+
+    def __init__(self, core: StreamCore, cleanup: Cleanup, context: list[str]) -> None:
+        self.iteration = 0
+        self._core = core
+        self._cleanup = cleanup
+        self._context = context  # what hooks want the model to know, as long as the stream lasts
+        self._repeats = Repeats(core.agent.max_repeated_calls)
+        self._stops_blocked = 0
+
+    def turn(self) -> bool:
+        """Ask the model, make the calls that it wants; whether there is more to do. However it ends, the ``turn_end``
+        hooks run.
+        """
+        core = self._core
+        self.iteration += 1
+        reason = "error"
+        try:
+            started = core.fire("turn_start", iteration=self.iteration)
+            goes_on = self._turn([*self._context, started.context])
+            reason = "continue" if goes_on else "normal"
+            return goes_on
+        except StopRun as stop:
+            reason = stop.reason
+            raise
+        except Cancelled:
+            reason = "budget_exceeded" if core.out_of_time else "canceled"
+            raise
+        finally:
+            self._cleanup.fire("turn_end", reason=reason, iteration=self.iteration)
+            if core.stopping.cancelled:  # meanwhile: the hooks outlive that
+                raise Cancelled(core.stopping.cause)
+
+    def _turn(self, context: list[str]) -> bool:
+        core = self._core
+        model = core.agent.model.id
         tools = _tools(core)
-        messages = _conversation(core, extra)
-        reply = take_turn(core, messages, [tool.definition for tool in tools.values()])
-        if not reply.tool_calls:
-            return "normal"
-        dispatch(core, reply.tool_calls, tools)
-    core.emit(events.MaxIterationsReached(core.agent.max_iterations, **core.tags))
-    return "max_iterations"
+        blocked = core.fire("before_llm_call", model=model, iteration=self.iteration)
+        core.stop_if_blocked("before_llm_call", blocked)
+        reply = take_turn(core, _conversation(core, context), [tool.definition for tool in tools.values()])
+        core.fire("after_llm_call", model=model, iteration=self.iteration, response=reply.content, usage=reply.usage)
+        if reply.tool_calls:
+            check_budget(core)  # calls may have effects, and nobody would see their results
+            dispatch(core, reply.tool_calls, tools)
+            repeated = self._repeats.look(reply.tool_calls, core.session.messages[-len(reply.tool_calls) :], tools)
+            if repeated:
+                raise loop_detected(core, repeated)
+        elif not self._stop_is_blocked(reply):
+            return False
+        check_budget(core)
+        return True
+
+    def _stop_is_blocked(self, reply: Message) -> bool:
+        """Whether a ``stop`` hook wants the agent to go on: its reason is then the next that the agent is told."""
+        core = self._core
+        answer = core.fire("stop", response=reply.content, stop_hook_active=self._stops_blocked > 0)
+        if not answer.block:
+            return False
+        if self._stops_blocked == STOPS_BLOCKED:
+            core.emit(
+                events.Warning(
+                    f"the stop hooks have made the agent go on {STOPS_BLOCKED} times, and no more", **core.tags
+                )
+            )
+            return False
+        self._stops_blocked += 1
+        reason = answer.reason or "You are not done yet: go on."
+        core.emit(events.HookBlocked("stop", reason, **core.tags))
+        core.record(Message("user", reason))
+        return True
 
 
 def _begin(core: StreamCore) -> list[str]:
     """Start hooks and toolsets; what hooks want the model to know."""
     started = core.fire("session_start")
-    _stop_if_blocked(core, "session_start", started.block, started.reason)
+    core.stop_if_blocked("session_start", started)
     core.emit(events.ToolsetInfo(tuple(_tools(core)), **core.tags))
     extra = [started.context]
     last = core.session.messages[-1] if core.session.messages else None
     if last is not None and last.role == "user":
         core.emit(events.UserMessage(last.content, **core.tags))
         submitted = core.fire("user_prompt_submit", prompt=last.content)
-        _stop_if_blocked(core, "user_prompt_submit", submitted.block, submitted.reason)
+        core.stop_if_blocked("user_prompt_submit", submitted)
         extra.append(submitted.context)
     return [text for text in extra if text]
-
-
-def _stop_if_blocked(core: StreamCore, point: str, block: bool, reason: str) -> None:
-    if block:
-        reason = reason or f"a {point} hook stopped the run"
-        core.emit(events.HookBlocked(point, reason, **core.tags))
-        raise StopRun("hook_blocked", "hook_blocked", reason)
 
 
 def _tools(core: StreamCore) -> dict[str, Tool]:

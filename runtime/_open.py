@@ -15,6 +15,7 @@ from ._core import Shared, StreamCore
 from ._observe import forward, observing_calls
 from ._worker import work
 from .agent import Agent
+from .limits import Budget
 from .session import Session
 from .stream import EventStream
 
@@ -26,6 +27,7 @@ def open_stream(
     *,
     interactive: bool,
     context: Context,
+    budget: Budget | None = None,
     parent: StreamCore | None = None,
 ) -> EventStream:
     """A stream whose worker runs. Raises `SessionBusy`.
@@ -42,7 +44,8 @@ def open_stream(
             log,
             interactive=interactive,
             context=context,
-            root=None if parent is None else parent.root,
+            parent=parent,
+            budget=budget,
             gone=CancelToken(None if parent is None else parent.token),
             observed=observed,
         )

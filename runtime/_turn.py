@@ -13,6 +13,7 @@ from . import events
 from ._core import StopRun, StreamCore, describe
 from .model import FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, ToolDefinition, UsageDelta
 from .session import Message, ToolCall
+from .usage import Usage
 
 _END: Final[Any] = object()
 
@@ -34,7 +35,7 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
     model = core.agent.model
     text: list[str] = []
     calls: dict[int, _PartialCall] = {}
-    usage = UsageDelta()
+    usage: Usage | None = None
     whole = False
     deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, tools, cancel=core.token)
     try:
@@ -58,18 +59,22 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
                 piece = ToolCall(call.id, call.name, delta.arguments)
                 core.emit(events.PartialToolCall(piece, **core.tags))
             elif kind is UsageDelta:
-                usage = UsageDelta(
-                    max(usage.input_tokens, delta.input_tokens), max(usage.output_tokens, delta.output_tokens)
-                )
+                usage = _highest(usage or Usage(), delta)
         whole = True
     finally:
         # A call that was cut off in the middle of its arguments is not a call.
         made = _whole_calls(calls) if whole else ()
-        message = Message("assistant", "".join(text), made, agent_name=core.agent.name)
+        if usage is not None:
+            usage = core.shared.prices.priced(model.id, usage)
+            core.spending.add(usage)
+        message = Message("assistant", "".join(text), made, agent_name=core.agent.name, model=model.id, usage=usage)
         if whole or text:
             core.record(message)
+        elif usage is not None:
+            core.log.count(usage)
         deltas.close()
-    _report_usage(core, usage)
+        if usage is not None and not core.token.cancelled:
+            _report(core, usage)
     return message
 
 
@@ -104,12 +109,30 @@ def _new_id() -> str:
     return f"call_{uuid.uuid4().hex[:16]}"
 
 
-def _report_usage(core: StreamCore, usage: UsageDelta) -> None:
-    core.input_tokens += usage.input_tokens
-    core.output_tokens += usage.output_tokens
-    if usage.input_tokens or usage.output_tokens:
-        core.emit(
-            events.TokenUsage(
-                usage.input_tokens, usage.output_tokens, core.input_tokens, core.output_tokens, **core.tags
-            )
+def _highest(usage: Usage, delta: UsageDelta) -> Usage:
+    """A model may say several times what it has used so far."""
+    return Usage(
+        max(usage.input_tokens, delta.input_tokens),
+        max(usage.output_tokens, delta.output_tokens),
+        max(usage.cached_tokens, delta.cached_tokens),
+        max(usage.cache_write_tokens, delta.cache_write_tokens),
+        max(usage.reasoning_tokens, delta.reasoning_tokens),
+    )
+
+
+def _report(core: StreamCore, usage: Usage) -> None:
+    total = core.spending.usage or usage
+    core.emit(
+        events.TokenUsage(
+            core.agent.model.id,
+            usage.input_tokens,
+            usage.output_tokens,
+            total.input_tokens,
+            total.output_tokens,
+            usage.cached_tokens,
+            usage.reasoning_tokens,
+            usage.cost,
+            total.cost,
+            **core.tags,
         )
+    )

@@ -7,30 +7,29 @@ bridge lets go of it on every path there is; nothing in the loop has to remember
 from __future__ import annotations
 
 import logging
+from typing import Final
 
-from channels import Cancelled, ChannelClosed
+from channels import Cancelled
 
 from . import _loop, events
-from ._calls import Call
+from ._cleanup import Cleanup
 from ._core import StopRun, StreamCore, describe
 from ._scope import stream_scope
+from .session import Message
 
 _logger = logging.getLogger(__name__)
+_INTERRUPTED: Final = "interrupted: the stream ended before this call did"
 
 
 def work(core: StreamCore) -> None:
     """Run the stream to its end. Raises nothing."""
     ending = core.ending
-    cleanup: list[Call] = []
+    cleanup = Cleanup(core)
     try:
         with stream_scope(core.shared.bridge, core.events, final=ending.stopped):
             try:
-                with core.log as log:
-                    try:
-                        reason = _loop.run(core)
-                    finally:
-                        log.settle("interrupted: the stream ended before this call did")
-                ending.decide(reason)
+                _run(core, cleanup)
+                ending.decide("normal")
             except Cancelled as error:
                 ending.decide("canceled", message=str(error.cause or ""), error=error)
             except StopRun as stop:
@@ -41,10 +40,9 @@ def work(core: StreamCore) -> None:
                 _logger.exception("%r failed", core)
                 _report(core)
             finally:
-                core.calls.abandon()
+                core.calls.abandon(keep=cleanup.calls)
                 core.shared.asks.withdraw(core, "the stream has ended")
-                cleanup = core.start_cleanup()
-                _wait(core, cleanup)
+                cleanup.fire("session_end", reason=ending.reason)
     except BaseException as error:
         ending.decide("error", "internal", describe(error), error)
         _logger.exception("%r did not end cleanly", core)
@@ -53,37 +51,33 @@ def work(core: StreamCore) -> None:
         if not core.events.closed:  # the scope could not be entered
             core.events.close(final=ending.stopped())
         core.token.cancel("the stream has ended")  # what still acts for it shall not wait for ever
-        if cleanup:
-            core.calls.join(core.shared.grace, cleanup)
+        cleanup.finish()
+
+
+def _run(core: StreamCore, cleanup: Cleanup) -> None:
+    """Run the loop, and leave the session in order: every call with a result, and a word on why it ended early."""
+    with core.log as log:
+        try:
+            _loop.run(core, cleanup)
+        except StopRun as stop:
+            log.settle(_INTERRUPTED)
+            if stop.note:
+                log.append(Message("assistant", stop.note, agent_name=core.agent.name))
+            raise
+        finally:
+            log.settle(_INTERRUPTED)
 
 
 def _report(core: StreamCore) -> None:
-    """Tell the consumer and the hooks why the stream fails. A cancel cuts this short; the reason stands."""
+    """Tell the consumer and the hooks why the stream ends. A cancel cuts this short; the reason stands."""
     ending = core.ending
+    failed = ending.reason in ("error", "hook_blocked", "loop_detected")
+    core.speak_again()
     try:
-        core.emit(events.Error(ending.message, ending.code, **core.tags))
-        if ending.reason == "hook_blocked":
-            core.fire("notification", reason=ending.message)
-        core.fire("on_error", reason=ending.message)
+        if failed:
+            core.emit(events.Error(ending.message, ending.code, **core.tags))
+        core.fire("notification", reason=ending.message)
+        if failed:
+            core.fire("on_error", reason=ending.message)
     except Cancelled:
         pass
-
-
-def _wait(core: StreamCore, cleanup: list[Call]) -> None:
-    """On a normal end the cleanup hooks finish before the last event; when cancelled, the stream closes first."""
-    for call, hook in zip(cleanup, core.hooks.at("session_end"), strict=True):
-        try:
-            call.done.recv(timeout=hook.timeout, cancel=core.token)
-        except ChannelClosed:
-            _log_failure(call, hook.name)
-        except TimeoutError:
-            _logger.warning("hook %s at session_end did not end within %g s", hook.name, hook.timeout)
-        except Cancelled:
-            return
-
-
-def _log_failure(call: Call, name: str) -> None:
-    try:
-        call.inbox.try_recv().result()
-    except BaseException as error:
-        _logger.warning("hook %s at session_end failed: %s", name, describe(error))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .limits import Budget
 from .model import Model
 from .tool import Tool, ToolSet, tool
 
@@ -15,8 +16,9 @@ class Agent:
     """A model with instructions, tools and hooks. Immutable, and shared freely between runtimes and threads.
 
     ``tools`` are `Tool` objects or plain functions; ``toolsets`` are started with the first stream that needs them.
-    ``hooks`` maps a hook point to callables and shell commands. ``max_iterations`` is how many turns one stream may
-    take.
+    ``hooks`` maps a hook point to callables, shell commands and `Hook` objects. ``max_iterations`` is how many turns
+    one stream may take before it asks for more, ``budget`` what it may use. A stream whose turns make the same tool
+    calls ``max_repeated_calls`` times in a row, with the same results, is ended (None: it is not).
     """
 
     name: str
@@ -27,12 +29,16 @@ class Agent:
     toolsets: Sequence[ToolSet] = ()
     hooks: Mapping[str, Sequence[Any]] | None = None
     max_iterations: int = 50
+    max_repeated_calls: int | None = 5
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("an agent needs a name")
         if self.max_iterations < 1:
             raise ValueError(f"max_iterations is 1 or more, not {self.max_iterations}")
+        if self.max_repeated_calls is not None and self.max_repeated_calls < 2:
+            raise ValueError(f"max_repeated_calls is 2 or more, or None, not {self.max_repeated_calls}")
         tools = tuple(each if isinstance(each, Tool) else tool(each) for each in self.tools)
         names = [each.name for each in tools]
         for name in names:

@@ -19,6 +19,7 @@ from ._cli_ask import Questions, Read
 from ._cli_load import CannotLoad, load
 from ._cli_show import Screen
 from ._cli_terminal import Terminal
+from ._ends import MORE
 from ._errors import MissingExtra, RunError, StreamStuck
 from .agent import Agent
 from .runtime import Runtime
@@ -178,12 +179,21 @@ def _follow(
         problem = _problem(event) or problem
         if said:
             continue  # nobody wants to see the rest
-        if isinstance(event, events.ElicitationRequest):
+        question = _question(event)
+        if question is not None:
             with contextlib.suppress(KeyboardInterrupt):  # the handler has cancelled the stream
-                questions.answer(stream, event)
+                questions.answer(stream, question)
             screen.wait()
         else:
             screen.show(event)
+
+
+def _question(event: events.Event) -> events.ElicitationRequest | None:
+    """What ``event`` asks, if it does."""
+    if isinstance(event, events.MaxIterationsReached) and event.request_id:
+        text = f"It has taken all of its {event.max_iterations} turns. How many more may it take?"
+        return events.ElicitationRequest(event.request_id, text, schema=MORE)
+    return event if isinstance(event, events.ElicitationRequest) else None
 
 
 def _problem(event: events.Event) -> str:

@@ -216,14 +216,23 @@ class Warning(Event):
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage(Event):
-    """Tokens used: by the last model call, and by the stream so far."""
+    """What a model call used, and the stream so far, with the streams nested in it.
+
+    ``cached_tokens`` are part of the input, ``reasoning_tokens`` of the output. Costs are in dollars, and None where
+    a model has no price.
+    """
 
     type: ClassVar[str] = "token_usage"
 
+    model: str
     input_tokens: int
     output_tokens: int
     total_input_tokens: int
     total_output_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: float | None = None
+    total_cost: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,16 +248,20 @@ class ModelFallback(Event):
 
 @dataclass(frozen=True, slots=True)
 class MaxIterationsReached(Event):
-    """The agent used up the turns it is allowed."""
+    """The agent used up the turns it is allowed. Answer with `EventStream.extend`.
+
+    ``request_id`` is empty where nobody is asked: the run is not interactive, and ends.
+    """
 
     type: ClassVar[str] = "max_iterations_reached"
 
     max_iterations: int
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetExceeded(Event):
-    """The stream used up a budget: ``kind`` is ``tokens``, ``cost`` or ``time``."""
+    """The stream used up a budget: ``kind`` is ``tokens``, ``cost`` (dollars) or ``time`` (seconds)."""
 
     type: ClassVar[str] = "budget_exceeded"
 

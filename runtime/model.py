@@ -42,10 +42,17 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class UsageDelta:
-    """Tokens this call has used."""
+    """Tokens this call has used so far: the highest count of each kind is what it came to.
+
+    ``cached_tokens`` and ``cache_write_tokens`` (from and into the provider's cache) are parts of ``input_tokens``,
+    ``reasoning_tokens`` is a part of ``output_tokens``: a provider that reports them apart is added up.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,15 +16,17 @@ from ._open import open_stream
 from ._toolsets import ToolSets
 from .agent import Agent, Team
 from .bridge import ElicitationBridge
-from .events import ElicitationRequest
+from .events import ElicitationRequest, MaxIterationsReached
+from .limits import Budget
 from .session import Session
 from .stream import EventStream, RunResult
 from .tool import Action, Answer
+from .usage import Price, Prices
 
 if TYPE_CHECKING:
     from channels.aio import LoopThread
 
-OnRequest: TypeAlias = "Callable[[ElicitationRequest], Answer | Mapping[str, Any] | None]"
+OnRequest: TypeAlias = "Callable[[Any], Answer | Mapping[str, Any] | int | None]"
 
 
 class Runtime:
@@ -34,7 +36,8 @@ class Runtime:
     in-process models; without one they get threads of their own. ``event_capacity`` is how many events a stream
     buffers for a slow consumer. A question that nobody answers within ``answer_timeout`` seconds is declined (None:
     it waits as long as its stream). ``grace`` is how many seconds a call that cannot be interrupted may take to end
-    after its stream did, before `StreamStuck` names it.
+    after its stream did, before `StreamStuck` names it. ``prices`` are those of your models, by id or pattern such as
+    ``openai/gpt-5*``; they go before the built-in list.
 
     Use it as a context manager, or `close` it: that ends its streams, helper threads and toolsets.
     """
@@ -48,6 +51,7 @@ class Runtime:
         event_capacity: int = 128,
         answer_timeout: float | None = 300.0,
         grace: float = 1.0,
+        prices: Mapping[str, Price] | None = None,
     ) -> None:
         self._team = agent if isinstance(agent, Team) else Team((agent,))
         self._closed = False
@@ -59,39 +63,51 @@ class Runtime:
             grace=grace,
             event_capacity=event_capacity,
             observers=tuple(observers),
+            prices=Prices(prices),
         )
 
     # -- running -------------------------------------------------------------------------------------------------------
 
-    def run_stream(self, session: Session, *, interactive: bool = True) -> EventStream:
+    def run_stream(self, session: Session, *, interactive: bool = True, budget: Budget | None = None) -> EventStream:
         """Start a run of the agent on ``session``; its events, to iterate over.
 
         Starts one thread, and returns at once. With ``interactive=False`` there is nobody to answer questions: they are
-        declined, and the model is told why. Raises `SessionBusy` while another stream runs on the session. Context
-        variables of the caller are seen in tools, hooks and models.
+        declined, and the model is told why. ``budget`` holds beside that of the agent. Raises `SessionBusy` while
+        another stream runs on the session. Context variables of the caller are seen in tools, hooks and models.
         """
         if self._closed:
             raise RuntimeError("the runtime is closed")
         return open_stream(
-            self._shared, self._team.root, session, interactive=interactive, context=contextvars.copy_context()
+            self._shared,
+            self._team.root,
+            session,
+            interactive=interactive,
+            context=contextvars.copy_context(),
+            budget=budget,
         )
 
-    def run(self, session: Session, *, on_request: OnRequest | None = None) -> RunResult:
+    def run(self, session: Session, *, on_request: OnRequest | None = None, budget: Budget | None = None) -> RunResult:
         """Run the agent on ``session`` to the end; what it came to.
 
-        ``on_request`` is called, in this thread, with each question: it returns the content of the answer, an
-        `Answer`, or None to decline. Without it the run is not interactive. Raises `RunError` when the run ends other
+        ``on_request`` is called, in this thread, with each event that asks. To an `ElicitationRequest` it returns the
+        content of the answer, an `Answer`, or None to decline; to a `MaxIterationsReached` how many more turns the run
+        may take, or None to end it. Without it the run is not interactive. Raises `RunError` when the run ends other
         than normally.
         """
-        with self.run_stream(session, interactive=on_request is not None) as stream:
+        with self.run_stream(session, interactive=on_request is not None, budget=budget) as stream:
             for event in stream:
                 if on_request is not None and isinstance(event, ElicitationRequest):
                     answer = on_request(event)
                     if answer is None:
                         answer = Answer("decline")
+                    elif isinstance(answer, int):
+                        raise TypeError(f"the answer to a question is its content or an Answer, not {answer!r}")
                     elif not isinstance(answer, Answer):
                         answer = Answer("accept", answer)
                     stream.respond(event, answer.action, answer.content)
+                elif on_request is not None and isinstance(event, MaxIterationsReached):
+                    more = on_request(event)
+                    stream.extend(event, more if isinstance(more, int) else 0)
             return stream.result()
 
     def resume_elicitation(

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from ._errors import SessionBusy
+from .usage import Usage
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -32,7 +33,8 @@ class ToolCall:
 class Message:
     """One message of a conversation.
 
-    ``tool_calls`` stands on assistant messages, ``tool_call_id`` and ``is_error`` on tool messages.
+    ``tool_calls`` stands on assistant messages, ``tool_call_id`` and ``is_error`` on tool messages. ``model`` and
+    ``usage`` tell what an assistant message was made with, as far as the model reported it.
     """
 
     role: Role
@@ -41,6 +43,8 @@ class Message:
     tool_call_id: str | None = None
     is_error: bool = False
     agent_name: str | None = None
+    model: str | None = None
+    usage: Usage | None = None
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,6 +58,10 @@ class Message:
             out["is_error"] = True
         if self.agent_name is not None:
             out["agent_name"] = self.agent_name
+        if self.model is not None:
+            out["model"] = self.model
+        if self.usage is not None:
+            out["usage"] = self.usage.to_dict()
         return out
 
     @classmethod
@@ -66,6 +74,8 @@ class Message:
             tool_call_id=data.get("tool_call_id"),
             is_error=data.get("is_error", False),
             agent_name=data.get("agent_name"),
+            model=data.get("model"),
+            usage=Usage(**data["usage"]) if "usage" in data else None,
             created_at=datetime.fromisoformat(data["created_at"]) if "created_at" in data else datetime.now(UTC),
         )
 
@@ -81,6 +91,9 @@ class Session:
         self.id = id or uuid.uuid4().hex
         self.title = title
         self._messages = list(messages)
+        self._usage: Usage | None = None
+        for message in self._messages:
+            self._count(message.usage)
         self._lease: SessionLog | None = None
         self._lock = threading.Lock()  # for _lease: two threads may start a stream at once
 
@@ -93,6 +106,17 @@ class Session:
     def messages(self) -> tuple[Message, ...]:
         """What was said so far."""
         return tuple(self._messages)
+
+    @property
+    def usage(self) -> Usage:
+        """What the model calls of this session used, also those that failed and left no message. A nested stream's
+        calls belong to its own session.
+        """
+        return self._usage or Usage()
+
+    def _count(self, usage: Usage | None) -> None:
+        if usage is not None:
+            self._usage = usage if self._usage is None else self._usage + usage
 
     def add_user(self, text: str) -> None:
         """Add what the user says next. Raises `SessionBusy` while a stream runs on the session."""
@@ -135,6 +159,11 @@ class SessionLog:
         if self._sealed:
             raise RuntimeError("the session is sealed: its stream has ended")
         self._session._messages.append(message)
+        self._session._count(message.usage)
+
+    def count(self, usage: Usage) -> None:
+        """Add the usage of a model call that left no message."""
+        self._session._count(usage)
 
     def settle(self, note: str) -> None:
         """Give every tool call that has no result one that says ``note``: a model refuses a conversation with open

@@ -15,20 +15,23 @@ from channels import Channel, ChannelClosed, Receiver, SupportsDone
 
 from ._calls import Calls
 from ._core import StreamCore
-from ._errors import RunError, StreamStuck
-from .events import ElicitationRequest, Event, StopReason
+from ._errors import InvalidAnswer, RunError, StreamStuck
+from .events import ElicitationRequest, Event, MaxIterationsReached, StopReason
 from .session import Message, Session
 from .tool import Action
+from .usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a run came to: the final text, the messages it added, the tokens it used, the reason of its end."""
+    """What a run came to: the final text, the messages it added, what it used, the reason of its end.
+
+    ``usage`` counts the streams nested in it too; that of the session is `Session.usage`.
+    """
 
     text: str
     messages: tuple[Message, ...]
-    input_tokens: int
-    output_tokens: int
+    usage: Usage
     reason: StopReason
 
 
@@ -108,6 +111,18 @@ class EventStream(Receiver[Event]):
         ask_id = request if isinstance(request, str) else request.elicitation_id
         self._core.shared.asks.answer(ask_id, action, content, root=self._core)
 
+    def extend(self, request: MaxIterationsReached | str, iterations: int) -> None:
+        """Let a run that has used up its turns take as many more, or end with 0, by its event or its ``request_id``.
+
+        Raises `NotPending` where it was answered or timed out before, and then the run has ended.
+        """
+        if iterations < 0:
+            raise InvalidAnswer(f"a run goes on for 0 turns or more, not {iterations}")
+        ask_id = request if isinstance(request, str) else request.request_id
+        self._core.shared.asks.answer(
+            ask_id, "accept" if iterations else "decline", {"iterations": iterations}, root=self._core
+        )
+
     @property
     def pending(self) -> list[Event]:
         """The events of the questions that wait for an answer from here, those of nested streams too; oldest first.
@@ -150,7 +165,7 @@ class EventStream(Receiver[Event]):
             raise RunError(ending.code, ending.message, ending.reason) from ending.error
         added = core.session.messages[core.first_message :]
         text = next((m.content for m in reversed(added) if m.role == "assistant"), "")
-        return RunResult(text, added, core.input_tokens, core.output_tokens, ending.reason)
+        return RunResult(text, added, core.spending.usage or Usage(), ending.reason)
 
     def _join(self) -> None:
         """Wait for the worker, the forwarder and every call, bounded; `StreamStuck` names what does not end."""

@@ -128,6 +128,7 @@ class Tool:
         parameters: Mapping[str, Any] | None = None,
         read_only: bool = False,
         parallel: bool = True,
+        polling: bool = False,
     ) -> None:
         self.name = name
         self.function = function
@@ -135,6 +136,7 @@ class Tool:
         self.parameters: Mapping[str, Any] = parameters or {"type": "object", "properties": {}}
         self.read_only = read_only
         self.parallel = parallel
+        self.polling = polling
         self.is_async = inspect.iscoroutinefunction(function)
         self.context_parameter = _context_parameter(function)
 
@@ -175,7 +177,12 @@ class ToolSet(Protocol):
 def tool(function: Callable[..., Any], /) -> Tool: ...
 @overload
 def tool(
-    *, name: str | None = None, description: str | None = None, read_only: bool = False, parallel: bool = True
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    read_only: bool = False,
+    parallel: bool = True,
+    polling: bool = False,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
     function: Callable[..., Any] | None = None,
@@ -185,11 +192,13 @@ def tool(
     description: str | None = None,
     read_only: bool = False,
     parallel: bool = True,
+    polling: bool = False,
 ) -> Any:
     """Make a tool of a typed function: its name, its docstring and its annotations are what the model sees.
 
     ``Args:`` in the docstring describes the parameters. ``read_only`` says that the tool changes nothing,
-    ``parallel=False`` that it must not run beside other calls of the same turn.
+    ``parallel=False`` that it must not run beside other calls of the same turn, ``polling`` that it is called again
+    and again until something has happened, so that identical calls of it are no loop.
     """
 
     def make(function: Callable[..., Any]) -> Tool:
@@ -201,6 +210,7 @@ def tool(
             parameters=_parameters(function, notes),
             read_only=read_only,
             parallel=parallel,
+            polling=polling,
         )
 
     return make if function is None else make(function)

@@ -17,6 +17,7 @@ from channels import Cancelled, Channel, ChannelClosed
 from runtime import Agent, HookInput, HookResult, RunError, Runtime, Session, StreamStuck, ToolContext, tool
 from runtime._asks import Asks
 from runtime._calls import Calls
+from runtime._cleanup import Cleanup
 from runtime._core import Ending, StreamCore
 from runtime.bridge import ElicitationBridge
 from runtime.events import Event, StreamStopped
@@ -33,7 +34,9 @@ PARTS: list[tuple[Any, str]] = [
     (Calls, "join"),
     (Asks, "withdraw"),
     (Asks, "register"),
-    (StreamCore, "start_cleanup"),
+    (Cleanup, "fire"),
+    (Cleanup, "resume"),
+    (Cleanup, "finish"),
     (StreamCore, "hook_input"),
     (StreamCore, "record"),
     (StreamCore, "emit"),
@@ -41,7 +44,7 @@ PARTS: list[tuple[Any, str]] = [
     (ElicitationBridge, "enter"),
     (ElicitationBridge, "drop"),
     (ElicitationBridge, "send"),
-    (worker, "_wait"),
+    (worker, "_run"),
     (worker, "_report"),
     (worker._logger, "exception"),
 ]
@@ -59,7 +62,8 @@ def _noted(given: HookInput) -> None:
 
 def normal() -> Agent:
     """Two turns."""
-    return Agent("a", Scripted([*say("x"), call("ask")], say("y")), tools=[ask], hooks={"session_end": [_noted]})
+    hooks = {"turn_end": [_noted], "session_end": [_noted]}
+    return Agent("a", Scripted([*say("x"), call("ask")], say("y")), tools=[ask], hooks=hooks)
 
 
 def cancelled() -> Agent:

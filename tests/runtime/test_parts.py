@@ -17,6 +17,7 @@ SAMPLES: dict[str, Any] = {
     "bool": True,
     "int": 3,
     "float": 1.5,
+    "float | None": 0.25,
     "StopReason": "canceled",
     "_session.ToolCall": ToolCall("1", "f", "{}"),
     "_session.ToolCall | None": ToolCall("1", "f", "{}"),

@@ -56,7 +56,7 @@ def test_a_plain_run(model: type[Scripted]) -> None:
         usage = [event for event in events if isinstance(event, TokenUsage)]
         assert [(u.input_tokens, u.output_tokens) for u in usage] == [(7, 2)]
         result = stream.result()
-        assert (result.text, result.input_tokens, result.output_tokens) == ("Hello there", 7, 2)
+        assert (result.text, result.usage.input_tokens, result.usage.output_tokens) == ("Hello there", 7, 2)
         assert [m.role for m in session.messages] == ["user", "assistant"]
 
 

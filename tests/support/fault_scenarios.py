@@ -11,6 +11,7 @@ from channels import Cancelled
 from runtime import (
     Agent,
     Answer,
+    Budget,
     FinishDelta,
     HookInput,
     HookResult,
@@ -93,6 +94,19 @@ def note(given: HookInput) -> HookResult:
     return HookResult(context=f"at {given.hook_event_name}")
 
 
+def place(given: HookInput) -> HookResult:
+    """The same, for one turn."""
+    return HookResult(context=f"turn {given.iteration}")
+
+
+def look_on(given: HookInput) -> None:
+    """A hook that changes nothing."""
+
+
+async def look_on_async(given: HookInput) -> None:
+    """The same, on the loop."""
+
+
 async def note_async(given: HookInput) -> None:
     """The same, on the loop."""
 
@@ -159,6 +173,49 @@ def hooks(outside: Outside) -> Agent:
     )
 
 
+def turn_hooks(outside: Outside) -> Agent:
+    """Hooks around turns and model calls; one makes the agent go on."""
+    told: list[str] = []
+
+    def once(given: HookInput) -> HookResult | None:
+        told.append(given.response)
+        return HookResult(block=True, reason="go on") if len(told) == 1 else None
+
+    return Agent(
+        "a",
+        Scripted([*say("x"), *adding()], say("y"), say("z")),
+        tools=[add],
+        hooks={
+            "turn_start": [place],
+            "before_llm_call": [look_on, look_on_async],
+            "after_llm_call": [look_on],
+            "stop": [once],
+            "turn_end": [look_on],
+            "session_end": [look_on_async],
+        },
+    )
+
+
+def blocked_late(outside: Outside) -> Agent:
+    """A hook that stops the run in its second turn."""
+
+    def second(given: HookInput) -> HookResult | None:
+        return HookResult(block=True, reason="no") if given.iteration == 2 else None
+
+    return Agent(
+        "a",
+        Scripted([*say("x"), *adding()], say("never")),
+        tools=[add],
+        hooks={
+            "turn_start": [look_on],
+            "before_llm_call": [second],
+            "turn_end": [look_on_async],
+            "on_error": [look_on],
+            "session_end": [look_on],
+        },
+    )
+
+
 def blocked(outside: Outside) -> Agent:
     """A hook that stops the run."""
     return Agent(
@@ -191,6 +248,69 @@ def narrow(outside: Outside) -> Agent:
 def endless(outside: Outside) -> Agent:
     """A model that never has enough."""
     return Agent("a", Scripted(*[adding("add", str(i)) for i in range(3)]), tools=[add], max_iterations=3)
+
+
+def extended(outside: Outside) -> Agent:
+    """It asks for more turns, and asks again."""
+    return Agent(
+        "a",
+        Scripted(*[adding("add", str(i)) for i in range(3)]),
+        tools=[add],
+        max_iterations=1,
+        hooks={"on_max_iterations": [look_on], "on_user_input": [look_on], "notification": [look_on_async]},
+    )
+
+
+def looping(outside: Outside) -> Agent:
+    """A model that does the same again and again."""
+    turns = [[call("nothing", id=str(i))] for i in range(3)]
+    return Agent("a", Scripted(*turns, say("never")), max_repeated_calls=3)
+
+
+def over_budget(outside: Outside) -> Agent:
+    """More tokens than it may use; sooner with those of a nested stream, later without."""
+    inner = outside.wrap(Agent("sub", Scripted([*say("s"), UsageDelta(30, 30)])), "sub ")
+
+    @tool
+    def delegate(context: ToolContext) -> str:
+        """Runs the other agent."""
+        session = Session.from_user("sub task")
+        outside.sessions.append(session)
+        return context.run_agent(inner, session).text
+
+    turns = [[call("delegate"), UsageDelta(30, 30)], [*adding("add", "2"), UsageDelta(30, 30)], say("never")]
+    return Agent(
+        "a",
+        Scripted(*turns),
+        tools=[delegate, add],
+        budget=Budget(tokens=100),
+        hooks={"turn_start": [look_on], "turn_end": [look_on], "session_end": [look_on]},
+    )
+
+
+def out_of_time(outside: Outside) -> Agent:
+    """The time is up in the middle of a turn: here, when a tool says so."""
+
+    @tool
+    def expire(context: ToolContext) -> str:
+        """Takes too long."""
+        assert outside.opened.wait(LONG)
+        assert outside.core is not None
+        outside.core.token.cancel(TimeoutError("the time is up"))
+        return context.elicit("Too late?").action
+
+    return Agent(
+        "a",
+        Scripted([*say("x"), call("expire")], say("in time")),
+        tools=[expire],
+        budget=Budget(seconds=1000 * LONG),
+        hooks={
+            "turn_start": [look_on],
+            "turn_end": [look_on],
+            "notification": [look_on],
+            "session_end": [look_on, look_on_async],
+        },
+    )
 
 
 def nested(outside: Outside) -> Agent:
@@ -271,6 +391,13 @@ SCENARIOS = [
     Scenario("observed", observed, observed=True, capacity=2),
     Scenario("narrow", narrow, capacity=1),
     Scenario("max iterations", endless, reason="max_iterations"),
+    Scenario("turn hooks", turn_hooks),
+    Scenario("blocked late", blocked_late, reason="hook_blocked", hinge=Point("hook before_llm_call", 2)),
+    Scenario("more turns", extended, reason="max_iterations", more=1),
+    Scenario("no more turns", extended, reason="max_iterations", interactive=False),
+    Scenario("loop", looping, reason="loop_detected"),
+    Scenario("budget", over_budget, reason="budget_exceeded"),
+    Scenario("out of time", out_of_time, reason="budget_exceeded", hinge=Point("tool expire", 1)),
     Scenario("executor", tools, executor=True),
     Scenario("nested", nested),
     Scenario("background", background, aside=("sub", "observer", "consumer")),

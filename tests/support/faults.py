@@ -44,7 +44,7 @@ from runtime import (
     ToolSet,
 )
 from runtime._core import StreamCore
-from runtime.events import AgentChoice, ElicitationRequest, Error, Event, StreamStopped
+from runtime.events import AgentChoice, ElicitationRequest, Error, Event, MaxIterationsReached, StreamStopped
 
 LONG = 10.0  # seconds after which something will never happen
 PROMPT = 0.25  # seconds from a cancel to the end of the consumer's loop; tests/runtime/test_cancel.py measures 0.05
@@ -120,6 +120,7 @@ class Scenario:
     aside: tuple[str, ...] = ("observer", "consumer")  # points that the worker does not wait for
     hinge: Point | None = None  # the call that ``reason`` hangs on: when it fails, the end is normal
     answer: Callable[[ElicitationRequest], Answer] = lambda request: Answer("accept", {"n": 1})
+    more: int = 0  # turns that are granted, once
 
 
 # -- the numbered calls ------------------------------------------------------------------------------------------------
@@ -140,6 +141,7 @@ class Outside:
         self.release = threading.Event()  # lets stalled calls go on
         self.root_events: Channel[Any] | None = None
         self.cleanups = 0  # session_end hooks that have to be called
+        self.counts_turns = False  # one hook at either end of a turn
         self.hit = False
         self.hit_at = 0.0
         self.decided = False  # whether the end was decided when the fault struck
@@ -216,7 +218,9 @@ class Outside:
     def wrap(self, agent: Agent, prefix: str = "") -> Agent:
         """``agent``, with all its calls numbered; ``prefix`` tells the points of several agents apart."""
         if not prefix:
-            self.cleanups = sum(callable(each) for each in (agent.hooks or {}).get("session_end", ()))
+            hooks = agent.hooks or {}
+            self.cleanups = sum(callable(each) for each in hooks.get("session_end", ()))
+            self.counts_turns = len(hooks.get("turn_start", ())) == len(hooks.get("turn_end", ())) == 1
         return replace(
             agent,
             model=_Model(self, prefix, agent.model),
@@ -478,6 +482,11 @@ class Run:
             with contextlib.suppress(NotPending):  # the stream was cancelled meanwhile
                 stream.respond(event, answer.action, answer.content)
             self.outside.reach("consumer answered", functools.partial(self._be_absent, stream))
+        elif isinstance(event, MaxIterationsReached) and event.request_id:
+            first = sum(isinstance(each, MaxIterationsReached) for each in self.events) == 1
+            with contextlib.suppress(NotPending):
+                stream.extend(event, self.scenario.more if first else 0)
+            self.outside.reach("consumer answered", functools.partial(self._be_absent, stream))
 
     def _be_absent(self, stream: EventStream) -> None:
         """A consumer that stands still: cancelled by another thread, the stream has to end without it."""
@@ -609,8 +618,7 @@ def _check_while_stalled(this: Run) -> None:
         helper = on_helper(outside, outside.target) if outside.target else False
         if helper and (this.stuck is None or "did not end" not in str(this.stuck)):
             this.wrong("law 8: a helper was left behind that nobody named")
-        cleanup = outside.target is not None and "session_end" in outside.target.name  # not cancelled, only named
-        if not helper and not cleanup and this.stuck is not None:
+        if not helper and this.stuck is not None:
             this.wrong(f"law 8: {this.stuck}")
 
 
@@ -637,6 +645,9 @@ def _check(this: Run, runtime: Runtime) -> None:
         this.wrong(f"streams are left over: {runtime._shared.cores}")
     if not _eventually(lambda: outside._counts["hook session_end"] == outside.cleanups):
         this.wrong(f"law 10: {outside._counts['hook session_end']} of {outside.cleanups} cleanup hooks ran")
+    starts, ends = outside._counts["hook turn_start"], outside._counts["hook turn_end"]
+    if outside.counts_turns and not starts <= ends <= starts + 1:  # cancelled before its turn_start hook ran, it began
+        this.wrong(f"law 10: {starts} turns started, {ends} turn_end hooks ran")
     _check_session(this)
     for session in outside.sessions:
         _check_calls(this, session)
@@ -676,7 +687,7 @@ def _check_events(this: Run, core: StreamCore) -> None:
         return
     codes = [e.code for e in this.events if isinstance(e, Error) and e.session_id == this.session.id]
     lost = this.outside.decided and core.ending.reason != "normal"  # the fault hit the report itself
-    if core.ending.reason in ("normal", "canceled", "max_iterations"):
+    if core.ending.reason in ("normal", "canceled", "max_iterations", "budget_exceeded"):
         if codes:
             this.wrong(f"the stream ended with {core.ending.reason}, and an error {codes}")
     elif codes != [_code(this)] and not lost:

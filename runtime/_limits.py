@@ -1,0 +1,93 @@
+"""What a stream may use: its budgets, and the calls that it may repeat."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+
+from .limits import Budget
+from .session import Message, ToolCall
+from .tool import Tool
+from .usage import Usage
+
+
+class Spending:
+    """What a stream and the streams nested in it have used, and what they may. `add` is called by their workers."""
+
+    def __init__(self, budgets: Iterable[Budget | None], above: Spending | None) -> None:
+        self.budgets = [budget for budget in budgets if budget is not None]
+        self.usage: Usage | None = None
+        self._above = above
+        self._lock = threading.Lock()
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the stream may take."""
+        return min((b.seconds for b in self.budgets if b.seconds is not None), default=None)
+
+    def add(self, usage: Usage) -> None:
+        """Count what a model call used, here and in the streams around."""
+        with self._lock:
+            self.usage = usage if self.usage is None else self.usage + usage
+        if self._above is not None:
+            self._above.add(usage)
+
+    @property
+    def counts_cost(self) -> bool:
+        """Whether a budget, of this stream or one around it, is in dollars."""
+        return any(budget.cost is not None for budget in self._all_budgets())
+
+    def exceeded(self) -> tuple[str, float, float] | None:
+        """The budget that is used up, of this stream or one around it: its kind, the limit, what was used."""
+        used = self.usage or Usage(cost=0.0)
+        for budget in self.budgets:
+            if budget.tokens is not None and used.tokens >= budget.tokens:
+                return "tokens", budget.tokens, used.tokens
+            if budget.cost is not None and used.cost is not None and used.cost >= budget.cost:
+                return "cost", budget.cost, used.cost
+        return None if self._above is None else self._above.exceeded()
+
+    def _all_budgets(self) -> Iterable[Budget]:
+        yield from self.budgets
+        if self._above is not None:
+            yield from self._above._all_budgets()
+
+    def __repr__(self) -> str:
+        return f"<Spending {self.usage!r} of {self.budgets!r}>"
+
+
+class Repeats:
+    """Counts turns, one right after the other, that make the same calls and get the same results.
+
+    What a model asks for twice in one turn, before it has seen a result, counts once. Polling tools are not seen.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._last: set[tuple[str, str, str]] = set()
+        self._times = 0
+
+    def look(self, calls: Sequence[ToolCall], results: Iterable[Message], tools: Mapping[str, Tool]) -> list[str]:
+        """The names of the tools that were called once too often."""
+        if self._limit is None:
+            return []
+        said = {result.tool_call_id: result.content for result in results}
+        made = {
+            (call.name, _canonical(call.arguments), said.get(call.id, ""))
+            for call in calls
+            if call.name not in tools or not tools[call.name].polling
+        }
+        if not made:
+            return []
+        self._times = self._times + 1 if made == self._last else 1
+        self._last = made
+        return sorted({name for name, _, _ in made}) if self._times >= self._limit else []
+
+
+def _canonical(arguments: str) -> str:
+    """The same text for the same JSON, whatever its spaces and the order of its keys."""
+    try:
+        return json.dumps(json.loads(arguments), sort_keys=True)
+    except (ValueError, RecursionError):
+        return arguments
