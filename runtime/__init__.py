@@ -25,6 +25,7 @@ from .model import (
     ToolDefinition,
     UsageDelta,
 )
+from .permissions import Decision, Permissions, Rule
 from .runtime import Runtime
 from .session import Message, Session, ToolCall
 from .stream import EventStream, RunResult
@@ -35,6 +36,7 @@ __all__ = [
     "Agent",
     "Answer",
     "Budget",
+    "Decision",
     "Delta",
     "ElicitationBridge",
     "EventSink",
@@ -49,8 +51,10 @@ __all__ = [
     "Model",
     "NotPending",
     "Observer",
+    "Permissions",
     "Price",
     "ReasoningDelta",
+    "Rule",
     "RunError",
     "RunResult",
     "Runtime",

@@ -1,4 +1,4 @@
-"""Questions: asked on the terminal, or answered with what the command line says."""
+"""Questions and confirmations: asked on the terminal, or answered with what the command line says."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from ._cli_fields import Field, NotUnderstood, fields_of
+from ._cli_show import arguments
 from ._cli_terminal import Over, Terminal
 from ._errors import InvalidAnswer, NotPending
-from .events import ElicitationRequest
+from .events import ElicitationRequest, ToolCallConfirmation
+from .permissions import Scope
 from .stream import EventStream
 from .tool import Action, Answer
 
 Read: TypeAlias = Callable[[str, Callable[[], bool]], str]
 
 _ACTIONS: Final[dict[str, Action]] = {"/decline": "decline", "/cancel": "cancel"}
+_SCOPES: Final[dict[str, Scope]] = {"y": "once", "yes": "once", "t": "tool", "tool": "tool", "s": "session"}
 _NOTHING: Final = object()  # an optional field that was left empty
 
 
@@ -38,6 +41,39 @@ class Questions:
         self._given = given
         self._read = read
         self._over: Callable[[], bool] = lambda: False
+        self._approved: set[str] = set()  # the tools of which the user wants to hear no more, "" for all
+
+    def confirm(self, stream: EventStream, request: ToolCallConfirmation) -> None:
+        """Have a tool call approved or rejected."""
+        terminal, call = self._terminal, request.tool_call
+        self._over = lambda: stream.reason is not None
+        try:
+            if self._approved & {"", call.name}:  # it was waiting already when the user said so
+                return stream.approve(request)
+            terminal.part(f"confirmation {request.confirmation_id}")
+            what = f"{call.name}({arguments(call)})"
+            terminal.ask(f"? Run {what}?{' What it does cannot be undone.' if request.destructive else ''}", "cyan")
+            if terminal.asks:
+                self._decide(stream, request)
+            else:
+                stream.reject(request, "nobody is there to approve it")
+                terminal.ask("  rejected: there is no terminal to ask on; --yes approves every call", "yellow")
+        except (NotPending, Over):
+            terminal.ask("  Nobody waits for this answer any more.", "yellow")
+
+    def _decide(self, stream: EventStream, request: ToolCallConfirmation) -> None:
+        self._terminal.ask("  y: yes, n: no (n REASON tells the model why), t: always this tool, s: always", "dim")
+        while True:
+            try:
+                said, _, reason = self._read("  > ", self._over).strip().partition(" ")
+            except EOFError:
+                return stream.reject(request)
+            if said.lower() in ("n", "no"):
+                return stream.reject(request, reason.strip())
+            if scope := _SCOPES.get(said.lower()):
+                if scope != "once":
+                    self._approved.add("" if scope == "session" else request.tool_call.name)
+                return stream.approve(request, scope)
 
     def answer(self, stream: EventStream, request: ElicitationRequest) -> None:
         """Show the question, have it answered, and send the answer, until one fits."""

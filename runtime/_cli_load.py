@@ -83,7 +83,7 @@ def _with_model(team: Team, file: str) -> Team:
         model = LocalModel(file)
     except (MissingExtra, ModelUnavailable) as error:
         raise CannotLoad(_one_line(error)) from error
-    return Team(tuple(dataclasses.replace(agent, model=model) for agent in team.agents))
+    return dataclasses.replace(team, agents=tuple(dataclasses.replace(each, model=model) for each in team.agents))
 
 
 def _explained(error: Exception, source: str, path: Path | None) -> CannotLoad:

@@ -65,13 +65,13 @@ class Screen:
             self._twins.add(call.name)
         self._calls[call.id] = call.name
         self._terminal.part("calls")
-        self._terminal.line(f"-> {self._who(event)}{call.name}({_arguments(call)})", "bold")
+        self._terminal.line(f"-> {self._who(event)}{call.name}({arguments(call)})", "bold")
 
     @_show.register
     def _(self, event: events.ToolCallResponse) -> None:
         call = event.tool_call
         self._terminal.part("calls")
-        which = f"{call.name}({_arguments(call)})" if call.name in self._twins else call.name
+        which = f"{call.name}({arguments(call)})" if call.name in self._twins else call.name
         said = f"{which} failed" if event.is_error else which
         self._terminal.line(f"<- {self._who(event)}{said}: {_result(event.response)}", "red" if event.is_error else "")
         self._calls.pop(call.id, None)
@@ -106,14 +106,15 @@ class Screen:
         return "" if event.agent_name in ("", self._agent) else f"[{event.agent_name}] "
 
 
-def _arguments(call: ToolCall) -> str:
+def arguments(call: ToolCall) -> str:
+    """The arguments of a call, in one line."""
     try:
-        arguments = json.loads(call.arguments or "{}")
+        parsed = json.loads(call.arguments or "{}")
     except ValueError:
-        arguments = None
-    if not isinstance(arguments, dict):
+        parsed = None
+    if not isinstance(parsed, dict):
         return _short(call.arguments)
-    return ", ".join(f"{name}={_short(json.dumps(value, ensure_ascii=False))}" for name, value in arguments.items())
+    return ", ".join(f"{name}={_short(json.dumps(value, ensure_ascii=False))}" for name, value in parsed.items())
 
 
 def _short(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from channels import Cancelled, CancelToken, Channel
 
-from ._asks import Asks
+from ._asks import Asks, Confirmations
 from ._calls import Calls
 from ._helpers import HelperPool
 from ._hooks import NOTHING, HookFailed, HookInput, HookResult, Hooks
@@ -24,6 +24,7 @@ from .agent import Agent
 from .bridge import ElicitationBridge, Events
 from .events import Event, HookBlocked, HookFinished, HookStarted, StopReason, StreamStopped, Warning
 from .limits import Budget
+from .permissions import Permissions
 from .session import Message, Session, SessionLog
 from .usage import Prices
 
@@ -95,9 +96,11 @@ class Shared:
         event_capacity: int,
         observers: tuple[Any, ...],
         prices: Prices,
+        permissions: tuple[Permissions, ...],
     ) -> None:
         self.bridge: Final = ElicitationBridge()
         self.asks: Final = Asks()
+        self.confirmations: Final = Confirmations()
         self.helpers = helpers
         self.loop = loop
         self.toolsets = toolsets
@@ -106,6 +109,7 @@ class Shared:
         self.event_capacity = event_capacity
         self.observers = observers
         self.prices = prices
+        self.permissions = permissions  # of the runtime and of the team
         self.cores: Final[set[StreamCore]] = set()  # the live streams
 
 
@@ -144,7 +148,7 @@ class StreamCore:
         self.token = gone
         if observed or self.spending.seconds is not None:
             self.token = CancelToken(self.stopping, timeout=self.spending.seconds)
-        self._root = None if parent is None else parent.root
+        self._parent = parent
         self.events: Events = Channel(shared.event_capacity, name=f"events {self.number}")
         #: What the consumer reads: `events`, or what the forwarder passes on after the observers have seen it.
         self.out: Events = self.events
@@ -165,7 +169,13 @@ class StreamCore:
     @property
     def root(self) -> StreamCore:
         """The stream whose consumer answers: this one, or the outermost it is nested in."""
-        return self._root or self
+        return self if self._parent is None else self._parent.root
+
+    @property
+    def permissions(self) -> list[Permissions]:
+        """What holds for tool calls, the level that counts most first: sessions from the inside out, runtime, team."""
+        own = self.session.permissions
+        return [own, *(self.shared.permissions if self._parent is None else self._parent.permissions)]
 
     # -- used by the worker --------------------------------------------------------------------------------------------
 

@@ -1,60 +1,50 @@
-"""The tool calls of one turn: started together where the tools allow it, recorded in the order of the calls."""
+"""The tool calls of one turn: started together where the tools allow it, recorded in the order of the calls.
+
+Each call goes one way: its arguments are read (`_begin`), it is permitted, confirmed by the user or refused (`_permit`,
+`_decided`), it runs (`_start`), and has a result (`_end`). A call that waits for the user holds its place as a running
+one does: other calls that may run beside it do.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed
+from channels import Cancelled, Channel
 
 from . import events
 from ._asks import Ask
 from ._calls import INBOX, Call, Finished
+from ._context import Asked, Context, Forwarded
 from ._core import StreamCore, describe
 from ._schema import problems
-from .agent import Agent
-from .session import Message, Session, ToolCall
-from .tool import Answer, Question, Tool, ToolResult, result_of
-
-if TYPE_CHECKING:
-    from .stream import RunResult
+from .permissions import Decision, Rule, decide
+from .session import Message, ToolCall
+from .tool import Answer, Tool, ToolResult, result_of
 
 _OVER: Final = "the call that asked is over"
 _DROPPED: Final = "the call that asked does not wait for the answer any more"
-_AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent's worker
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A message to the worker: the tool of ``call_id`` asks; ``settled`` takes the answer, and does not wait.
+class _Decided:
+    """A message to the worker: what the user said about a call."""
 
-    ``dropped`` is cancelled when the tool does not want to know any more.
-    """
-
-    call_id: str
-    question: Question
-    settled: Callable[[Answer], object]
-    dropped: CancelToken
+    running: _Running
+    decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
-class _Forwarded:
-    """A message to the worker: an event of a nested stream. Taking it gives one credit back."""
-
-    event: events.Event
-    credits: Channel[None]
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Running:
-    """A call under way."""
+    """A call under way. It has no ``task`` while it waits for the user's approval."""
 
     call: ToolCall
-    task: Call
+    tool: Tool
+    arguments: Mapping[str, Any]
+    task: Call | None = None
     notes: list[str] = field(default_factory=list)  # why nobody was asked, for the model to read
 
 
@@ -63,72 +53,173 @@ def dispatch(core: StreamCore, calls: Sequence[ToolCall], tools: Mapping[str, To
 
     Raises `Cancelled` when the stream is cancelled first; the results that were there by then are recorded.
     """
-    inbox: Channel[Any] = Channel(INBOX, name="tool calls")
-    results: dict[str, ToolResult] = {}
+    turn = _Turn(core, calls, tools)
     try:
-        _make(core, calls, tools, inbox, results)
+        turn.run()
     finally:
-        inbox.close()
-        while len(inbox):
-            message = inbox.try_recv()
-            if isinstance(message, _Asked):
+        turn.close()
+
+
+class _Turn:
+    """The calls of one turn. Used by the worker's thread only; others post to ``inbox``."""
+
+    def __init__(self, core: StreamCore, calls: Sequence[ToolCall], tools: Mapping[str, Tool]) -> None:
+        self.core = core
+        self.calls = calls
+        self.tools = tools
+        self.inbox: Channel[Any] = Channel(INBOX, name="tool calls")
+        self.waiting = deque(calls)
+        self.running: dict[str, _Running] = {}
+        self.results: dict[str, ToolResult] = {}
+
+    def run(self) -> None:
+        while self.waiting or self.running:
+            while self.waiting and self._has_room(self.waiting[0]):
+                self._begin(self.waiting.popleft())
+            if self.running:
+                self._take(self.inbox.recv(cancel=self.core.token))
+
+    def close(self) -> None:
+        """Answer who still asks, and record the results there are."""
+        self.inbox.close()
+        while len(self.inbox):
+            message = self.inbox.try_recv()
+            if isinstance(message, Asked):
                 message.settled(Answer("cancel", note=_OVER))
-        for call in calls:
-            if call.id in results:
-                result = results[call.id]
-                core.record(Message("tool", result.content, tool_call_id=call.id, is_error=result.is_error))
+            elif isinstance(message, _Decided):
+                self._remember(message)  # the user has said so, even if it is too late for the call
+        for call in self.calls:
+            if call.id in self.results:
+                result = self.results[call.id]
+                self.core.record(Message("tool", result.content, tool_call_id=call.id, is_error=result.is_error))
 
+    # -- the way of a call ---------------------------------------------------------------------------------------------
 
-def _make(
-    core: StreamCore,
-    calls: Sequence[ToolCall],
-    tools: Mapping[str, Tool],
-    inbox: Channel[Any],
-    results: dict[str, ToolResult],
-) -> None:
-    waiting = deque(calls)
-    running: dict[str, _Running] = {}
-    alone = False  # a call that must not run beside others is under way
-    while waiting or running:
-        while waiting and not alone:
-            call = waiting[0]
-            prepared = _prepare(call, tools)
-            if running and isinstance(prepared, tuple) and not prepared[0].parallel:
-                break
-            waiting.popleft()
-            core.emit(events.ToolCall(call, **core.tags))
-            if isinstance(prepared, ToolResult):
-                results[call.id] = prepared
-                _respond(core, call, prepared)
-                continue
+    def _has_room(self, call: ToolCall) -> bool:
+        if any(not each.tool.parallel for each in self.running.values()):
+            return False
+        tool = self.tools.get(call.name)
+        return not self.running or tool is None or tool.parallel
+
+    def _begin(self, call: ToolCall) -> None:
+        """Its turn has come: read what the model wrote. What is wrong with it is a result that the model can mend."""
+        self.core.emit(events.ToolCall(call, **self.core.tags))
+        prepared = _prepare(call, self.tools)
+        if isinstance(prepared, ToolResult):
+            self._end(call, prepared)
+        else:
             tool, arguments = prepared
-            context = _Context(core, call, inbox)
-            task = core.calls.start(f"tool {tool.name}", inbox, tool.function, **tool.bind(arguments, context))
-            running[call.id] = _Running(call, task)
-            alone = not tool.parallel
-        if not running:
-            continue
-        message = inbox.recv(cancel=core.token)
-        if isinstance(message, _Asked):
-            asking = running.get(message.call_id)
-            if asking is None:  # a thread that the call left behind
-                message.settled(Answer("cancel", note=_OVER))
-            else:
-                _ask(core, message, asking)
-            continue
-        if isinstance(message, _Forwarded):
-            core.emit(message.event)
+            self._permit(_Running(call, tool, arguments))
+
+    def _permit(self, running: _Running) -> None:
+        """Start it, ask the user first, or refuse it."""
+        core, tool = self.core, running.tool
+        known = {**tool.defaults, **running.arguments}  # a pattern sees what the tool will get
+        verdict, rule = decide(core.permissions, tool.names, known, read_only=tool.read_only)
+        if verdict == "allow":
+            self._start(running)
+        elif verdict == "deny":
+            self._end(running.call, _refusal(f"it is denied by the permission {str(rule)!r}"))
+        elif core.interactive:
+            self._confirm(running, known)
+        else:
+            note = "it needs the user's approval, and nobody is there to be asked: this run is not interactive"
+            self._end(running.call, _refusal(note))
+
+    def _confirm(self, running: _Running, known: Mapping[str, Any]) -> None:
+        """Ask the consumer of the stream. Its answer is awaited before anyone can see the question."""
+        core = self.core
+        self.running[running.call.id] = running
+
+        def settled(decision: Decision) -> None:
+            self.inbox.try_send(_Decided(running, decision))
+
+        ask = Ask(core, core.root, running, running.call, settled)
+        ask.event = events.ToolCallConfirmation(running.call, ask.id, known, running.tool.destructive, **core.tags)
+        core.shared.confirmations.register(ask, core.shared.answer_timeout)
+        core.shared.bridge.send(ask.event, to=core.events, cancel=core.token)
+
+    def _decided(self, message: _Decided) -> None:
+        """The user has answered, or the time to do so is over."""
+        running, decision = message.running, message.decision
+        self._remember(message)
+        if decision.approved:
+            self._start(running)
+        else:
+            del self.running[running.call.id]
+            self._end(running.call, _refusal(decision.reason))
+
+    def _remember(self, message: _Decided) -> None:
+        """What is approved for longer than once holds for the whole conversation: for the session of the outermost
+        stream, whose consumer has said so.
+        """
+        decision, log = message.decision, self.core.root.log
+        if decision.approved and decision.scope == "tool":
+            log.allow(Rule.exactly(message.running.tool.names[-1]))
+        elif decision.approved and decision.scope == "session":
+            log.allow(None)
+
+    def _start(self, running: _Running) -> None:
+        core, tool = self.core, running.tool
+        context = Context(core, running.call, self.inbox)
+        self.running[running.call.id] = running
+        running.task = core.calls.start(
+            f"tool {tool.name}", self.inbox, tool.function, **tool.bind(running.arguments, context)
+        )
+
+    def _end(self, call: ToolCall, result: ToolResult) -> None:
+        """It has a result, whichever way it got one."""
+        self.results[call.id] = result
+        self.core.emit(events.ToolCallResponse(call, result.content, result.is_error, **self.core.tags))
+
+    # -- messages ------------------------------------------------------------------------------------------------------
+
+    def _take(self, message: Any) -> None:
+        if isinstance(message, Finished):
+            self._finished(message)
+        elif isinstance(message, Forwarded):
+            self.core.emit(message.event)
             message.credits.try_recv()
-            continue
-        done = next(each for each in running.values() if each.task is message.call)
-        del running[done.call.id]
-        core.shared.asks.withdraw(done, _OVER)
-        alone = False
-        result = _result(message, done)
-        if core.token.cancelled:
-            raise Cancelled(core.token.cause)  # what it says now it may say because of that
-        results[done.call.id] = result
-        _respond(core, done.call, result)
+        elif isinstance(message, _Decided):
+            self._decided(message)
+        else:
+            self._asked(message)
+
+    def _finished(self, message: Finished) -> None:
+        running = next(each for each in self.running.values() if each.task is message.call)
+        del self.running[running.call.id]
+        self.core.shared.asks.withdraw(running, _OVER)
+        result = _result(message, running)
+        if self.core.token.cancelled:
+            raise Cancelled(self.core.token.cause)  # what it says now it may say because of that
+        self._end(running.call, result)
+
+    def _asked(self, message: Asked) -> None:
+        """Send the question to the stream that owns the call. Its waiter is registered before anyone can see it."""
+        core, question = self.core, message.question
+        running = self.running.get(message.call_id)
+        if running is None:  # a thread that the call left behind
+            message.settled(Answer("cancel", note=_OVER))
+            return
+
+        def settled(answer: Answer) -> None:
+            if answer.note and not message.dropped.cancelled:  # what the tool took back itself is no news to it
+                running.notes.append(answer.note)
+            message.settled(answer)
+
+        if not core.interactive:
+            note = "the question was declined: nobody is there to be asked, this run is not interactive"
+            settled(Answer("decline", note=note))
+            return
+        asks = core.shared.asks
+        ask = Ask(core, core.root, running, question, settled)
+        ask.event = events.ElicitationRequest(
+            ask.id, question.message, question.mode, question.schema or {}, question.url, **core.tags
+        )
+        asks.register(ask, core.shared.answer_timeout if question.timeout is None else question.timeout)
+        message.dropped.on_cancel(lambda: asks.withdraw(ask, _DROPPED))
+        if asks.is_pending(ask):
+            core.shared.bridge.send(ask.event, to=core.events, cancel=core.token)
 
 
 def _prepare(call: ToolCall, tools: Mapping[str, Tool]) -> tuple[Tool, dict[str, Any]] | ToolResult:
@@ -149,6 +240,10 @@ def _prepare(call: ToolCall, tools: Mapping[str, Tool]) -> tuple[Tool, dict[str,
     return tool, arguments
 
 
+def _refusal(reason: str) -> ToolResult:
+    return ToolResult(f"this call was rejected{f': {reason}' if reason else ' by the user'}", is_error=True)
+
+
 def _result(message: Finished, done: _Running) -> ToolResult:
     try:
         result = result_of(message.result())
@@ -158,125 +253,3 @@ def _result(message: Finished, done: _Running) -> ToolResult:
         note = "".join(f"\n({note})" for note in done.notes)
         result = ToolResult(result.content + note, result.is_error)
     return result
-
-
-def _respond(core: StreamCore, call: ToolCall, result: ToolResult) -> None:
-    core.emit(events.ToolCallResponse(call, result.content, result.is_error, **core.tags))
-
-
-def _ask(core: StreamCore, asked: _Asked, running: _Running) -> None:
-    """Send the question to the stream that owns the call. Its waiter is registered before anyone can see it."""
-    question = asked.question
-
-    def settled(answer: Answer) -> None:
-        if answer.note and not asked.dropped.cancelled:  # what the tool took back itself is no news to it
-            running.notes.append(answer.note)
-        asked.settled(answer)
-
-    if not core.interactive:
-        note = "the question was declined: nobody is there to be asked, this run is not interactive"
-        settled(Answer("decline", note=note))
-        return
-    asks = core.shared.asks
-    ask = Ask(core, core.root, running, question, settled)
-    ask.event = events.ElicitationRequest(
-        ask.id, question.message, question.mode, question.schema or {}, question.url, **core.tags
-    )
-    asks.register(ask, core.shared.answer_timeout if question.timeout is None else question.timeout)
-    asked.dropped.on_cancel(lambda: asks.withdraw(ask, _DROPPED))
-    if asks.is_pending(ask):
-        core.shared.bridge.send(ask.event, to=core.events, cancel=core.token)
-
-
-class _Context:
-    """`ToolContext`, for one call."""
-
-    def __init__(self, core: StreamCore, call: ToolCall, inbox: Channel[Any]) -> None:
-        self.call_id = call.id
-        self.session_id = core.session.id
-        self.agent_name = core.agent.name
-        self.cancel: CancelToken = core.token
-        self._core = core
-        self._inbox = inbox
-        self._credits: Channel[None] = Channel(_AHEAD, name="credits")
-
-    def run_agent(self, agent: Agent, task: str | Session) -> RunResult:
-        from ._nested import run_nested  # it opens streams, whose workers dispatch
-
-        session = Session.from_user(task) if isinstance(task, str) else task
-        return run_nested(self._core, agent, session, self._forward)
-
-    def _forward(self, event: events.Event) -> None:
-        self._credits.send(None, cancel=self.cancel)
-        self._post(_Forwarded(event, self._credits))
-
-    def elicit(
-        self,
-        message: str,
-        schema: Mapping[str, Any] | None = None,
-        *,
-        url: str = "",
-        timeout: float | None = None,
-        cancel: CancelToken | None = None,
-    ) -> Answer:
-        question = _question(message, schema, url, timeout)
-        if cancel is not None and cancel.cancelled:
-            raise Cancelled(cancel.cause)
-        answers: Channel[Answer] = Channel(1, name="answer")
-        dropped = CancelToken()
-        self._post(_Asked(self.call_id, question, answers.try_send, dropped))
-        if cancel is None:
-            return answers.recv(cancel=self.cancel)
-        either = CancelToken(self.cancel)
-        with cancel.on_cancel(lambda: either.cancel(cancel.cause)):
-            try:
-                return answers.recv(cancel=either)
-            except Cancelled:
-                dropped.cancel()
-                raise
-
-    async def aelicit(
-        self,
-        message: str,
-        schema: Mapping[str, Any] | None = None,
-        *,
-        url: str = "",
-        timeout: float | None = None,
-    ) -> Answer:
-        import asyncio  # slow, and loaded by now: whoever awaits this has a loop
-
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
-
-        def settle(answer: Answer) -> None:
-            if not future.done():
-                future.set_result(answer)
-
-        def settled(answer: Answer) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and the task that waited gone with it
-                loop.call_soon_threadsafe(settle, answer)
-
-        dropped = CancelToken()
-        self._post(_Asked(self.call_id, _question(message, schema, url, timeout), settled, dropped))
-        try:
-            return await future
-        except asyncio.CancelledError:
-            dropped.cancel()
-            raise
-
-    def _post(self, message: _Asked | _Forwarded) -> None:
-        try:
-            self._inbox.try_send(message)
-        except ChannelClosed:
-            raise Cancelled(self.cancel.cause or "the stream has ended") from None
-
-    def __repr__(self) -> str:
-        return f"<ToolContext of call {self.call_id}>"
-
-
-def _question(message: str, schema: Mapping[str, Any] | None, url: str, timeout: float | None) -> Question:
-    if url and schema is not None:
-        raise ValueError("a question is a form or a page to visit, not both")
-    if not url and schema is None:
-        schema = {"type": "object", "properties": {}}
-    return Question(message, schema, "url" if url else "form", url, timeout)

@@ -8,6 +8,7 @@ from typing import Any
 
 from .limits import Budget
 from .model import Model
+from .permissions import Permissions
 from .tool import Tool, ToolSet, tool
 
 
@@ -53,9 +54,10 @@ class Agent:
 
 @dataclass(frozen=True)
 class Team:
-    """Several agents; the first is the one that is spoken to."""
+    """Several agents; the first is the one that is spoken to. ``permissions`` are for the tool calls of them all."""
 
     agents: Sequence[Agent] = field(default_factory=tuple)
+    permissions: Permissions = field(default_factory=Permissions)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "agents", tuple(self.agents))

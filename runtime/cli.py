@@ -22,6 +22,7 @@ from ._cli_terminal import Terminal
 from ._ends import MORE
 from ._errors import MissingExtra, RunError, StreamStuck
 from .agent import Agent
+from .permissions import Permissions
 from .runtime import Runtime
 from .session import Session
 from .stream import EventStream
@@ -35,14 +36,15 @@ _RUN_EPILOG = """\
 AGENT is a Python file that defines `agent`, an Agent or a Team; file.py:NAME, module and module:NAME
 work as well.
 
-On a terminal you are asked what the tools want to know, and an --answer is what Enter takes. Without one,
-questions are answered from --answer, or declined. Ctrl-C ends the run in good order, twice ends it at once.
+On a terminal you are asked whether tools may run that do more than read, and what the tools want to know; an
+--answer is what Enter takes. Without one, calls are approved by --yes, or rejected, and questions answered from
+--answer, or declined. Ctrl-C ends the run in good order, twice ends it at once.
 
 Exit status: 0 when the run ended normally, 1 when it did not (the last line names the error's code), 2 when
 it could not begin, 130 when it was interrupted.
 
 Example:
-  lockgate run examples/booking.py "Book a table at Luigi's" --answer people=2
+  lockgate run examples/booking.py "Book a table at Luigi's" --yes --answer people=2
 """
 
 
@@ -91,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_answer,
         help="the answer to a field that a question asks for; may be given more than once",
     )
+    run.add_argument("-y", "--yes", action="store_true", help="approve every tool call that the agent does not forbid")
     run.add_argument("--model", metavar="FILE.gguf", help="use this local model in place of the agent's own")
     return parser
 
@@ -119,7 +122,7 @@ def _run(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) 
     questions = Questions(terminal, dict(args.answer), interrupts.reading(terminal))
     runtime = Runtime(team)
     try:
-        stream = runtime.run_stream(Session.from_user(prompt))
+        stream = runtime.run_stream(Session.from_user(prompt, permissions=Permissions(approve_all=args.yes)))
         try:
             with interrupts.ending(stream):
                 problem = _follow(stream, terminal, Screen(terminal, team.root.name), questions, interrupts)
@@ -183,6 +186,10 @@ def _follow(
         if question is not None:
             with contextlib.suppress(KeyboardInterrupt):  # the handler has cancelled the stream
                 questions.answer(stream, question)
+            screen.wait()
+        elif isinstance(event, events.ToolCallConfirmation):
+            with contextlib.suppress(KeyboardInterrupt):
+                questions.confirm(stream, event)
             screen.wait()
         else:
             screen.show(event)

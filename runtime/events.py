@@ -107,7 +107,7 @@ class PartialToolCall(Event):
 
 @dataclass(frozen=True, slots=True)
 class ToolCall(Event):
-    """A tool call begins."""
+    """The turn of a tool call has come. Its `ToolCallResponse` follows, whatever becomes of it."""
 
     type: ClassVar[str] = "tool_call"
 
@@ -116,11 +116,14 @@ class ToolCall(Event):
 
 @dataclass(frozen=True, slots=True)
 class ToolCallConfirmation(Event):
-    """A tool call waits for `EventStream.approve` or `reject`."""
+    """A tool call waits for `EventStream.approve` or `reject`. ``arguments`` are what the tool will get."""
 
     type: ClassVar[str] = "tool_call_confirmation"
 
     tool_call: _session.ToolCall
+    confirmation_id: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    destructive: bool = False
 
 
 @dataclass(frozen=True, slots=True)

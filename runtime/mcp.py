@@ -197,12 +197,15 @@ class MCPToolSet:
         def function(**arguments: Any) -> ToolResult:
             return self._call(name, arguments.pop(_CONTEXT, None), arguments)
 
+        read_only = bool(tool.annotations and tool.annotations.read_only_hint)
         made = Tool(
             name,
             function,
             description=tool.description or tool.title or "",
             parameters=tool.input_schema,
-            read_only=bool(tool.annotations and tool.annotations.read_only_hint),
+            read_only=read_only,
+            destructive=not read_only and bool(tool.annotations and tool.annotations.destructive_hint),
+            server=self.name,
         )
         made.context_parameter = _CONTEXT  # not a parameter of the function's: any name may be one of the tool's own
         return made

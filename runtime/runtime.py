@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -10,14 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import _exit
 from ._core import Shared
+from ._errors import NotPending
 from ._helpers import HelperPool
 from ._observe import Observer
 from ._open import open_stream
 from ._toolsets import ToolSets
 from .agent import Agent, Team
 from .bridge import ElicitationBridge
-from .events import ElicitationRequest, MaxIterationsReached
+from .events import ElicitationRequest, MaxIterationsReached, ToolCallConfirmation
 from .limits import Budget
+from .permissions import Decision, Permissions, Scope
 from .session import Session
 from .stream import EventStream, RunResult
 from .tool import Action, Answer
@@ -26,18 +29,20 @@ from .usage import Price, Prices
 if TYPE_CHECKING:
     from channels.aio import LoopThread
 
-OnRequest: TypeAlias = "Callable[[Any], Answer | Mapping[str, Any] | int | None]"
+Request: TypeAlias = ElicitationRequest | ToolCallConfirmation | MaxIterationsReached
+OnRequest: TypeAlias = "Callable[[Any], Answer | Mapping[str, Any] | Decision | bool | int | None]"
 
 
 class Runtime:
     """Runs an agent, or the first of a team, on sessions. Any number of streams at once, from any threads.
 
     ``observers`` see every event before its consumer does. ``executor`` is a thread pool of yours for tools, hooks and
-    in-process models; without one they get threads of their own. ``event_capacity`` is how many events a stream
-    buffers for a slow consumer. A question that nobody answers within ``answer_timeout`` seconds is declined (None:
-    it waits as long as its stream). ``grace`` is how many seconds a call that cannot be interrupted may take to end
-    after its stream did, before `StreamStuck` names it. ``prices`` are those of your models, by id or pattern such as
-    ``openai/gpt-5*``; they go before the built-in list.
+    in-process models; without one they get threads of their own. ``permissions`` are patterns for the tool calls of all
+    streams; those of a session come first, those of the team last. ``event_capacity`` is how many events a stream
+    buffers for a slow consumer. A question that nobody answers within ``answer_timeout`` seconds is declined, and a
+    tool call that nobody approves rejected (None: they wait as long as their stream). ``grace`` is how many seconds a
+    call that cannot be interrupted may take to end after its stream did, before `StreamStuck` names it. ``prices`` are
+    those of your models, by id or pattern such as ``openai/gpt-5*``; they go before the built-in list.
 
     Use it as a context manager, or `close` it: that ends its streams, helper threads and toolsets.
     """
@@ -48,6 +53,7 @@ class Runtime:
         *,
         observers: Sequence[Observer] = (),
         executor: Executor | None = None,
+        permissions: Permissions | None = None,
         event_capacity: int = 128,
         answer_timeout: float | None = 300.0,
         grace: float = 1.0,
@@ -64,6 +70,7 @@ class Runtime:
             event_capacity=event_capacity,
             observers=tuple(observers),
             prices=Prices(prices),
+            permissions=(permissions or Permissions(), self._team.permissions),
         )
 
     # -- running -------------------------------------------------------------------------------------------------------
@@ -71,9 +78,10 @@ class Runtime:
     def run_stream(self, session: Session, *, interactive: bool = True, budget: Budget | None = None) -> EventStream:
         """Start a run of the agent on ``session``; its events, to iterate over.
 
-        Starts one thread, and returns at once. With ``interactive=False`` there is nobody to answer questions: they are
-        declined, and the model is told why. ``budget`` holds beside that of the agent. Raises `SessionBusy` while
-        another stream runs on the session. Context variables of the caller are seen in tools, hooks and models.
+        Starts one thread, and returns at once. With ``interactive=False`` there is nobody to answer questions and to
+        approve tool calls: they are declined, and the model is told why. ``budget`` holds beside that of the agent.
+        Raises `SessionBusy` while another stream runs on the session. Context variables of the caller are seen in
+        tools, hooks and models.
         """
         if self._closed:
             raise RuntimeError("the runtime is closed")
@@ -90,24 +98,17 @@ class Runtime:
         """Run the agent on ``session`` to the end; what it came to.
 
         ``on_request`` is called, in this thread, with each event that asks. To an `ElicitationRequest` it returns the
-        content of the answer, an `Answer`, or None to decline; to a `MaxIterationsReached` how many more turns the run
-        may take, or None to end it. Without it the run is not interactive. Raises `RunError` when the run ends other
-        than normally.
+        content of the answer, an `Answer`, or None to decline; to a `ToolCallConfirmation` True, False or a `Decision`,
+        or None to reject; to a `MaxIterationsReached` how many more turns the run may take, or None to end it. Without
+        it the run is not interactive. Raises `RunError` when the run ends other than normally; what ``on_request``
+        raises ends the run.
         """
         with self.run_stream(session, interactive=on_request is not None, budget=budget) as stream:
             for event in stream:
-                if on_request is not None and isinstance(event, ElicitationRequest):
+                if on_request is not None and isinstance(event, Request):
                     answer = on_request(event)
-                    if answer is None:
-                        answer = Answer("decline")
-                    elif isinstance(answer, int):
-                        raise TypeError(f"the answer to a question is its content or an Answer, not {answer!r}")
-                    elif not isinstance(answer, Answer):
-                        answer = Answer("accept", answer)
-                    stream.respond(event, answer.action, answer.content)
-                elif on_request is not None and isinstance(event, MaxIterationsReached):
-                    more = on_request(event)
-                    stream.extend(event, more if isinstance(more, int) else 0)
+                    with contextlib.suppress(NotPending):  # it took longer than ``answer_timeout``
+                        _settle(stream, event, answer)
             return stream.result()
 
     def resume_elicitation(
@@ -118,6 +119,17 @@ class Runtime:
         Raises `InvalidAnswer` and `NotPending`, as `EventStream.respond`.
         """
         self._shared.asks.answer(elicitation_id, action, content)
+
+    def approve(self, confirmation_id: str | None = None, scope: Scope = "once") -> None:
+        """Let a tool call of any stream of this runtime be made; the id may be left out where only one is waiting.
+
+        Raises `NotPending`, as `EventStream.approve`.
+        """
+        self._shared.confirmations.answer(confirmation_id, Decision(True, scope))
+
+    def reject(self, confirmation_id: str | None = None, reason: str = "") -> None:
+        """Refuse a tool call of any stream of this runtime, as `approve` lets it be made."""
+        self._shared.confirmations.answer(confirmation_id, Decision(False, reason=reason))
 
     @property
     def bridge(self) -> ElicitationBridge:
@@ -149,6 +161,29 @@ class Runtime:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._shared.cores)} live streams"
         return f"<Runtime of {self._team.root!r}, {state}>"
+
+
+def _settle(stream: EventStream, request: Request, answer: Any) -> None:
+    """Pass on what an ``on_request`` returned."""
+    if isinstance(request, MaxIterationsReached):
+        stream.extend(request, answer if isinstance(answer, int) else 0)
+        return
+    if isinstance(request, ElicitationRequest):
+        if answer is None:
+            answer = Answer("decline")
+        elif isinstance(answer, int):
+            raise TypeError(f"the answer to a question is its content or an Answer, not {answer!r}")
+        elif not isinstance(answer, Answer):
+            answer = Answer("accept", answer)
+        stream.respond(request, answer.action, answer.content)
+        return
+    decision = Decision(bool(answer)) if answer is None or isinstance(answer, bool) else answer
+    if not isinstance(decision, Decision):  # the content of a form, which must not pass for an approval
+        raise TypeError(f"on_request answers a ToolCallConfirmation with True, False or a Decision, not {answer!r}")
+    if decision.approved:
+        stream.approve(request, decision.scope)
+    else:
+        stream.reject(request, decision.reason)
 
 
 def _default_loop() -> LoopThread:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal
 
 from ._errors import SessionBusy
+from .permissions import Permissions, Rule
 from .usage import Usage
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -84,28 +85,42 @@ class Session:
     """A conversation.
 
     Read it at any time. A stream that runs on it writes it, from one thread, and seals what it wrote before its last
-    event: by then every tool call has a result. Between streams, `add_user` says the next thing.
+    event: by then every tool call has a result. Between streams, `add_user` says the next thing. ``permissions`` are
+    the patterns for tool calls of this session; what the user approves for longer than once is added to them.
     """
 
-    def __init__(self, messages: Iterable[Message] = (), *, id: str | None = None, title: str = "") -> None:
+    def __init__(
+        self,
+        messages: Iterable[Message] = (),
+        *,
+        id: str | None = None,
+        title: str = "",
+        permissions: Permissions | None = None,
+    ) -> None:
         self.id = id or uuid.uuid4().hex
         self.title = title
+        self._permissions = permissions or Permissions()
         self._messages = list(messages)
         self._usage: Usage | None = None
         for message in self._messages:
             self._count(message.usage)
         self._lease: SessionLog | None = None
-        self._lock = threading.Lock()  # for _lease: two threads may start a stream at once
+        self._lock = threading.Lock()  # for _lease: two threads may start a stream at once; and for _permissions
 
     @classmethod
-    def from_user(cls, text: str) -> Session:
+    def from_user(cls, text: str, *, permissions: Permissions | None = None) -> Session:
         """A new session that begins with what the user says."""
-        return cls([Message("user", text)])
+        return cls([Message("user", text)], permissions=permissions)
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """What was said so far."""
         return tuple(self._messages)
+
+    @property
+    def permissions(self) -> Permissions:
+        """The patterns for tool calls, and what the user has approved so far."""
+        return self._permissions
 
     @property
     def usage(self) -> Usage:
@@ -165,6 +180,22 @@ class SessionLog:
         """Add the usage of a model call that left no message."""
         self._session._count(usage)
 
+    def allow(self, rule: Rule | None) -> None:
+        """Let the calls that ``rule`` is about be made without asking, or all of them with None.
+
+        Thread-safe, unlike the rest: a nested stream's worker writes here what its user approved. Refused, without an
+        error, once the session is sealed.
+        """
+        session = self._session
+        with session._lock:
+            if self._sealed:
+                return
+            before = session._permissions
+            if rule is None:
+                session._permissions = replace(before, approve_all=True)
+            else:
+                session._permissions = replace(before, allow=(*before.allow, rule))
+
     def settle(self, note: str) -> None:
         """Give every tool call that has no result one that says ``note``: a model refuses a conversation with open
         calls.
@@ -188,8 +219,8 @@ class SessionLog:
 
     def release(self) -> None:
         """Seal what was written, and let the next stream have the session."""
-        self._sealed = True
         with self._session._lock:
+            self._sealed = True
             if self._session._lease is self:
                 self._session._lease = None
 

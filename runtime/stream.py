@@ -16,7 +16,8 @@ from channels import Channel, ChannelClosed, Receiver, SupportsDone
 from ._calls import Calls
 from ._core import StreamCore
 from ._errors import InvalidAnswer, RunError, StreamStuck
-from .events import ElicitationRequest, Event, MaxIterationsReached, StopReason
+from .events import ElicitationRequest, Event, MaxIterationsReached, StopReason, ToolCallConfirmation
+from .permissions import Decision, Scope
 from .session import Message, Session
 from .tool import Action
 from .usage import Usage
@@ -123,13 +124,36 @@ class EventStream(Receiver[Event]):
             ask_id, "accept" if iterations else "decline", {"iterations": iterations}, root=self._core
         )
 
+    def approve(self, call: ToolCallConfirmation | str, scope: Scope = "once") -> None:
+        """Let a tool call that waits for it be made. ``call`` is the event, or its ``confirmation_id``.
+
+        With ``scope`` "tool" later calls of the same tool are not asked about any more, with "session" none at all,
+        as long as the session lives; what waits already, and what a ``deny`` matches, is not covered. Raises
+        `NotPending` where it was answered, withdrawn or timed out before.
+        """
+        self._decide(call, Decision(True, scope))
+
+    def reject(self, call: ToolCallConfirmation | str, reason: str = "") -> None:
+        """Refuse a tool call that waits for approval. The model reads the ``reason``. Raises `NotPending`."""
+        self._decide(call, Decision(False, reason=reason))
+
+    def _decide(self, call: ToolCallConfirmation | str, decision: Decision) -> None:
+        ask_id = call if isinstance(call, str) else call.confirmation_id
+        self._core.shared.confirmations.answer(ask_id, decision, root=self._core)
+
     @property
     def pending(self) -> list[Event]:
-        """The events of the questions that wait for an answer from here, those of nested streams too; oldest first.
+        """The events of the questions and confirmations that wait for an answer from here, those of nested streams too;
+        oldest first.
 
-        For a consumer that comes late, or lost track. A question may be in here before the iteration has brought it.
+        For a consumer that comes late, or lost track. One may be in here before the iteration has brought it.
         """
-        return [ask.event for ask in self._core.shared.asks.pending(self._core) if ask.event is not None]
+        shared = self._core.shared
+        waiting = [
+            *(ask.event for ask in shared.asks.pending(self._core)),
+            *(ask.event for ask in shared.confirmations.pending(self._core)),
+        ]
+        return sorted((event for event in waiting if event is not None), key=lambda event: event.timestamp)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

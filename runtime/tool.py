@@ -116,7 +116,9 @@ class Tool:
     """A tool: what the model sees (``definition``), and the function that is called.
 
     ``function`` takes the arguments by name. A plain function runs on a helper thread, a coroutine function as a task
-    on the event loop's thread. It returns text, a `ToolResult`, or anything that JSON can write.
+    on the event loop's thread. It returns text, a `ToolResult`, or anything that JSON can write. A tool that is not
+    ``read_only`` is called after the user's approval, unless permissions say otherwise; ``destructive`` is for the user
+    to know. ``server`` is the MCP server that it belongs to, which permissions may name.
     """
 
     def __init__(
@@ -127,16 +129,22 @@ class Tool:
         description: str = "",
         parameters: Mapping[str, Any] | None = None,
         read_only: bool = False,
+        destructive: bool = False,
         parallel: bool = True,
         polling: bool = False,
+        server: str = "",
     ) -> None:
+        if read_only and destructive:
+            raise ValueError(f"tool {name!r} cannot be both read_only and destructive")
         self.name = name
         self.function = function
         self.description = description
         self.parameters: Mapping[str, Any] = parameters or {"type": "object", "properties": {}}
         self.read_only = read_only
+        self.destructive = destructive
         self.parallel = parallel
         self.polling = polling
+        self.server = server
         self.is_async = inspect.iscoroutinefunction(function)
         self.context_parameter = _context_parameter(function)
 
@@ -144,6 +152,17 @@ class Tool:
     def definition(self) -> ToolDefinition:
         """The tool as a model sees it."""
         return ToolDefinition(self.name, self.description, self.parameters)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What permissions may call it; the last is the most exact."""
+        return (self.name, f"mcp:{self.server}", f"mcp:{self.server}:{self.name}") if self.server else (self.name,)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What the arguments are that a call leaves out, as far as that is known."""
+        properties = self.parameters.get("properties", {})
+        return {name: schema["default"] for name, schema in properties.items() if "default" in schema}
 
     def bind(self, arguments: Mapping[str, Any], context: ToolContext) -> dict[str, Any]:
         """The keyword arguments of the call."""
@@ -181,6 +200,7 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     read_only: bool = False,
+    destructive: bool = False,
     parallel: bool = True,
     polling: bool = False,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
@@ -191,14 +211,16 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     read_only: bool = False,
+    destructive: bool = False,
     parallel: bool = True,
     polling: bool = False,
 ) -> Any:
     """Make a tool of a typed function: its name, its docstring and its annotations are what the model sees.
 
-    ``Args:`` in the docstring describes the parameters. ``read_only`` says that the tool changes nothing,
-    ``parallel=False`` that it must not run beside other calls of the same turn, ``polling`` that it is called again
-    and again until something has happened, so that identical calls of it are no loop.
+    ``Args:`` in the docstring describes the parameters. ``read_only`` says that the tool changes nothing, so that the
+    user need not approve its calls; ``destructive`` that what it does cannot be undone; ``parallel=False`` that it must
+    not run beside other calls of the same turn; ``polling`` that it is called again and again until something has
+    happened, so that identical calls of it are no loop.
     """
 
     def make(function: Callable[..., Any]) -> Tool:
@@ -209,6 +231,7 @@ def tool(
             description=summary if description is None else description,
             parameters=_parameters(function, notes),
             read_only=read_only,
+            destructive=destructive,
             parallel=parallel,
             polling=polling,
         )

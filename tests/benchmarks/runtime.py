@@ -90,7 +90,7 @@ def stream_first(runtime: Runtime) -> tuple[float, float]:
 def tool_turns() -> float:
     """Milliseconds per turn with one tool call."""
 
-    @tool
+    @tool(read_only=True)
     def nothing() -> str:
         """Does nothing."""
         return "ok"

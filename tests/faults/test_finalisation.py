@@ -50,7 +50,7 @@ PARTS: list[tuple[Any, str]] = [
 ]
 
 
-@tool
+@tool(read_only=True)
 def ask(context: ToolContext) -> str:
     """Asks."""
     return context.elicit("?").action

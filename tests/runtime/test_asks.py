@@ -18,14 +18,14 @@ from support.scripted import Scripted, call, say
 FORM = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1}}, "required": ["n"]}
 
 
-@tool
+@tool(read_only=True)
 def ask(context: ToolContext, what: str = "How many?") -> str:
     """Asks in a form."""
     answer = context.elicit(what, FORM)
     return f"{what} {answer.action} {dict(answer.content)}"
 
 
-@tool
+@tool(read_only=True)
 async def ask_async(context: ToolContext, what: str = "How many?") -> str:
     """Asks in a form, asynchronously."""
     answer = await context.aelicit(what, FORM)
@@ -186,7 +186,7 @@ def test_an_unanswered_question_hangs_nobody(asking: Tool) -> None:
     assert "nobody answered within 0.05 s" in session.messages[2].content
 
 
-@tool
+@tool(read_only=True)
 def ask_for_a_while(context: ToolContext) -> str:
     """Takes the question back when its own token says so."""
     try:
@@ -195,7 +195,7 @@ def ask_for_a_while(context: ToolContext) -> str:
         return f"gave up: {error.cause}"
 
 
-@tool
+@tool(read_only=True)
 async def ask_for_a_while_async(context: ToolContext) -> str:
     """Takes the question back by cancelling the task that waits."""
     waiting = asyncio.ensure_future(context.aelicit("How many?", FORM))
@@ -237,7 +237,7 @@ def test_a_call_that_ends_takes_its_questions_with_it() -> None:
     answers: list[Answer] = []
     asked = threading.Event()
 
-    @tool
+    @tool(read_only=True)
     def leave(context: ToolContext) -> str:
         """Leaves a thread behind, which asks."""
         left.append(threading.Thread(target=lambda: answers.append(context.elicit("How many?", FORM))))
@@ -285,7 +285,7 @@ def test_run_with_somebody_to_ask() -> None:
 def test_a_page_to_visit() -> None:
     """URL mode: there is no content to check."""
 
-    @tool
+    @tool(read_only=True)
     def sign_in(context: ToolContext) -> str:
         """Asks the user to visit a page."""
         return context.elicit("Sign in", url="https://example.org/login").action

@@ -21,7 +21,7 @@ PROMPT = 0.05  # seconds
 
 
 def _tool_agent(function: Callable[..., Any]) -> Agent:
-    return Agent("a", Scripted([call("stalling")], say("done")), tools=[Tool("stalling", function)])
+    return Agent("a", Scripted([call("stalling")], say("done")), tools=[Tool("stalling", function, read_only=True)])
 
 
 def stalled_model(stall: Stall) -> Agent:
@@ -49,7 +49,7 @@ def stalled_async_tool(stall: Stall) -> Agent:
 
 
 def stalled_question(stall: Stall) -> Agent:
-    @tool
+    @tool(read_only=True)
     def stalling(context: ToolContext) -> str:
         """Asks, and is not answered."""
         stall.reached.set()
@@ -59,7 +59,7 @@ def stalled_question(stall: Stall) -> Agent:
 
 
 def stalled_async_question(stall: Stall) -> Agent:
-    @tool
+    @tool(read_only=True)
     async def stalling(context: ToolContext) -> str:
         """Asks, and is not answered."""
         stall.reached.set()
@@ -241,7 +241,7 @@ def test_a_tool_sees_the_cancel() -> None:
 
     seen: Channel[object] = Channel(1)
 
-    @tool
+    @tool(read_only=True)
     def patient(context: ToolContext) -> None:
         """Waits for ever, but listens."""
         try:

@@ -28,7 +28,7 @@ SEQUENCE = re.compile(r"\x1b(\[[?0-9;]*[a-zA-Z]|[78DM])")
 AGENT = """
 import time
 from typing import Literal
-from runtime import Agent, HookResult, ToolContext
+from runtime import Agent, HookResult, ToolContext, tool
 from support.scripted import Scripted, call, say
 
 def book(restaurant: str, ctx: ToolContext) -> str:
@@ -60,14 +60,25 @@ def slow(seconds: float) -> str:
 def fail() -> str:
     raise ValueError("no flour")
 
+@tool(destructive=True)
+def burn(what: str) -> str:
+    return f"burnt {what}"
+
+def bake(what: str) -> str:
+    return f"baked {what}"
+
 def team(*turns, **more):
-    return Agent("cook", Scripted(*turns), tools=[book, visit, hurry, agree, slow, fail], **more)
+    tools = [tool(read_only=True)(each) for each in (book, visit, hurry, agree, slow, fail)]
+    return Agent("cook", Scripted(*turns), tools=[*tools, burn, bake], **more)
 
 talk = team(say("Once upon ", "a time\\n", "there was\\tan \\x1b[2Jend."))
 booking = team([call("book", '{"restaurant": "Luigi\\'s"}')], say("Done."))
 visiting = team([call("visit")], say("Done."))
 hurrying = team([call("hurry")], say("Done."))
 agreeing = team([call("agree")], say("Done."))
+burning = team([call("burn", '{"what": "toast"}')], say("Done."))
+cakes = [call("bake", f'{{"what": "{what}"}}', id=what, index=i) for i, what in enumerate(("bread", "cake"))]
+baking = team(cakes, say("Done."))
 failing = team([call("fail")], say("Sorry."))
 sleeping = team([call("slow", '{"seconds": 1.6}')], say("Done."))
 twins = team([call("slow", '{"seconds": 0.3}'), call("slow", '{"seconds": 0.1}', id="call-2", index=1)], say("Done."))
@@ -502,6 +513,48 @@ def test_help(lockgate: Any) -> None:
     assert "usage: lockgate" in lockgate(status=2).stdout
 
 
+# -- confirmations -----------------------------------------------------------------------------------------------------
+
+
+def test_asks_before_a_tool_runs(terminal: Any) -> None:
+    screen = terminal("run", "agents.py:burning", "Burn")
+    screen.expect('? Run burn(what="toast")? What it does cannot be undone.', "y: yes", "> ")
+    screen.enter("maybe")
+    screen.expect("> ")
+    screen.enter("yes")
+    screen.expect("<- burn: burnt toast", "Done.")
+    screen.end()
+
+
+@pytest.mark.parametrize(("typed", "said"), [
+    ("n too hot\r", "this call was rejected: too hot"),
+    ("no\r", "this call was rejected by the user"),
+    ("\x04", "this call was rejected by the user"),
+])  # fmt: skip
+def test_rejected_on_a_terminal(terminal: Any, typed: str, said: str) -> None:
+    screen = terminal("run", "agents.py:burning", "Burn")
+    screen.expect("? Run burn", "> ")
+    screen.type(typed)
+    screen.expect(f"<- burn failed: {said}", "Done.")
+    screen.end()
+
+
+@pytest.mark.parametrize("typed", ["t", "s"])
+def test_approved_for_good_is_asked_once(terminal: Any, typed: str) -> None:
+    screen = terminal("run", "agents.py:baking", "Bake")
+    screen.expect('? Run bake(what="bread")?', "> ")
+    screen.enter(typed)
+    screen.expect("baked bread", "Done.")
+    assert screen.end().count("? Run") == 1
+
+
+def test_without_a_terminal_calls_are_rejected_or_approved_by_the_command_line(lockgate: Any) -> None:
+    done = lockgate("run", "agents.py:burning", "Burn")
+    assert "rejected: there is no terminal to ask on; --yes approves every call" in done.stdout
+    assert "<- burn failed: this call was rejected: nobody is there to approve it" in done.stdout
+    assert "<- burn: burnt toast\n" in lockgate("run", "agents.py:burning", "Burn", "--yes").stdout
+
+
 # -- the real thing ----------------------------------------------------------------------------------------------------
 
 needs_all = pytest.mark.skipif(
@@ -513,7 +566,7 @@ needs_all = pytest.mark.skipif(
 @needs_all
 def test_books_a_table(lockgate: Any) -> None:
     given = ["--answer", "date=2026-12-24", "--answer", "people=4", "--answer", "confirm=yes"]
-    done = lockgate("run", str(ROOT / "examples/booking.py"), "Book a table at Luigi's", *given, timeout=55)
+    done = lockgate("run", str(ROOT / "examples/booking.py"), "Book a table at Luigi's", "-y", *given, timeout=55)
     assert '-> book_table(restaurant="Luigi\'s")\n' in done.stdout
     assert "? Book Luigi's, 2026-12-24, 4 people?\n" in done.stdout
     assert done.stdout.endswith("\n\nBooked: Luigi's, 2026-12-24, 4 people (booking 1)\n")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from runtime import Agent, EventStream, InvalidAnswer, NotPending, Runtime, Session
+from runtime import Agent, EventStream, InvalidAnswer, NotPending, Permissions, Runtime, Session
 from runtime.events import AgentChoice, ElicitationRequest, Event, StreamStopped, ToolCall, ToolCallResponse
 
 pytest.importorskip("mcp")
@@ -21,6 +21,7 @@ pytest.importorskip("xllamacpp")
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "Book a table at Luigi's"
 ANSWERS: Mapping[str, Any] = {"date": "2026-12-24", "people": 4, "confirm": True}
+APPROVED = Permissions(approve_all=True)
 AT_ONCE = 0.05  # seconds
 
 
@@ -38,7 +39,7 @@ def agent() -> Agent:
 
 @pytest.fixture
 def runtime(agent: Agent) -> Iterator[Runtime]:
-    with Runtime(agent) as runtime:
+    with Runtime(agent, permissions=APPROVED) as runtime:
         yield runtime
 
 
@@ -160,6 +161,6 @@ def test_cancelled_while_the_servers_tool_works(agent: Agent) -> None:
     from support.scripted import Scripted, call
 
     waiting = Agent("waiting", Scripted([call("wait_for_table", '{"seconds": 600}')]), toolsets=agent.toolsets)
-    with Runtime(waiting) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+    with Runtime(waiting, permissions=APPROVED) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
         took, _ = cancelled_from_another_thread(stream, lambda event: isinstance(event, ToolCall))
     assert took < AT_ONCE

@@ -17,8 +17,8 @@ import pytest
 import runtime._calls as calls_module
 from channels import Cancelled, Channel, ChannelClosed
 from runtime import Agent, HookInput, HookResult, RunError, Runtime, Session, StreamStuck, Tool, ToolContext, tool
+from runtime._context import Context
 from runtime._core import StreamCore
-from runtime._dispatch import _Context
 from runtime.events import ElicitationRequest, Error, Event, StreamStopped, ToolCallResponse, Warning
 from runtime.session import Message, SessionLog, ToolCall
 from support.scripted import AsyncScripted, Scripted, Stall, call, say
@@ -179,16 +179,16 @@ def test_an_internal_error_lets_go_of_tools(monkeypatch: pytest.MonkeyPatch, nes
     failing = threading.Event()
     posted = threading.Event()
     ended = threading.Event()
-    real = _Context._post
+    real = Context._post
 
     def post(self: Any, message: Any) -> None:
         real(self, message)
         if not nested or getattr(message, "event", None).__class__ is ElicitationRequest:
             posted.set()
 
-    monkeypatch.setattr(_Context, "_post", post)
+    monkeypatch.setattr(Context, "_post", post)
 
-    @tool
+    @tool(read_only=True)
     def ask(context: ToolContext) -> str:
         """Asks, itself or through an agent."""
         failing.wait(5)
@@ -199,7 +199,7 @@ def test_an_internal_error_lets_go_of_tools(monkeypatch: pytest.MonkeyPatch, nes
         finally:
             ended.set()
 
-    @tool
+    @tool(read_only=True)
     def ask_inside(context: ToolContext) -> str:
         """Asks."""
         return context.elicit("?").action
@@ -211,7 +211,7 @@ def test_an_internal_error_lets_go_of_tools(monkeypatch: pytest.MonkeyPatch, nes
         posted.wait(5)
         return True
 
-    @tool
+    @tool(read_only=True)
     def quick() -> str:
         """Returns at once."""
         return "quick"
@@ -231,7 +231,7 @@ def test_a_question_that_comes_late_is_refused() -> None:
     threads: list[threading.Thread] = []
     returned = threading.Event()
 
-    @tool
+    @tool(read_only=True)
     def leaves(context: ToolContext) -> str:
         """Leaves a thread behind."""
 
@@ -246,7 +246,7 @@ def test_a_question_that_comes_late_is_refused() -> None:
         threads[0].start()
         return "left"
 
-    @tool
+    @tool(read_only=True)
     def waits() -> str:
         """Keeps the turn open."""
         returned.wait(5)
@@ -349,7 +349,7 @@ def test_a_last_message_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> 
         MemoryError("no room"),
         lambda _, value, *__: isinstance(value, calls_module.Finished),
     )
-    with Runtime(Agent("a", Scripted([call("quick")]), tools=[Tool("quick", lambda: "x")])) as runtime:
+    with Runtime(Agent("a", Scripted([call("quick")]), tools=[Tool("quick", lambda: "x", read_only=True)])) as runtime:
         session = Session.from_user("go")
         with runtime.run_stream(session) as stream:
             events = [stream.recv(timeout=5)]
@@ -401,7 +401,7 @@ def test_closing_the_runtime_waits_once_for_all_that_is_stuck() -> None:
 
     with Stall() as stall:
         turn = [call("stalling", id=str(i), index=i) for i in range(10)]
-        runtime = Runtime(Agent("a", Scripted(turn), tools=[Tool("stalling", stalling)]), grace=0.2)
+        runtime = Runtime(Agent("a", Scripted(turn), tools=[Tool("stalling", stalling, read_only=True)]), grace=0.2)
         stream = runtime.run_stream(Session.from_user("go"))
         barrier.wait(5)
         started = time.monotonic()
@@ -416,7 +416,7 @@ def test_a_tool_may_close_the_runtime() -> None:
     """It does not wait for itself."""
     closed: list[bool] = []
 
-    @tool
+    @tool(read_only=True)
     def closes() -> str:
         """Closes everything."""
         runtime.close()
@@ -470,7 +470,7 @@ def test_a_working_directory_that_is_gone(tmp_path: pathlib.Path, caplog: pytest
 def test_arguments_that_are_nested_too_deeply() -> None:
     """What a model writes is its own to mend: a `RecursionError` ended the stream."""
     turn = [call("quick", "[" * 100_000)]
-    with Runtime(Agent("a", Scripted(turn, say("ok")), tools=[Tool("quick", lambda: "x")])) as runtime:
+    with Runtime(Agent("a", Scripted(turn, say("ok")), tools=[Tool("quick", lambda: "x", read_only=True)])) as runtime:
         session = Session.from_user("go")
         assert runtime.run(session).text == "ok"
     assert "not JSON" in session.messages[2].content
@@ -495,10 +495,14 @@ def test_what_is_stuck_in_a_nested_stream_is_named() -> None:
     for _ in range(5):
         with Stall() as stall:
 
-            @tool
+            @tool(read_only=True)
             def delegate(context: ToolContext) -> str:
                 """Runs an agent whose tool stands still, and does not mind."""
-                sub = Agent("sub", Scripted([call("stalling")]), tools=[Tool("stalling", lambda stall=stall: stall())])
+                sub = Agent(
+                    "sub",
+                    Scripted([call("stalling")]),
+                    tools=[Tool("stalling", lambda stall=stall: stall(), read_only=True)],
+                )
                 with contextlib.suppress(StreamStuck):
                     context.run_agent(sub, "go")
                 return "done"
@@ -535,7 +539,7 @@ def test_a_model_that_uses_an_id_again() -> None:
     """Law 16: the call of the second turn passed for answered, since one of the first had its id."""
     reached = threading.Event()
 
-    @tool
+    @tool(read_only=True)
     def stalls(context: ToolContext) -> str:
         """Waits for the cancel, the second time."""
         if reached.is_set():

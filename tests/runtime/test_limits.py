@@ -14,7 +14,6 @@ from runtime import (
     NotPending,
     Price,
     RunError,
-    Runtime,
     Session,
     Tool,
     ToolContext,
@@ -22,7 +21,7 @@ from runtime import (
     tool,
 )
 from runtime.events import BudgetExceeded, Error, Event, MaxIterationsReached, StreamStopped, ToolCallResponse
-from support.scripted import AsyncScripted, Scripted, Stall, call, say
+from support.scripted import AsyncScripted, Scripted, Stall, approving, call, say
 
 
 def again(n: int) -> Scripted:
@@ -47,7 +46,7 @@ def test_it_asks_for_more_turns_and_goes_on() -> None:
     """As often as it is let; by event, by id, and by `respond`."""
     answers: list[Any] = []
     with (
-        Runtime(Agent("a", again(7), tools=[counting()], max_iterations=2)) as runtime,
+        approving(Agent("a", again(7), tools=[counting()], max_iterations=2)) as runtime,
         runtime.run_stream(Session.from_user("hi")) as stream,
     ):
         for event in stream:
@@ -69,7 +68,7 @@ def test_it_ends_where_nobody_gives_it_more(how: str) -> None:
     session = Session.from_user("hi")
     timeout = 0.05 if how == "deadline" else 30
     with (
-        Runtime(Agent("a", again(5), tools=[counting()], max_iterations=2), answer_timeout=timeout) as runtime,
+        approving(Agent("a", again(5), tools=[counting()], max_iterations=2), answer_timeout=timeout) as runtime,
         runtime.run_stream(session, interactive=how != "not interactive") as stream,
     ):
         reached = []
@@ -90,10 +89,10 @@ def test_it_ends_where_nobody_gives_it_more(how: str) -> None:
 
 def test_run_passes_the_question_on() -> None:
     """`run(on_request=)` answers with a number of turns; None ends it."""
-    with Runtime(Agent("a", again(3), tools=[counting()], max_iterations=2)) as runtime:
+    with approving(Agent("a", again(3), tools=[counting()], max_iterations=2)) as runtime:
         assert runtime.run(Session.from_user("hi"), on_request=lambda request: 5).text == "done"
     with (
-        Runtime(Agent("a", again(3), tools=[counting()], max_iterations=2)) as runtime,
+        approving(Agent("a", again(3), tools=[counting()], max_iterations=2)) as runtime,
         pytest.raises(RunError, match="max_iterations"),
     ):
         runtime.run(Session.from_user("hi"), on_request=lambda request: None)
@@ -102,7 +101,7 @@ def test_run_passes_the_question_on() -> None:
 def test_bad_answers_are_refused() -> None:
     """They are an error for who answers; the question waits on, until it is answered once."""
     with (
-        Runtime(Agent("a", again(1), tools=[counting()], max_iterations=1)) as runtime,
+        approving(Agent("a", again(1), tools=[counting()], max_iterations=1)) as runtime,
         runtime.run_stream(Session.from_user("hi")) as stream,
     ):
         for event in stream:
@@ -126,7 +125,7 @@ def test_a_nested_agent_asks_the_same_consumer() -> None:
 
     model = Scripted([call("delegate")], say("outer"))
     with (
-        Runtime(Agent("a", model, tools=[Tool("delegate", delegate)])) as runtime,
+        approving(Agent("a", model, tools=[Tool("delegate", delegate)])) as runtime,
         runtime.run_stream(Session.from_user("hi")) as stream,
     ):
         for event in stream:
@@ -161,7 +160,7 @@ def test_tokens_and_dollars(where: str, budget: Budget, kind: str, used: float) 
         budget=budget if where == "agent" else None,
     )
     given = None if where == "agent" else budget
-    with Runtime(agent, prices={"scripted": Price(10, 10)}) as runtime:
+    with approving(agent, prices={"scripted": Price(10, 10)}) as runtime:
         if where == "run":
             with pytest.raises(RunError) as raised:
                 runtime.run(session, budget=given)
@@ -180,7 +179,7 @@ def test_tokens_and_dollars(where: str, budget: Budget, kind: str, used: float) 
 
 def test_the_last_answer_is_not_taken_away() -> None:
     """A run that has ended by itself has not failed, though it used more than it may."""
-    with Runtime(Agent("a", Scripted([*say("done"), UsageDelta(500, 500)]), budget=Budget(tokens=10))) as runtime:
+    with approving(Agent("a", Scripted([*say("done"), UsageDelta(500, 500)]), budget=Budget(tokens=10))) as runtime:
         assert runtime.run(Session.from_user("hi")).text == "done"
 
 
@@ -188,7 +187,7 @@ def test_a_budget_in_dollars_needs_a_price() -> None:
     """It ends before anything is spent, and says what to do."""
     model = Scripted(say("never"))
     with (
-        Runtime(Agent("a", model, budget=Budget(cost=1))) as runtime,
+        approving(Agent("a", model, budget=Budget(cost=1))) as runtime,
         pytest.raises(RunError, match="no price for scripted"),
     ):
         runtime.run(Session.from_user("hi"))
@@ -205,7 +204,7 @@ def test_a_budget_counts_nested_streams() -> None:
     model = Scripted([call("delegate"), UsageDelta(10, 10)], say("never"))
     session = Session.from_user("hi")
     with (
-        Runtime(Agent("a", model, tools=[Tool("delegate", delegate)], budget=Budget(tokens=100))) as runtime,
+        approving(Agent("a", model, tools=[Tool("delegate", delegate)], budget=Budget(tokens=100))) as runtime,
         runtime.run_stream(session) as stream,
     ):
         told = [event.agent_name for event in stream if isinstance(event, BudgetExceeded)]
@@ -225,7 +224,7 @@ def test_time_ends_a_stream_wherever_it_waits(stands_in: str) -> None:
 
             await asyncio.sleep(30)
 
-        @tool
+        @tool(read_only=True)
         def slow(context: ToolContext) -> str:
             """Stands."""
             if stands_in == "tool":
@@ -246,7 +245,7 @@ def test_time_ends_a_stream_wherever_it_waits(stands_in: str) -> None:
             budget=Budget(seconds=0.05),
             max_iterations=1 if stands_in == "more turns" else 50,
         )
-        with Runtime(agent) as runtime, runtime.run_stream(session) as stream:
+        with approving(agent) as runtime, runtime.run_stream(session) as stream:
             events: list[Event] = []
             for event in stream:
                 events.append(event)
@@ -270,7 +269,7 @@ def test_time_is_up_for_nested_streams_too() -> None:
         agent = Agent(
             "a", Scripted([call("delegate")]), tools=[Tool("delegate", delegate)], budget=Budget(seconds=0.05)
         )
-        with Runtime(agent) as runtime, runtime.run_stream(Session.from_user("hi")) as stream:
+        with approving(agent) as runtime, runtime.run_stream(Session.from_user("hi")) as stream:
             for _ in stream:
                 pass
             stall.go_on.set()
@@ -281,7 +280,7 @@ def test_a_cancel_goes_before_the_time() -> None:
     """Who cancels a stream with a budget is told that it was cancelled."""
     with (
         Stall() as stall,
-        Runtime(Agent("a", Scripted([stall]), budget=Budget(seconds=30))) as runtime,
+        approving(Agent("a", Scripted([stall]), budget=Budget(seconds=30))) as runtime,
         runtime.run_stream(Session.from_user("hi")) as stream,
     ):
         stall.reached.wait(5)
@@ -313,7 +312,7 @@ def look(x: int = 0, y: int = 0) -> str:
 
 def run_on(model: Scripted, a_tool: Any, **more: Any) -> tuple[str | None, list[Event], Session]:
     session = Session.from_user("hi")
-    with Runtime(Agent("a", model, tools=[a_tool], **more)) as runtime, runtime.run_stream(session) as stream:
+    with approving(Agent("a", model, tools=[a_tool], **more)) as runtime, runtime.run_stream(session) as stream:
         events = list(stream)
         return stream.reason, events, session
 
@@ -355,7 +354,7 @@ def test_two_tools_in_turn_are_a_loop_where_nothing_changes() -> None:
         turns = [[call("look", id=f"a{i}"), call("b", id=f"b{i}", index=1)] for i in range(5)]
         b = Tool("b", (lambda: "same") if result == "same" else lambda: next(numbers))
         with (
-            Runtime(Agent("a", Scripted(*turns, say("done")), tools=[look, b])) as runtime,
+            approving(Agent("a", Scripted(*turns, say("done")), tools=[look, b])) as runtime,
             runtime.run_stream(Session.from_user("hi")) as stream,
         ):
             for _ in stream:
@@ -370,7 +369,7 @@ def test_a_polling_call_does_not_hide_a_loop() -> None:
     turns = [[call("look", id=f"a{i}"), call("poll", id=f"b{i}", index=1)] for i in range(5)]
     session = Session.from_user("hi")
     agent = Agent("a", Scripted(*turns), tools=[look, Tool("poll", lambda: "wait", polling=True)])
-    with Runtime(agent) as runtime, pytest.raises(RunError) as raised:
+    with approving(agent) as runtime, pytest.raises(RunError) as raised:
         runtime.run(session)
     assert raised.value.code == "loop_detected"
 
@@ -379,7 +378,7 @@ def test_a_run_after_a_limit_goes_on() -> None:
     """Law 16: the session is whole, and the model is told why it was stopped."""
     model = Scripted(*[[call("look", id=f"c{i}")] for i in range(3)], say("I see"))
     session = Session.from_user("hi")
-    with Runtime(Agent("a", model, tools=[look], max_iterations=3)) as runtime:
+    with approving(Agent("a", model, tools=[look], max_iterations=3)) as runtime:
         with pytest.raises(RunError):
             runtime.run(session)
         session.add_user("And now?")
@@ -392,7 +391,7 @@ def test_the_worker_waits_for_more_turns_without_holding_anyone() -> None:
     """Law 18: a cancel ends the wait."""
     reached = threading.Event()
     with (
-        Runtime(Agent("a", again(3), tools=[counting()], max_iterations=1)) as runtime,
+        approving(Agent("a", again(3), tools=[counting()], max_iterations=1)) as runtime,
         runtime.run_stream(Session.from_user("hi")) as stream,
     ):
         for event in stream:

@@ -28,6 +28,7 @@ from runtime import (
     Delta,
     Message,
     NotPending,
+    Permissions,
     RunError,
     Runtime,
     Session,
@@ -44,6 +45,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, ps")
 
 ROOT = Path(__file__).parents[2]
 BOOKING = [sys.executable, str(ROOT / "examples" / "booking_server.py")]
+BOOKING_ALLOWED = Permissions(allow=["mcp:booking:book_table"])
 MODES = ["2026-07-28", "legacy"]
 
 # What the booking desk does not do.
@@ -931,7 +933,8 @@ class Books:
 
 @pytest.fixture
 def runtime() -> Iterator[Runtime]:
-    with Runtime(Agent("concierge", Books(), toolsets=[MCPToolSet(BOOKING, name="booking")])) as runtime:
+    agent = Agent("concierge", Books(), toolsets=[MCPToolSet(BOOKING, name="booking")])
+    with Runtime(agent, permissions=BOOKING_ALLOWED) as runtime:
         yield runtime
 
 
@@ -980,7 +983,7 @@ def test_a_server_that_dies_takes_its_question_back(mode: str) -> None:
     """The user need not answer, and cannot; the model reads why, and the stream goes on."""
     agent = Agent("concierge", Books(), toolsets=[MCPToolSet(BOOKING, name="booking", mode=mode)])
     before = children()
-    with Runtime(agent) as runtime:
+    with Runtime(agent, permissions=BOOKING_ALLOWED) as runtime:
         stream = runtime.run_stream(Session.from_user("Luigi's"))
         for event in stream:
             if isinstance(event, ElicitationRequest):

@@ -25,7 +25,7 @@ from support.scripted import Scripted, Stall, call, say
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
 
-@tool
+@tool(read_only=True)
 def ask(context: ToolContext) -> str:
     """Asks."""
     return f"{context.agent_name} {dict(context.elicit('How many?', FORM).content)}"
@@ -35,7 +35,7 @@ def delegating(child: Agent, name: str = "delegate") -> Tool:
     def delegate(context: ToolContext) -> str:
         return context.run_agent(child, "your turn").text
 
-    return Tool(name, delegate)
+    return Tool(name, delegate, read_only=True)
 
 
 def three_deep() -> Agent:
@@ -157,7 +157,7 @@ def test_a_slow_consumer_slows_the_nested_stream_down() -> None:
 def test_run_inside_a_tool() -> None:
     """A synchronous tool may use the runtime it runs in, and another one."""
 
-    @tool
+    @tool(read_only=True)
     def inner() -> str:
         """Runs another stream."""
         return runtime.run(Session.from_user("inside")).text
@@ -171,7 +171,7 @@ def test_run_inside_a_tool() -> None:
 def test_inside_somebody_elses_loop() -> None:
     """From a notebook, or any thread with a running event loop."""
 
-    @tool
+    @tool(read_only=True)
     async def slow() -> str:
         """Asynchronous."""
         await asyncio.sleep(0.001)
@@ -191,7 +191,7 @@ def test_inside_somebody_elses_loop() -> None:
 def test_fork() -> None:
     """In the child an idle runtime works, an inherited stream raises at once, its session can be used; and it exits."""
 
-    @tool
+    @tool(read_only=True)
     async def slow() -> str:
         """Asynchronous: needs the loop's thread."""
         return "async"
@@ -229,7 +229,7 @@ def test_fork() -> None:
 def test_a_session_that_is_busy_inside() -> None:
     """Law 15, nested: the parent's own session cannot be run inside it."""
 
-    @tool
+    @tool(read_only=True)
     def again(context: ToolContext) -> str:
         """Tries."""
         return context.run_agent(Agent("b", Scripted(say("never"))), session).text

@@ -103,7 +103,7 @@ def test_whatever_a_model_raises_ends_the_stream(error: BaseException) -> None:
 def test_whatever_a_tool_raises_is_a_result(error: BaseException) -> None:
     """The model can read what went wrong, and the stream goes on."""
 
-    @tool
+    @tool(read_only=True)
     def failing() -> None:
         """Fails."""
         raise error
@@ -145,7 +145,7 @@ def test_what_is_no_delta_is_the_models_fault(delta: Any) -> None:
 def test_wrong_calls_come_back_to_the_model() -> None:
     """Unknown tool, broken JSON, wrong types, one id used twice: errors that it can mend, never a crash."""
 
-    @tool
+    @tool(read_only=True)
     def add(a: int, b: int) -> int:
         """Adds."""
         return a + b
@@ -172,7 +172,7 @@ def test_wrong_calls_come_back_to_the_model() -> None:
 def test_fragments_of_tool_calls() -> None:
     """Names and JSON text may come in fragments, those of several calls mixed."""
 
-    @tool
+    @tool(read_only=True)
     def echo(text: str) -> str:
         """Echoes."""
         return text
@@ -192,14 +192,14 @@ def test_calls_of_one_turn_run_side_by_side_and_are_recorded_in_order() -> None:
     barrier = threading.Barrier(2)
     second_done = threading.Event()
 
-    @tool
+    @tool(read_only=True)
     def first() -> str:
         """Ends last."""
         barrier.wait(5)
         second_done.wait(5)
         return "first"
 
-    @tool
+    @tool(read_only=True)
     def second() -> str:
         """Ends first."""
         barrier.wait(5)
@@ -224,7 +224,7 @@ def test_a_tool_that_must_run_alone_does() -> None:
         running.release()
         return "alone"
 
-    lone = tool(parallel=False)(alone)
+    lone = tool(read_only=True, parallel=False)(alone)
     turn = [call("alone", id=str(i), index=i) for i in range(5)]
     with Runtime(Agent("a", Scripted(turn, say("ok")), tools=[lone])) as runtime:
         session = Session.from_user("hi")
@@ -235,7 +235,7 @@ def test_a_tool_that_must_run_alone_does() -> None:
 def test_max_iterations() -> None:
     """The end is told with its own reason."""
 
-    @tool
+    @tool(read_only=True)
     def again() -> str:
         """Never enough."""
         return "again"
@@ -361,7 +361,7 @@ def test_an_executor_of_the_callers() -> None:
     """Helper calls go to the pool that was given."""
     names: list[str] = []
 
-    @tool
+    @tool(read_only=True)
     def where() -> str:
         """Tells its thread."""
         names.append(threading.current_thread().name)
@@ -410,13 +410,13 @@ def test_the_callers_context_travels(model: type[Scripted]) -> None:
     who: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
     seen: dict[str, str] = {}
 
-    @tool
+    @tool(read_only=True)
     def sync_tool() -> None:
         """Looks."""
         seen["tool"] = who.get()
         who.set("changed")
 
-    @tool
+    @tool(read_only=True)
     async def async_tool() -> None:
         """Looks."""
         seen["async tool"] = who.get()

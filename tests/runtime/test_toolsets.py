@@ -12,7 +12,7 @@ from runtime import Agent, RunError, Runtime, Session, Tool, tool
 from support.scripted import Scripted, Stall, say
 
 
-@tool
+@tool(read_only=True)
 def nothing() -> None:
     """Does nothing."""
 

@@ -9,7 +9,6 @@ from runtime import (
     Message,
     Price,
     RunError,
-    Runtime,
     Session,
     Tool,
     ToolContext,
@@ -18,7 +17,7 @@ from runtime import (
 )
 from runtime.events import TokenUsage
 from runtime.usage import BUILT_IN, Prices
-from support.scripted import Scripted, Stall, call, say
+from support.scripted import Scripted, Stall, approving, call, say
 
 PRICES = {"scripted": Price(2, 10, 0.5)}
 
@@ -31,7 +30,7 @@ def test_messages_streams_and_sessions_are_counted() -> None:
     ]
     session = Session.from_user("hi")
     with (
-        Runtime(Agent("a", Scripted(*turns), tools=[Tool("t", lambda: "")]), prices=PRICES) as runtime,
+        approving(Agent("a", Scripted(*turns), tools=[Tool("t", lambda: "")]), prices=PRICES) as runtime,
         runtime.run_stream(session) as stream,
     ):
         told = [event for event in stream if isinstance(event, TokenUsage)]
@@ -52,11 +51,11 @@ def test_messages_streams_and_sessions_are_counted() -> None:
 
 def test_an_unpriced_model_is_not_free() -> None:
     """Its cost is unknown, and so is every total that it is part of; a model in this process costs nothing."""
-    with Runtime(Agent("a", Scripted([*say("x"), UsageDelta(10, 10)]))) as runtime:
+    with approving(Agent("a", Scripted([*say("x"), UsageDelta(10, 10)]))) as runtime:
         assert runtime.run(Session.from_user("hi")).usage == Usage(10, 10, cost=None)
     assert (Usage(1, 1, cost=1.0) + Usage(1, 1)).cost is None
     assert Prices().priced("local/SmolLM2", Usage(5, 5)).cost == 0.0
-    with Runtime(Agent("a", Scripted(say("nothing reported"))), prices=PRICES) as runtime:
+    with approving(Agent("a", Scripted(say("nothing reported"))), prices=PRICES) as runtime:
         assert runtime.run(Session.from_user("hi")).usage == Usage(cost=None)
 
 
@@ -82,7 +81,7 @@ def test_what_a_call_costs() -> None:
     with pytest.raises(ValueError, match="0 or more dollars"):
         Price(-1, 1)
     with pytest.raises(TypeError, match="is a Price"):
-        Runtime(Agent("a", Scripted()), prices={"x": 3})  # type: ignore[dict-item]
+        approving(Agent("a", Scripted()), prices={"x": 3})  # type: ignore[dict-item]
 
 
 def test_a_turn_that_fails_counts_too() -> None:
@@ -90,7 +89,7 @@ def test_a_turn_that_fails_counts_too() -> None:
     for said in ([], say("half")):
         session = Session.from_user("hi")
         model = Scripted([*said, UsageDelta(70, 7), LookupError("lost")])
-        with Runtime(Agent("a", model), prices=PRICES) as runtime, runtime.run_stream(session) as stream:
+        with approving(Agent("a", model), prices=PRICES) as runtime, runtime.run_stream(session) as stream:
             told = [event for event in stream if isinstance(event, TokenUsage)]
             with pytest.raises(RunError):
                 stream.result()
@@ -102,7 +101,7 @@ def test_a_turn_that_fails_counts_too() -> None:
 def test_a_turn_that_is_cancelled_counts_too() -> None:
     """What the model had reported by then."""
     session = Session.from_user("hi")
-    with Stall() as stall, Runtime(Agent("a", Scripted([UsageDelta(70, 7), stall, *say("never")]))) as runtime:
+    with Stall() as stall, approving(Agent("a", Scripted([UsageDelta(70, 7), stall, *say("never")]))) as runtime:
         with runtime.run_stream(session) as stream:
             stall.reached.wait(5)
             stream.cancel()
@@ -122,7 +121,7 @@ def test_nested_streams_count_towards_the_stream_and_not_the_session() -> None:
     outer = Session.from_user("outer")
     model = Scripted([call("delegate"), UsageDelta(1, 1)], [*say("done"), UsageDelta(1, 1)])
     with (
-        Runtime(Agent("a", model, tools=[Tool("delegate", delegate)]), prices=PRICES) as runtime,
+        approving(Agent("a", model, tools=[Tool("delegate", delegate)]), prices=PRICES) as runtime,
         runtime.run_stream(outer) as stream,
     ):
         totals = [e.total_input_tokens for e in stream if isinstance(e, TokenUsage) and e.session_id == outer.id]

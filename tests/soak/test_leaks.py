@@ -55,19 +55,19 @@ class AsyncModel(Model):
             yield delta
 
 
-@tool
+@tool(read_only=True)
 def ask(context: ToolContext) -> str:
     """Asks."""
     return context.elicit("How many?", FORM, timeout=3600).action
 
 
-@tool
+@tool(read_only=True)
 async def ask_async(context: ToolContext) -> str:
     """Asks, on the loop."""
     return (await context.aelicit("How many?", FORM, timeout=3600)).action
 
 
-@tool
+@tool(read_only=True)
 def timers(context: ToolContext) -> str:
     """Leaves all kinds of timers and callbacks behind."""
     token = CancelToken(context.cancel, timeout=3600)
@@ -79,7 +79,7 @@ def timers(context: ToolContext) -> str:
     return "left"
 
 
-@tool
+@tool(read_only=True)
 def nested(context: ToolContext) -> str:
     """Runs another agent."""
     return context.run_agent(Agent("sub", Model(), tools=[timers]), "timers").text

@@ -12,6 +12,7 @@ from runtime import (
     Agent,
     Answer,
     Budget,
+    Decision,
     FinishDelta,
     HookInput,
     HookResult,
@@ -32,40 +33,52 @@ FORM = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": 
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 
-@tool
+@tool(read_only=True)
 def add(a: int, b: int) -> int:
     """Adds."""
     return a + b
 
 
-@tool
+@tool(read_only=True)
 async def add_async(a: int, b: int) -> int:
     """Adds, on the loop."""
     return a + b
 
 
-@tool
+@tool(read_only=True)
 def broken() -> str:
     """Raises."""
     raise LookupError("broken")
 
 
-@tool(parallel=False)
+@tool(read_only=True, parallel=False)
 def alone() -> str:
     """Must not run beside others."""
     return "alone"
 
 
-@tool
+@tool(read_only=True)
 def ask(context: ToolContext) -> str:
     """Asks."""
     return context.elicit("How many?", FORM).action
 
 
-@tool
+@tool(read_only=True)
 async def ask_async(context: ToolContext) -> str:
     """Asks, on the loop."""
     return (await context.aelicit("How many?", FORM)).action
+
+
+@tool
+def write(text: str = "") -> str:
+    """Has to be approved."""
+    return f"wrote {text}"
+
+
+@tool(destructive=True, parallel=False)
+async def wipe() -> str:
+    """Has to be approved, and runs alone."""
+    return "wiped"
 
 
 class Shelf:
@@ -271,7 +284,7 @@ def over_budget(outside: Outside) -> Agent:
     """More tokens than it may use; sooner with those of a nested stream, later without."""
     inner = outside.wrap(Agent("sub", Scripted([*say("s"), UsageDelta(30, 30)])), "sub ")
 
-    @tool
+    @tool(read_only=True)
     def delegate(context: ToolContext) -> str:
         """Runs the other agent."""
         session = Session.from_user("sub task")
@@ -291,7 +304,7 @@ def over_budget(outside: Outside) -> Agent:
 def out_of_time(outside: Outside) -> Agent:
     """The time is up in the middle of a turn: here, when a tool says so."""
 
-    @tool
+    @tool(read_only=True)
     def expire(context: ToolContext) -> str:
         """Takes too long."""
         assert outside.opened.wait(LONG)
@@ -322,7 +335,7 @@ def nested(outside: Outside) -> Agent:
         "sub ",
     )
 
-    @tool
+    @tool(read_only=True)
     def delegate(context: ToolContext) -> str:
         """Runs the other agent."""
         session = Session.from_user("sub task")
@@ -336,7 +349,7 @@ def nested(outside: Outside) -> Agent:
 def siblings(outside: Outside) -> Agent:
     """Two nested agents at once, asynchronous, one of which fails."""
 
-    @tool
+    @tool(read_only=True)
     def delegate(which: str, context: ToolContext) -> str:
         """Runs another agent."""
         model = AsyncScripted(
@@ -355,7 +368,7 @@ def background(outside: Outside) -> Agent:
     returned = threading.Event()
     inner = outside.wrap(Agent("sub", Scripted(say("inner"))), "sub ")
 
-    @tool
+    @tool(read_only=True)
     def leave(context: ToolContext) -> str:
         """Leaves a thread behind."""
 
@@ -372,9 +385,37 @@ def background(outside: Outside) -> Agent:
     return Agent("a", Scripted([call("leave"), call("ask", id="2", index=1)], say("done")), tools=[leave, ask])
 
 
+def approval(outside: Outside) -> Agent:
+    """Several calls that wait for approval, beside one that need not; then one that must run alone."""
+    first = [call("write", f'{{"text": "{i}"}}', id=str(i), index=i) for i in range(3)]
+    second = [call("wipe", id="4"), call("write", '{"text": "x"}', id="5", index=1)]
+    return Agent("a", Scripted([*first, *adding("add", "3")], second, say("done")), tools=[write, wipe, add])
+
+
+def nested_approval(outside: Outside) -> Agent:
+    """A nested stream whose call waits for the approval of the root's consumer, while its parent's does too."""
+    inner = outside.wrap(Agent("sub", Scripted([call("write", id="1")], say("inner")), tools=[write]), "sub ")
+
+    @tool(read_only=True)
+    def delegate(context: ToolContext) -> str:
+        """Runs the other agent."""
+        session = Session.from_user("sub task")
+        outside.sessions.append(session)
+        return context.run_agent(inner, session).text
+
+    turn = [call("delegate", id="1"), call("write", id="2", index=1)]
+    return Agent("a", Scripted(turn, say("done")), tools=[delegate, write])
+
+
 def decline(request: Any) -> Answer:
     """Says no."""
     return Answer("decline")
+
+
+def undecided(request: Any) -> Decision:
+    """One yes, one no, one yes for good, and so on."""
+    kinds = {"0": Decision(True), "1": Decision(False, reason="no"), "2": Decision(True, "tool")}
+    return kinds.get(request.arguments.get("text"), Decision(False))
 
 
 SCENARIOS = [
@@ -401,5 +442,11 @@ SCENARIOS = [
     Scenario("executor", tools, executor=True),
     Scenario("nested", nested),
     Scenario("background", background, aside=("sub", "observer", "consumer")),
+    Scenario("approval", approval),
+    Scenario("approved and rejected", approval, decision=undecided, observed=True, capacity=2),
+    Scenario("approved for good", approval, decision=lambda request: Decision(True, "session"), executor=True),
+    Scenario("rejected", approval, decision=lambda request: Decision(False, reason="no"), capacity=1),
+    Scenario("refused", approval, interactive=False),
+    Scenario("nested approval", nested_approval),
     Scenario("nested siblings", siblings, observed=True, capacity=3),
 ]

@@ -33,6 +33,7 @@ from channels import Cancelled, CancelToken, Channel, ChannelClosed
 from runtime import (
     Agent,
     Answer,
+    Decision,
     EventStream,
     HookInput,
     NotPending,
@@ -44,7 +45,15 @@ from runtime import (
     ToolSet,
 )
 from runtime._core import StreamCore
-from runtime.events import AgentChoice, ElicitationRequest, Error, Event, MaxIterationsReached, StreamStopped
+from runtime.events import (
+    AgentChoice,
+    ElicitationRequest,
+    Error,
+    Event,
+    MaxIterationsReached,
+    StreamStopped,
+    ToolCallConfirmation,
+)
 
 LONG = 10.0  # seconds after which something will never happen
 PROMPT = 0.25  # seconds from a cancel to the end of the consumer's loop; tests/runtime/test_cancel.py measures 0.05
@@ -121,6 +130,7 @@ class Scenario:
     hinge: Point | None = None  # the call that ``reason`` hangs on: when it fails, the end is normal
     answer: Callable[[ElicitationRequest], Answer] = lambda request: Answer("accept", {"n": 1})
     more: int = 0  # turns that are granted, once
+    decision: Callable[[ToolCallConfirmation], Decision] = lambda request: Decision(True)
 
 
 # -- the numbered calls ------------------------------------------------------------------------------------------------
@@ -487,6 +497,14 @@ class Run:
             with contextlib.suppress(NotPending):
                 stream.extend(event, self.scenario.more if first else 0)
             self.outside.reach("consumer answered", functools.partial(self._be_absent, stream))
+        elif isinstance(event, ToolCallConfirmation):
+            decision = self.scenario.decision(event)
+            with contextlib.suppress(NotPending):
+                if decision.approved:
+                    stream.approve(event, decision.scope)
+                else:
+                    stream.reject(event, decision.reason)
+            self.outside.reach("consumer decided", functools.partial(self._be_absent, stream))
 
     def _be_absent(self, stream: EventStream) -> None:
         """A consumer that stands still: cancelled by another thread, the stream has to end without it."""
@@ -641,6 +659,8 @@ def _check(this: Run, runtime: Runtime) -> None:
         this.wrong(f"law 1: the bridge is left with {runtime.bridge!r}")
     if runtime._shared.asks.pending():
         this.wrong(f"law 6: questions are left pending: {runtime._shared.asks!r}")
+    if runtime._shared.confirmations.pending():
+        this.wrong(f"law 6: confirmations are left pending: {runtime._shared.confirmations!r}")
     if runtime._shared.cores and not _eventually(lambda: not runtime._shared.cores):
         this.wrong(f"streams are left over: {runtime._shared.cores}")
     if not _eventually(lambda: outside._counts["hook session_end"] == outside.cleanups):

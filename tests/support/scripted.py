@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from typing import Any
 
 from channels import CancelToken
-from runtime import Delta, Message, TextDelta, ToolCallDelta, ToolDefinition
+from runtime import Agent, Delta, Message, Permissions, Runtime, TextDelta, ToolCallDelta, ToolDefinition
 
 Step = Delta | Callable[[], Any] | BaseException
 
@@ -82,3 +82,8 @@ class Stall:
 
     def __exit__(self, *_: object) -> None:
         self.go_on.set()
+
+
+def approving(agent: Agent, **more: Any) -> Runtime:
+    """A runtime that makes every tool call without asking anybody: for tests about something else."""
+    return Runtime(agent, permissions=Permissions(approve_all=True), **more)

@@ -130,21 +130,21 @@ class AsyncWild(Wild):
 def wild_agent(dice: Dice, name: str = "wild", depth: int = 0) -> Agent:
     """An agent that does everything."""
 
-    @tool
+    @tool(read_only=True)
     def work() -> str:
         """Takes its time, whatever happens."""
         time.sleep(dice.upto(0.02))
         dice.maybe_fail(0.1)
         return "worked"
 
-    @tool
+    @tool(read_only=True)
     async def work_async() -> str:
         """The same, on the loop."""
         await asyncio.sleep(dice.upto(0.02))
         dice.maybe_fail(0.1)
         return "worked"
 
-    @tool
+    @tool(read_only=True)
     def wait(context: ToolContext) -> str:
         """Waits until it is cancelled, or a moment; leaves timers behind."""
         token = CancelToken(context.cancel, timeout=60)
@@ -153,17 +153,17 @@ def wild_agent(dice: Dice, name: str = "wild", depth: int = 0) -> Agent:
             later.recv(timeout=dice.upto(0.02), cancel=token)
         return "waited"
 
-    @tool
+    @tool(read_only=True)
     def ask(context: ToolContext) -> str:
         """Asks."""
         return context.elicit("How many?", FORM, timeout=dice.choose([None, 0.001, 0.05])).action
 
-    @tool
+    @tool(read_only=True)
     async def ask_async(context: ToolContext) -> str:
         """Asks, on the loop."""
         return (await context.aelicit("How many?", FORM, timeout=dice.choose([None, 0.001, 0.05]))).action
 
-    @tool(parallel=False)
+    @tool(read_only=True, parallel=False)
     def alone() -> str:
         """Must not run beside others."""
         return "alone"
@@ -172,7 +172,7 @@ def wild_agent(dice: Dice, name: str = "wild", depth: int = 0) -> Agent:
     if depth < 2:
         inner = [wild_agent(dice, f"{name}-{i}", depth + 1) for i in range(2)]
 
-        @tool
+        @tool(read_only=True)
         def delegate(context: ToolContext) -> str:
             """Runs another agent."""
             return context.run_agent(dice.choose(inner), "do").text
@@ -213,7 +213,7 @@ class Shelf:
     def tools(self) -> list[Tool]:
         """`ToolSet.tools`."""
         self.dice.maybe_fail(0.01)
-        return [Tool("shelved", lambda: "from the shelf")]
+        return [Tool("shelved", lambda: "from the shelf", read_only=True)]
 
     def stop(self) -> None:
         """`ToolSet.stop`."""

@@ -638,7 +638,7 @@ def test_its_name(model: LocalModel) -> None:
 
 @with_model
 def test_a_booking_from_end_to_end(model: LocalModel) -> None:
-    @tool
+    @tool(read_only=True)
     def book_table(restaurant: str, people: int | None = None) -> str:
         """Book a table at a restaurant."""
         return f"Booked {restaurant} for {people}."

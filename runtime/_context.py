@@ -1,0 +1,136 @@
+"""What a running tool may use (`ToolContext`), and what it tells the worker of its stream through it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from channels import Cancelled, CancelToken, Channel, ChannelClosed
+
+from . import events
+from ._core import StreamCore
+from .agent import Agent
+from .session import Session, ToolCall
+from .tool import Answer, Question
+
+if TYPE_CHECKING:
+    from .stream import RunResult
+
+_AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent's worker
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The tool of ``call_id`` asks; ``settled`` takes the answer, and does not wait.
+
+    ``dropped`` is cancelled when the tool does not want to know any more.
+    """
+
+    call_id: str
+    question: Question
+    settled: Callable[[Answer], object]
+    dropped: CancelToken
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """An event of a nested stream. Taking it gives one credit back."""
+
+    event: events.Event
+    credits: Channel[None]
+
+
+class Context:
+    """`ToolContext`, for one call. ``inbox`` is where the worker listens, until the call's turn is over."""
+
+    def __init__(self, core: StreamCore, call: ToolCall, inbox: Channel[Any]) -> None:
+        self.call_id = call.id
+        self.session_id = core.session.id
+        self.agent_name = core.agent.name
+        self.cancel: CancelToken = core.token
+        self._core = core
+        self._inbox = inbox
+        self._credits: Channel[None] = Channel(_AHEAD, name="credits")
+
+    def run_agent(self, agent: Agent, task: str | Session) -> RunResult:
+        from ._nested import run_nested  # it opens streams, whose workers dispatch
+
+        session = Session.from_user(task) if isinstance(task, str) else task
+        return run_nested(self._core, agent, session, self._forward)
+
+    def _forward(self, event: events.Event) -> None:
+        self._credits.send(None, cancel=self.cancel)
+        self._post(Forwarded(event, self._credits))
+
+    def elicit(
+        self,
+        message: str,
+        schema: Mapping[str, Any] | None = None,
+        *,
+        url: str = "",
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Answer:
+        question = _question(message, schema, url, timeout)
+        if cancel is not None and cancel.cancelled:
+            raise Cancelled(cancel.cause)
+        answers: Channel[Answer] = Channel(1, name="answer")
+        dropped = CancelToken()
+        self._post(Asked(self.call_id, question, answers.try_send, dropped))
+        if cancel is None:
+            return answers.recv(cancel=self.cancel)
+        either = CancelToken(self.cancel)
+        with cancel.on_cancel(lambda: either.cancel(cancel.cause)):
+            try:
+                return answers.recv(cancel=either)
+            except Cancelled:
+                dropped.cancel()
+                raise
+
+    async def aelicit(
+        self,
+        message: str,
+        schema: Mapping[str, Any] | None = None,
+        *,
+        url: str = "",
+        timeout: float | None = None,
+    ) -> Answer:
+        import asyncio  # slow, and loaded by now: whoever awaits this has a loop
+
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+
+        def settle(answer: Answer) -> None:
+            if not future.done():
+                future.set_result(answer)
+
+        def settled(answer: Answer) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the task that waited gone with it
+                loop.call_soon_threadsafe(settle, answer)
+
+        dropped = CancelToken()
+        self._post(Asked(self.call_id, _question(message, schema, url, timeout), settled, dropped))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            dropped.cancel()
+            raise
+
+    def _post(self, message: Asked | Forwarded) -> None:
+        try:
+            self._inbox.try_send(message)
+        except ChannelClosed:
+            raise Cancelled(self.cancel.cause or "the stream has ended") from None
+
+    def __repr__(self) -> str:
+        return f"<ToolContext of call {self.call_id}>"
+
+
+def _question(message: str, schema: Mapping[str, Any] | None, url: str, timeout: float | None) -> Question:
+    if url and schema is not None:
+        raise ValueError("a question is a form or a page to visit, not both")
+    if not url and schema is None:
+        schema = {"type": "object", "properties": {}}
+    return Question(message, schema, "url" if url else "form", url, timeout)
