@@ -20,6 +20,7 @@ from ._calls import Calls
 from ._helpers import HelperPool
 from ._hooks import NOTHING, HookFailed, HookInput, HookResult, Hooks
 from ._limits import Spending
+from ._scope import stream_scope
 from .agent import Agent
 from .bridge import ElicitationBridge, Events
 from .events import Event, HookBlocked, HookFinished, HookStarted, StopReason, StreamStopped, Warning
@@ -156,6 +157,7 @@ class StreamCore:
             self.out = Channel(shared.event_capacity, name=f"observed events {self.number}")
         self.calls = Calls(self.token, shared.helpers, shared.loop, context)
         self.ending = Ending(self.tags)
+        self.scope = stream_scope(shared.bridge, self.events, final=self.ending.stopped)
         #: Closes when the worker has ended; `over` when the forwarder has too.
         self.finished: Channel[None] = Channel(name=f"stream {self.number} finished")
         self.over: Channel[None] = Channel(name=f"stream {self.number} over") if observed else self.finished
@@ -248,6 +250,15 @@ class StreamCore:
 
     def __repr__(self) -> str:
         return f"<stream {self.number} of {self.session!r}>"
+
+
+def insist(function: Callable[..., object], *args: Any) -> None:
+    """Call a function that may be called twice: once more if an exception came into it, which is raised then."""
+    try:
+        function(*args)
+    except BaseException:  # an asynchronous one, it may be: what has to be done at the end is done all the same
+        function(*args)
+        raise
 
 
 def describe(error: BaseException) -> str:

@@ -11,9 +11,9 @@ from channels import CancelToken
 
 from . import _exit
 from ._calls import Calls
-from ._core import Shared, StreamCore
+from ._core import Shared, StreamCore, insist
 from ._observe import forward, observing_calls
-from ._worker import work
+from ._worker import finish, work
 from .agent import Agent
 from .limits import Budget
 from .session import Session
@@ -63,8 +63,7 @@ def open_stream(
     except BaseException:
         core.token.cancel("the stream could not be started")
         if not core.threads:  # the worker would have done all this
-            core.events.close(final=core.ending.stopped())
-            log.release()
+            finish(core)
             core.finished.close()
         core.out.close()  # the forwarder would have done this
         _over(core)
@@ -82,10 +81,17 @@ def _work(core: StreamCore) -> None:
     """What the worker thread runs. It holds the core, never the consumer's `EventStream` nor the `Runtime`."""
     try:
         work(core)
+    except BaseException:  # an asynchronous one, before or after all that catches it
+        insist(finish, core)
+        raise
     finally:
-        if core.out is core.events:
-            _over(core)
-        core.finished.close()
+        insist(_finished, core)
+
+
+def _finished(core: StreamCore) -> None:
+    if core.out is core.events:
+        _over(core)
+    core.finished.close()
 
 
 def _forward(core: StreamCore, calls: Calls) -> None:

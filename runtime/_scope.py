@@ -41,8 +41,8 @@ class stream_scope:
     ``with stream_scope(bridge, events, final=last_event) as sink:`` - ``final()`` is called on exit, and what it
     returns is the last value of the channel, delivered even when the buffer is full. There is nothing between
     entering and the registration of the cleanup, and nothing to remember on any of the ways out: the bug this project
-    began with is a ``return`` that stood between the two. If ``final`` fails, the channel is closed without a last
-    value, and the failure raised. Neither entering nor leaving ever waits.
+    began with is a ``return`` that stood between the two. If ``final`` fails, and fails again, the channel is closed
+    without a last value, and the failure raised. Neither entering nor leaving ever waits.
     """
 
     __slots__ = ("_bridge", "_events", "_final", "_place")
@@ -61,10 +61,19 @@ class stream_scope:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self._bridge.drop(self._place)
-        finally:
+            self.leave()
+        except BaseException:  # of `final`, or an asynchronous one: all of it may be done twice
             try:
-                if self._final is not None:
-                    self._events.close(final=self._final())
+                self.leave()
             finally:
                 self._events.close()
+            raise
+
+    def leave(self) -> None:
+        """What leaving the block does. Doing it twice is harmless."""
+        try:
+            self._bridge.drop(self._place)
+        finally:
+            if self._final is not None and not self._events.closed:
+                self._events.close(final=self._final())
+            self._events.close()

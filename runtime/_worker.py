@@ -7,14 +7,15 @@ bridge lets go of it on every path there is; nothing in the loop has to remember
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Final
 
 from channels import Cancelled
 
 from . import _loop, events
+from ._calls import Call
 from ._cleanup import Cleanup
-from ._core import StopRun, StreamCore, describe
-from ._scope import stream_scope
+from ._core import StopRun, StreamCore, describe, insist
 from .session import Message
 
 _logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def work(core: StreamCore) -> None:
     ending = core.ending
     cleanup = Cleanup(core)
     try:
-        with stream_scope(core.shared.bridge, core.events, final=ending.stopped):
+        with core.scope:
             try:
                 _run(core, cleanup)
                 ending.decide("normal")
@@ -48,10 +49,7 @@ def work(core: StreamCore) -> None:
         ending.decide("error", "internal", describe(error), error)
         _logger.exception("%r did not end cleanly", core)
     finally:
-        core.log.release()
-        if not core.events.closed:  # the scope could not be entered
-            core.events.close(final=ending.stopped())
-        core.token.cancel("the stream has ended")  # what still acts for it shall not wait for ever
+        insist(finish, core, cleanup.calls)
         cleanup.finish()
 
 
@@ -66,7 +64,23 @@ def _run(core: StreamCore, cleanup: Cleanup) -> None:
                 log.append(Message("assistant", stop.note, agent_name=core.agent.name))
             raise
         finally:
-            log.settle(_INTERRUPTED)
+            insist(log.settle, _INTERRUPTED)
+
+
+def finish(core: StreamCore, keep: Collection[Call] = ()) -> None:
+    """Let go of everything but the calls to ``keep``, also of what the way out did not come to.
+
+    Doing it twice is harmless.
+    """
+    try:
+        core.log.release()
+    finally:
+        try:
+            core.scope.leave()
+        finally:
+            core.token.cancel("the stream has ended")  # what still acts for it shall not wait for ever
+            core.calls.abandon(keep)
+            core.shared.asks.withdraw(core, "the stream has ended")
 
 
 def _report(core: StreamCore) -> None:
