@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
-from channels import CancelToken
+from channels import CancelToken, ChannelClosed
 
 from . import _exit
 from ._calls import Calls
@@ -65,6 +66,8 @@ def open_stream(
         if not core.threads:  # the worker would have done all this
             finish(core)
             core.finished.close()
+        with contextlib.suppress(ChannelClosed, TimeoutError):  # the session shall be free again
+            core.finished.recv(timeout=shared.grace)
         core.out.close()  # the forwarder would have done this
         _over(core)
         raise
@@ -85,7 +88,11 @@ def _work(core: StreamCore) -> None:
         insist(finish, core)
         raise
     finally:
-        insist(_finished, core)
+        try:  # `insist`, spelt out: nobody would call that a second time
+            _finished(core)
+        except BaseException:
+            _finished(core)
+            raise
 
 
 def _finished(core: StreamCore) -> None:

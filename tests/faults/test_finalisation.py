@@ -5,6 +5,8 @@ ends.
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +14,22 @@ from typing import Any
 
 import pytest
 
+import runtime._core as core_module
+import runtime._open as opening
 import runtime._worker as worker
 from channels import Cancelled, Channel, ChannelClosed
-from runtime import Agent, HookInput, HookResult, RunError, Runtime, Session, StreamStuck, ToolContext, tool
+from runtime import (
+    Agent,
+    HookInput,
+    HookResult,
+    RunError,
+    Runtime,
+    Session,
+    StreamStuck,
+    ToolContext,
+    stream_scope,
+    tool,
+)
 from runtime._asks import Asks
 from runtime._calls import Calls
 from runtime._cleanup import Cleanup
@@ -168,6 +183,47 @@ def _run(ending: Callable[[], Agent], ways: _Ways, name: str, always: bool) -> I
             yield f"law 8: {threads}"
             return
         time.sleep(0.001)
+
+
+WAY_OUT: list[Any] = [
+    worker.work, worker.finish, core_module.insist, stream_scope.__exit__, stream_scope.leave, ElicitationBridge.drop,
+    SessionLog.settle, SessionLog.release, SessionLog.__exit__, Ending.decide, Ending.stopped, Calls.abandon,
+    Asks.withdraw, opening._finished, opening._over,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", [normal, cancelled, failed, blocked])
+def test_an_asynchronous_exception_anywhere_on_the_way_out(
+    ending: Callable[[], Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 1. CPython throws such exceptions where a call begins or has returned; here, once at each such place."""
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    codes = {function.__code__ for function in WAY_OUT}
+    wrong: list[str] = []
+    place = reached = 0
+    while place <= reached:
+        place, reached = place + 1, 0
+        ways = _Ways(Abrupt("injected"), False)
+        where = ""
+
+        def profile(frame: Any, event: str, arg: Any, place: int = place, ways: _Ways = ways) -> None:
+            nonlocal reached, where
+            if frame.f_code in codes and event != "c_call":
+                reached += 1
+                if reached == place:
+                    where = f"{event} in {frame.f_code.co_name}, line {frame.f_lineno}"
+                    ways()
+
+        monkeypatch.setattr(opening, "work", functools.partial(_profiled, worker.work, profile))
+        wrong += [f"{where}: {each}" for each in _run(ending, ways, "anywhere", False)]
+        INJECTED["finalisation"] += bool(ways.failed)
+    assert not wrong, "\n".join(wrong)
+    assert place > 40
+
+
+def _profiled(work: Callable[[StreamCore], None], profile: Any, core: StreamCore) -> None:
+    sys.setprofile(profile)  # of this thread only; it ends with the thread
+    work(core)
 
 
 @pytest.mark.parametrize("ending", [normal, cancelled, failed, blocked])

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from channels import merge, select
+from channels import aio, merge, select
 from runtime import (
     Agent,
     FinishDelta,
@@ -471,6 +471,50 @@ def test_a_worker_that_cannot_start_leaves_nothing() -> None:
             with pytest.raises(RuntimeError, match="can't start new thread"):
                 runtime.run_stream(session)
         assert runtime.run(session).text == "x"
+
+
+@pytest.mark.parametrize("part", ["lockgate-stream", "lockgate-observe", "lockgate-helper", "the loop"])
+@pytest.mark.parametrize("model", [Scripted, AsyncScripted])
+def test_any_thread_that_cannot_start(part: str, model: type[Scripted], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law 1: `run_stream` raises, or the stream ends and says why; the next one runs, once there are threads again."""
+
+    class Deaf:
+        def on_run_start(self, session: Session) -> None:
+            pass
+
+        def on_event(self, session: Session, event: Event) -> None:
+            pass
+
+    @tool
+    async def echo() -> str:
+        """Runs on the loop."""
+        return "ok"
+
+    start = threading.Thread.start
+    refused = []
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith(part) and not refused:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with aio.LoopThread("the loop") as loop, monkeypatch.context() as patch:
+        patch.setattr(aio, "default_loop", lambda: loop)
+        patch.setattr(threading.Thread, "start", refuse)
+        turns = [[call("echo")], say("x"), [call("echo")], say("x")]
+        with Runtime(Agent("a", model(*turns), tools=[echo]), observers=[Deaf()]) as runtime:
+            session = Session.from_user("hi")
+            failure = "can't start new thread"
+            try:
+                runtime.run(session)  # an observer that is not told is logged, and no more
+            except (RuntimeError, RunError) as error:
+                failure = str(error)
+            assert "can't start new thread" in failure
+            assert refused
+            assert session._lease is None
+            assert len(runtime.bridge) == 0
+            assert runtime.run(Session.from_user("hi")).text == "x"
 
 
 def test_the_interpreter_exits_with_live_streams() -> None:
