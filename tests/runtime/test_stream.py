@@ -485,7 +485,7 @@ def test_any_thread_that_cannot_start(part: str, model: type[Scripted], monkeypa
         def on_event(self, session: Session, event: Event) -> None:
             pass
 
-    @tool
+    @tool(read_only=True)
     async def echo() -> str:
         """Runs on the loop."""
         return "ok"
