@@ -91,15 +91,14 @@ def tool_turns() -> float:
     """Milliseconds per turn with one tool call."""
 
     @tool(read_only=True)
-    def nothing() -> str:
+    def nothing(n: int) -> str:
         """Does nothing."""
         return "ok"
 
-    model = Scripted(*[[call("nothing")] for _ in range(TURNS)], [TextDelta("done")])
-    with Runtime(Agent("a", model, tools=[nothing], max_iterations=TURNS + 1)) as runtime:
+    turns = [[call("nothing", f'{{"n": {n}}}', id=f"call-{n}")] for n in range(TURNS)]
+    with Runtime(Agent("a", Scripted(*turns, [TextDelta("done")]), tools=[nothing], max_iterations=200)) as runtime:
         start = time.perf_counter()
-        for _ in runtime.run_stream(Session.from_user("go")):
-            pass
+        runtime.run(Session.from_user("go"))
         return (time.perf_counter() - start) / TURNS * 1e3
 
 
