@@ -48,7 +48,7 @@ class Call:
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Called once, on the thread where the call ran."""
         try:
-            self.inbox.send(Finished(self, value, error))
+            self.inbox.send(Finished(value, error, self))
         except ChannelClosed:
             pass
         except BaseException:
@@ -77,10 +77,9 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """The last message of a call."""
+class Outcome:
+    """How a call ended."""
 
-    call: Call
     value: Any
     error: BaseException | None
 
@@ -89,6 +88,13 @@ class Finished:
         if self.error is not None:
             raise self.error
         return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Outcome):
+    """The last message of a call."""
+
+    call: Call
 
 
 class NotInTime(TimeoutError):

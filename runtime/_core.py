@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextvars import Context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypedDict
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 from channels import Cancelled, CancelToken, Channel
 
 from ._asks import Asks, Confirmations
-from ._calls import Calls
+from ._calls import Calls, Outcome
 from ._helpers import HelperPool
-from ._hooks import NOTHING, HookFailed, HookInput, HookResult, Hooks
+from ._hooks import NOTHING, Hook, HookFailed, HookInput, HookResult, Hooks
 from ._limits import Spending
 from ._scope import stream_scope
 from .agent import Agent
@@ -193,32 +193,46 @@ class StreamCore:
         """What a hook at ``point`` is told."""
         return HookInput(point, self.session.id, self.agent.name, **fields)
 
-    def fire(self, point: str, emit: Callable[[Event], None] | None = None, **fields: Any) -> HookResult:
-        """Run the hooks at ``point``, one after the other, each told what the one before has changed.
-
-        The first that blocks or allows ends it; context adds up. A hook that fails or takes too long is a `Warning`
-        event and nothing more. Not only for the worker, where ``emit`` is given.
-        """
-        hooks = self.hooks.at(point, fields.get("tool_name", ""))
-        if not hooks:
+    def fire(self, point: str, **fields: Any) -> HookResult:
+        """Run the hooks at ``point``, and wait for them: what they come to, as in `firing`."""
+        if not self.hooks.at(point):
             return NOTHING
-        send = emit or self.emit
-        given = self.hook_input(point, **fields)
-        contexts = []
-        changed: dict[str, Any] = {}
-        for hook in hooks:
-            send(HookStarted(point, hook.name, **self.tags))
-            failure = ""
+        steps = self.firing(point, **fields)
+        outcome: Outcome | None = None
+        while True:
             try:
-                call = hook.bound(given, self.token)
-                result = hook.result(point, self.calls.run(f"hook {hook.name}", call, timeout=hook.timeout))
+                hook, function = steps.send(outcome)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            try:
+                outcome = Outcome(self.calls.run(f"hook {hook.name}", function, timeout=hook.timeout), None)
             except BaseException as error:
                 if self.token.cancelled:
                     raise Cancelled(self.token.cause) from error
-                result, failure = NOTHING, describe(error)
-            send(HookFinished(point, hook.name, failure, **self.tags))
+                outcome = Outcome(None, error)
+
+    def firing(
+        self, point: str, **fields: Any
+    ) -> Generator[tuple[Hook, Callable[[], Any]], Outcome | None, HookResult]:
+        """The hooks at ``point``, one after the other, each told what the one before has changed.
+
+        Yields the calls to make, and is sent how they ended. The first hook that blocks or allows is the last; context
+        adds up. One that fails is a `Warning` event and nothing more.
+        """
+        given = self.hook_input(point, **fields)
+        contexts = []
+        changed: dict[str, Any] = {}
+        for hook in self.hooks.at(point, given.tool_name):
+            self.emit(HookStarted(point, hook.name, **self.tags))
+            outcome = yield hook, hook.bound(given, self.token)
+            result, failure = NOTHING, ""
+            try:
+                result = hook.result(point, outcome.result() if outcome is not None else None)
+            except BaseException as error:
+                failure = describe(error)
+            self.emit(HookFinished(point, hook.name, failure, **self.tags))
             if failure:
-                send(Warning(f"hook {hook.name} at {point} failed: {failure}", **self.tags))
+                self.emit(Warning(f"hook {hook.name} at {point} failed: {failure}", **self.tags))
             if result.context:
                 contexts.append(result.context)
             if result.updated_input is not None:

@@ -25,7 +25,7 @@ def ask_for_more(core: StreamCore, limit: int) -> int:
 
     Where nobody answers, says so, or can be asked, it ends (`StopRun`).
     """
-    reason = f"the agent has taken all of its {limit} turns"
+    reason = f"the agent has used up its turns ({limit})"
     core.fire("on_max_iterations", reason=reason)
     answer = Answer("decline")
     if core.interactive:

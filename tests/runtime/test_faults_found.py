@@ -142,7 +142,7 @@ def _finish_late(held: threading.Event) -> Callable[..., None]:
 
     def finish(self: Any, value: Any, error: BaseException | None) -> None:
         with contextlib.suppress(ChannelClosed):
-            self.inbox.send(calls_module.Finished(self, value, error))
+            self.inbox.send(calls_module.Finished(value, error, self))
         held.wait(5)
         self.done.close()
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runtime import Agent, HookInput, HookResult, RunError, Runtime, Session
+from runtime import Agent, Hook, HookInput, HookResult, RunError, Runtime, Session, Tool, Usage, UsageDelta
 from runtime.events import Error, Event, HookBlocked, HookFinished, HookStarted, StreamStopped, Warning
-from support.scripted import Scripted, say
+from support.scripted import Scripted, Stall, call, say
 
 
 def events_of(hooks: dict[str, list[Any]], model: Scripted | None = None) -> list[Event]:
@@ -137,6 +139,169 @@ def test_a_command_that_hangs_dies_with_what_it_started(tmp_path: Path) -> None:
                 time.sleep(0.005)
         pid = int(pid_file.read_text())
         assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
+
+
+def test_context_of_a_turn_is_for_that_turn() -> None:
+    """turn_start: it stands in the system message once, and is not kept."""
+    model = Scripted([call("t")], say("ok"))
+    hooks = {"turn_start": [lambda given: HookResult(context=f"turn {given.iteration}")]}
+    session = Session.from_user("hi")
+    with Runtime(Agent("a", model, tools=[Tool("t", lambda: "")], hooks=hooks)) as runtime:
+        runtime.run(session)
+    assert [messages[0].content for messages in model.seen] == ["turn 1", "turn 2"]
+    assert all(message.role != "system" for message in session.messages)
+
+
+def test_a_stop_hook_makes_the_agent_go_on() -> None:
+    """Its reason is the next thing the agent is told; the hook is told what the agent said, and that it was asked."""
+    told: list[HookInput] = []
+
+    def check(given: HookInput) -> HookResult | None:
+        told.append(given)
+        return None if given.stop_hook_active else HookResult(block=True, reason="Run the tests first.")
+
+    session = Session.from_user("hi")
+    model = Scripted(say("done"), say("tested"))
+    with Runtime(Agent("a", model, hooks={"stop": [check]})) as runtime:
+        assert runtime.run(session).text == "tested"
+    assert [(message.role, message.content) for message in session.messages[1:]] == [
+        ("assistant", "done"),
+        ("user", "Run the tests first."),
+        ("assistant", "tested"),
+    ]
+    assert [(given.response, given.stop_hook_active) for given in told] == [("done", False), ("tested", True)]
+
+
+def test_a_stop_hook_that_never_has_enough_is_overruled() -> None:
+    """After eight times, with a warning; the run ends normally."""
+    model = Scripted(*[say(str(n)) for n in range(20)])
+    hooks = {"stop": [lambda given: HookResult(block=True, reason="more")]}
+    found = events_of(hooks, model)
+    assert isinstance(found[-1], StreamStopped)
+    assert found[-1].reason == "normal"
+    assert len(model.seen) == 9
+    assert [event.message for event in found if isinstance(event, Warning)] == [
+        "the stop hooks have made the agent go on 8 times, and no more"
+    ]
+
+
+def test_what_the_model_hooks_are_told() -> None:
+    """The model, the turn, what it said, what it used."""
+    told: list[HookInput] = []
+    hooks = {"before_llm_call": [told.append], "after_llm_call": [told.append]}
+    events_of(hooks, Scripted([*say("ok"), UsageDelta(3, 4)]))
+    assert [(given.model, given.iteration) for given in told] == [("scripted", 1)] * 2
+    assert told[1].response == "ok"
+    assert told[1].usage == Usage(3, 4)
+    assert "usage" not in told[0].to_dict()
+    assert told[1].to_dict()["usage"]["output_tokens"] == 4
+
+
+@pytest.mark.parametrize(
+    ("point", "result", "said"),
+    [
+        ("turn_start", HookResult(block=True), "block means nothing here; context does"),
+        ("session_end", HookResult(context="x"), "context means nothing here; nothing does"),
+        ("before_llm_call", HookResult(updated_input={}), "updated_input means nothing here; block does"),
+        ("stop", HookResult(block="yes"), "block is bool, not 'yes'"),  # type: ignore[arg-type]
+    ],
+)
+def test_an_answer_that_its_point_does_not_take(point: str, result: HookResult, said: str) -> None:
+    """It is not silently ignored: a warning says what would be taken."""
+    found = events_of({point: [lambda given: result]})
+    assert [said in event.message for event in found if isinstance(event, Warning)] == [True]
+    assert isinstance(found[-1], StreamStopped)
+    assert found[-1].reason == "normal"
+
+
+def test_a_hook_has_its_time() -> None:
+    """`Hook(timeout=)`: a coroutine is cancelled, a command killed, a function left; the stream goes on."""
+    ended: list[str] = []
+
+    async def slow(given: HookInput) -> None:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.append(given.hook_event_name)
+
+    with Stall() as stall:
+        hooks: dict[str, list[Any]] = {
+            "session_start": [Hook(slow, timeout=0.05), Hook("sleep 30", timeout=0.05), Hook(stall, timeout=0.05)],
+            "session_end": [Hook(slow, timeout=0.05)],
+        }
+        with (
+            Runtime(Agent("a", Scripted(say("ok")), hooks=hooks)) as runtime,
+            runtime.run_stream(Session.from_user("hi")) as stream,
+        ):
+            found = list(stream)
+            stall.go_on.set()
+    failed = [event.error for event in found if isinstance(event, HookFinished)]
+    assert len(failed) == 4
+    assert all("did not end within 0.05 s" in each or "timed out" in each for each in failed)
+    assert ended == ["session_start", "session_end"]
+
+
+@pytest.mark.parametrize("point", ["turn_end", "session_end"])
+def test_cleanup_hooks_that_outlive_the_grace_time_are_ended(point: str) -> None:
+    """Law 10: the stream is cancelled, closes at once, and waits for them with a bound; nothing is left to be named."""
+    ended: list[str] = []
+    started = threading.Event()
+
+    async def slow(given: HookInput) -> None:
+        started.set()
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.append(given.hook_event_name)
+
+    hooks: dict[str, list[Any]] = {point: [slow, "sleep 30"]}
+    with Stall() as stall, Runtime(Agent("a", Scripted([stall]), hooks=hooks), grace=0.2) as runtime:
+        with runtime.run_stream(Session.from_user("hi")) as stream:
+            assert stall.reached.wait(5)
+            stream.cancel()
+            stall.go_on.set()
+        assert started.is_set()
+        assert ended == [point]
+
+
+def test_cleanup_hooks_run_in_order_when_cancelled() -> None:
+    """The end of the turn, then the end of the session, though the stream has closed."""
+    order: list[str] = []
+    with Stall() as stall:
+        hooks = {point: [lambda given: order.append(given.hook_event_name)] for point in ("turn_end", "session_end")}
+        with (
+            Runtime(Agent("a", Scripted([stall]), hooks=hooks)) as runtime,
+            runtime.run_stream(Session.from_user("hi")) as stream,
+        ):
+            assert stall.reached.wait(5)
+            stream.cancel()
+            stall.go_on.set()
+    assert order == ["turn_end", "session_end"]
+
+
+def test_bad_hooks_are_refused_at_once() -> None:
+    """With what is right."""
+
+    def start(hooks: dict[str, Any]) -> None:
+        with Runtime(Agent("a", Scripted(), hooks=hooks)) as runtime:
+            runtime.run_stream(Session.from_user("hi"))
+
+    with pytest.raises(ValueError, match="no tool at this point, so no matcher 'shell'"):
+        start({"stop": [Hook(print, matcher="shell")]})
+    with pytest.raises(TypeError, match="is a list of callables and commands"):
+        start({"stop": Hook(print)})
+    with pytest.raises(ValueError, match="more than 0 seconds"):
+        Hook(print, timeout=0)
+
+
+def test_a_matcher_is_a_pattern_of_names() -> None:
+    """As in the shell, with | between them."""
+    hook = Hook(print, matcher="shell|write_*")
+    assert [name for name in ("shell", "write_file", "read_file", "shell2") if hook.matches(name)] == [
+        "shell",
+        "write_file",
+    ]
+    assert Hook(print).matches("anything")
 
 
 def test_a_wrong_hook_point_is_refused_at_once() -> None:

@@ -79,12 +79,12 @@ def test_it_ends_where_nobody_gives_it_more(how: str) -> None:
                     stream.extend(event, 0)
                 elif how == "respond":
                     stream.respond(event.request_id, "decline")
-        with pytest.raises(RunError, match="all of its 2 turns") as raised:
+        with pytest.raises(RunError, match="used up its turns") as raised:
             stream.result()
     assert raised.value.code == raised.value.reason == "max_iterations"
     assert len(reached) == 1
     assert bool(reached[0].request_id) == (how != "not interactive")
-    assert last(session) == ("assistant", "Stopped: the agent has taken all of its 2 turns.")
+    assert last(session) == ("assistant", "Stopped: the agent has used up its turns (2).")
 
 
 def test_run_passes_the_question_on() -> None:
