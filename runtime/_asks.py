@@ -32,9 +32,7 @@ class Ask(Generic[Q, A]):
     nobody takes the answer any more.
     """
 
-    def __init__(
-        self, stream: object, root: object, call: object, question: Q, settled: Callable[[A], object]
-    ) -> None:
+    def __init__(self, stream: object, root: object, call: object, question: Q, settled: Callable[[A], object]) -> None:
         self.id = uuid.uuid4().hex  # ours, never the server's: two servers may choose the same
         self.stream = stream  # that asks
         self.root = root  # the stream whose consumer answers

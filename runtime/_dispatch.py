@@ -1,16 +1,17 @@
 """The tool calls of one turn: started together where the tools allow it, recorded in the order of the calls.
 
-Each call goes one way: its arguments are read (`_begin`), it is permitted, confirmed by the user or refused (`_permit`,
-`_decided`), it runs (`_start`), and has a result (`_end`). A call that waits for the user holds its place as a running
-one does: other calls that may run beside it do.
+Each call goes one way: its arguments are read (`_begin`), hooks may change them (`_checked`), it is permitted,
+confirmed by the user or refused (`_permit`, `_requested`, `_decided`), it runs (`_start`), hooks may change its result
+(`_transformed`), and it is over (`_over`, or `_end` where it never ran). A call that waits for a hook or the user holds
+its place as a running one does: other calls that may run beside it do.
 """
 
 from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from channels import Cancelled, Channel
@@ -20,6 +21,8 @@ from ._asks import Ask
 from ._calls import INBOX, Call, Finished
 from ._context import Asked, Context, Forwarded
 from ._core import StreamCore, describe
+from ._firing import Firings
+from ._hooks import NOTHING, HookResult
 from ._schema import problems
 from .permissions import Decision, Rule, decide
 from .session import Message, ToolCall
@@ -39,7 +42,7 @@ class _Decided:
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """A call under way. It has no ``task`` while it waits for the user's approval."""
+    """A call under way. It has a ``task`` while its tool runs."""
 
     call: ToolCall
     tool: Tool
@@ -47,17 +50,26 @@ class _Running:
     task: Call | None = None
     notes: list[str] = field(default_factory=list)  # why nobody was asked, for the model to read
 
+    @property
+    def known(self) -> dict[str, Any]:
+        """The arguments that the tool will get, for a pattern or a user to see."""
+        return {**self.tool.defaults, **self.arguments}
 
-def dispatch(core: StreamCore, calls: Sequence[ToolCall], tools: Mapping[str, Tool]) -> None:
-    """Make the calls and record their results. What a tool raises is a result too, which the model can read.
 
-    Raises `Cancelled` when the stream is cancelled first; the results that were there by then are recorded.
+def dispatch(core: StreamCore, calls: Sequence[ToolCall], tools: Mapping[str, Tool]) -> list[str]:
+    """Make the calls and record their results; what hooks want the model to know next. What a tool raises is a result
+    too, which the model can read.
+
+    Raises `Cancelled` when the stream is cancelled first, `StopRun` where a hook ends it; the results that were there
+    by then are recorded.
     """
     turn = _Turn(core, calls, tools)
     try:
         turn.run()
     finally:
         turn.close()
+    core.stop_if_blocked("post_tool_use", turn.blocked)
+    return turn.contexts
 
 
 class _Turn:
@@ -71,12 +83,15 @@ class _Turn:
         self.waiting = deque(calls)
         self.running: dict[str, _Running] = {}
         self.results: dict[str, ToolResult] = {}
+        self.hooks = Firings(core, self.inbox)
+        self.blocked = NOTHING  # or what a hook said that ends the run after these calls
+        self.contexts: list[str] = []
 
     def run(self) -> None:
-        while self.waiting or self.running:
+        while self.waiting or self.running or self.hooks:
             while self.waiting and self._has_room(self.waiting[0]):
                 self._begin(self.waiting.popleft())
-            if self.running:
+            if self.running or self.hooks:
                 self._take(self.inbox.recv(cancel=self.core.token))
 
     def close(self) -> None:
@@ -109,45 +124,95 @@ class _Turn:
             self._end(call, prepared)
         else:
             tool, arguments = prepared
-            self._permit(_Running(call, tool, arguments))
+            running = self.running[call.id] = _Running(call, tool, arguments)
+            self._fire("pre_tool_use", running, self._checked)
+
+    def _fire(self, point: str, running: _Running, then: Callable[[_Running, HookResult], None], **fields: Any) -> None:
+        """Run the hooks of this call, then go on with it."""
+        self.hooks.start(
+            point,
+            lambda result: then(running, result),
+            tool_name=running.tool.name,
+            tool_use_id=running.call.id,
+            tool_input=running.arguments,
+            **fields,
+        )
+
+    def _checked(self, running: _Running, hooks: HookResult) -> None:
+        """The hooks have seen the arguments: what they make of them is held against the schema again."""
+        if hooks.updated_input is not None:
+            running.arguments = dict(hooks.updated_input)
+            wrong = _wrong(running.tool, running.arguments)
+            if wrong:
+                self._end(running.call, ToolResult(f"a hook changed the arguments: {wrong}", is_error=True))
+                return
+        if hooks.block:
+            self._refuse(running, "pre_tool_use", hooks)
+        else:
+            self._permit(running)
 
     def _permit(self, running: _Running) -> None:
-        """Start it, ask the user first, or refuse it."""
+        """Start it, ask first, or refuse it."""
         core, tool = self.core, running.tool
-        known = {**tool.defaults, **running.arguments}  # a pattern sees what the tool will get
-        verdict, rule = decide(core.permissions, tool.names, known, read_only=tool.read_only)
+        verdict, rule = decide(core.permissions, tool.names, running.known, read_only=tool.read_only)
         if verdict == "allow":
-            self._start(running)
+            self._settle(running, Decision(True, reason=_why(rule, tool)))
         elif verdict == "deny":
-            self._end(running.call, _refusal(f"it is denied by the permission {str(rule)!r}"))
-        elif core.interactive:
-            self._confirm(running, known)
+            self._settle(running, Decision(False, reason=f"it is denied by the permission {str(rule)!r}"))
+        else:
+            self._fire("permission_request", running, self._requested)
+
+    def _requested(self, running: _Running, hooks: HookResult) -> None:
+        """The user would be asked; a hook may have answered."""
+        if hooks.allow:
+            self._settle(running, Decision(True, reason=hooks.reason or "a permission_request hook allows it"))
+        elif hooks.block:
+            self._settle(running, Decision(False, reason=hooks.reason or "a permission_request hook denies it"))
+        elif self.core.interactive:
+            self._confirm(running)
         else:
             note = "it needs the user's approval, and nobody is there to be asked: this run is not interactive"
-            self._end(running.call, _refusal(note))
+            self._settle(running, Decision(False, reason=note))
 
-    def _confirm(self, running: _Running, known: Mapping[str, Any]) -> None:
+    def _confirm(self, running: _Running) -> None:
         """Ask the consumer of the stream. Its answer is awaited before anyone can see the question."""
         core = self.core
-        self.running[running.call.id] = running
 
         def settled(decision: Decision) -> None:
             self.inbox.try_send(_Decided(running, decision))
 
         ask = Ask(core, core.root, running, running.call, settled)
-        ask.event = events.ToolCallConfirmation(running.call, ask.id, known, running.tool.destructive, **core.tags)
+        ask.event = events.ToolCallConfirmation(
+            running.call, ask.id, running.known, running.tool.destructive, **core.tags
+        )
         core.shared.confirmations.register(ask, core.shared.answer_timeout)
         core.shared.bridge.send(ask.event, to=core.events, cancel=core.token)
+        self._user_is_asked(running, f"approval of {running.tool.name}")
+
+    def _user_is_asked(self, running: _Running, reason: str) -> None:
+        self._fire("on_user_input", running, lambda running, result: None, reason=reason)
 
     def _decided(self, message: _Decided) -> None:
         """The user has answered, or the time to do so is over."""
-        running, decision = message.running, message.decision
         self._remember(message)
-        if decision.approved:
-            self._start(running)
-        else:
-            del self.running[running.call.id]
-            self._end(running.call, _refusal(decision.reason))
+        self._settle(message.running, message.decision)
+
+    def _settle(self, running: _Running, decision: Decision) -> None:
+        """It is decided: tell the hooks, then do it."""
+
+        def go_on(running: _Running, hooks: HookResult) -> None:
+            if decision.approved:
+                self._start(running)
+            else:
+                self._end(running.call, _refusal(decision.reason))
+
+        verdict = "allow" if decision.approved else "deny"
+        self._fire("on_tool_approval_decision", running, go_on, decision=verdict, reason=decision.reason)
+
+    def _refuse(self, running: _Running, point: str, hooks: HookResult) -> None:
+        reason = hooks.reason or f"a {point} hook blocks it"
+        self.core.emit(events.HookBlocked(point, reason, running.call, **self.core.tags))
+        self._end(running.call, _refusal(reason))
 
     def _remember(self, message: _Decided) -> None:
         """What is approved for longer than once holds for the whole conversation: for the session of the outermost
@@ -162,19 +227,38 @@ class _Turn:
     def _start(self, running: _Running) -> None:
         core, tool = self.core, running.tool
         context = Context(core, running.call, self.inbox)
-        self.running[running.call.id] = running
         running.task = core.calls.start(
             f"tool {tool.name}", self.inbox, tool.function, **tool.bind(running.arguments, context)
         )
 
+    def _transformed(self, running: _Running, result: ToolResult, hooks: HookResult) -> None:
+        """It ran, and the hooks have seen what it gave back. It keeps its place until those after it have ended."""
+        if hooks.updated_response is not None:
+            result = replace(result, content=hooks.updated_response)
+        self._respond(running.call, result)
+        self._fire("post_tool_use", running, self._over, tool_response=result.content, is_error=result.is_error)
+
+    def _over(self, running: _Running, hooks: HookResult) -> None:
+        del self.running[running.call.id]
+        if hooks.block and not self.blocked.block:
+            self.blocked = hooks
+        if hooks.context:
+            self.contexts.append(hooks.context)
+
     def _end(self, call: ToolCall, result: ToolResult) -> None:
-        """It has a result, whichever way it got one."""
+        """It has a result without having run."""
+        self.running.pop(call.id, None)
+        self._respond(call, result)
+
+    def _respond(self, call: ToolCall, result: ToolResult) -> None:
         self.results[call.id] = result
         self.core.emit(events.ToolCallResponse(call, result.content, result.is_error, **self.core.tags))
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
     def _take(self, message: Any) -> None:
+        if self.hooks.take(message):
+            return
         if isinstance(message, Finished):
             self._finished(message)
         elif isinstance(message, Forwarded):
@@ -187,18 +271,24 @@ class _Turn:
 
     def _finished(self, message: Finished) -> None:
         running = next(each for each in self.running.values() if each.task is message.call)
-        del self.running[running.call.id]
+        running.task = None
         self.core.shared.asks.withdraw(running, _OVER)
         result = _result(message, running)
         if self.core.token.cancelled:
             raise Cancelled(self.core.token.cause)  # what it says now it may say because of that
-        self._end(running.call, result)
+        self._fire(
+            "tool_response_transform",
+            running,
+            lambda running, hooks: self._transformed(running, result, hooks),
+            tool_response=result.content,
+            is_error=result.is_error,
+        )
 
     def _asked(self, message: Asked) -> None:
         """Send the question to the stream that owns the call. Its waiter is registered before anyone can see it."""
         core, question = self.core, message.question
         running = self.running.get(message.call_id)
-        if running is None:  # a thread that the call left behind
+        if running is None or running.task is None:  # a thread that the call left behind
             message.settled(Answer("cancel", note=_OVER))
             return
 
@@ -220,6 +310,7 @@ class _Turn:
         message.dropped.on_cancel(lambda: asks.withdraw(ask, _DROPPED))
         if asks.is_pending(ask):
             core.shared.bridge.send(ask.event, to=core.events, cancel=core.token)
+            self._user_is_asked(running, question.message)
 
 
 def _prepare(call: ToolCall, tools: Mapping[str, Tool]) -> tuple[Tool, dict[str, Any]] | ToolResult:
@@ -234,10 +325,21 @@ def _prepare(call: ToolCall, tools: Mapping[str, Tool]) -> tuple[Tool, dict[str,
         return ToolResult(f"the arguments are not JSON: {error}", is_error=True)
     if not isinstance(arguments, dict):
         return ToolResult(f"the arguments are a JSON object, not {call.arguments}", is_error=True)
+    wrong = _wrong(tool, arguments)
+    return ToolResult(wrong, is_error=True) if wrong else (tool, arguments)
+
+
+def _wrong(tool: Tool, arguments: Mapping[str, Any]) -> str:
+    """What is wrong with the arguments, if anything is."""
     found = problems(arguments, tool.parameters)
-    if found:
-        return ToolResult(f"wrong arguments for {tool.name}: {'; '.join(found)}", is_error=True)
-    return tool, arguments
+    return f"wrong arguments for {tool.name}: {'; '.join(found)}" if found else ""
+
+
+def _why(rule: Rule | None, tool: Tool) -> str:
+    """Why a call is made without asking."""
+    if rule is not None:
+        return f"it is allowed by the permission {str(rule)!r}"
+    return "it only reads" if tool.read_only else "everything is approved"
 
 
 def _refusal(reason: str) -> ToolResult:

@@ -35,7 +35,8 @@ def run(core: StreamCore, cleanup: Cleanup) -> None:
         if not core.out_of_time:
             raise
         core.calls.abandon(keep=cleanup.calls)
-        core.shared.asks.withdraw(core, "the time is up")
+        for pending in (core.shared.asks, core.shared.confirmations):
+            pending.withdraw(core, "the time is up")
         core.speak_again()
         cleanup.resume()
         seconds = core.spending.seconds or 0.0
@@ -50,6 +51,7 @@ class _Run:
         self._core = core
         self._cleanup = cleanup
         self._context = context  # what hooks want the model to know, as long as the stream lasts
+        self._next: list[str] = []  # and for one turn
         self._repeats = Repeats(core.agent.max_repeated_calls)
         self._stops_blocked = 0
 
@@ -62,7 +64,7 @@ class _Run:
         reason = "error"
         try:
             started = core.fire("turn_start", iteration=self.iteration)
-            goes_on = self._turn([*self._context, started.context])
+            goes_on = self._turn([*self._context, *self._next, started.context])
             reason = "continue" if goes_on else "normal"
             return goes_on
         except StopRun as stop:
@@ -78,6 +80,7 @@ class _Run:
 
     def _turn(self, context: list[str]) -> bool:
         core = self._core
+        self._next = []
         model = core.agent.model.id
         tools = _tools(core)
         blocked = core.fire("before_llm_call", model=model, iteration=self.iteration)
@@ -86,7 +89,7 @@ class _Run:
         core.fire("after_llm_call", model=model, iteration=self.iteration, response=reply.content, usage=reply.usage)
         if reply.tool_calls:
             check_budget(core)  # calls may have effects, and nobody would see their results
-            dispatch(core, reply.tool_calls, tools)
+            self._next = dispatch(core, reply.tool_calls, tools)
             repeated = self._repeats.look(reply.tool_calls, core.session.messages[-len(reply.tool_calls) :], tools)
             if repeated:
                 raise loop_detected(core, repeated)

@@ -146,7 +146,7 @@ def test_context_of_a_turn_is_for_that_turn() -> None:
     model = Scripted([call("t")], say("ok"))
     hooks = {"turn_start": [lambda given: HookResult(context=f"turn {given.iteration}")]}
     session = Session.from_user("hi")
-    with Runtime(Agent("a", model, tools=[Tool("t", lambda: "")], hooks=hooks)) as runtime:
+    with Runtime(Agent("a", model, tools=[Tool("t", lambda: "", read_only=True)], hooks=hooks)) as runtime:
         runtime.run(session)
     assert [messages[0].content for messages in model.seen] == ["turn 1", "turn 2"]
     assert all(message.role != "system" for message in session.messages)

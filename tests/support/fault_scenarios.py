@@ -14,6 +14,7 @@ from runtime import (
     Budget,
     Decision,
     FinishDelta,
+    Hook,
     HookInput,
     HookResult,
     ReasoningDelta,
@@ -263,6 +264,45 @@ def endless(outside: Outside) -> Agent:
     return Agent("a", Scripted(*[adding("add", str(i)) for i in range(3)]), tools=[add], max_iterations=3)
 
 
+def tool_hooks(outside: Outside) -> Agent:
+    """Hooks at every point of tool calls, several at once: approved by the user, by a hook, blocked, changed."""
+
+    def change(given: HookInput) -> HookResult | None:
+        if given.tool_use_id == "2":
+            return HookResult(updated_input={"a": 3, "b": 4})
+        return HookResult(block=True, reason="no") if given.tool_use_id == "3" else None
+
+    def permit(given: HookInput) -> HookResult | None:
+        return HookResult(allow=True) if given.tool_use_id == "4" else None
+
+    first = [*adding("add", "1", "2", "3"), call("alone", id="4", index=3), call("ask", id="5", index=4)]
+    return Agent(
+        "a",
+        Scripted([*say("x"), *first], say("done")),
+        tools=[add, alone, ask],
+        hooks={
+            "pre_tool_use": [look_on, Hook(change, matcher="add")],
+            "permission_request": [permit],
+            "on_tool_approval_decision": [look_on_async],
+            "on_user_input": [look_on],
+            "tool_response_transform": [lambda given: HookResult(updated_response=given.tool_response.upper())],
+            "post_tool_use": [Hook(note, matcher="a*"), "true"],
+            "turn_start": [look_on],
+            "turn_end": [look_on],
+        },
+    )
+
+
+def blocked_after_a_tool(outside: Outside) -> Agent:
+    """A hook that ends the run after the calls of a turn."""
+    return Agent(
+        "a",
+        Scripted([*say("x"), *adding("add", "1", "2")], say("never")),
+        tools=[add],
+        hooks={"post_tool_use": [Hook(refuse, matcher="add")], "session_end": [look_on]},
+    )
+
+
 def extended(outside: Outside) -> Agent:
     """It asks for more turns, and asks again."""
     return Agent(
@@ -434,6 +474,8 @@ SCENARIOS = [
     Scenario("max iterations", endless, reason="max_iterations"),
     Scenario("turn hooks", turn_hooks),
     Scenario("blocked late", blocked_late, reason="hook_blocked", hinge=Point("hook before_llm_call", 2)),
+    Scenario("tool hooks", tool_hooks),
+    Scenario("blocked after a tool", blocked_after_a_tool, reason="hook_blocked"),
     Scenario("more turns", extended, reason="max_iterations", more=1),
     Scenario("no more turns", extended, reason="max_iterations", interactive=False),
     Scenario("loop", looping, reason="loop_detected"),

@@ -36,6 +36,7 @@ from runtime import (
     Answer,
     Decision,
     EventStream,
+    Hook,
     HookInput,
     NotPending,
     RunError,
@@ -278,6 +279,8 @@ class Outside:
         return wrapped
 
     def _hook(self, hook: Any, name: str) -> Any:
+        if isinstance(hook, Hook):
+            return replace(hook, target=self._hook(hook.target, name))
         if not callable(hook):
             return hook  # a command: numbered by `_patched`
         if inspect.iscoroutinefunction(hook):
