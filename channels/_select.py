@@ -296,9 +296,7 @@ def _park(
         if index < 0:
             if cancel is not None and served is cancel.done._channel:
                 raise _cancelled(cancel)
-            index = channels.index(served)
-            while cases[index].__class__ is Sending:
-                index = channels.index(served, index + 1)
+            index = _receive_of(served, cases, channels)
             done = _selected(index, waiter.value if waiter.ok else None, waiter.ok, cases[index])
             waiter.channel = None
             waiter.value = NOTHING
@@ -313,6 +311,14 @@ def _park(
         except BaseException:
             _give_up(waiter, entries)
         raise
+
+
+def _receive_of(channel: Channel[Any], cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> int:
+    """The first case that receives from ``channel``."""
+    index = channels.index(channel)
+    while cases[index].__class__ is Sending:
+        index = channels.index(channel, index + 1)
+    return index
 
 
 def _forget(entries: list[list[Any]], waiter: Waiter) -> None:
