@@ -22,7 +22,6 @@ import channels
 
 # Not aio: a loop's thread gets no signals.
 MODULES = sorted(path.stem for path in pathlib.Path(channels.__file__).parent.glob("_[a-z]*.py"))
-  # not aio: a loop's thread gets no signals
 
 
 def functions(code: CodeType) -> Iterator[CodeType]:
