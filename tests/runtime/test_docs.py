@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime._hooks import HOOK_POINTS
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["hooks.md", "limits.md"]
 
@@ -38,3 +40,34 @@ def test_links_lead_somewhere(page: str) -> None:
     """Files that are named are there."""
     for target in LINK.findall((ROOT / "docs" / page).read_text(encoding="utf-8")):
         assert (ROOT / "docs" / target).exists(), target
+
+
+def test_every_feature_of_the_readme_has_a_page_and_a_test() -> None:
+    """Each row of its table leads to a section with an example, and to tests."""
+    rows = re.findall(
+        r"^\| .* \| \[\w+\]\(docs/(\S+?)\) \| (.*) \|$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert len(rows) >= 6
+    for target, tests in rows:
+        page, _, section = target.partition("#")
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        part = text
+        if section:
+            [part] = [each for each in re.split(r"^## ", text, flags=re.MULTILINE) if _anchor(each) == section]
+        assert BLOCK.search(part), target
+        assert all((ROOT / test).read_text(encoding="utf-8").count("\ndef test_") for test in LINK.findall(tests))
+        assert LINK.findall(tests), target
+
+
+def _anchor(section: str) -> str:
+    """Of its heading, as on GitHub."""
+    return re.sub(r"[^\w\- ]", "", section.partition("\n")[0].lower()).replace(" ", "-")
+
+
+def test_the_table_of_hook_points_is_whole() -> None:
+    """Each point, and what it takes."""
+    text = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", text, re.MULTILINE))
+    assert set(rows) == set(HOOK_POINTS)
+    for point, takes in HOOK_POINTS.items():
+        assert sorted(re.findall(r"\b(block|context|allow|updated_\w+)\b", rows[point])) == sorted(takes), point
