@@ -1,4 +1,4 @@
-"""One run of one MCP server: its process, its session, and the task that owns both.
+"""One run of one MCP server: its session, and the task that owns it and the process.
 
 The session belongs to one task, which enters and leaves it (the SDK's scopes insist on that) and takes commands from a
 janus queue, into which any thread may put. Each call is a task of its own. What it has to say goes into the call's
@@ -15,11 +15,7 @@ import contextlib
 import contextvars
 import functools
 import logging
-import os
-import shutil
-import signal
-import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -27,32 +23,19 @@ from typing import Any, Final, Literal, TypeAlias
 import anyio
 import janus
 from mcp import Client, MCPError
-from mcp.client.stdio import get_default_environment
-from mcp.shared.message import SessionMessage
-from mcp.types import (
-    CallToolResult,
-    ElicitRequestFormParams,
-    ElicitRequestURLParams,
-    ElicitResult,
-    Tool,
-    jsonrpc_message_adapter,
-)
+from mcp.types import CallToolResult, ElicitRequestFormParams, ElicitRequestURLParams, ElicitResult, Tool
 
 from channels import CancelToken, Channel, ChannelClosed, SupportsDone
 from channels.aio import LoopThread
 
+from ._mcp_process import KILLED, POLITE, Process
+
 MODERN: Final = "2026-07-28"  # from here on it is the client that calls again with the answer; revisions are dates
-LINE: Final = 64 << 20  # bytes that a message of the server may have
-TAIL: Final = 8 << 10  # bytes of its standard error that are kept
 INBOX: Final = 1 << 30  # the loop's thread must never wait: as good as unbounded
 
 # Seconds.
-POLITE: Final = 2.0  # a server has to end by itself when its input ends, and as long again after SIGTERM
-HASTY: Final = 0.2  # the same for one that never answered
-KILLED: Final = 0.3  # until the loop has seen the end of a process that was killed
 LEAVING: Final = 2.0  # cancelled calls have, to tell the server
-LAST_WORDS: Final = 0.1  # until what a server that has ended wrote last has arrived
-SLACK: Final = 15.0  # more than all of these together
+SLACK: Final = 15.0  # more than all that starting and ending a server may take
 
 _logger = logging.getLogger("runtime.mcp")
 
@@ -152,226 +135,6 @@ class Call:
 _call: contextvars.ContextVar[Call | None] = contextvars.ContextVar("call", default=None)
 
 
-# -- the server's process, as the transport of a session: a line of JSON for every message -----------------------------
-
-
-class _FromServer:
-    """The SDK's read stream. Says when it ends: while a question is open, a modern client has no request under way that
-    would fail, and the user would be left to think about an answer that nobody is there to take."""
-
-    def __init__(
-        self, stdout: asyncio.StreamReader, rubbish: Callable[[str], object], ended: Callable[[], object]
-    ) -> None:
-        self._stdout = stdout
-        self._rubbish = rubbish
-        self._ended = ended
-
-    async def receive(self) -> SessionMessage | Exception:
-        while True:
-            try:
-                line = await self._stdout.readline()
-            except ValueError:  # longer than LINE: there is no telling where the next one begins
-                line = b""
-            if not line:
-                self._ended()
-                raise anyio.EndOfStream
-            text = line.decode("utf-8", "replace")
-            try:
-                return SessionMessage(jsonrpc_message_adapter.validate_json(text, by_name=False))
-            except ValueError:
-                if text.strip():
-                    self._rubbish(text.strip())
-
-    def __aiter__(self) -> _FromServer:
-        return self
-
-    async def __anext__(self) -> SessionMessage | Exception:
-        try:
-            return await self.receive()
-        except anyio.EndOfStream:
-            raise StopAsyncIteration from None
-
-    async def aclose(self) -> None:
-        pass
-
-    async def __aenter__(self) -> _FromServer:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        pass
-
-
-class _ToServer:
-    """The SDK's write stream. It may be the first to notice that there is nobody at the other end."""
-
-    def __init__(self, stdin: asyncio.StreamWriter, ended: Callable[[], object]) -> None:
-        self._stdin = stdin
-        self._ended = ended
-
-    async def send(self, item: SessionMessage, /) -> None:
-        try:
-            if self._stdin.is_closing():
-                raise BrokenPipeError
-            self._stdin.write(item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
-            await self._stdin.drain()
-        except ConnectionError as error:
-            self._ended()
-            raise anyio.BrokenResourceError from error
-
-    async def aclose(self) -> None:
-        self._stdin.close()
-
-    async def __aenter__(self) -> _ToServer:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
-
-
-class _Process:
-    """The SDK's own transport leaves a process behind when its task is cancelled twice or its loop closed, and does not
-    tell how one ended."""
-
-    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str] | None, cwd: str | None) -> None:
-        self.name = name
-        self.command = command
-        self.env = env
-        self.cwd = cwd
-        self.grace = HASTY
-        self.ended = False  # the connection has, by its end: it is no good any more
-        self.exit_code: int | None = None  # where it ended by itself
-        self.rubbish = ""
-        self._process: asyncio.subprocess.Process | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._errors = b""
-        self._parent = os.getpid()
-        self._forced = False  # it did not end by itself
-
-    @contextlib.asynccontextmanager
-    async def open(self, ended: Callable[[], object]) -> AsyncIterator[tuple[_FromServer, _ToServer]]:
-        """Start it; on leaving, end it. ``ended`` is called when its output ends."""
-
-        def on_end() -> None:
-            self.ended = True
-            ended()
-
-        program, *arguments = self.command
-        if sys.platform == "win32":
-            program = shutil.which(program) or program  # npx is npx.cmd there
-        process = self._process = await asyncio.create_subprocess_exec(
-            program,
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=LINE,
-            env=get_default_environment() | dict(self.env or {}),
-            cwd=self.cwd,
-            start_new_session=True,  # a Ctrl-C in the terminal is ours, and signals reach its children too
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        self._reading = asyncio.create_task(self._read_errors(process.stderr))
-        try:
-            yield _FromServer(process.stdout, self._on_rubbish, on_end), _ToServer(process.stdin, on_end)
-        finally:
-            try:
-                process.stdin.close()
-                with anyio.CancelScope(shield=True):
-                    await self._end(process)
-            finally:
-                self._reading.cancel()
-                # Else it stays open as long as a child of the server has the pipes. Nothing public closes it.
-                transport = getattr(process, "_transport", None)
-                if transport is not None:
-                    transport.close()
-
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """Wait, ask, force. Cancelled (the loop is closed), it forces at once."""
-        try:
-            if not await self._exits(self.grace):
-                self._forced = True
-                self._signal(signal.SIGTERM)
-                await self._exits(self.grace)
-        finally:
-            if process.returncode is None:
-                self._forced = True
-                self.kill()
-                await self._exits(KILLED)
-        await self.last_words()
-
-    async def _exits(self, seconds: float) -> bool:
-        """Whether it ends. (``Process.wait`` also waits for the pipes, which a child of the server may have.)"""
-        assert self._process is not None
-        deadline = asyncio.get_running_loop().time() + seconds
-        pause = 0.001
-        while self._process.returncode is None:
-            if asyncio.get_running_loop().time() >= deadline:
-                return False
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 0.02)
-        return True
-
-    async def last_words(self) -> None:
-        """Wait, not for long, for what a server that ended leaves: its exit code, the rest of its standard error."""
-        assert self._process is not None
-        assert self._reading is not None
-        if await self._exits(LAST_WORDS) and not self._forced:
-            self.exit_code = self._process.returncode
-        await asyncio.wait([self._reading], timeout=LAST_WORDS)
-
-    async def _read_errors(self, stderr: asyncio.StreamReader) -> None:
-        while data := await stderr.read(1 << 16):
-            self._errors = (self._errors + data)[-TAIL:]
-            if _logger.isEnabledFor(logging.DEBUG):
-                for line in data.decode("utf-8", "replace").splitlines():
-                    _logger.debug("%s: %s", self.name, line)
-
-    def _on_rubbish(self, text: str) -> None:
-        level = logging.DEBUG if self.rubbish else logging.WARNING  # once is enough to tell
-        self.rubbish = self.rubbish or text[:200]
-        _logger.log(
-            level, "MCP server %r wrote something other than MCP to its standard output: %.200s", self.name, text
-        )
-
-    def how(self) -> str:
-        """How it ended, as far as that is known."""
-        code = self.exit_code
-        if code is None:
-            return "closed the connection"
-        if code >= 0:
-            return f"ended with exit code {code}"
-        try:
-            return f"was ended by {signal.Signals(-code).name}"
-        except ValueError:
-            return f"was ended by signal {-code}"
-
-    def evidence(self) -> str:
-        """What it left behind, for an error's text."""
-        text = ""
-        if self.rubbish:
-            text += f" On its standard output, where only MCP belongs, it wrote: {self.rubbish}"
-        lines = [line[:300] for line in self._errors.decode("utf-8", "replace").splitlines() if line.strip()]
-        if lines:
-            text += " The last it wrote to its standard error:\n  " + "\n  ".join(lines[-10:])
-        return text
-
-    def kill(self) -> None:
-        """Force it to end, with what it started, if it has not."""
-        self._signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        process = self._process
-        if process is None or process.returncode is not None or os.getpid() != self._parent:
-            return  # a forked child leaves its parent's servers alone
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if sys.platform == "win32":
-                process.terminate()
-            else:
-                os.killpg(process.pid, number)
-
-
 # -- the owner ---------------------------------------------------------------------------------------------------------
 
 
@@ -401,7 +164,7 @@ class Connection:
         self._loop = loop.loop
         self._mode = mode
         self._connect_timeout = connect_timeout
-        self._process = _Process(name, command, env, cwd)
+        self._process = Process(name, command, env, cwd)
         self._commands: janus.Queue[Call | None] = janus.Queue()  # None: end
         # The rest is used on the loop's thread only.
         self._open: dict[Call, None] = {}

@@ -1,0 +1,249 @@
+"""The process of an MCP server, as the transport of a session: a line of JSON for every message.
+
+Used on the thread of one event loop, but for `Process.kill`, which any thread may call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Final
+
+import anyio
+from mcp.client.stdio import get_default_environment
+from mcp.shared.message import SessionMessage
+from mcp.types import jsonrpc_message_adapter
+
+LINE: Final = 64 << 20  # bytes that a message of the server may have
+TAIL: Final = 8 << 10  # bytes of its standard error that are kept
+
+# Seconds.
+POLITE: Final = 2.0  # a server has to end by itself when its input ends, and as long again after SIGTERM
+HASTY: Final = 0.2  # the same for one that never answered
+KILLED: Final = 0.3  # until the loop has seen the end of a process that was killed
+LAST_WORDS: Final = 0.1  # until what a server that has ended wrote last has arrived
+
+_logger = logging.getLogger("runtime.mcp")
+
+
+class _FromServer:
+    """The SDK's read stream. Says when it ends: while a question is open, a modern client has no request under way that
+    would fail, and the user would be left to think about an answer that nobody is there to take."""
+
+    def __init__(
+        self, stdout: asyncio.StreamReader, rubbish: Callable[[str], object], ended: Callable[[], object]
+    ) -> None:
+        self._stdout = stdout
+        self._rubbish = rubbish
+        self._ended = ended
+
+    async def receive(self) -> SessionMessage | Exception:
+        while True:
+            try:
+                line = await self._stdout.readline()
+            except ValueError:  # longer than LINE: there is no telling where the next one begins
+                line = b""
+            if not line:
+                self._ended()
+                raise anyio.EndOfStream
+            text = line.decode("utf-8", "replace")
+            try:
+                return SessionMessage(jsonrpc_message_adapter.validate_json(text, by_name=False))
+            except ValueError:
+                if text.strip():
+                    self._rubbish(text.strip())
+
+    def __aiter__(self) -> _FromServer:
+        return self
+
+    async def __anext__(self) -> SessionMessage | Exception:
+        try:
+            return await self.receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+
+    async def aclose(self) -> None:
+        pass
+
+    async def __aenter__(self) -> _FromServer:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        pass
+
+
+class _ToServer:
+    """The SDK's write stream. It may be the first to notice that there is nobody at the other end."""
+
+    def __init__(self, stdin: asyncio.StreamWriter, ended: Callable[[], object]) -> None:
+        self._stdin = stdin
+        self._ended = ended
+
+    async def send(self, item: SessionMessage, /) -> None:
+        try:
+            if self._stdin.is_closing():
+                raise BrokenPipeError
+            self._stdin.write(item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
+            await self._stdin.drain()
+        except ConnectionError as error:
+            self._ended()
+            raise anyio.BrokenResourceError from error
+
+    async def aclose(self) -> None:
+        self._stdin.close()
+
+    async def __aenter__(self) -> _ToServer:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+
+class Process:
+    """The SDK's own transport leaves a process behind when its task is cancelled twice or its loop closed, and does not
+    tell how one ended."""
+
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str] | None, cwd: str | None) -> None:
+        self.name = name
+        self.command = command
+        self.env = env
+        self.cwd = cwd
+        self.grace = HASTY
+        self.ended = False  # the connection has, by its end: it is no good any more
+        self.exit_code: int | None = None  # where it ended by itself
+        self.rubbish = ""
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._errors = b""
+        self._parent = os.getpid()
+        self._forced = False  # it did not end by itself
+
+    @contextlib.asynccontextmanager
+    async def open(self, ended: Callable[[], object]) -> AsyncIterator[tuple[_FromServer, _ToServer]]:
+        """Start it; on leaving, end it. ``ended`` is called when its output ends."""
+
+        def on_end() -> None:
+            self.ended = True
+            ended()
+
+        program, *arguments = self.command
+        if sys.platform == "win32":
+            program = shutil.which(program) or program  # npx is npx.cmd there
+        process = self._process = await asyncio.create_subprocess_exec(
+            program,
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=LINE,
+            env=get_default_environment() | dict(self.env or {}),
+            cwd=self.cwd,
+            start_new_session=True,  # a Ctrl-C in the terminal is ours, and signals reach its children too
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._reading = asyncio.create_task(self._read_errors(process.stderr))
+        try:
+            yield _FromServer(process.stdout, self._on_rubbish, on_end), _ToServer(process.stdin, on_end)
+        finally:
+            try:
+                process.stdin.close()
+                with anyio.CancelScope(shield=True):
+                    await self._end(process)
+            finally:
+                self._reading.cancel()
+                # Else it stays open as long as a child of the server has the pipes. Nothing public closes it.
+                transport = getattr(process, "_transport", None)
+                if transport is not None:
+                    transport.close()
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        """Wait, ask, force. Cancelled (the loop is closed), it forces at once."""
+        try:
+            if not await self._exits(self.grace):
+                self._forced = True
+                self._signal(signal.SIGTERM)
+                await self._exits(self.grace)
+        finally:
+            if process.returncode is None:
+                self._forced = True
+                self.kill()
+                await self._exits(KILLED)
+        await self.last_words()
+
+    async def _exits(self, seconds: float) -> bool:
+        """Whether it ends. (``Process.wait`` also waits for the pipes, which a child of the server may have.)"""
+        assert self._process is not None
+        deadline = asyncio.get_running_loop().time() + seconds
+        pause = 0.001
+        while self._process.returncode is None:
+            if asyncio.get_running_loop().time() >= deadline:
+                return False
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.02)
+        return True
+
+    async def last_words(self) -> None:
+        """Wait, not for long, for what a server that ended leaves: its exit code, the rest of its standard error."""
+        assert self._process is not None
+        assert self._reading is not None
+        if await self._exits(LAST_WORDS) and not self._forced:
+            self.exit_code = self._process.returncode
+        await asyncio.wait([self._reading], timeout=LAST_WORDS)
+
+    async def _read_errors(self, stderr: asyncio.StreamReader) -> None:
+        while data := await stderr.read(1 << 16):
+            self._errors = (self._errors + data)[-TAIL:]
+            if _logger.isEnabledFor(logging.DEBUG):
+                for line in data.decode("utf-8", "replace").splitlines():
+                    _logger.debug("%s: %s", self.name, line)
+
+    def _on_rubbish(self, text: str) -> None:
+        level = logging.DEBUG if self.rubbish else logging.WARNING  # once is enough to tell
+        self.rubbish = self.rubbish or text[:200]
+        _logger.log(
+            level, "MCP server %r wrote something other than MCP to its standard output: %.200s", self.name, text
+        )
+
+    def how(self) -> str:
+        """How it ended, as far as that is known."""
+        code = self.exit_code
+        if code is None:
+            return "closed the connection"
+        if code >= 0:
+            return f"ended with exit code {code}"
+        try:
+            return f"was ended by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"was ended by signal {-code}"
+
+    def evidence(self) -> str:
+        """What it left behind, for an error's text."""
+        text = ""
+        if self.rubbish:
+            text += f" On its standard output, where only MCP belongs, it wrote: {self.rubbish}"
+        lines = [line[:300] for line in self._errors.decode("utf-8", "replace").splitlines() if line.strip()]
+        if lines:
+            text += " The last it wrote to its standard error:\n  " + "\n  ".join(lines[-10:])
+        return text
+
+    def kill(self) -> None:
+        """Force it to end, with what it started, if it has not."""
+        self._signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        process = self._process
+        if process is None or process.returncode is not None or os.getpid() != self._parent:
+            return  # a forked child leaves its parent's servers alone
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if sys.platform == "win32":
+                process.terminate()
+            else:
+                os.killpg(process.pid, number)
