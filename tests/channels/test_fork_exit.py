@@ -332,11 +332,11 @@ def test_channels_may_be_used_at_exit(script):
 channel = Channel(8)
 token = CancelToken(timeout=1000)
 class Global:
-    def __del__(self, channel=channel, token=token):
+    def __del__(self, channel=channel, token=token, gil=getattr(sys, "_is_gil_enabled", lambda: True)()):
         try:
             channel.try_send("global"); token.cancel(); channel.close()
         except Exception as error:  # without the GIL, this may run after the modules have been emptied
-            if getattr(sys, "_is_gil_enabled", lambda: True)(): print(error)
+            if gil: print(error)
 thing = Global()
 def busy():
     while True:

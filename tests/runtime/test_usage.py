@@ -15,7 +15,7 @@ from runtime import (
     Usage,
     UsageDelta,
 )
-from runtime.events import TokenUsage
+from runtime.events import AgentChoice, TokenUsage
 from runtime.usage import BUILT_IN, Prices
 from support.scripted import Scripted, Stall, approving, call, say
 
@@ -101,8 +101,11 @@ def test_a_turn_that_fails_counts_too() -> None:
 def test_a_turn_that_is_cancelled_counts_too() -> None:
     """What the model had reported by then."""
     session = Session.from_user("hi")
-    with Stall() as stall, approving(Agent("a", Scripted([UsageDelta(70, 7), stall, *say("never")]))) as runtime:
+    stall = Stall()
+    agent = Agent("a", Scripted([UsageDelta(70, 7), *say("so far"), stall, *say("never")]))
+    with stall, approving(agent) as runtime:
         with runtime.run_stream(session) as stream:
+            next(event for event in stream if isinstance(event, AgentChoice))  # what came before has been taken, too
             stall.reached.wait(5)
             stream.cancel()
             stall.go_on.set()
