@@ -18,9 +18,9 @@ Signal handlers, finalizers and asynchronous exceptions (Ctrl-C) come between an
   goes near the lock (`WouldBlock`, or `RuntimeError` where it would have to wait), and an interrupted one knows whether
   it has to let go. ``acquire`` and ``release`` are spelt out: a ``with`` costs twice as much.
 - CPython looks for them when a call begins or returns and when a loop jumps back, not between plain loads, stores and
-  ``del q[0]``. What must be one step is written without a call in it: take ``buffer[0]`` and delete it, mark a waiter
-  and then unlock it, return a value (hence no ``typing.cast``). ``tests/`` has an explorer that throws an exception at
-  every such point.
+  ``del q[0]``. What must be one step is written without a call in it: mark a waiter and then unlock it, return a value
+  (hence no ``typing.cast``). A value is ``buffer[0]`` first, and popped then: at the end of a ``popleft()`` that
+  returned it, an exception would lose it. ``tests/`` has an explorer that throws one at every such point.
 - At the end of the stack every call of a Python function fails. Who holds the lock then lets go of it by C alone.
 """
 
