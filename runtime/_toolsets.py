@@ -57,6 +57,7 @@ class ToolSets:
 
     def __init__(self) -> None:
         self._mine: dict[int, _Use] = {}
+        self._closed = False
 
     def tools(self, toolset: ToolSet) -> Sequence[Tool]:
         """The tools of ``toolset``, which is started first where nobody has.
@@ -66,7 +67,9 @@ class ToolSets:
         use = self._mine.get(id(toolset)) or self._join(toolset)
         use.started.wait()
         if use.error is not None:
-            self._mine.pop(id(toolset), None)
+            with _lock:
+                if self._mine.get(id(toolset)) is use:  # or another stream is trying again already
+                    del self._mine[id(toolset)]
             raise use.error
         if self not in use.runtimes:
             raise RuntimeError("the runtime was closed while the toolset was starting")
@@ -80,6 +83,8 @@ class ToolSets:
     def _join(self, toolset: ToolSet) -> _Use:
         while True:
             with _lock:
+                if self._closed:  # a call that comes late would start what nobody stops
+                    raise RuntimeError("the runtime is closed")
                 use = _uses.get(id(toolset))
                 first = use is None or use.gone.is_set()
                 if use is None or first:
@@ -110,6 +115,8 @@ class ToolSets:
         What takes longer is logged, with its stack, and left to itself: one whose start does not end, too, which is
         stopped when it does.
         """
+        with _lock:
+            self._closed = True
         helpers = HelperPool()  # not the user's executor, which may be full, or shut down by now
         calls = Calls(CancelToken(), helpers, loop, contextvars.copy_context())
         while self._mine:

@@ -134,6 +134,16 @@ def test_closing_does_not_wait_for_a_toolset_that_does_not_stop(caplog: pytest.L
         assert "in __call__" in caplog.text  # of the stall
 
 
+def test_a_call_that_comes_after_the_end_starts_nothing() -> None:
+    """A helper thread may be late; nobody would stop what it starts."""
+    shelf = Shelf()
+    with runtime(shelf) as one:
+        pass
+    with pytest.raises(RuntimeError, match="the runtime is closed"):
+        one._shared.toolsets.tools(shelf)
+    assert shelf.calls == []
+
+
 def test_a_failing_start_is_everybodys_and_tried_again() -> None:
     class Broken(Shelf):
         def start(self) -> None:
