@@ -18,7 +18,7 @@ from channels import Cancelled, CancelToken, Channel
 from ._asks import Asks, Confirmations
 from ._calls import Calls, Outcome
 from ._helpers import HelperPool
-from ._hooks import NOTHING, Hook, HookFailed, HookInput, HookResult, Hooks
+from ._hooks import GUARDS, NOTHING, Hook, HookFailed, HookInput, HookResult, Hooks
 from ._limits import Spending
 from ._scope import stream_scope
 from .agent import Agent
@@ -217,7 +217,7 @@ class StreamCore:
         """The hooks at ``point``, one after the other, each told what the one before has changed.
 
         Yields the calls to make, and is sent how they ended. The first hook that blocks or allows is the last; context
-        adds up. One that fails is a `Warning` event and nothing more.
+        adds up. One that fails is a `Warning` event and nothing more, but a guard that fails lets nothing pass.
         """
         given = self.hook_input(point, **fields)
         contexts = []
@@ -233,6 +233,8 @@ class StreamCore:
             self.emit(HookFinished(point, hook.name, failure, **self.tags))
             if failure:
                 self.emit(Warning(f"hook {hook.name} at {point} failed: {failure}", **self.tags))
+                if point in GUARDS:
+                    result = HookResult(block=True, reason=f"hook {hook.name} failed: {failure}")
             if result.context:
                 contexts.append(result.context)
             if result.updated_input is not None:

@@ -42,6 +42,8 @@ HOOK_POINTS: Final[Mapping[str, tuple[str, ...]]] = {
 TOOL_POINTS: Final = frozenset(
     ("permission_request", "on_tool_approval_decision", "pre_tool_use", "tool_response_transform", "post_tool_use")
 )
+#: Where a hook stands guard: one that fails, or takes too long, blocks.
+GUARDS: Final = frozenset(("pre_tool_use",))
 TIMEOUT: Final = 60.0  # seconds
 
 Command: TypeAlias = "str | Sequence[str]"

@@ -44,6 +44,7 @@ def work(core: StreamCore) -> None:
                 core.calls.abandon(keep=cleanup.calls)
                 core.shared.asks.withdraw(core, "the stream has ended")
                 core.shared.confirmations.withdraw(core, "the stream has ended")
+                core.speak_again()
                 cleanup.fire("session_end", reason=ending.reason)
     except BaseException as error:
         ending.decide("error", "internal", describe(error), error)

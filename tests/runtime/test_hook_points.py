@@ -64,6 +64,7 @@ class Path:
     more: dict[str, Any] = field(default_factory=dict)  # of the agent
     hooks: dict[str, Callable[[Stall], Any]] = field(default_factory=dict)  # after the one that logs
     cancels: bool = False  # once something stalls
+    expires: bool = False  # its time is up, then
     interactive: bool = True
     said: str = "hi"
     answers: bool | None = None  # what the user says to everything
@@ -198,7 +199,8 @@ PATHS = [
         "out of time",
         f"{START} turn_start before_llm_call turn_end:budget_exceeded notification session_end:budget_exceeded",
         lambda stall: Scripted([stall]),
-        more={"budget": Budget(seconds=0.05)},
+        more={"budget": Budget(seconds=60)},
+        expires=True,
     ),
     Path("tool", f"{START} {CALL} turn_end:continue {OK}", WORKS, WITH_LOOK),
     Path(
@@ -372,6 +374,9 @@ def _read(stream: EventStream, stall: Stall, path: Path) -> list[Event]:
         assert stall.reached.wait(5)
         stream.cancel()
         threading.Timer(0.05, stall.go_on.set).start()
+    if path.expires:
+        assert stall.reached.wait(5)
+        stream._core.token.cancel(TimeoutError("the time is up"))
     for event in stream:
         events.append(event)
         if isinstance(event, MaxIterationsReached) and event.request_id:

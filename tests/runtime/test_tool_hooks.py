@@ -224,6 +224,16 @@ def test_hooks_need_no_thread_beside_the_one_they_run_on() -> None:
     assert ran == ["pre_tool_use", "tool_response_transform", "post_tool_use", "turn_end", "turn_end"]
 
 
+@pytest.mark.parametrize("hook", ["exit 1", Hook("sleep 30", timeout=0.05), lambda given: 1 / 0, lambda given: "no"])
+def test_a_guard_that_fails_lets_nothing_pass(hook: Any) -> None:
+    """pre_tool_use: the call is refused, with a reason; the run goes on."""
+    found = run({"pre_tool_use": [hook]})
+    [(response, is_error)] = responses(found)
+    assert is_error
+    assert "failed: " in response
+    assert len([event for event in found if isinstance(event, Warning)]) == 1
+
+
 def test_a_hook_of_a_call_has_its_time() -> None:
     """It has failed then, and the call goes on without it; when it ends late, nobody takes notice."""
     ended = threading.Event()
@@ -239,7 +249,9 @@ def test_a_hook_of_a_call_has_its_time() -> None:
             assert ended.wait(5)
             return "in time"
 
-        found = run({"pre_tool_use": [Hook(slow, timeout=0.05)]}, one("{}"), Tool("greet", late, read_only=True))
+        found = run(
+            {"on_tool_approval_decision": [Hook(slow, timeout=0.05)]}, one("{}"), Tool("greet", late, read_only=True)
+        )
     assert responses(found) == [("in time", False)]
     [error] = [event.error for event in found if isinstance(event, HookFinished)]
     assert error.endswith("did not end within 0.05 s")

@@ -265,30 +265,28 @@ def endless(outside: Outside) -> Agent:
 
 
 def tool_hooks(outside: Outside) -> Agent:
-    """Hooks at every point of tool calls, several at once: approved by the user, by a hook, blocked, changed."""
+    """Hooks at every point of tool calls, several at once: changed, blocked, approved by a hook, and by the user."""
 
-    def change(given: HookInput) -> HookResult | None:
+    def change(given: HookInput) -> HookResult:
         if given.tool_use_id == "2":
-            return HookResult(updated_input={"a": 3, "b": 4})
-        return HookResult(block=True, reason="no") if given.tool_use_id == "3" else None
+            return HookResult(block=True, reason="no")
+        return HookResult(updated_input={"a": 3, "b": 4})
 
-    def permit(given: HookInput) -> HookResult | None:
-        return HookResult(allow=True) if given.tool_use_id == "4" else None
+    def permit(given: HookInput) -> HookResult:
+        return HookResult(allow=given.tool_use_id == "3")
 
-    first = [*adding("add", "1", "2", "3"), call("alone", id="4", index=3), call("ask", id="5", index=4)]
+    writing = [call("write", id=str(n), index=n) for n in (3, 4)]
     return Agent(
         "a",
-        Scripted([*say("x"), *first], say("done")),
-        tools=[add, alone, ask],
+        Scripted([*adding("add", "1", "2"), *writing], say("done")),
+        tools=[add, write],
         hooks={
-            "pre_tool_use": [look_on, Hook(change, matcher="add")],
+            "pre_tool_use": [Hook(change, matcher="add")],
             "permission_request": [permit],
             "on_tool_approval_decision": [look_on_async],
             "on_user_input": [look_on],
             "tool_response_transform": [lambda given: HookResult(updated_response=given.tool_response.upper())],
-            "post_tool_use": [Hook(note, matcher="a*"), "true"],
-            "turn_start": [look_on],
-            "turn_end": [look_on],
+            "post_tool_use": [Hook(note, matcher="w*")],
         },
     )
 
