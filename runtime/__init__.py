@@ -8,7 +8,7 @@ Events are in `runtime.events`, models in `runtime.models`, MCP servers in `runt
 
 from typing import Any
 
-from ._errors import InvalidAnswer, MissingExtra, NotPending, RunError, SessionBusy, StreamStuck
+from ._errors import InvalidAnswer, MissingExtra, ModelError, NotPending, RunError, SessionBusy, StreamStuck
 from ._hooks import Hook, HookInput, HookResult
 from ._observe import Observer
 from ._scope import EventSink, stream_scope
@@ -17,8 +17,10 @@ from .bridge import ElicitationBridge
 from .limits import Budget
 from .model import (
     Delta,
+    FallbackDelta,
     FinishDelta,
     Model,
+    NativeDelta,
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
@@ -41,6 +43,7 @@ __all__ = [
     "ElicitationBridge",
     "EventSink",
     "EventStream",
+    "FallbackDelta",
     "FinishDelta",
     "Hook",
     "HookInput",
@@ -49,6 +52,8 @@ __all__ = [
     "Message",
     "MissingExtra",
     "Model",
+    "ModelError",
+    "NativeDelta",
     "NotPending",
     "Observer",
     "Permissions",

@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
+ModelErrorCode: TypeAlias = Literal[
+    "no_key",
+    "unauthorized",
+    "no_credit",
+    "unknown_model",
+    "bad_request",
+    "context_overflow",
+    "refused",
+    "rate_limited",
+    "overloaded",
+    "server_error",
+    "unreachable",
+    "stalled",
+    "bad_response",
+]
+
 
 class RunError(Exception):
     """A stream ended other than normally. Raised by `Runtime.run` and `EventStream.result`.
@@ -43,3 +61,24 @@ class MissingExtra(ImportError):
     def __init__(self, feature: str, extra: str, hint: str = "") -> None:
         super().__init__(f"{feature} needs an extra: pip install 'lockgate[{extra}]'{hint}")
         self.extra = extra
+
+
+class ModelError(Exception):
+    """A model did not answer, or not to the end. The text says why, and what to do.
+
+    ``code`` is for programs. ``retryable`` says that the same call may succeed a little later; ``retry_after`` is how
+    many seconds later, where the provider said so. It never holds a key, nor does what it was raised from.
+
+    The stream's `Error` event has the code ``model_error``, the text, and this as the cause of `RunError`.
+    """
+
+    def __init__(
+        self, code: ModelErrorCode, message: str, *, retryable: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code: ModelErrorCode = code
+        self.retryable = retryable
+        self.retry_after = retry_after
+
+    def __repr__(self) -> str:
+        return f"ModelError({self.code!r}, {str(self)!r}, retryable={self.retryable}, retry_after={self.retry_after})"

@@ -11,8 +11,17 @@ from channels import Cancelled
 
 from . import events
 from ._core import StopRun, StreamCore, describe
-from .model import FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, ToolDefinition, UsageDelta
-from .session import Message, ToolCall
+from .model import (
+    FallbackDelta,
+    FinishDelta,
+    NativeDelta,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    ToolDefinition,
+    UsageDelta,
+)
+from .session import Message, Native, ToolCall
 from .usage import Usage
 
 _END: Final[Any] = object()
@@ -33,9 +42,12 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
     cancelled, is recorded: the consumer has seen it.
     """
     model = core.agent.model
+    answering = model.id
     text: list[str] = []
     calls: dict[int, _PartialCall] = {}
     usage: Usage | None = None
+    finish: str | None = None
+    native: Native | None = None
     whole = False
     deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, tools, cancel=core.token)
     try:
@@ -60,21 +72,37 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
                 core.emit(events.PartialToolCall(piece, **core.tags))
             elif kind is UsageDelta:
                 usage = _highest(usage or Usage(), delta)
+            elif kind is FinishDelta:
+                finish = delta.reason
+            elif kind is NativeDelta:
+                native = Native(delta.provider, delta.content)
+            elif kind is FallbackDelta:
+                answering = delta.to_model
+                core.emit(events.ModelFallback(delta.from_model, answering, delta.reason, **core.tags))
         whole = True
     finally:
         # A call that was cut off in the middle of its arguments is not a call.
         made = _whole_calls(calls) if whole else ()
         if usage is not None:
-            usage = core.shared.prices.priced(model.id, usage)
+            usage = core.shared.prices.priced(answering, usage)
             core.spending.add(usage)
-        message = Message("assistant", "".join(text), made, agent_name=core.agent.name, model=model.id, usage=usage)
+        message = Message(
+            "assistant",
+            "".join(text),
+            made,
+            agent_name=core.agent.name,
+            model=answering,
+            usage=usage,
+            finish_reason=finish if whole else "interrupted",
+            native=native if whole else None,
+        )
         if whole or text:
             core.record(message)
         elif usage is not None:
             core.log.count(usage)
         deltas.close()
         if usage is not None and not core.token.cancelled:
-            _report(core, usage)
+            _report(core, answering, usage)
     return message
 
 
@@ -98,7 +126,9 @@ def _is_sound(delta: Any) -> bool:
         return texts and isinstance(delta.index, int)
     if kind is UsageDelta:
         return isinstance(delta.input_tokens, int) and isinstance(delta.output_tokens, int)
-    return kind is FinishDelta
+    if kind is FinishDelta:
+        return isinstance(delta.reason, str)
+    return kind is NativeDelta or kind is FallbackDelta
 
 
 def _whole_calls(calls: dict[int, _PartialCall]) -> tuple[ToolCall, ...]:
@@ -120,11 +150,11 @@ def _highest(usage: Usage, delta: UsageDelta) -> Usage:
     )
 
 
-def _report(core: StreamCore, usage: Usage) -> None:
+def _report(core: StreamCore, model: str, usage: Usage) -> None:
     total = core.spending.usage or usage
     core.emit(
         events.TokenUsage(
-            core.agent.model.id,
+            model,
             usage.input_tokens,
             usage.output_tokens,
             total.input_tokens,

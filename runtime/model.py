@@ -62,7 +62,29 @@ class FinishDelta:
     reason: str
 
 
-Delta: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta | UsageDelta | FinishDelta
+@dataclass(frozen=True, slots=True)
+class NativeDelta:
+    """What the provider wants back with the reply, in its own form, such as signed thoughts: `Message.native`.
+
+    ``content`` is ready for JSON. It comes with the end of a whole reply, and no other provider is shown it.
+    """
+
+    provider: str
+    content: Any
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackDelta:
+    """Another model takes over, before anything of the reply was said: what follows is from ``to_model``."""
+
+    from_model: str
+    to_model: str
+    reason: str
+
+
+Delta: TypeAlias = (
+    TextDelta | ReasoningDelta | ToolCallDelta | UsageDelta | FinishDelta | NativeDelta | FallbackDelta
+)
 
 
 @dataclass(frozen=True, slots=True)

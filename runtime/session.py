@@ -31,11 +31,21 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Native:
+    """What a provider wants back with one of its replies, in its own form. Nobody else reads ``content``."""
+
+    provider: str
+    content: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message of a conversation.
 
     ``tool_calls`` stands on assistant messages, ``tool_call_id`` and ``is_error`` on tool messages. ``model`` and
-    ``usage`` tell what an assistant message was made with, as far as the model reported it.
+    ``usage`` tell what an assistant message was made with, as far as the model reported it. ``finish_reason`` is why
+    the model stopped (``stop``, ``tool_calls``, ``length`` ...), or ``interrupted`` where its stream broke or was
+    cancelled: the message is then what had been said by that time. ``native`` is for the provider that wrote it.
     """
 
     role: Role
@@ -46,6 +56,8 @@ class Message:
     agent_name: str | None = None
     model: str | None = None
     usage: Usage | None = None
+    finish_reason: str | None = None
+    native: Native | None = None
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,6 +75,10 @@ class Message:
             out["model"] = self.model
         if self.usage is not None:
             out["usage"] = self.usage.to_dict()
+        if self.finish_reason is not None:
+            out["finish_reason"] = self.finish_reason
+        if self.native is not None:
+            out["native"] = {"provider": self.native.provider, "content": self.native.content}
         return out
 
     @classmethod
@@ -77,6 +93,8 @@ class Message:
             agent_name=data.get("agent_name"),
             model=data.get("model"),
             usage=Usage(**data["usage"]) if "usage" in data else None,
+            finish_reason=data.get("finish_reason"),
+            native=Native(**data["native"]) if "native" in data else None,
             created_at=datetime.fromisoformat(data["created_at"]) if "created_at" in data else datetime.now(UTC),
         )
 

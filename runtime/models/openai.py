@@ -1,0 +1,262 @@
+"""Models behind the protocol of OpenAI's chat completions: OpenAI's own, and the many servers that speak it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final
+
+from channels import CancelToken
+
+from .._errors import MissingExtra, ModelError
+from ..model import (
+    Delta,
+    FinishDelta,
+    NativeDelta,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    ToolDefinition,
+    UsageDelta,
+)
+from ..session import Message
+from ._clients import Clients
+from ._failures import Account, checked_key, checked_url, classify, retry_after
+
+try:
+    import openai
+except ImportError as error:
+    raise MissingExtra("OpenAIModel", "openai") from error
+
+__all__ = ["OpenAIModel"]
+
+OPENAI_URL: Final = "https://api.openai.com/v1"
+# What servers call the text of their thoughts. OpenAI's own sends none.
+_REASONING: Final = ("reasoning_content", "reasoning")
+
+
+class OpenAIModel:
+    """A model behind the chat completions of OpenAI, or of any server that speaks the same: llama.cpp, vLLM, Ollama,
+    OpenRouter, DeepSeek ...
+
+    ``base_url`` is where the server is (``OPENAI_BASE_URL``, else OpenAI's own), ``api_key`` its key
+    (``OPENAI_API_KEY``). A server of your own may need none; OpenAI's own without a key is a `ModelError` ``no_key``
+    when the model is used, not before. ``provider`` is the first half of `id`.
+
+    ``max_tokens`` bounds a reply, ``timeout`` the seconds in which the server sends not a byte. ``options`` goes into
+    every request as it stands, and wins over what is here: ``{"reasoning_effort": "low"}``.
+
+    Install with ``pip install 'lockgate[openai]'``; importing this module without is `MissingExtra`. A malformed
+    ``base_url`` or ``api_key`` is a `ValueError`. What goes wrong in a call is a `ModelError`. Nothing is retried here:
+    `Retry` does. All methods may be called from any thread; connections are kept and shared by the streams of a loop.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        provider: str = "openai",
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        timeout: float = 600.0,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        base_url = checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
+        key = checked_key(api_key or os.environ.get("OPENAI_API_KEY"))
+        self._account = Account(provider, model, base_url, key, "OPENAI_API_KEY")
+        self._is_openai = base_url.startswith(OPENAI_URL)
+        self._timeout = timeout
+        self._settings: dict[str, Any] = {"model": model}
+        if temperature is not None:
+            self._settings["temperature"] = temperature
+        if max_tokens is not None:  # OpenAI's newer models refuse the old name, other servers ignore the new one
+            self._settings["max_completion_tokens" if self._is_openai else "max_tokens"] = max_tokens
+        self._options = dict(options or {})
+        self._clients = Clients(self._client)
+
+    @property
+    def id(self) -> str:
+        """``provider/model``."""
+        return f"{self._account.provider}/{self._account.model}"
+
+    async def stream(
+        self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
+    ) -> AsyncIterator[Delta]:
+        """Answer ``messages``. Raises `ModelError`."""
+        request = self._request(messages, tools)
+        reply = _Reply(self.id)
+        failure: ModelError | None = None
+        try:
+            client = await self._clients.get()
+            async with await client.chat.completions.create(**request) as chunks:
+                async for chunk in chunks:
+                    for delta in reply.read(chunk):
+                        yield delta
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: what came was no JSON, or no UTF-8
+            failure = self._explain(error)
+        # Raised out here: what led to it may show the key, and would be its context.
+        if failure is not None and not reply.finish:
+            raise failure
+        for delta in reply.end(self._account):
+            yield delta
+
+    def close(self) -> None:
+        """Close the connections, soon; streams under way end with an error. Using the model again opens others."""
+        self._clients.close()
+
+    def __repr__(self) -> str:
+        return f"<OpenAIModel {self.id!r} at {self._account.address}>"
+
+    def _client(self) -> openai.AsyncOpenAI:
+        key = self._account.key
+        if not key and self._is_openai:
+            raise self._account.explain("no_key")
+        return openai.AsyncOpenAI(
+            base_url=self._account.base_url,
+            api_key=key or "none",  # the library insists on one
+            max_retries=0,
+            timeout=openai.Timeout(self._timeout, connect=min(self._timeout, 10.0)),
+        )
+
+    def _request(self, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> dict[str, Any]:
+        request = self._settings | {
+            "messages": [sent for message in messages for sent in self._sent(message)],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "extra_body": self._options,
+        }
+        if tools:
+            request["tools"] = [
+                {
+                    "type": "function",
+                    "function": {"name": t.name, "description": t.description, "parameters": dict(t.parameters)},
+                }
+                for t in tools
+            ]
+        return request
+
+    def _sent(self, message: Message) -> list[dict[str, Any]]:
+        """``message`` as the protocol has it."""
+        if message.role == "tool":
+            return [{"role": "tool", "tool_call_id": message.tool_call_id, "content": message.content}]
+        sent: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.role == "assistant":
+            if not (message.content or message.tool_calls):
+                return []  # it had said nothing when it was interrupted
+            if message.tool_calls:
+                sent["tool_calls"] = [
+                    {
+                        "id": call.id,
+                        "type": "function",
+                        "function": {"name": call.name, "arguments": _sound(call.arguments)},
+                    }
+                    for call in message.tool_calls
+                ]
+                # A server that thinks aloud wants its thoughts back with its calls; others may refuse them.
+                if message.native is not None and message.native.provider == self.id:
+                    sent |= message.native.content
+        return [sent]
+
+    def _explain(self, error: Exception) -> ModelError:
+        explain = self._account.explain
+        cause = error.__cause__
+        if isinstance(error, openai.APITimeoutError):
+            return explain("unreachable" if type(cause).__name__ == "ConnectTimeout" else "stalled")
+        if isinstance(error, openai.APIConnectionError):
+            return explain("unreachable", str(cause or ""))
+        if isinstance(error, openai.APIStatusError):
+            said = _said(error.body) or error.message
+            code = classify(error.status_code, (error.code, error.type), said)
+            return explain(code, f"{error.status_code}: {said}", retry_after(error.response.headers))
+        if isinstance(error, openai.APIError):  # in the middle of a stream
+            return explain(classify(None, (error.code, error.type), error.message), error.message)
+        return explain("bad_response", f"{type(error).__name__}: {error}")
+
+
+class _Reply:
+    """One reply, as its chunks come in."""
+
+    def __init__(self, model_id: str) -> None:
+        self.finish = ""
+        self._model_id = model_id
+        self._refused = False
+        self._thoughts: dict[str, str] = {}
+        self._calls: dict[int, tuple[str, int]] = {}  # by the server's index: the id of the call, and our index
+        self._count = 0
+
+    def read(self, chunk: Any) -> list[Delta]:
+        """What a chunk says. Servers leave out what they do not know."""
+        deltas: list[Delta] = []
+        for choice in getattr(chunk, "choices", None) or ():
+            delta = getattr(choice, "delta", None)
+            for name in _REASONING:
+                thought = getattr(delta, name, None)
+                if isinstance(thought, str):  # an empty one too: the server wants the field back
+                    self._thoughts[name] = self._thoughts.get(name, "") + thought
+                    if thought:
+                        deltas.append(ReasoningDelta(thought))
+                    break
+            if text := getattr(delta, "content", None):
+                deltas.append(TextDelta(text))
+            if refusal := getattr(delta, "refusal", None):
+                self._refused = True
+                deltas.append(TextDelta(refusal))
+            for piece in getattr(delta, "tool_calls", None) or ():
+                deltas.append(self._call(piece))
+            self.finish = getattr(choice, "finish_reason", None) or self.finish
+        if usage := getattr(chunk, "usage", None):
+            deltas.append(_usage(usage))
+        return deltas
+
+    def end(self, account: Account) -> list[Delta]:
+        """What is to be said after the last chunk. Raises `ModelError` for a reply that is none."""
+        if self._refused or self.finish == "content_filter":
+            raise account.explain("refused")
+        if not self.finish:
+            raise account.explain("unreachable", "the connection ended in the middle of the reply")
+        deltas: list[Delta] = [NativeDelta(self._model_id, self._thoughts)] if self._thoughts else []
+        return [*deltas, FinishDelta("tool_calls" if self.finish == "function_call" else self.finish)]
+
+    def _call(self, piece: Any) -> ToolCallDelta:
+        """Some servers give all calls the same index, and only the id tells them apart."""
+        given = getattr(piece, "id", None) or ""
+        slot = getattr(piece, "index", None) or 0
+        known = self._calls.get(slot)
+        if known is None or (given and given != known[0]):
+            known = self._calls[slot] = (given, self._count)
+            self._count += 1
+        function = getattr(piece, "function", None)
+        name, arguments = getattr(function, "name", None), getattr(function, "arguments", None)
+        return ToolCallDelta(known[1], given, name or "", arguments or "")
+
+
+def _usage(usage: Any) -> UsageDelta:
+    read = getattr(usage, "prompt_tokens_details", None)
+    written = getattr(usage, "completion_tokens_details", None)
+    return UsageDelta(
+        getattr(usage, "prompt_tokens", None) or 0,
+        getattr(usage, "completion_tokens", None) or 0,
+        getattr(read, "cached_tokens", None) or 0,
+        getattr(read, "cache_write_tokens", None) or 0,
+        getattr(written, "reasoning_tokens", None) or 0,
+    )
+
+
+def _sound(arguments: str) -> str:
+    """Arguments that are no JSON object as an empty one: servers parse them, and fail on the whole conversation."""
+    try:
+        return arguments if isinstance(json.loads(arguments), dict) else "{}"
+    except ValueError:
+        return "{}"
+
+
+def _said(body: object) -> str:
+    """The words of an error, which servers put in different places."""
+    if isinstance(body, Mapping):
+        for name in ("message", "detail", "error"):
+            if isinstance(said := body.get(name), str):
+                return said
+    return ""
