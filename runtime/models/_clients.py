@@ -3,13 +3,17 @@
 A client's connections belong to the loop they were opened on, and the loop's thread starts anew after a fork, so a
 client is never shared between loops. Nobody has to close it: an asynchronous generator holds it, and a loop that ends
 finishes its generators first. One that is dropped is finished by its loop, from whatever thread.
+
+The garbage collector must not find a client, for it finalises all that it finds, open sockets too, in any order. So
+what holds the clients stays reachable until the model is gone, and is then emptied.
 """
 
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 
@@ -18,15 +22,18 @@ class _Closable(Protocol):
 
 
 C = TypeVar("C", bound=_Closable)
+_Held: TypeAlias = "WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[C, AsyncGenerator[C, Any]]]"
 
 
 class Clients(Generic[C]):
-    """``make`` makes a client; it is called on the loop's thread, at the first use there."""
+    """``make`` makes a client, in another thread: it reads certificates, which takes a while. It must not refer to the
+    model.
+    """
 
     def __init__(self, make: Callable[[], C]) -> None:
         self._make = make
-        self._held: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[C, AsyncGenerator[C, Any]]]
-        self._held = WeakKeyDictionary()
+        self._held: _Held[C] = WeakKeyDictionary()
+        weakref.finalize(self, self._held.clear).atexit = False  # by then their loops have ended
 
     async def get(self) -> C:
         """The client of the running loop. Raises what making it raises."""
@@ -34,8 +41,8 @@ class Clients(Generic[C]):
         held = self._held.get(loop)
         if held is None:
             keeper = _keep(self._make)
-            # Nothing is waited for here, so no other task of this loop comes between.
-            held = self._held[loop] = (await anext(keeper), keeper)
+            client = await anext(keeper)
+            held = self._held.setdefault(loop, (client, keeper))  # where another task was first, ours is dropped
         return held[0]
 
     def close(self) -> None:
@@ -44,7 +51,7 @@ class Clients(Generic[C]):
 
 
 async def _keep(make: Callable[[], C]) -> AsyncGenerator[C, None]:
-    client = make()
+    client = await asyncio.to_thread(make)
     try:
         yield client
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from channels import CancelToken
@@ -67,15 +68,13 @@ class OpenAIModel:
         base_url = checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
         key = checked_key(api_key or os.environ.get("OPENAI_API_KEY"))
         self._account = Account(provider, model, base_url, key, "OPENAI_API_KEY")
-        self._is_openai = base_url.startswith(OPENAI_URL)
-        self._timeout = timeout
         self._settings: dict[str, Any] = {"model": model}
         if temperature is not None:
             self._settings["temperature"] = temperature
         if max_tokens is not None:  # OpenAI's newer models refuse the old name, other servers ignore the new one
-            self._settings["max_completion_tokens" if self._is_openai else "max_tokens"] = max_tokens
+            self._settings["max_completion_tokens" if base_url.startswith(OPENAI_URL) else "max_tokens"] = max_tokens
         self._options = dict(options or {})
-        self._clients = Clients(self._client)
+        self._clients = Clients(partial(_client, self._account, timeout))
 
     @property
     def id(self) -> str:
@@ -109,17 +108,6 @@ class OpenAIModel:
 
     def __repr__(self) -> str:
         return f"<OpenAIModel {self.id!r} at {self._account.address}>"
-
-    def _client(self) -> openai.AsyncOpenAI:
-        key = self._account.key
-        if not key and self._is_openai:
-            raise self._account.explain("no_key")
-        return openai.AsyncOpenAI(
-            base_url=self._account.base_url,
-            api_key=key or "none",  # the library insists on one
-            max_retries=0,
-            timeout=openai.Timeout(self._timeout, connect=min(self._timeout, 10.0)),
-        )
 
     def _request(self, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> dict[str, Any]:
         request = self._settings | {
@@ -174,6 +162,17 @@ class OpenAIModel:
         if isinstance(error, openai.APIError):  # in the middle of a stream
             return explain(classify(None, (error.code, error.type), error.message), error.message)
         return explain("bad_response", f"{type(error).__name__}: {error}")
+
+
+def _client(account: Account, timeout: float) -> openai.AsyncOpenAI:
+    if not account.key and account.base_url.startswith(OPENAI_URL):
+        raise account.explain("no_key")
+    return openai.AsyncOpenAI(
+        base_url=account.base_url,
+        api_key=account.key or "none",  # the library insists on one
+        max_retries=0,
+        timeout=openai.Timeout(timeout, connect=min(timeout, 10.0)),
+    )
 
 
 class _Reply:

@@ -152,7 +152,7 @@ def test_reasoning_passes_through_and_goes_back_with_its_calls(server, model, na
         Answer(*HELLO, *END),
     )
 
-    @tool
+    @tool(read_only=True)
     def add(a: int, b: int) -> int:
         """Adds."""
         return a + b
@@ -420,9 +420,7 @@ from runtime.models.openai import OpenAIModel
 model = OpenAIModel("m", base_url={server.url!r})
 print(Runtime(Agent("a", model)).run(Session.from_user("Hi")).text)
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-X", "dev", "-c", program], capture_output=True, text=True, timeout=30
-    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=30)
     assert (done.stdout, done.stderr, done.returncode) == ("Hello\n", "", 0)
 
 
