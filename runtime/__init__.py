@@ -8,6 +8,7 @@ Events are in `runtime.events`, models in `runtime.models`, MCP servers in `runt
 
 from typing import Any
 
+from ._consumer import ConsumerCall
 from ._errors import InvalidAnswer, MissingExtra, ModelError, NotPending, RunError, SessionBusy, StreamStuck
 from ._hooks import Hook, HookInput, HookResult
 from ._observe import Observer
@@ -29,7 +30,7 @@ from .model import (
 )
 from .permissions import Decision, Permissions, Rule
 from .runtime import Runtime
-from .session import Message, Session, ToolCall
+from .session import Image, Message, Session, ToolCall
 from .stream import EventStream, RunResult
 from .tool import Answer, Tool, ToolContext, ToolResult, ToolSet, tool
 from .usage import Price, Usage
@@ -38,6 +39,7 @@ __all__ = [
     "Agent",
     "Answer",
     "Budget",
+    "ConsumerCall",
     "Decision",
     "Delta",
     "ElicitationBridge",
@@ -48,6 +50,7 @@ __all__ = [
     "Hook",
     "HookInput",
     "HookResult",
+    "Image",
     "InvalidAnswer",
     "Message",
     "MissingExtra",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed
+from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock
 
 from . import events
 from ._core import StreamCore
@@ -42,23 +42,42 @@ class Forwarded:
     credits: Channel[None]
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What the tool of ``call_id`` says while it runs. Taking it gives one credit back."""
+
+    call_id: str
+    output: str
+    progress: float | None
+    total: float | None
+    credits: Channel[None]
+
+
 class Context:
     """`ToolContext`, for one call. ``inbox`` is where the worker listens, until the call's turn is over."""
 
-    def __init__(self, core: StreamCore, call: ToolCall, inbox: Channel[Any]) -> None:
+    def __init__(self, core: StreamCore, call: ToolCall, inbox: Channel[Any], cancel: CancelToken) -> None:
         self.call_id = call.id
         self.session_id = core.session.id
         self.agent_name = core.agent.name
-        self.cancel: CancelToken = core.token
+        self.cancel = cancel
         self._core = core
         self._inbox = inbox
         self._credits: Channel[None] = Channel(_AHEAD, name="credits")
+        self._progress_credits: Channel[None] | None = None
+
+    def progress(self, output: str = "", progress: float | None = None, total: float | None = None) -> None:
+        if self._progress_credits is None:
+            self._progress_credits = Channel(_AHEAD, name="progress credits")
+        with contextlib.suppress(WouldBlock, ChannelClosed):
+            self._progress_credits.try_send(None)
+            self._inbox.try_send(Progress(self.call_id, output, progress, total, self._progress_credits))
 
     def run_agent(self, agent: Agent, task: str | Session) -> RunResult:
         from ._nested import run_nested  # it opens streams, whose workers dispatch
 
         session = Session.from_user(task) if isinstance(task, str) else task
-        return run_nested(self._core, agent, session, self._forward)
+        return run_nested(self._core, agent, session, self._forward, self.cancel)
 
     def _forward(self, event: events.Event) -> None:
         self._credits.send(None, cancel=self.cancel)
@@ -134,3 +153,13 @@ def _question(message: str, schema: Mapping[str, Any] | None, url: str, timeout:
     if not url and schema is None:
         schema = {"type": "object", "properties": {}}
     return Question(message, schema, "url" if url else "form", url, timeout)
+
+
+def posting(inbox: Channel[Any], message: object) -> Callable[[], None]:
+    """A function that tells the worker, if it still listens."""
+
+    def post() -> None:
+        with contextlib.suppress(ChannelClosed):
+            inbox.try_send(message)
+
+    return post

@@ -21,6 +21,7 @@ from ._errors import ModelError
 from ._helpers import HelperPool
 from ._hooks import GUARDS, NOTHING, Hook, HookFailed, HookInput, HookResult, Hooks
 from ._limits import Spending
+from ._results import ResultFiles
 from ._scope import stream_scope
 from .agent import Agent
 from .bridge import ElicitationBridge, Events
@@ -99,6 +100,8 @@ class Shared:
         observers: tuple[Any, ...],
         prices: Prices,
         permissions: tuple[Permissions, ...],
+        result_limit: int | None,
+        result_files: ResultFiles,
     ) -> None:
         self.bridge: Final = ElicitationBridge()
         self.asks: Final = Asks()
@@ -111,6 +114,8 @@ class Shared:
         self.event_capacity = event_capacity
         self.observers = observers
         self.prices = prices
+        self.result_limit = result_limit
+        self.result_files = result_files
         self.permissions = permissions  # of the runtime and of the team
         self.cores: Final[set[StreamCore]] = set()  # the live streams
 

@@ -9,24 +9,27 @@ its place as a running one does: other calls that may run beside it do.
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from channels import Cancelled, Channel
+from channels import Cancelled, CancelToken, Channel
 
 from . import events
 from ._asks import Ask
 from ._calls import INBOX, Call, Finished
-from ._context import Asked, Context, Forwarded
+from ._consumer import ConsumerCall, consumer_call
+from ._context import Asked, Context, Forwarded, Progress, posting
 from ._core import StreamCore, describe
 from ._firing import Firings
 from ._hooks import NOTHING, HookResult
+from ._results import cut, run_tool, run_tool_async
 from ._schema import problems
 from .permissions import Decision, Rule, decide
 from .session import Message, ToolCall
-from .tool import Answer, Tool, ToolResult, result_of
+from .tool import Answer, BadArguments, Tool, ToolResult
 
 _OVER: Final = "the call that asked is over"
 _DROPPED: Final = "the call that asked does not wait for the answer any more"
@@ -40,15 +43,38 @@ class _Decided:
     decision: Decision
 
 
+@dataclass(frozen=True, slots=True)
+class _Resumed:
+    """A message to the worker: what the tool waited for is over, the user or the consumer's thread."""
+
+    running: _Running
+
+
 @dataclass(slots=True, eq=False)
 class _Running:
-    """A call under way. It has a ``task`` while its tool runs."""
+    """A call under way. It has a ``task`` while its tool runs, and an ``errand`` where that is on the consumer."""
 
     call: ToolCall
     tool: Tool
     arguments: Mapping[str, Any]
+    token: CancelToken
     task: Call | None = None
+    errand: ConsumerCall | None = None
     notes: list[str] = field(default_factory=list)  # why nobody was asked, for the model to read
+    # The clock of a tool with a timeout stands still while the tool waits for somebody.
+    left: float | None = None
+    deadline: float | None = None
+    waits: int = 1  # it begins
+
+    def pause(self) -> None:
+        self.waits += 1
+        if self.deadline is not None:
+            self.left, self.deadline = self.deadline - time.monotonic(), None
+
+    def resume(self) -> None:
+        self.waits -= 1
+        if self.left is not None and not self.waits:
+            self.deadline, self.left = time.monotonic() + self.left, None
 
     @property
     def known(self) -> dict[str, Any]:
@@ -92,11 +118,27 @@ class _Turn:
             while self.waiting and self._has_room(self.waiting[0]):
                 self._begin(self.waiting.popleft())
             if self.running or self.hooks:
-                self._take(self.inbox.recv(cancel=self.core.token))
+                self._wait()
+
+    def _wait(self) -> None:
+        """For the next message, or until the time of a tool is up."""
+        deadlines = [each.deadline for each in self.running.values() if each.deadline is not None]
+        timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        try:
+            message = self.inbox.recv(timeout, self.core.token)
+        except TimeoutError:
+            message = None
+        if message is not None:
+            self._take(message)
+        if deadlines:
+            self._expire()
 
     def close(self) -> None:
         """Answer who still asks, and record the results there are."""
         self.inbox.close()
+        for running in self.running.values():
+            if running.errand is not None:
+                running.errand.withdraw()
         while len(self.inbox):
             message = self.inbox.try_recv()
             if isinstance(message, Asked):
@@ -106,7 +148,8 @@ class _Turn:
         for call in self.calls:
             if call.id in self.results:
                 result = self.results[call.id]
-                self.core.record(Message("tool", result.content, tool_call_id=call.id, is_error=result.is_error))
+                message = Message("tool", result.content, tool_call_id=call.id, is_error=result.is_error)
+                self.core.record(replace(message, images=result.images) if result.images else message)
 
     # -- the way of a call ---------------------------------------------------------------------------------------------
 
@@ -124,7 +167,8 @@ class _Turn:
             self._end(call, prepared)
         else:
             tool, arguments = prepared
-            running = self.running[call.id] = _Running(call, tool, arguments)
+            token = self.core.token if tool.timeout is None else CancelToken(self.core.token)
+            running = self.running[call.id] = _Running(call, tool, arguments, token, left=tool.timeout)
             self._fire("pre_tool_use", running, self._checked)
 
     def _fire(self, point: str, running: _Running, then: Callable[[_Running, HookResult], None], **fields: Any) -> None:
@@ -226,16 +270,35 @@ class _Turn:
 
     def _start(self, running: _Running) -> None:
         core, tool = self.core, running.tool
-        context = Context(core, running.call, self.inbox)
-        running.task = core.calls.start(
-            f"tool {tool.name}", self.inbox, tool.function, **tool.bind(running.arguments, context)
+        if tool.on == "consumer":
+            begun = posting(self.inbox, _Resumed(running))
+            running.errand, running.task = consumer_call(
+                core, running.call, tool, running.arguments, running.token, self.inbox, begun
+            )
+            core.emit(running.errand)
+            return
+        context = Context(core, running.call, self.inbox, running.token)
+        run = run_tool_async if tool.is_async else run_tool
+        running.task = core.calls.start(f"tool {tool.name}", self.inbox, run, tool, running.arguments, context)
+        running.resume()
+
+    def _ran(self, running: _Running, result: ToolResult) -> None:
+        """It is not running any more."""
+        running.task = running.errand = running.left = running.deadline = None
+        self.core.shared.asks.withdraw(running, _OVER)
+        self._fire(
+            "tool_response_transform",
+            running,
+            lambda running, hooks: self._transformed(running, result, hooks),
+            tool_response=result.content,
+            is_error=result.is_error,
         )
 
     def _transformed(self, running: _Running, result: ToolResult, hooks: HookResult) -> None:
         """It ran, and the hooks have seen what it gave back. It keeps its place until those after it have ended."""
         if hooks.updated_response is not None:
             result = replace(result, content=hooks.updated_response)
-        self._respond(running.call, result)
+        result = self._respond(running.call, result)
         self._fire("post_tool_use", running, self._over, tool_response=result.content, is_error=result.is_error)
 
     def _over(self, running: _Running, hooks: HookResult) -> None:
@@ -250,9 +313,23 @@ class _Turn:
         self.running.pop(call.id, None)
         self._respond(call, result)
 
-    def _respond(self, call: ToolCall, result: ToolResult) -> None:
+    def _respond(self, call: ToolCall, result: ToolResult) -> ToolResult:
+        """This is what the model is given; where it is too long, the beginning and the end, and the whole in a file."""
+        core, tool = self.core, self.tools.get(call.name)
+        limit = core.shared.result_limit if tool is None or tool.result_limit is None else tool.result_limit
+        if limit is not None and len(result.content) > limit:
+            result = replace(result, content=cut(result.content, limit, self._keep(call, result.content)))
         self.results[call.id] = result
-        self.core.emit(events.ToolCallResponse(call, result.content, result.is_error, **self.core.tags))
+        core.emit(events.ToolCallResponse(call, result.content, result.is_error, result.images, **core.tags))
+        return result
+
+    def _keep(self, call: ToolCall, text: str) -> str:
+        """Where the whole of a result is."""
+        core, keep = self.core, self.core.shared.result_files.keep
+        try:
+            return f"the full text is in {core.calls.run('keeping a result', keep, core.session.id, call.name, text)}"
+        except OSError as error:
+            return f"the full text could not be kept: {describe(error)}"
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -266,23 +343,41 @@ class _Turn:
             message.credits.try_recv()
         elif isinstance(message, _Decided):
             self._decided(message)
+        elif isinstance(message, _Resumed):
+            message.running.resume()
+        elif isinstance(message, Progress):
+            self._progress(message)
         else:
             self._asked(message)
 
     def _finished(self, message: Finished) -> None:
-        running = next(each for each in self.running.values() if each.task is message.call)
-        running.task = None
-        self.core.shared.asks.withdraw(running, _OVER)
+        running = next((each for each in self.running.values() if each.task is message.call), None)
+        if running is None:  # its time was up
+            return
         result = _result(message, running)
         if self.core.token.cancelled:
             raise Cancelled(self.core.token.cause)  # what it says now it may say because of that
-        self._fire(
-            "tool_response_transform",
-            running,
-            lambda running, hooks: self._transformed(running, result, hooks),
-            tool_response=result.content,
-            is_error=result.is_error,
-        )
+        self._ran(running, result)
+
+    def _expire(self) -> None:
+        """End the calls whose time is up. What still runs of them is left to itself, and told so."""
+        core, now = self.core, time.monotonic()
+        for running in list(self.running.values()):
+            if running.task is None or running.deadline is None or running.deadline > now:
+                continue
+            tool = running.tool
+            late = f"{tool.name} did not end within {tool.timeout:g} s, and was given up; it may still be at work"
+            # Not from here: what a tool has registered with its token is foreign code.
+            core.calls.start(f"cancelling {tool.name}", Channel(1), running.token.cancel, TimeoutError(late))
+            running.task.cancel()
+            self._ran(running, ToolResult(late, is_error=True))
+
+    def _progress(self, message: Progress) -> None:
+        message.credits.try_recv()
+        running = self.running.get(message.call_id)
+        if running is not None and running.task is not None:
+            said = (message.output, message.progress, message.total)
+            self.core.emit(events.ToolCallOutput(running.call, *said, **self.core.tags))
 
     def _asked(self, message: Asked) -> None:
         """Send the question to the stream that owns the call. Its waiter is registered before anyone can see it."""
@@ -292,7 +387,11 @@ class _Turn:
             message.settled(Answer("cancel", note=_OVER))
             return
 
+        running.pause()
+        resumed = posting(self.inbox, _Resumed(running))
+
         def settled(answer: Answer) -> None:
+            resumed()
             if answer.note and not message.dropped.cancelled:  # what the tool took back itself is no news to it
                 running.notes.append(answer.note)
             message.settled(answer)
@@ -331,6 +430,8 @@ def _prepare(call: ToolCall, tools: Mapping[str, Tool]) -> tuple[Tool, dict[str,
 
 def _wrong(tool: Tool, arguments: Mapping[str, Any]) -> str:
     """What is wrong with the arguments, if anything is."""
+    if tool.nullable:
+        arguments = {k: v for k, v in arguments.items() if v is not None or k not in tool.nullable}
     found = problems(arguments, tool.parameters)
     return f"wrong arguments for {tool.name}: {'; '.join(found)}" if found else ""
 
@@ -348,10 +449,12 @@ def _refusal(reason: str) -> ToolResult:
 
 def _result(message: Finished, done: _Running) -> ToolResult:
     try:
-        result = result_of(message.result())
+        result: ToolResult = message.result()
+    except BadArguments as error:
+        result = ToolResult(str(error), is_error=True)
     except BaseException as error:
         result = ToolResult(describe(error), is_error=True)
     if done.notes:
         note = "".join(f"\n({note})" for note in done.notes)
-        result = ToolResult(result.content + note, result.is_error)
+        result = replace(result, content=result.content + note)
     return result

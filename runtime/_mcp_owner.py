@@ -59,6 +59,15 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
+class Progressed:
+    """How far the server says it has come."""
+
+    progress: float
+    total: float | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     params: Params
     _answer: asyncio.Future[ElicitResult]
@@ -118,6 +127,10 @@ class Call:
         except ChannelClosed:
             return False
         return True
+
+    async def progressed(self, progress: float, total: float | None, message: str | None) -> None:
+        """Loop thread."""
+        self.tell(Progressed(progress, total, message or ""))
 
     def finish(self, *, result: CallToolResult | None = None, error: BaseException | None = None) -> None:
         """What comes later is refused."""
@@ -376,7 +389,7 @@ class Connection:
         if self.version >= MODERN:
             _call.set(call)  # a question comes up in a child of this task
             self._begin(call)
-            return await client.call_tool(call.name, call.arguments)
+            return await client.call_tool(call.name, call.arguments, progress_callback=call.progressed)
         async with self._turn:  # on this wire nothing says which call asks, so there is only ever one
             self._begin(call)
             if self._unsettled:
@@ -387,7 +400,7 @@ class Connection:
             self._unsettled = True
             self._asking = call
             try:
-                result = await client.call_tool(call.name, call.arguments)
+                result = await client.call_tool(call.name, call.arguments, progress_callback=call.progressed)
                 self._unsettled = False
                 return result
             finally:

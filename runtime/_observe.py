@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from channels import Cancelled, CancelToken, ChannelClosed, WouldBlock
 
 from ._calls import Calls, NotInTime
+from ._consumer import ConsumerCall
 from ._core import StreamCore
 from .events import Event, StreamStopped
 from .session import Session
@@ -42,7 +43,8 @@ def forward(core: StreamCore, calls: Calls) -> None:
     try:
         _tell(core, calls, observers, "on_run_start", core.session)
         for event in core.events:
-            _tell(core, calls, observers, "on_event", core.session, event)
+            if not isinstance(event, ConsumerCall):  # an errand between the worker and the consumer, and no news
+                _tell(core, calls, observers, "on_event", core.session, event)
             if isinstance(event, StreamStopped):
                 if event.reason != "canceled":  # the cancel came after the end: nothing may be missing
                     _wait_to_pass_on(core, late)

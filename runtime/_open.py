@@ -30,10 +30,11 @@ def open_stream(
     context: Context,
     budget: Budget | None = None,
     parent: StreamCore | None = None,
+    within: CancelToken | None = None,
 ) -> EventStream:
     """A stream whose worker runs. Raises `SessionBusy`.
 
-    With ``parent`` it is nested: cancelled with it, asking the same consumer, and observed through it.
+    With ``parent`` it is nested: cancelled when ``within`` is, asking the same consumer, and observed through it.
     """
     log = session.lease()
     observed = bool(shared.observers) and parent is None
@@ -47,7 +48,7 @@ def open_stream(
             context=context,
             parent=parent,
             budget=budget,
-            gone=CancelToken(None if parent is None else parent.token),
+            gone=CancelToken(within),
             observed=observed,
         )
         observing = observing_calls(core) if observed else None

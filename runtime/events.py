@@ -48,6 +48,8 @@ class Event:
             values["timestamp"] = datetime.fromisoformat(values["timestamp"])
         if isinstance(values.get("tool_call"), Mapping):
             values["tool_call"] = _session.ToolCall(**values["tool_call"])
+        if kind is ToolCallResponse and "images" in values:
+            values["images"] = tuple(_session.Image.from_dict(each) for each in values["images"])
         if kind is MessageAdded and isinstance(values.get("message"), Mapping):
             values["message"] = _session.Message.from_dict(dict(values["message"]))
         return kind(**values)
@@ -127,6 +129,18 @@ class ToolCallConfirmation(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallOutput(Event):
+    """What a tool says while it runs (`ToolContext.progress`): a text, and how far it has come, of how much."""
+
+    type: ClassVar[str] = "tool_call_output"
+
+    tool_call: _session.ToolCall
+    output: str = ""
+    progress: float | None = None
+    total: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCallResponse(Event):
     """What a tool answered, as the model will see it."""
 
@@ -135,6 +149,7 @@ class ToolCallResponse(Event):
     tool_call: _session.ToolCall
     response: str
     is_error: bool = False
+    images: tuple[_session.Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,7 +408,7 @@ def _plain(value: Any) -> Any:
     """``value`` as JSON has it."""
     if isinstance(value, datetime):
         return value.isoformat()
-    if isinstance(value, _session.Message):
+    if isinstance(value, (_session.Message, _session.Image)):
         return value.to_dict()
     if isinstance(value, _session.ToolCall):
         return {"id": value.id, "name": value.name, "arguments": value.arguments}

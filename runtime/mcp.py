@@ -9,6 +9,7 @@ What a server asks in the middle of a call goes to the user of the stream that m
 from __future__ import annotations
 
 import atexit
+import base64
 import json
 import os
 import threading
@@ -21,6 +22,7 @@ from channels import Cancelled, CancelToken
 from channels.aio import LoopThread, default_loop
 
 from ._errors import MissingExtra
+from .session import Image, size_of
 from .tool import Answer, Tool, ToolContext, ToolResult
 
 if TYPE_CHECKING:
@@ -225,7 +227,7 @@ class MCPToolSet:
 
     def _converse(self, call: Call, context: ToolContext | None) -> CallToolResult:
         """Do what the call asks for until it has ended. Leaving earlier, by an exception, cancels it on the server."""
-        from ._mcp_owner import Asked, Begun, Finished, Lost
+        from ._mcp_owner import Asked, Begun, Finished, Lost, Progressed
 
         left: float | None = None
         try:
@@ -247,6 +249,9 @@ class MCPToolSet:
                         if not call.over.cancelled:
                             raise
                         # Why it is over is the next message.
+                elif isinstance(message, Progressed):
+                    if context is not None:
+                        context.progress(message.message, message.progress, message.total)
                 elif isinstance(message, Finished):
                     if message.result is not None:
                         return message.result
@@ -280,31 +285,28 @@ class MCPToolSet:
 
 
 def _result(outcome: CallToolResult) -> ToolResult:
-    """What the model reads: the texts, and a note for everything else."""
+    """What the model reads: the texts, and a note for everything else; and the images, where it can see."""
     parts = [_part(block) for block in outcome.content]
+    images = tuple(
+        Image(base64.b64decode(block.data), block.mime_type) for block in outcome.content if block.type == "image"
+    )
     if outcome.structured_content is not None and not any(block.type == "text" for block in outcome.content):
         parts.append(json.dumps(outcome.structured_content, ensure_ascii=False))
-    return ToolResult("\n".join(parts) or "done", outcome.is_error)
+    return ToolResult("\n".join(parts) or "done", outcome.is_error, images)
 
 
 def _part(block: Any) -> str:
     if block.type == "text":
         return str(block.text)
     if block.type in ("image", "audio"):
-        return f"[{block.type} {block.mime_type}, {_size(len(block.data) * 3 // 4)}]"  # base64
+        return f"[{block.type} {block.mime_type}, {size_of(len(block.data) * 3 // 4)}]"  # base64
     if block.type == "resource_link":
         return f"[resource {block.uri}{f', {block.mime_type}' if block.mime_type else ''}]"
     if block.type == "resource":
         inside = block.resource
         size = len(inside.text.encode()) if hasattr(inside, "text") else len(inside.blob) * 3 // 4
-        return f"[resource {inside.uri}{f', {inside.mime_type}' if inside.mime_type else ''}, {_size(size)}]"
+        return f"[resource {inside.uri}{f', {inside.mime_type}' if inside.mime_type else ''}, {size_of(size)}]"
     return f"[{block.type}]"
-
-
-def _size(size: int) -> str:
-    if size < 1000:
-        return f"{size} bytes"
-    return f"{size / 1e3:.0f} kB" if size < 1_000_000 else f"{size / 1e6:.1f} MB"
 
 
 _toolsets: weakref.WeakSet[MCPToolSet] = weakref.WeakSet()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from types import TracebackType
@@ -15,6 +16,7 @@ from ._errors import NotPending
 from ._helpers import HelperPool
 from ._observe import Observer
 from ._open import open_stream
+from ._results import LIMIT, ResultFiles
 from ._toolsets import ToolSets
 from .agent import Agent, Team
 from .bridge import ElicitationBridge
@@ -42,7 +44,9 @@ class Runtime:
     buffers for a slow consumer. A question that nobody answers within ``answer_timeout`` seconds is declined, and a
     tool call that nobody approves rejected (None: they wait as long as their stream). ``grace`` is how many seconds a
     call that cannot be interrupted may take to end after its stream did, before `StreamStuck` names it. ``prices`` are
-    those of your models, by id or pattern such as ``openai/gpt-5*``; they go before the built-in list.
+    those of your models, by id or pattern such as ``openai/gpt-5*``; they go before the built-in list. Of a tool's
+    result, the model is given ``result_limit`` characters (None: all of them); a longer one is kept in full in a file
+    in ``result_directory``, where you clean up, or by default in a temporary directory, which goes with the runtime.
 
     Use it as a context manager, or `close` it: that ends its streams, helper threads and toolsets.
     """
@@ -58,6 +62,8 @@ class Runtime:
         answer_timeout: float | None = 300.0,
         grace: float = 1.0,
         prices: Mapping[str, Price] | None = None,
+        result_limit: int | None = LIMIT,
+        result_directory: str | os.PathLike[str] | None = None,
     ) -> None:
         self._team = agent if isinstance(agent, Team) else Team((agent,))
         self._closed = False
@@ -71,6 +77,8 @@ class Runtime:
             observers=tuple(observers),
             prices=Prices(prices),
             permissions=(permissions or Permissions(), self._team.permissions),
+            result_limit=result_limit,
+            result_files=ResultFiles(result_directory),
         )
 
     # -- running -------------------------------------------------------------------------------------------------------
@@ -149,6 +157,7 @@ class Runtime:
         self._shared.toolsets.stop(3 * self._shared.grace, self._shared.loop)
         self._shared.helpers.close()
         self._shared.helpers.join(self._shared.grace)
+        self._shared.result_files.close()
 
     def __enter__(self) -> Runtime:
         return self

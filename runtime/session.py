@@ -6,9 +6,10 @@ reads.
 
 from __future__ import annotations
 
+import base64
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -30,6 +31,41 @@ class ToolCall:
     arguments: str = "{}"
 
 
+def size_of(size: int) -> str:
+    """A number of bytes, for people."""
+    if size < 1000:
+        return f"{size} bytes"
+    return f"{size / 1e3:.0f} kB" if size < 1_000_000 else f"{size / 1e6:.1f} MB"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture: ``data`` is the file, ``media_type`` says which kind it is."""
+
+    data: bytes
+    media_type: str = "image/png"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, bytes):
+            raise TypeError(f"the data of an image are the bytes of its file, not {type(self.data).__name__}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary, with the data in base64."""
+        return {"media_type": self.media_type, "data": base64.b64encode(self.data).decode()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Image:
+        """The image that `to_dict` wrote."""
+        return cls(base64.b64decode(data["data"]), data["media_type"])
+
+    def __str__(self) -> str:
+        """What stands for it in a text."""
+        return f"[image {self.media_type}, {size_of(len(self.data))}]"
+
+    def __repr__(self) -> str:
+        return f"<Image {self.media_type}, {len(self.data)} bytes>"
+
+
 @dataclass(frozen=True, slots=True)
 class Native:
     """What a provider wants back with one of its replies, in its own form. Nobody else reads ``content``."""
@@ -42,10 +78,11 @@ class Native:
 class Message:
     """One message of a conversation.
 
-    ``tool_calls`` stands on assistant messages, ``tool_call_id`` and ``is_error`` on tool messages. ``model`` and
-    ``usage`` tell what an assistant message was made with, as far as the model reported it. ``finish_reason`` is why
-    the model stopped (``stop``, ``tool_calls``, ``length`` ...), or ``interrupted`` where its stream broke or was
-    cancelled: the message is then what had been said by that time. ``native`` is for the provider that wrote it.
+    ``tool_calls`` stands on assistant messages, ``tool_call_id``, ``is_error`` and ``images`` on tool messages;
+    ``content`` says in words where an image belongs, for models that cannot see. ``model`` and ``usage`` tell what an
+    assistant message was made with, as far as the model reported it. ``finish_reason`` is why the model stopped
+    (``stop``, ``tool_calls``, ``length`` ...), or ``interrupted`` where its stream broke or was cancelled: the message
+    is then what had been said by that time. ``native`` is for the provider that wrote it.
     """
 
     role: Role
@@ -53,6 +90,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     is_error: bool = False
+    images: tuple[Image, ...] = ()
     agent_name: str | None = None
     model: str | None = None
     usage: Usage | None = None
@@ -69,6 +107,8 @@ class Message:
             out["tool_call_id"] = self.tool_call_id
         if self.is_error:
             out["is_error"] = True
+        if self.images:
+            out["images"] = [image.to_dict() for image in self.images]
         if self.agent_name is not None:
             out["agent_name"] = self.agent_name
         if self.model is not None:
@@ -90,6 +130,7 @@ class Message:
             tool_calls=tuple(ToolCall(**call) for call in data.get("tool_calls", ())),
             tool_call_id=data.get("tool_call_id"),
             is_error=data.get("is_error", False),
+            images=tuple(map(Image.from_dict, data.get("images", ()))),
             agent_name=data.get("agent_name"),
             model=data.get("model"),
             usage=Usage(**data["usage"]) if "usage" in data else None,

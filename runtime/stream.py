@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any
 from channels import Channel, ChannelClosed, Receiver, SupportsDone
 
 from ._calls import Calls
+from ._consumer import ConsumerCall
 from ._core import StreamCore
 from ._errors import InvalidAnswer, RunError, StreamStuck
 from .events import ElicitationRequest, Event, MaxIterationsReached, StopReason, ToolCallConfirmation
@@ -45,13 +47,14 @@ class EventStream(Receiver[Event]):
     case.
     """
 
-    __slots__ = ("_core", "_finalizer", "_iterating", "_observing")
+    __slots__ = ("_core", "_finalizer", "_in_tool", "_iterating", "_observing")
 
     def __init__(self, core: StreamCore, observing: Calls | None) -> None:
         super().__init__(core.out)
         self._core = core
         self._observing = observing
         self._iterating = threading.RLock()
+        self._in_tool: int | None = None  # the thread that runs a tool for the stream
         self._finalizer = weakref.finalize(self, core.gone.canceller("the stream was dropped"))
         self._finalizer.atexit = False
 
@@ -61,10 +64,16 @@ class EventStream(Receiver[Event]):
         return self
 
     def __next__(self) -> Event:
+        if self._in_tool is not None:
+            self._refuse_tool()
         iterating = self._iterating
         try:
             if iterating.acquire(blocking=False):
-                return self._channel.recv()  # type: ignore[no-any-return]
+                event: Event = self._channel.recv()
+                while event.__class__ is ConsumerCall:
+                    self._run(event)
+                    event = self._channel.recv()
+                return event
         except ChannelClosed:
             self._finalizer.detach()
             if self._core.inherited:
@@ -79,14 +88,50 @@ class EventStream(Receiver[Event]):
         raise RuntimeError("another thread is iterating over this stream")
 
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> Event:
-        """The next event, as `channels.Channel.recv`. A timeout leaves the run as it is; Ctrl-C cancels it."""
+        """The next event, as `channels.Channel.recv`. A timeout leaves the run as it is; Ctrl-C cancels it.
+
+        A tool that runs in the consumer's thread runs here, and takes the time that it takes.
+        """
+        if self._in_tool is not None:
+            self._refuse_tool()
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            return super().recv(timeout, cancel)
+            event = super().recv(timeout, cancel)
+            while event.__class__ is ConsumerCall:
+                self._run(event)
+                event = super().recv(None if deadline is None else max(0.0, deadline - time.monotonic()), cancel)
+            return event
         except Exception:
             raise
         except BaseException as error:
             self._core.stopping.cancel(error)
             raise
+
+    def try_recv(self) -> Event:
+        """The next event if it is there already, as `channels.Channel.try_recv`."""
+        if self._in_tool is not None:
+            self._refuse_tool()
+        event = super().try_recv()
+        while event.__class__ is ConsumerCall:
+            self._run(event)
+            event = super().try_recv()
+        return event
+
+    def _run(self, call: Any) -> None:
+        """Make a call that waits for the consumer's thread. A failure is its result; Ctrl-C ends the run."""
+        self._in_tool = threading.get_ident()
+        try:
+            call.run()
+        except BaseException as error:
+            self._core.stopping.cancel(error)
+            raise
+        finally:
+            self._in_tool = None
+
+    def _refuse_tool(self) -> None:
+        """The stream waits for the tool: were the tool to wait for the stream, neither would end."""
+        if self._in_tool == threading.get_ident():
+            raise RuntimeError("a tool that runs in the consumer's thread cannot read from its own stream")
 
     @property
     def session(self) -> Session:

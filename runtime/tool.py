@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import re
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 from channels import CancelToken
 
+from ._annotations import hints_of, signature_of
 from .model import ToolDefinition
+from .session import Image
 
 if TYPE_CHECKING:
     from .agent import Agent
@@ -52,10 +51,18 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a tool gives back, as the model will see it."""
+    """What a tool gives back, as the model will see it.
+
+    ``images`` go beside the text, for models that can see; ``content`` should say in words what stands where.
+    """
 
     content: str
     is_error: bool = False
+    images: tuple[Image, ...] = ()
+
+
+class BadArguments(ValueError):
+    """The arguments of a call are not what the tool takes. The model reads the text, and can mend them."""
 
 
 class ToolContext(Protocol):
@@ -75,7 +82,16 @@ class ToolContext(Protocol):
 
     @property
     def cancel(self) -> CancelToken:
-        """Cancelled when the stream is: pass it as ``cancel=``, or look at ``cancel.cancelled``."""
+        """Cancelled when the stream is, or the call's time is up: pass it as ``cancel=``, or look at
+        ``cancel.cancelled``.
+        """
+
+    def progress(self, output: str = "", progress: float | None = None, total: float | None = None) -> None:
+        """Tell the consumer how far the call has come: a `ToolCallOutput` event.
+
+        Never waits, and may be called from any thread, also from a coroutine. A consumer that is 64 of them behind
+        misses some; what is said after the end of the call is dropped.
+        """
 
     def elicit(
         self,
@@ -116,9 +132,14 @@ class Tool:
     """A tool: what the model sees (``definition``), and the function that is called.
 
     ``function`` takes the arguments by name. A plain function runs on a helper thread, a coroutine function as a task
-    on the event loop's thread. It returns text, a `ToolResult`, or anything that JSON can write. A tool that is not
-    ``read_only`` is called after the user's approval, unless permissions say otherwise; ``destructive`` is for the user
-    to know. ``server`` is the MCP server that it belongs to, which permissions may name.
+    on the event loop's thread. It returns text, an `Image`, a list of both, a `ToolResult`, or anything that JSON can
+    write; ``convert`` turns the arguments, which have been checked against ``parameters``, into what it takes.
+
+    A tool that is not ``read_only`` is called after the user's approval, unless permissions say otherwise;
+    ``destructive`` is for the user to know. A call that takes longer than ``timeout`` seconds ends with an error that
+    the model reads; the time that users take to answer it is not counted. A result of more than ``result_limit``
+    characters (by default the runtime's) is cut. ``server`` is the MCP server that it belongs to, which permissions may
+    name. ``on`` is "consumer" for a tool that runs in the thread of the stream's consumer, while it iterates.
     """
 
     def __init__(
@@ -132,10 +153,16 @@ class Tool:
         destructive: bool = False,
         parallel: bool = True,
         polling: bool = False,
+        timeout: float | None = None,
+        result_limit: int | None = None,
+        on: Literal["helper", "consumer"] = "helper",
         server: str = "",
+        convert: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         if read_only and destructive:
             raise ValueError(f"tool {name!r} cannot be both read_only and destructive")
+        if timeout is not None and timeout <= 0:
+            raise ValueError(f"the timeout of tool {name!r} is more than 0 seconds, not {timeout:g}")
         self.name = name
         self.function = function
         self.description = description
@@ -144,8 +171,17 @@ class Tool:
         self.destructive = destructive
         self.parallel = parallel
         self.polling = polling
+        self.timeout = timeout
+        self.result_limit = result_limit
+        self.on = on
         self.server = server
+        self.convert = convert
+        self.nullable: frozenset[str] = frozenset()  # arguments that may be null beside what `parameters` says
         self.is_async = inspect.iscoroutinefunction(function)
+        if on not in ("helper", "consumer"):
+            raise ValueError(f"a tool runs on a helper or on the consumer, not on {on!r}")
+        if on == "consumer" and self.is_async:
+            raise TypeError(f"tool {name!r} is a coroutine function, which cannot run in the consumer's thread")
         self.context_parameter = _context_parameter(function)
 
     @property
@@ -165,8 +201,11 @@ class Tool:
         return {name: schema["default"] for name, schema in properties.items() if "default" in schema}
 
     def bind(self, arguments: Mapping[str, Any], context: ToolContext) -> dict[str, Any]:
-        """The keyword arguments of the call."""
-        bound = dict(arguments)
+        """The keyword arguments of the call. Raises `BadArguments`."""
+        try:
+            bound = dict(arguments) if self.convert is None else self.convert(arguments)
+        except Exception as error:
+            raise BadArguments(f"wrong arguments for {self.name}: {error}") from error
         if self.context_parameter is not None:
             bound[self.context_parameter] = context
         return bound
@@ -203,6 +242,9 @@ def tool(
     destructive: bool = False,
     parallel: bool = True,
     polling: bool = False,
+    timeout: float | None = None,
+    result_limit: int | None = None,
+    on: Literal["helper", "consumer"] = "helper",
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
     function: Callable[..., Any] | None = None,
@@ -214,113 +256,46 @@ def tool(
     destructive: bool = False,
     parallel: bool = True,
     polling: bool = False,
+    timeout: float | None = None,
+    result_limit: int | None = None,
+    on: Literal["helper", "consumer"] = "helper",
 ) -> Any:
     """Make a tool of a typed function: its name, its docstring and its annotations are what the model sees.
 
     ``Args:`` in the docstring describes the parameters. ``read_only`` says that the tool changes nothing, so that the
     user need not approve its calls; ``destructive`` that what it does cannot be undone; ``parallel=False`` that it must
     not run beside other calls of the same turn; ``polling`` that it is called again and again until something has
-    happened, so that identical calls of it are no loop.
+    happened, so that identical calls of it are no loop. ``timeout``, ``result_limit`` and ``on`` as for `Tool`.
     """
 
     def make(function: Callable[..., Any]) -> Tool:
         summary, notes = _docstring(function)
-        return Tool(
+        signature = signature_of(function, notes, ToolContext)
+        made = Tool(
             name or function.__name__,
             function,
             description=summary if description is None else description,
-            parameters=_parameters(function, notes),
+            parameters=signature.parameters,
+            convert=signature.convert,
             read_only=read_only,
             destructive=destructive,
             parallel=parallel,
             polling=polling,
+            timeout=timeout,
+            result_limit=result_limit,
+            on=on,
         )
+        made.nullable = signature.nullable
+        return made
 
     return make if function is None else make(function)
 
 
-def result_of(value: Any) -> ToolResult:
-    """What a function returned, as a result."""
-    if isinstance(value, ToolResult):
-        return value
-    if isinstance(value, str):
-        return ToolResult(value)
-    if value is None:
-        return ToolResult("done")
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    return ToolResult(json.dumps(value, ensure_ascii=False, default=str))
-
-
 def _context_parameter(function: Callable[..., Any]) -> str | None:
-    for name, annotation in _hints(function).items():
+    for name, annotation in hints_of(function).items():
         if annotation is ToolContext:
             return name
     return None
-
-
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    target = function if inspect.isroutine(function) else type(function).__call__
-    try:
-        return typing.get_type_hints(target, include_extras=True)
-    except NameError as error:
-        raise TypeError(f"the annotations of {function!r} cannot be resolved: {error}") from error
-
-
-def _parameters(function: Callable[..., Any], notes: Mapping[str, str]) -> dict[str, Any]:
-    hints = _hints(function)
-    properties: dict[str, Any] = {}
-    required: list[str] = []
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise TypeError(f"a tool's parameters are passed by name, so {parameter} of {function!r} cannot be one")
-        annotation = hints.get(parameter.name, str)
-        if annotation is ToolContext:
-            continue
-        schema = _schema(annotation)
-        if parameter.name in notes:
-            schema = {**schema, "description": notes[parameter.name]}
-        if parameter.default is parameter.empty:
-            required.append(parameter.name)
-        elif parameter.default is not None:
-            schema = {**schema, "default": parameter.default}
-        properties[parameter.name] = schema
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-
-
-_PLAIN: dict[Any, dict[str, Any]] = {
-    str: {"type": "string"},
-    int: {"type": "integer"},
-    float: {"type": "number"},
-    bool: {"type": "boolean"},
-    type(None): {"type": "null"},
-    dict: {"type": "object"},
-    list: {"type": "array"},
-    Any: {},
-}
-
-
-def _schema(annotation: Any) -> dict[str, Any]:
-    if annotation in _PLAIN:
-        return dict(_PLAIN[annotation])
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        note = next((extra for extra in args[1:] if isinstance(extra, str)), None)
-        return {**_schema(args[0]), **({"description": note} if note else {})}
-    if origin is Literal:
-        return {"enum": list(args)}
-    if origin in (typing.Union, types.UnionType):
-        options = [arg for arg in args if arg is not type(None)]
-        if len(options) == 1:
-            return _schema(options[0])  # Optional: left out, rather than null
-        return {"anyOf": [_schema(option) for option in options]}
-    if origin in (list, Sequence, typing.get_origin(Sequence[str])):
-        return {"type": "array", "items": _schema(args[0])}
-    if origin in (dict, Mapping, typing.get_origin(Mapping[str, str])):
-        return {"type": "object", "additionalProperties": _schema(args[1])}
-    raise TypeError(
-        f"a tool's parameter cannot be annotated {annotation!r}; use str, int, float, bool, list, dict or Literal"
-    )
 
 
 def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:

@@ -26,6 +26,7 @@ from channels.aio import LoopThread, default_loop
 from runtime import (
     Agent,
     Delta,
+    Image,
     Message,
     NotPending,
     Permissions,
@@ -163,10 +164,14 @@ class Context:
     def __init__(self, reply: Callable[[Question], Answer] | None = None) -> None:
         self.cancel = CancelToken()
         self.asked: list[Question] = []
+        self.told: list[tuple[str, float | None, float | None]] = []
         self.threads: list[int] = []
         self.question_came = threading.Event()
         self.answers: Channel[Answer] = Channel(1)
         self._reply = reply
+
+    def progress(self, output: str = "", progress: float | None = None, total: float | None = None) -> None:
+        self.told.append((output, progress, total))
 
     def elicit(
         self,
@@ -416,7 +421,10 @@ def test_a_tool_s_parameters_may_have_any_names(odd: MCPToolSet) -> None:
 
 
 def test_what_is_not_text_becomes_a_note(odd: MCPToolSet) -> None:
-    assert call(odd, "mixed").content.splitlines() == [
+    """And an image is handed on beside it."""
+    result = call(odd, "mixed")
+    assert result.images == (Image(bytes(12_000), "image/png"),)
+    assert result.content.splitlines() == [
         "first",
         "[image image/png, 12 kB]",
         "[audio audio/wav, 12 kB]",
@@ -430,6 +438,13 @@ def test_what_is_not_text_becomes_a_note(odd: MCPToolSet) -> None:
 def test_structured_content_where_there_is_no_text(odd: MCPToolSet) -> None:
     assert call(odd, "structured").content == '{"täble": 4}'
     assert call(odd, "nothing").content == "done"
+
+
+def test_progress_is_passed_on(booking: MCPToolSet) -> None:
+    context = Context()
+    call(booking, "wait_for_table", context, seconds=0)
+    assert context.told[0] == ("10 ahead of you", 0, 10)
+    assert context.told[-1] == ("your table is free", 10, 10)
 
 
 def test_a_large_result(odd: MCPToolSet) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from runtime import Agent, Message, Session, SessionBusy, Tool, ToolCall, ToolContext, events, tool
+from runtime import Agent, Image, Message, Runtime, Session, SessionBusy, Tool, ToolCall, ToolContext, events, tool
 from runtime._schema import problems
 
 SAMPLES: dict[str, Any] = {
@@ -24,6 +24,7 @@ SAMPLES: dict[str, Any] = {
     "_session.Message": Message("assistant", "hi", (ToolCall("1", "f"),)),
     "Mapping[str, Any]": {"type": "object"},
     "tuple[str, ...]": ("a", "b"),
+    "tuple[_session.Image, ...]": (Image(b"x"),),
     "datetime": None,
 }
 ALL = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event)]
@@ -100,7 +101,7 @@ def test_what_cannot_be_a_tool() -> None:
     """Clear errors when it is made, not when it is called."""
 
     def star(*args: str) -> None: ...
-    def odd(a: complex) -> None: ...
+    def odd(a: Runtime) -> None: ...
 
     with pytest.raises(TypeError, match="passed by name"):
         tool(star)

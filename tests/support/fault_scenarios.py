@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from channels import Cancelled
+from channels import Cancelled, ChannelClosed
 from runtime import (
     Agent,
     Answer,
@@ -17,11 +18,13 @@ from runtime import (
     Hook,
     HookInput,
     HookResult,
+    Image,
     ReasoningDelta,
     RunError,
     Session,
     Tool,
     ToolContext,
+    ToolResult,
     UsageDelta,
     tool,
 )
@@ -80,6 +83,28 @@ def write(text: str = "") -> str:
 async def wipe() -> str:
     """Has to be approved, and runs alone."""
     return "wiped"
+
+
+@tool(read_only=True, timeout=LONG, result_limit=10)
+def report(context: ToolContext) -> str:
+    """Tells how far it is, and asks, on a clock; what it comes to is too long."""
+    context.progress("begun")
+    context.progress("half", 1, 2)
+    return context.elicit("How many?", FORM).action * 10
+
+
+@tool(read_only=True)
+async def report_async(context: ToolContext) -> ToolResult:
+    """Tells how far it is, on the loop; comes to an image."""
+    context.progress(progress=1)
+    return ToolResult("[image]", images=(Image(b"x"),))
+
+
+@tool(read_only=True, on="consumer")
+def visit(context: ToolContext) -> str:
+    """Runs in the consumer's thread."""
+    context.progress("there")
+    return "visited"
 
 
 class Shelf:
@@ -445,6 +470,43 @@ def nested_approval(outside: Outside) -> Agent:
     return Agent("a", Scripted(turn, say("done")), tools=[delegate, write])
 
 
+def reports(outside: Outside) -> Agent:
+    """Progress, a clock that a question stops, results that are cut and that have images."""
+    turn = [call("report", id="1"), call("report_async", id="2", index=1)]
+    return Agent("a", Scripted(turn, say("done")), tools=[report, report_async])
+
+
+def expired(outside: Outside) -> Agent:
+    """A tool whose time is up, beside one that has all the time."""
+
+    @tool(read_only=True, timeout=0.001)
+    def late(context: ToolContext) -> str:
+        """Ends when it is told to."""
+        with contextlib.suppress(ChannelClosed):
+            context.cancel.done.recv(timeout=LONG)
+        return "late"
+
+    turn = [call("late", id="1"), call("report_async", id="2", index=1)]
+    return Agent("a", Scripted(turn, say("done")), tools=[late, report_async])
+
+
+def visits(outside: Outside) -> Agent:
+    """Calls for the consumer's thread, from the root and from a nested stream, which also needs its approval."""
+    careful = copy.copy(visit)
+    careful.read_only = False
+    inner = outside.wrap(Agent("sub", Scripted([call("visit")], say("inner")), tools=[careful]), "sub ")
+
+    @tool(read_only=True)
+    def delegate(context: ToolContext) -> str:
+        """Runs the other agent."""
+        session = Session.from_user("sub task")
+        outside.sessions.append(session)
+        return context.run_agent(inner, session).text
+
+    turn = [call("delegate", id="1"), call("visit", id="2", index=1), call("visit", id="3", index=2)]
+    return Agent("a", Scripted(turn, say("done")), tools=[delegate, visit])
+
+
 def decline(request: Any) -> Answer:
     """Says no."""
     return Answer("decline")
@@ -488,5 +550,10 @@ SCENARIOS = [
     Scenario("rejected", approval, decision=lambda request: Decision(False, reason="no"), capacity=1),
     Scenario("refused", approval, interactive=False),
     Scenario("nested approval", nested_approval),
+    Scenario("reports", reports),
+    Scenario("reports in a narrow channel", reports, capacity=1, observed=True),
+    Scenario("expired", expired, aside=("observer", "consumer", "tool late")),
+    Scenario("visits", visits),
+    Scenario("visits observed", visits, observed=True, capacity=1),
     Scenario("nested siblings", siblings, observed=True, capacity=3),
 ]

@@ -257,7 +257,8 @@ class Outside:
 
     def _tool(self, tool: Tool, prefix: str) -> Tool:
         wrapped = copy.copy(tool)
-        function, name = tool.function, f"{prefix}tool {tool.name}"
+        where = "consumer tool" if tool.on == "consumer" else f"{prefix}tool"
+        function, name = tool.function, f"{where} {tool.name}"
         if tool.is_async:
 
             async def call_async(**arguments: Any) -> Any:
@@ -269,14 +270,24 @@ class Outside:
             wrapped.function = call_async
             return wrapped
 
+        stall = self._stay_away if tool.on == "consumer" else None
+
         def call(**arguments: Any) -> Any:
-            self.reach(name)
+            self.reach(name, stall)
             value = function(**arguments)
-            self.reach(f"{name} returns")
+            self.reach(f"{name} returns", stall)
             return value
 
         wrapped.function = call
         return wrapped
+
+    def _stay_away(self) -> None:
+        """A tool that keeps its consumer: cancelled by another thread, the stream has to end without it."""
+        self._elsewhere(lambda stream: stream.cancel("injected"))
+        assert self.core is not None
+        if not _closes(self.core.finished, LONG):
+            raise AssertionError("law 2: the stream waits for a tool in the consumer's thread")
+        self.release.set()
 
     def _hook(self, hook: Any, name: str) -> Any:
         if isinstance(hook, Hook):
@@ -647,12 +658,21 @@ def reasons(this: Run) -> set[str]:
     if outside.fault.kind != "raise":
         return {"canceled", base} if name.startswith(this.scenario.aside) else {"canceled"}  # it may be at its end
     if name.startswith("consumer"):
-        return {"canceled", base}
+        return {"canceled", base} if surfaces(outside) else {base}
     if outside.target == this.scenario.hinge:
         return {"normal"}
     if name.startswith(("model", "delta", "toolset", "bridge", "send")):
         return {"error"}
     return {base}  # tools, hooks, commands, observers, and whatever happens in a nested stream
+
+
+def surfaces(outside: Outside) -> bool:
+    """Whether what was injected is raised to the consumer: in its own code, and in a tool that runs there, of which
+    ordinary failures are results.
+    """
+    if not outside.hit or outside.target is None or not outside.target.name.startswith("consumer"):
+        return False
+    return not outside.target.name.startswith("consumer tool") or not isinstance(outside.injected, Exception)
 
 
 def _check_while_stalled(this: Run) -> None:
@@ -709,7 +729,7 @@ def _check(this: Run, runtime: Runtime) -> None:
         _check_calls(this, session)
     if this.raised is not None and this.raised is not outside.injected:
         this.wrong(f"law 17: the consumer met {this.raised!r}")
-    if outside.hit and outside.injected is not None and outside.target and outside.target.name.startswith("consumer"):
+    if outside.injected is not None and surfaces(outside):
         if this.raised is not outside.injected:
             this.wrong(f"law 17: the body's exception was masked by {this.raised!r}")
     elif this.stuck is not None and not (fault is not None and fault.kind in ("stuck", "leave", "close")):

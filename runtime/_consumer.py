@@ -1,0 +1,100 @@
+"""Tools that run in the consumer's thread, while it iterates: ``@tool(on="consumer")``.
+
+The call travels to the consumer among the events, behind all that were sent before it. Iterating, `EventStream.recv`
+and `Runtime.run` make it there and go on; `channels.select` and `merge` know nothing of streams, so who uses those is
+handed the `ConsumerCall`, and calls its `run`. It is made once, by whoever comes first, and not at all once its stream
+is to end.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NoReturn
+
+from channels import CancelToken, Channel
+
+from ._calls import Call
+from ._context import Context
+from ._core import StreamCore
+from ._results import run_tool
+from .events import Event
+from .session import ToolCall
+from .tool import Tool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConsumerCall(Event):
+    """A tool call that waits for the consumer's thread; not among the events of the wire."""
+
+    type: ClassVar[str] = "consumer_call"
+
+    tool_call: ToolCall
+    _work: list[Callable[[], None]] = field(repr=False)
+
+    def run(self) -> None:
+        """Make the call, in this thread. A failure is its result; Ctrl-C and its like are raised here.
+
+        Harmless when it was made before, or nobody waits for it any more.
+        """
+        try:
+            work = self._work.pop()  # a single step: two threads do not both get it
+        except IndexError:
+            return
+        work()
+
+    def withdraw(self) -> None:
+        """Nobody waits for it any more."""
+        self._work.clear()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Not possible: it is of use in this process only."""
+        raise TypeError(f"a {self.type} stays in the process of its stream; call run()")
+
+
+class ConsumerContext(Context):
+    """`ToolContext` of a call that the consumer makes, who cannot answer meanwhile."""
+
+    def elicit(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError("a tool in the consumer's thread asks the user itself: nobody else would see the question")
+
+    async def aelicit(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self.elicit()
+
+    def run_agent(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError("a tool in the consumer's thread cannot run an agent: nobody would take its events")
+
+
+def consumer_call(
+    core: StreamCore,
+    made: ToolCall,
+    tool: Tool,
+    arguments: Mapping[str, Any],
+    token: CancelToken,
+    inbox: Channel[Any],
+    begun: Callable[[], None],
+) -> tuple[ConsumerCall, Call]:
+    """A call to be sent to the consumer, and what its last message to ``inbox`` will be about.
+
+    ``begun`` is called in the consumer's thread when it begins.
+    """
+    context = ConsumerContext(core, made, inbox, token)
+    call = Call(f"tool {tool.name} in the consumer's thread", inbox)
+
+    def work() -> None:
+        if core.token.cancelled:
+            return
+        call.thread = threading.current_thread()
+        begun()
+        value, error = None, None
+        try:
+            value = core.context.copy().run(run_tool, tool, arguments, context)
+        except BaseException as caught:
+            error = caught
+            if not isinstance(caught, Exception):  # the consumer's own, as if it had not iterated
+                raise
+        finally:
+            call.finish(value, error)
+
+    return ConsumerCall(made, [work], **core.tags), call
