@@ -310,6 +310,18 @@ def test_asks_for_every_field_again_until_it_fits(terminal: Any) -> None:
     screen.end()
 
 
+def test_asks_whether_it_may_go_on(terminal: Any) -> None:
+    screen = terminal("run", "agents.py:endless", "Go")
+    screen.expect("? It has taken all of its 2 turns. How many more may it take?", "iterations*", "> ")
+    screen.enter("0")
+    screen.expect("iterations is 1 or more, not 0", "> ")
+    screen.enter("1")
+    screen.expect("-> fail()", "? It has taken all of its 3 turns.", "> ")
+    screen.type("/decline\r")
+    screen.expect("error: max_iterations")
+    screen.end(status=1)
+
+
 @pytest.mark.parametrize(("typed", "action"), [("/decline\r", "decline"), ("/cancel\r", "cancel"), ("\x04", "decline")])
 def test_no_is_an_answer(terminal: Any, typed: str, action: str) -> None:
     screen = terminal("run", "agents.py:booking", "Book")

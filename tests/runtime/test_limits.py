@@ -20,7 +20,15 @@ from runtime import (
     UsageDelta,
     tool,
 )
-from runtime.events import BudgetExceeded, Error, Event, MaxIterationsReached, StreamStopped, ToolCallResponse
+from runtime.events import (
+    BudgetExceeded,
+    Error,
+    Event,
+    MaxIterationsReached,
+    StreamStopped,
+    SubSessionCompleted,
+    ToolCallResponse,
+)
 from support.scripted import AsyncScripted, Scripted, Stall, approving, call, say
 
 
@@ -194,6 +202,25 @@ def test_a_budget_in_dollars_needs_a_price() -> None:
     assert not model.seen
 
 
+def test_a_budget_in_dollars_holds_for_models_of_nested_streams() -> None:
+    """One without a price is not asked: the outer run learns why, and goes on."""
+    unpriced = Scripted(say("never"))
+    unpriced.id = "unpriced"
+    child = Agent("child", unpriced)
+
+    def delegate(context: ToolContext) -> str:
+        return context.run_agent(child, "go").text
+
+    agent = Agent(
+        "a", Scripted([call("delegate")], say("done")), tools=[Tool("delegate", delegate)], budget=Budget(cost=1)
+    )
+    session = Session.from_user("hi")
+    with approving(agent, prices={"scripted": Price(1, 1)}) as runtime:
+        assert runtime.run(session).text == "done"
+    assert "no price for unpriced" in session.messages[2].content
+    assert not unpriced.seen
+
+
 def test_a_budget_counts_nested_streams() -> None:
     """The nested one ends when it uses up the budget of the one around it, which ends next."""
     child = Agent("child", spending(UsageDelta(80, 0), UsageDelta(80, 0)), tools=[counting()])
@@ -274,6 +301,25 @@ def test_time_is_up_for_nested_streams_too() -> None:
                 pass
             stall.go_on.set()
             assert stream.reason == "budget_exceeded"
+
+
+def test_the_time_of_a_nested_stream_is_its_own() -> None:
+    """The outer run reads that it was up, and goes on."""
+    with Stall() as stall:
+        child = Agent("child", Scripted([stall]), budget=Budget(seconds=0.05))
+
+        def delegate(context: ToolContext) -> str:
+            try:
+                return context.run_agent(child, "go").text
+            finally:
+                stall.go_on.set()
+
+        session = Session.from_user("hi")
+        agent = Agent("a", Scripted([call("delegate")], say("done")), tools=[Tool("delegate", delegate)])
+        with approving(agent, grace=0.2) as runtime, runtime.run_stream(session) as stream:
+            reasons = [event.reason for event in stream if isinstance(event, SubSessionCompleted)]
+            assert stream.result().text == "done"
+    assert reasons == ["budget_exceeded"]
 
 
 def test_a_cancel_goes_before_the_time() -> None:
