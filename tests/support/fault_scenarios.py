@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from channels import Cancelled, ChannelClosed
+from channels import Cancelled, CancelToken, ChannelClosed
 from runtime import (
     Agent,
     Answer,
@@ -71,6 +72,27 @@ def ask(context: ToolContext) -> str:
 async def ask_async(context: ToolContext) -> str:
     """Asks, on the loop."""
     return (await context.aelicit("How many?", FORM)).action
+
+
+@tool(read_only=True)
+def ask_briefly(context: ToolContext) -> str:
+    """Asks, and soon takes it back."""
+    brief = CancelToken(timeout=0.003)
+    try:
+        return context.elicit("How many?", FORM, cancel=brief).action
+    except Cancelled:
+        if not brief.cancelled:
+            raise
+        return "gave up"
+
+
+@tool(read_only=True)
+async def ask_briefly_async(context: ToolContext) -> str:
+    """The same, on the loop."""
+    try:
+        return (await asyncio.wait_for(context.aelicit("How many?", FORM), 0.003)).action
+    except TimeoutError:
+        return "gave up"
 
 
 @tool
@@ -197,6 +219,12 @@ def questions(outside: Outside) -> Agent:
     """Tools that ask, one of them on the loop, at the same time."""
     turn = [call("ask", id="1"), call("ask_async", id="2", index=1), call("ask", id="3", index=2)]
     return Agent("a", Scripted(turn, say("thanks")), tools=[ask, ask_async])
+
+
+def impatient(outside: Outside) -> Agent:
+    """Tools that take their question back, if the answer is not quicker."""
+    turn = [call("ask_briefly", id="1"), call("ask_briefly_async", id="2", index=1), call("ask", id="3", index=2)]
+    return Agent("a", Scripted(turn, say("thanks")), tools=[ask, ask_briefly, ask_briefly_async])
 
 
 def hooks(outside: Outside) -> Agent:
@@ -525,6 +553,7 @@ SCENARIOS = [
     Scenario("iterating", iterating, capacity=4),
     Scenario("questions", questions),
     Scenario("questions declined", questions, answer=decline, capacity=2),
+    Scenario("questions taken back", impatient, capacity=1),
     Scenario("not interactive", questions, interactive=False, executor=True),
     Scenario("hooks", hooks),
     Scenario("blocked", blocked, reason="hook_blocked", hinge=Point("hook user_prompt_submit", 2)),
