@@ -93,11 +93,14 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of a function, or of an object that can be called. Raises `TypeError` for names that are
     unknown.
     """
-    target = function if inspect.isroutine(function) else type(function).__call__
+    return _hints(function if inspect.isroutine(function) else type(function).__call__)
+
+
+def _hints(annotated: Any) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(target, include_extras=True)
+        return typing.get_type_hints(annotated, include_extras=True)
     except NameError as error:
-        raise TypeError(f"the annotations of {function!r} cannot be resolved: {error}") from error
+        raise TypeError(f"the annotations of {annotated!r} cannot be resolved: {error}") from error
 
 
 # -- annotations -------------------------------------------------------------------------------------------------------
@@ -201,7 +204,7 @@ def _class(annotation: type, definitions: dict[str, Schema], inside: tuple[Any, 
             return Kind({"enum": values}, annotation)
         return Kind({"enum": [member.name for member in annotation]}, lambda value: annotation[value])
     if typing.is_typeddict(annotation):
-        hints = typing.get_type_hints(annotation, include_extras=True)
+        hints = _hints(annotation)
         kinds = {name: kind_of(each, definitions, inside) for name, each in hints.items()}
         needed: frozenset[str] = annotation.__required_keys__  # type: ignore[attr-defined]
         # That one does not see what annotations in text say.
@@ -213,7 +216,7 @@ def _class(annotation: type, definitions: dict[str, Schema], inside: tuple[Any, 
         return _object(kinds, required, lambda **values: values)
     if dataclasses.is_dataclass(annotation):
         fields = [each for each in dataclasses.fields(annotation) if each.init]
-        hints = typing.get_type_hints(annotation, include_extras=True)
+        hints = _hints(annotation)
         kinds = {each.name: kind_of(hints[each.name], definitions, inside) for each in fields}
         missing = dataclasses.MISSING
         required = [each.name for each in fields if each.default is missing and each.default_factory is missing]

@@ -68,6 +68,13 @@ class Screen:
         self._terminal.line(f"-> {self._who(event)}{call.name}({arguments(call)})", "bold")
 
     @_show.register
+    def _(self, event: events.ToolCallOutput) -> None:
+        of = "" if event.total is None else f"/{event.total:g}"
+        progress = "" if event.progress is None else f" {event.progress:g}{of}"
+        self._terminal.part("calls")
+        self._terminal.line(f"   {self._who(event)}{event.tool_call.name}{progress}: {event.output}", "dim")
+
+    @_show.register
     def _(self, event: events.ToolCallResponse) -> None:
         call = event.tool_call
         self._terminal.part("calls")

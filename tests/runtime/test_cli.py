@@ -64,7 +64,8 @@ def fail() -> str:
 def burn(what: str) -> str:
     return f"burnt {what}"
 
-def bake(what: str) -> str:
+def bake(what: str, ctx: ToolContext) -> str:
+    ctx.progress("in the oven", 1, 2)
     return f"baked {what}"
 
 def team(*turns, **more):
@@ -564,6 +565,7 @@ def test_without_a_terminal_calls_are_rejected_or_approved_by_the_command_line(l
     done = lockgate("run", "agents.py:burning", "Burn")
     assert "rejected: there is no terminal to ask on; --yes approves every call" in done.stdout
     assert "<- burn failed: this call was rejected: nobody is there to approve it" in done.stdout
+    assert "   bake 1/2: in the oven\n" in lockgate("run", "agents.py:baking", "Bake", "-y").stdout
     assert "<- burn: burnt toast\n" in lockgate("run", "agents.py:burning", "Burn", "--yes").stdout
 
 

@@ -14,7 +14,7 @@ import pytest
 from runtime._hooks import HOOK_POINTS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["hooks.md", "limits.md"]
+PAGES = ["approval.md", "hooks.md", "limits.md", "tools.md"]
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"# prints: (.*)$", re.MULTILINE)
@@ -30,7 +30,8 @@ def test_examples(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     shared: dict[str, object] = {"__name__": "__main__"}
     for block in BLOCK.finditer(text):
         line = text.count("\n", 0, block.start(1))
-        exec(compile("\n" * line + block[1], str(path), "exec"), shared)  # a traceback leads to the page
+        source = "\n" * line + block[1]  # a traceback leads to the page
+        exec(compile(source, str(path), "exec", dont_inherit=True), shared)
         said = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
         assert said == PRINTS.findall(block[1]), f"{page}:{line + 1}"
 
