@@ -82,6 +82,7 @@ def finish(core: StreamCore, keep: Collection[Call] = ()) -> None:
             core.token.cancel("the stream has ended")  # what still acts for it shall not wait for ever
             core.calls.abandon(keep)
             core.shared.asks.withdraw(core, "the stream has ended")
+            core.shared.confirmations.withdraw(core, "the stream has ended")
 
 
 def _report(core: StreamCore) -> None:
