@@ -561,6 +561,20 @@ def test_a_failure_is_its_result() -> None:
     assert (session.messages[2].content, session.messages[2].is_error) == ("LookupError: broken", True)
 
 
+def test_a_coroutine_that_a_plain_function_returns_is_a_failure_too() -> None:
+    """The consumer's thread has no loop to run it on; on a helper it is awaited."""
+
+    async def later() -> str:
+        return "later"
+
+    for on, result in (("helper", "later"), ("consumer", "TypeError: lazy returned a coroutine")):
+        session = Session.from_user("go")
+        lazy = Tool("lazy", lambda: later(), on=on, read_only=True)  # type: ignore[arg-type]
+        with consuming([call("lazy")], tools=[lazy]) as runtime:
+            runtime.run(session)
+        assert session.messages[2].content.startswith(result)
+
+
 @pytest.mark.parametrize("how", [iterate, receive])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_ctrl_c_in_it_is_the_consumer_s_and_ends_the_stream(how: Any, kind: type[BaseException]) -> None:
