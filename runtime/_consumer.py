@@ -8,7 +8,6 @@ is to end.
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -91,9 +90,6 @@ def consumer_call(
         value, error = None, None
         try:
             value = core.context.copy().run(run_tool, tool, arguments, context)
-            if inspect.iscoroutine(value):
-                value.close()
-                raise TypeError(f"{tool.name} returned a coroutine, which cannot run in the consumer's thread")
         except BaseException as caught:
             error = caught
             if not isinstance(caught, Exception):  # the consumer's own, as if it had not iterated

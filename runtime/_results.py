@@ -38,7 +38,13 @@ def result_of(value: Any) -> ToolResult:
 def run_tool(tool: Tool, arguments: Mapping[str, Any], context: ToolContext) -> Any:
     """Call the tool's function, where foreign code may run; its result, or an awaitable of it."""
     value = tool.function(**tool.bind(arguments, context))
-    return _result_of(value) if inspect.isawaitable(value) else result_of(value)
+    if not inspect.isawaitable(value):
+        return result_of(value)
+    if tool.on == "consumer":
+        if inspect.iscoroutine(value):
+            value.close()
+        raise TypeError(f"{tool.name} returned a coroutine, which cannot run in the consumer's thread")
+    return _result_of(value)
 
 
 async def run_tool_async(tool: Tool, arguments: Mapping[str, Any], context: ToolContext) -> ToolResult:
