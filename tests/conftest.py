@@ -37,7 +37,7 @@ SERVICES = {
 def _is_service(thread: threading.Thread) -> bool:
     if thread.name in SERVICES or isinstance(thread, threading._DummyThread):
         return True
-    aio: Any = sys.modules.get("channels.aio")  # the process's own loop; any other has to be closed
+    aio: Any = sys.modules.get("channels.aio._loop")  # the process's own loop; any other has to be closed
     default = getattr(aio, "_default", None)
     life = getattr(default, "_life", None)
     return life is not None and (thread is life.thread or thread.name == f"{life.thread.name} helper")

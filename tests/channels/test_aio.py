@@ -17,8 +17,9 @@ import weakref
 
 import pytest
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock, after, aio, select
+from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock, after, select
 from channels.aio import AsyncReceiver, Feed, LoopThread, TaskHandle, default_loop, from_async, to_async
+from channels.aio._feed import _Fed
 
 LONG = 20
 
@@ -830,7 +831,7 @@ def test_the_exception_of_the_source_comes_after_the_last_batch(loop):
 
 def test_an_exception_at_any_point_of_taking_a_batch_puts_it_back(loop, threads):
     """At each line of `take_all`, as Ctrl-C and `PyThreadState_SetAsyncExc` do it."""
-    taking = aio._Fed.take_all.__code__
+    taking = _Fed.take_all.__code__
     line = 0
     while True:
         reached = 0
@@ -1659,10 +1660,10 @@ def test_a_handler_of_a_signal_may_send_to_a_waiting_task():
 
 def test_waking_a_task_calls_nothing_but_c():
     """So no interrupt can come between a sender's hand-over and the wake-up."""
-    from channels.aio import _Ear, _LoopWaiter
+    from channels.aio._wait import Ear, LoopWaiter
 
     async def main():
-        waiter = _LoopWaiter(Channel(), _Ear())
+        waiter = LoopWaiter(Channel(), Ear())
         events = []
         release = waiter.park.release
         gc.disable()  # a finalizer that happens to run is not what is looked at

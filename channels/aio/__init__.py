@@ -1,0 +1,18 @@
+"""Where threads meet asyncio: a loop in a thread, and channels that tasks can use.
+
+The two directions are not alike:
+
+- A loop wakes a thread through a `Channel`. The waiting thread can be interrupted, cancelled and timed out anywhere,
+  and loses nothing. (Ctrl-C in ``get`` of a janus queue loses values, and may leave the lock held that the loop needs.)
+- A thread wakes a loop through janus. The thread may be in a signal handler or finalizer, or be hit by Ctrl-C, so it
+  does no more than hand the wake-up over, in one step, to the timer thread, which puts it into the janus queue.
+
+What has piled up is moved without any of that, so a wake-up is paid once for many values.
+"""
+
+from ._feed import Feed
+from ._loop import LoopThread, default_loop, from_async
+from ._task import TaskHandle
+from ._wait import AsyncReceiver, to_async
+
+__all__ = ["AsyncReceiver", "Feed", "LoopThread", "TaskHandle", "default_loop", "from_async", "to_async"]

@@ -1,0 +1,290 @@
+"""Feeding a channel from a task: an asynchronous iterable, for a thread to iterate over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import inspect
+import logging
+import threading
+import weakref
+from collections import deque
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+from .. import _timer
+from .._channel import Channel
+from .._errors import Cancelled, ChannelClosed, WouldBlock
+from .._views import Receiver, SupportsDone
+from ._task import GRACE, Run, discard, insist, named
+from ._wait import BURST, Ear, LoopWaiter
+
+if TYPE_CHECKING:
+    from ._loop import LoopThread
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+_logger = logging.getLogger(__name__)
+
+Source: TypeAlias = (
+    "AsyncIterable[T] | Awaitable[AsyncIterable[T]] | Callable[[], AsyncIterable[T] | Awaitable[AsyncIterable[T]]]"
+)
+
+
+class _Fed(Channel[T]):
+    """The channel of a `Feed`. The task holds it weakly, and ends when nobody can receive from it any more."""
+
+    __slots__ = ("_error", "_traceback")
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity, name="feed")
+        self._error: BaseException | None = None
+        self._traceback: TracebackType | None = None
+
+    def fail(self, error: BaseException | None) -> None:
+        """Close it; after the values that are there, receivers get the error."""
+        if not self.closed:
+            if error is not None:
+                self._traceback = error.__traceback__
+            self._error = error
+            self.close()
+
+    def failed_with(self, error: BaseException) -> bool:
+        return error is self._error
+
+    def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T:
+        try:
+            return super().recv(timeout, cancel)
+        except ChannelClosed:
+            if self._error is None:
+                raise
+        raise self._failure()  # out here, so that its own context and cause stay
+
+    def try_recv(self) -> T:
+        try:
+            return super().try_recv()
+        except ChannelClosed:
+            if self._error is None:
+                raise
+        raise self._failure()
+
+    def take_all(self) -> Iterable[T]:
+        """All values that are there, which may be none. An asynchronous exception puts them back."""
+        values: Any = ()
+        fresh: deque[T] = deque()
+        lock = self._lock
+        try:
+            lock.acquire()
+            if self._buffer:
+                values, self._buffer = self._buffer, fresh
+            if self._senders:  # the task, which holds one more
+                self._refill()
+            lock.release()
+            if self._attention:
+                self._attend()
+            return values  # type: ignore[no-any-return]
+        except BaseException:
+            self._let_go()
+            for value in reversed(values):
+                self._let_go(None, value)
+            raise
+
+    def _failure(self) -> BaseException:
+        return cast(BaseException, self._error).with_traceback(self._traceback)  # each receiver adds its own to it
+
+
+class _FeedRun(Run):
+    """The run of `_pump`."""
+
+    __slots__ = ()
+
+    def ending(self) -> None:
+        """On the loop's thread: the task cleans up by itself, no cancel shall come into that."""
+        self._asked = True
+
+    def discard(self) -> None:
+        for arg in self._args:
+            discard(arg)  # the source may be a coroutine
+        super().discard()
+
+    def forked(self) -> None:
+        self.finish(None, Cancelled("the task stayed in the parent process"))
+
+
+class Feed(Receiver[T_co]):
+    """The values of an asynchronous iterable. Made by `LoopThread.iterate` and `from_async`.
+
+    It is a receiver, an iterator and a context manager. The exception of the source is raised after the values that
+    came before: once by iterating, again and again by `recv`; a `select` sees a closed channel, and `recv` then tells
+    why. A task that was cancelled on its loop, or whose loop was closed, ends it with `Cancelled`.
+
+    `close` cancels the task and waits a moment for its end (leaving a ``with`` block does not wait if the ``cancel`` it
+    was made with is done). Dropping the last reference cancels the task in the background. All methods may be called
+    from any thread; several threads that iterate share the values.
+    """
+
+    __slots__ = ("_cancel", "_over", "_run", "done")
+
+    def __init__(self, channel: _Fed[Any], run: Run, cancel: SupportsDone | None) -> None:
+        super().__init__(channel)
+        self._run = run
+        self._cancel = cancel
+        self._over = False
+        #: A receiver that closes when the task has ended.
+        self.done: Receiver[None] = Receiver(run.done)
+
+    def __iter__(self) -> Feed[T_co]:
+        return self
+
+    def __next__(self) -> T_co:
+        """The next value. Raises `Cancelled` once ``cancel`` is done; a Ctrl-C loses nothing and leaves it usable."""
+        if self._over:
+            raise StopIteration
+        self._run.owner._refuse("iterating")
+        try:
+            return super().recv(None, self._cancel)
+        except ChannelClosed as error:
+            self._over = True
+            if cast("_Fed[Any]", self._channel).failed_with(error):
+                raise  # the source's own
+            raise StopIteration from None
+        except BaseException as error:
+            if isinstance(error, Cancelled) or cast("_Fed[Any]", self._channel).failed_with(error):
+                self._over = True
+                insist(self._run.cancel)
+            raise
+
+    def batches(self) -> Iterator[Iterable[T_co]]:
+        """The values in batches: waits for one, and brings all that have piled up. Nothing is delayed by it.
+
+        For who handles many values: the price of a hand-over is paid once a batch. Raises what iterating does. Who
+        leaves in the middle of a batch loses the rest of it.
+        """
+        for value in self:
+            yield (value,)
+            yield cast("_Fed[T_co]", self._channel).take_all()
+
+    def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T_co:
+        """`Channel.recv`. Raises `RuntimeError` on the loop's own thread, which waiting would stall."""
+        if timeout != 0:
+            self._run.owner._refuse("receiving")
+        return super().recv(timeout, cancel)
+
+    def close(self, timeout: float = GRACE) -> None:
+        """Cancel the task, drop what nobody received, and wait up to ``timeout`` seconds for the task to end.
+
+        Calling it twice is harmless. On the loop's own thread it does not wait.
+        """
+        self._over = True
+        insist(self._drop)
+        if self._run.life.thread is not threading.current_thread() and not self.done.closed:
+            with contextlib.suppress(ChannelClosed, TimeoutError):
+                self.done.recv(timeout)
+
+    def _drop(self) -> None:
+        self._channel.close()
+        self._run.cancel()
+        with contextlib.suppress(ChannelClosed, WouldBlock):
+            while True:
+                Channel.try_recv(self._channel)
+
+    def __enter__(self) -> Feed[T_co]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        cancel = self._cancel
+        self.close(0 if cancel is not None and cancel.done.closed else GRACE)  # who cancelled wants to be gone
+
+    def __repr__(self) -> str:
+        return f"<Feed of {self._channel!r}>"
+
+
+def start_feed(
+    owner: LoopThread, source: Any, capacity: int, cancel: SupportsDone | None, context: contextvars.Context | None
+) -> Feed[Any]:
+    channel: _Fed[Any] = _Fed(capacity)
+    try:
+        if not (hasattr(source, "__aiter__") or callable(source) or inspect.isawaitable(source)):
+            raise TypeError(
+                f"expected an asynchronous iterable, or a function or coroutine that gives one, not {source!r}"
+            )
+        life = owner._alive(None)
+    except BaseException:
+        discard(source)
+        raise
+    ref = weakref.ref(channel)
+    ending: list[Callable[[], None]] = []
+    run = _FeedRun(owner, life, _pump, (source, ref, ending), functools.partial(_end_feed, ref), context)
+    ending.append(run.ending)
+    run.name = f"feed of {named(source)}"
+    _timer.start()
+    finalizer = weakref.finalize(channel, _timer.call_soon, run.cancel)
+    finalizer.atexit = False
+    feed: Feed[Any] = Feed(channel, run, cancel)
+    run.begin()
+    return feed
+
+
+def _end_feed(ref: weakref.ref[_Fed[Any]], result: Any, error: BaseException | None) -> None:
+    channel = ref()
+    if channel is not None and not channel.closed:
+        channel.fail(error)
+    elif error is not None and not isinstance(error, Cancelled):
+        _logger.warning("the source of a feed failed after nobody listened any more", exc_info=error)
+
+
+async def _pump(source: Any, ref: weakref.ref[_Fed[Any]], ending: list[Callable[[], None]]) -> None:
+    """Send the values of ``source``, until it ends or the channel is closed or gone."""
+    iterator: Any = None
+    ear = None
+    channel: _Fed[Any] | None
+    entry: list[Any] | None
+    burst = 0
+    try:
+        if not hasattr(source, "__aiter__"):
+            if not inspect.isawaitable(source):
+                source = source()
+            if inspect.isawaitable(source):
+                source = await source
+        iterator = aiter(source)
+        source = None
+        async for value in iterator:
+            channel = ref()
+            if channel is None:
+                return
+            if channel._try_put(value):
+                burst += 1
+                if burst >= BURST:
+                    burst = 0
+                    await asyncio.sleep(0)
+                channel = value = None  # not to be kept alive while the source makes the next one
+                continue
+            burst = 0
+            if ear is None:
+                ear = Ear()
+            waiter = LoopWaiter(channel, ear)
+            entry = [waiter, value, 0]
+            while not channel._enlist(waiter, entry):
+                waiter = entry[0] = LoopWaiter(channel, ear)
+            channel = value = None
+            await ear.wait(waiter)
+            entry = None
+            if not waiter.ok:
+                return
+    except ChannelClosed:
+        if (channel := ref()) is not None and not channel.closed:
+            raise  # the source's own
+    except GeneratorExit:
+        iterator = None  # the loop is gone: nothing can be awaited
+        raise
+    finally:
+        channel = value = entry = None
+        ending.pop()()
+        if (close := getattr(iterator, "aclose", None)) is not None:
+            await close()

@@ -1,0 +1,197 @@
+"""One task on a loop, and who wants to know how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from .._channel import Channel
+from .._errors import Cancelled
+from .._views import Receiver
+
+if TYPE_CHECKING:
+    from ._loop import Life, LoopThread
+
+GRACE: Final = 1.0  # seconds that cancelled tasks have to end
+
+_logger = logging.getLogger(__name__)
+
+OnDone: TypeAlias = Callable[[Any, BaseException | None], object]
+
+
+class Run:
+    """A task on the loop of a `Life`, and who wants to know how it ended: told once, on every path."""
+
+    __slots__ = (
+        "_args",
+        "_asked",
+        "_context",
+        "_on_done",
+        "_target",
+        "_task",
+        "_ticket",
+        "done",
+        "life",
+        "name",
+        "owner",
+    )
+
+    def __init__(
+        self,
+        owner: LoopThread,
+        life: Life,
+        target: Any,
+        args: tuple[Any, ...],
+        on_done: OnDone | None,
+        context: contextvars.Context | None,
+    ) -> None:
+        self.owner = owner  # not closed for being dropped while a task of it runs
+        self.life = life
+        self._target = target
+        self._args = args
+        self._on_done = on_done
+        # A copy: a context that another thread has entered cannot be entered, and that would be found out too late.
+        self._context = contextvars.copy_context() if context is None else context.copy()
+        self.name = named(target)
+        self._task: asyncio.Task[None] | None = None
+        self._asked = False  # to cancel
+        self._ticket: list[None] = [None]  # whoever deletes the element tells
+        self.done: Channel[None] = Channel(name="task ended")
+
+    def begin(self) -> None:
+        """Any thread. Raises `RuntimeError` if the loop is closed."""
+        life = self.life
+        life.runs[self] = None
+        if life.over or not life.post(self._begin):
+            life.runs.pop(self, None)
+            try:
+                del self._ticket[0]
+            except IndexError:
+                return  # the closing loop found it, and has told
+            self.discard()
+            self.done.close()
+            raise RuntimeError(f"{life.name} is closed")
+
+    def cancel(self, cause: object = None) -> None:
+        """Any thread; does not wait."""
+        if not self.done.closed:
+            self.life.post(self._cancel, cause)
+
+    def _cancel(self, cause: object) -> None:
+        if self._asked:
+            return  # a second cancel would cut the cleanup short that the first began
+        self._asked = True
+        if self._task is not None:
+            self._task.cancel(cause)
+        else:
+            self.finish(None, Cancelled(cause))
+
+    def _begin(self) -> None:
+        if self._ticket:
+            self._task = self.life.loop.create_task(self._drive(), name=self.name, context=self._context)
+            self._task.add_done_callback(self._ended)
+
+    async def _drive(self) -> None:
+        try:
+            target, args = self._target, self._args
+            self._target, self._args = None, ()
+            if not inspect.isawaitable(target):
+                target = target(*args)
+            del args
+            result = await target
+        except asyncio.CancelledError as error:
+            self.finish(None, _task_cancelled(error))
+            raise
+        except BaseException as error:  # also SystemExit, which would end the loop under every other task
+            self.finish(None, error)
+        else:
+            self.finish(result, None)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if self._ticket:  # cancelled before the first step of `_drive`
+            try:
+                task.result()
+            except asyncio.CancelledError as error:
+                self.finish(None, _task_cancelled(error))
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        """On the loop's thread, or where that has ended or is stuck."""
+        try:
+            del self._ticket[0]
+        except IndexError:
+            return
+        self.life.runs.pop(self, None)
+        self.discard()
+        on_done, self._on_done = self._on_done, None
+        try:
+            if on_done is not None:
+                on_done(result, error)
+            elif error is not None and not isinstance(error, Cancelled):
+                _logger.error("a task of %s failed", self.life.name, exc_info=error)
+        except BaseException:
+            _logger.exception("on_done failed: %r", on_done)
+        finally:
+            self.done.close()
+
+    def discard(self) -> None:
+        """Let go of what was never begun."""
+        discard(self._target)
+        self._target, self._args = None, ()
+
+    def forked(self) -> None:
+        """In the child: the task is the parent's affair."""
+
+
+def discard(target: Any) -> None:
+    if inspect.iscoroutine(target):
+        target.close()  # no "was never awaited"
+
+
+def named(thing: Any) -> str:
+    return getattr(thing, "__qualname__", None) or type(thing).__qualname__
+
+
+def _task_cancelled(error: asyncio.CancelledError) -> Cancelled:
+    cancelled = Cancelled(error.args[0] if error.args else None)
+    cancelled.__cause__ = error
+    return cancelled
+
+
+class TaskHandle:
+    """A task that `LoopThread.start` began. Dropping it does not stop the task."""
+
+    __slots__ = ("_run", "done")
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        #: A receiver that closes when the task has ended and its ``on_done`` has returned.
+        self.done: Receiver[None] = Receiver(run.done)
+
+    def cancel(self, cause: object = None) -> None:
+        """Cancel the task; does not wait for its end. Thread-safe.
+
+        ``cause`` becomes that of the `Cancelled` which ``on_done`` gets. Calling it again, or when the task has ended,
+        does nothing: a task is not disturbed in its cleanup.
+        """
+        self._run.cancel(cause)
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle {self._run.name}{', ended' if self.done.closed else ''}>"
+
+
+def insist(function: Callable[[], object]) -> None:
+    """Call a function that may be called twice. A Ctrl-C meanwhile is raised when it is done."""
+    interrupted = None
+    for _ in range(100):
+        try:
+            function()
+            break
+        except BaseException as error:
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
