@@ -108,7 +108,7 @@ class _Stage:
             except ChannelClosed:
                 failure = _failure(call, hook, self._point)
             except Cancelled:
-                call.cancel()
+                call.cancel()  # a command is killed below
                 failure = f"did not end within the {core.shared.grace:g} s that are left after the end"
             if failure:
                 self._log(hook, failure)

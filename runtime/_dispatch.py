@@ -184,16 +184,18 @@ class _Turn:
 
     def _checked(self, running: _Running, hooks: HookResult) -> None:
         """The hooks have seen the arguments: what they make of them is held against the schema again."""
+        if hooks.block:
+            reason = hooks.reason or "a pre_tool_use hook blocks it"
+            self.core.emit(events.HookBlocked("pre_tool_use", reason, running.call, **self.core.tags))
+            self._end(running.call, _refusal(reason))
+            return
         if hooks.updated_input is not None:
             running.arguments = dict(hooks.updated_input)
             wrong = _wrong(running.tool, running.arguments)
             if wrong:
                 self._end(running.call, ToolResult(f"a hook changed the arguments: {wrong}", is_error=True))
                 return
-        if hooks.block:
-            self._refuse(running, "pre_tool_use", hooks)
-        else:
-            self._permit(running)
+        self._permit(running)
 
     def _permit(self, running: _Running) -> None:
         """Start it, ask first, or refuse it."""
@@ -252,11 +254,6 @@ class _Turn:
 
         verdict = "allow" if decision.approved else "deny"
         self._fire("on_tool_approval_decision", running, go_on, decision=verdict, reason=decision.reason)
-
-    def _refuse(self, running: _Running, point: str, hooks: HookResult) -> None:
-        reason = hooks.reason or f"a {point} hook blocks it"
-        self.core.emit(events.HookBlocked(point, reason, running.call, **self.core.tags))
-        self._end(running.call, _refusal(reason))
 
     def _remember(self, message: _Decided) -> None:
         """What is approved for longer than once holds for the whole conversation: for the session of the outermost

@@ -722,7 +722,8 @@ def _check(this: Run, runtime: Runtime) -> None:
     if not outside.anywhere and not _eventually(lambda: outside._counts["hook session_end"] == outside.cleanups):
         this.wrong(f"law 10: {outside._counts['hook session_end']} of {outside.cleanups} cleanup hooks ran")
     starts, ends = outside._counts["hook turn_start"], outside._counts["hook turn_end"]
-    if outside.counts_turns and not starts <= ends <= starts + 1:  # cancelled before its turn_start hook ran, it began
+    counted = outside.counts_turns and not outside.anywhere
+    if counted and not starts <= ends <= starts + 1:  # cancelled before its turn_start hook ran, a turn began
         this.wrong(f"law 10: {starts} turns started, {ends} turn_end hooks ran")
     _check_session(this)
     for session in outside.sessions:
