@@ -29,6 +29,7 @@ from .model import (
     UsageDelta,
 )
 from .permissions import Decision, Permissions, Rule
+from .recording import Recording
 from .runtime import Runtime
 from .session import Image, Message, Session, ToolCall
 from .stream import EventStream, RunResult
@@ -62,6 +63,7 @@ __all__ = [
     "Permissions",
     "Price",
     "ReasoningDelta",
+    "Recording",
     "Rule",
     "RunError",
     "RunResult",

@@ -10,9 +10,11 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ._errors import MissingExtra
 from .agent import Agent, Team
+from .recording import Recording
 
 DEFAULT = "agent"
 
@@ -84,6 +86,17 @@ def _with_model(team: Team, file: str) -> Team:
     except (MissingExtra, ModelUnavailable) as error:
         raise CannotLoad(_one_line(error)) from error
     return dataclasses.replace(team, agents=tuple(dataclasses.replace(each, model=model) for each in team.agents))
+
+
+def replayed(team: Team, recording: Recording, *, live_tools: bool) -> Team:
+    """``team`` with what its models said in the record and, without ``live_tools``, what its tools gave back."""
+    from .models.replay import ReplayModel
+
+    model = ReplayModel(recording)
+    tools: dict[str, Any] = {} if live_tools else {"tools": recording.tools(), "toolsets": ()}
+    return dataclasses.replace(
+        team, agents=tuple(dataclasses.replace(each, model=model, **tools) for each in team.agents)
+    )
 
 
 def _explained(error: Exception, source: str, path: Path | None) -> CannotLoad:

@@ -34,6 +34,7 @@ from .usage import Prices
 if TYPE_CHECKING:
     from channels.aio import LoopThread
 
+    from ._recorder import Recorder
     from ._toolsets import ToolSets
 
 _logger = logging.getLogger(__name__)
@@ -136,6 +137,7 @@ class StreamCore:
         budget: Budget | None,
         gone: CancelToken,
         observed: bool,
+        recorder: Recorder | None = None,
     ) -> None:
         self.number = next(_numbers)
         self.shared = shared
@@ -156,6 +158,8 @@ class StreamCore:
         if observed or self.spending.seconds is not None:
             self.token = CancelToken(self.stopping, timeout=self.spending.seconds)
         self._parent = parent
+        self.recorder = recorder
+        self.recorded: bool = recorder is not None if parent is None else parent.recorded
         self.events: Events = Channel(shared.event_capacity, name=f"events {self.number}")
         #: What the consumer reads: `events`, or what the forwarder passes on after the observers have seen it.
         self.out: Events = self.events

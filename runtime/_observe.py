@@ -15,6 +15,7 @@ from channels import Cancelled, CancelToken, ChannelClosed, WouldBlock
 from ._calls import Calls, NotInTime
 from ._consumer import ConsumerCall
 from ._core import StreamCore
+from ._traffic import Traffic
 from .events import Event, StreamStopped
 from .session import Session
 
@@ -39,11 +40,16 @@ def forward(core: StreamCore, calls: Calls) -> None:
     it gets what there is room for, and the last event; the observers get everything.
     """
     observers = list(core.shared.observers)
+    recorders = [] if core.recorder is None else [core.recorder]
     late: list[Event] = []  # what there was no room for
     try:
         _tell(core, calls, observers, "on_run_start", core.session)
         for event in core.events:
             if not isinstance(event, ConsumerCall):  # an errand between the worker and the consumer, and no news
+                _tell(core, calls, recorders, "on_event", core.session, event)
+            if isinstance(event, Traffic):
+                continue
+            if not isinstance(event, ConsumerCall):
                 _tell(core, calls, observers, "on_event", core.session, event)
             if isinstance(event, StreamStopped):
                 if event.reason != "canceled":  # the cancel came after the end: nothing may be missing
@@ -53,6 +59,8 @@ def forward(core: StreamCore, calls: Calls) -> None:
                 late.append(event)
     finally:
         core.out.close()
+        if core.recorder is not None:
+            core.recorder.close()
 
 
 def _pass_on(core: StreamCore, event: Event) -> bool:

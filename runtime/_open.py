@@ -14,9 +14,11 @@ from . import _exit
 from ._calls import Calls
 from ._core import Shared, StreamCore, insist
 from ._observe import forward, observing_calls
+from ._recorder import Recorder
 from ._worker import finish, work
 from .agent import Agent
 from .limits import Budget
+from .recording import Recording
 from .session import Session
 from .stream import EventStream
 
@@ -29,16 +31,21 @@ def open_stream(
     interactive: bool,
     context: Context,
     budget: Budget | None = None,
+    record: Recording | None = None,
     parent: StreamCore | None = None,
     within: CancelToken | None = None,
 ) -> EventStream:
     """A stream whose worker runs. Raises `SessionBusy`.
 
-    With ``parent`` it is nested: cancelled when ``within`` is, asking the same consumer, and observed through it.
+    With ``parent`` it is nested: cancelled when ``within`` is, asking the same consumer, and observed and
+    recorded through it. Raises `OSError` where the file of the ``record`` cannot be written.
     """
     log = session.lease()
-    observed = bool(shared.observers) and parent is None
+    recorder: Recorder | None = None
     try:
+        if record is not None:  # not before the lease: it may be the file of the stream that has it
+            recorder = Recorder(record, agent.name, session)
+        observed = parent is None and (bool(shared.observers) or recorder is not None)
         core = StreamCore(
             shared,
             agent,
@@ -50,11 +57,14 @@ def open_stream(
             budget=budget,
             gone=CancelToken(within),
             observed=observed,
+            recorder=recorder,
         )
         observing = observing_calls(core) if observed else None
         stream = EventStream(core, observing)
     except BaseException:
         log.release()
+        if recorder is not None:
+            recorder.close()
         raise
     shared.cores.add(core)
     _exit.live.add(core)
@@ -70,6 +80,8 @@ def open_stream(
         with contextlib.suppress(ChannelClosed, TimeoutError):  # the session shall be free again
             core.finished.recv(timeout=shared.grace)
         core.out.close()  # the forwarder would have done this
+        if recorder is not None:
+            recorder.close()
         _over(core)
         raise
     return stream

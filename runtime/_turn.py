@@ -11,6 +11,7 @@ from channels import Cancelled
 
 from . import events
 from ._core import StopRun, StreamCore, describe
+from ._traffic import ModelAsked, ModelDone, ModelSaid
 from .model import (
     FallbackDelta,
     FinishDelta,
@@ -49,12 +50,12 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
     finish: str | None = None
     native: Native | None = None
     whole = False
+    if core.recorded:
+        core.emit(ModelAsked(model.id, tuple(messages), tuple(tools), **core.tags))
     deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, tools, cancel=core.token)
     try:
         while (delta := _next(core, deltas)) is not _END:
             kind = delta.__class__
-            if not _is_sound(delta):
-                raise StopRun("error", "model_error", f"{model.id}: a model yields deltas of text, not {delta!r}")
             if kind is TextDelta:
                 text.append(delta.text)
                 core.emit(events.AgentChoice(delta.text, **core.tags))
@@ -109,11 +110,18 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
 def _next(core: StreamCore, deltas: Generator[Any, None, None]) -> Any:
     """What the model says next; `_END` afterwards. Only what it raises is its fault: sending events may fail too."""
     try:
-        return next(deltas, _END)
+        delta = next(deltas, _END)
+        if delta is not _END and not _is_sound(delta):
+            raise TypeError(f"a model yields deltas of text, not {delta!r}")
     except BaseException as error:
         if core.token.cancelled:
             raise Cancelled(core.token.cause) from error
+        if core.recorded:
+            core.emit(ModelDone(error, **core.tags))
         raise StopRun("error", "model_error", f"{core.agent.model.id}: {describe(error)}") from error
+    if core.recorded:
+        core.emit(ModelDone(**core.tags) if delta is _END else ModelSaid(delta, **core.tags))
+    return delta
 
 
 def _is_sound(delta: Any) -> bool:

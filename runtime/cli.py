@@ -16,13 +16,14 @@ from channels import ChannelClosed
 
 from . import events
 from ._cli_ask import Questions, Read
-from ._cli_load import CannotLoad, load
+from ._cli_load import CannotLoad, load, replayed
 from ._cli_show import Screen
 from ._cli_terminal import Terminal
 from ._ends import MORE
 from ._errors import MissingExtra, RunError, StreamStuck
-from .agent import Agent
+from .agent import Agent, Team
 from .permissions import Permissions
+from .recording import Recording
 from .runtime import Runtime
 from .session import Session
 from .stream import EventStream
@@ -47,6 +48,15 @@ Example:
   lockgate run examples/booking.py "Book a table at Luigi's" --yes --answer people=2
 """
 
+_REPLAY_EPILOG = """\
+Without AGENT nothing runs: what happened is shown. With it, the run ends where the agent asks its model
+something that is not in the record, and says what differs.
+
+Example:
+  lockgate run examples/booking.py "Book a table at Luigi's" --record run.jsonl
+  lockgate replay run.jsonl examples/booking.py
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
@@ -58,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal = Terminal()
     with _Interrupts() as interrupts:
         try:
-            return _run(args, terminal, interrupts)
+            return _COMMANDS[args.command](args, terminal, interrupts)
         except CannotLoad as error:
             terminal.note(f"error: {error}", "red")
             return UNUSABLE
@@ -85,16 +95,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("agent", metavar="AGENT", help="the agent, such as examples/booking.py")
     run.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to say to it; asked for when left out")
-    run.add_argument(
-        "--answer",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        type=_answer,
-        help="the answer to a field that a question asks for; may be given more than once",
-    )
-    run.add_argument("-y", "--yes", action="store_true", help="approve every tool call that the agent does not forbid")
     run.add_argument("--model", metavar="FILE.gguf", help="use this local model in place of the agent's own")
+    run.add_argument("--record", metavar="FILE", help="write what happens to this file, for `lockgate replay`")
+    replay = commands.add_parser(
+        "replay",
+        help="show a recorded run, or run it again",
+        description="Show a run that --record has written. With AGENT, run it again on what its model said then.",
+        epilog=_REPLAY_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    replay.add_argument("record", metavar="FILE", help="what --record has written")
+    replay.add_argument("agent", metavar="AGENT", nargs="?", help="the agent of the run, as for `lockgate run`")
+    replay.add_argument(
+        "--live-tools", action="store_true", help="call the agent's tools, rather than give the results of then"
+    )
+    for command in (run, replay):
+        command.add_argument(
+            "--answer",
+            metavar="NAME=VALUE",
+            action="append",
+            default=[],
+            type=_answer,
+            help="the answer to a field that a question asks for; may be given more than once",
+        )
+        command.add_argument(
+            "-y", "--yes", action="store_true", help="approve every tool call that the agent does not forbid"
+        )
     return parser
 
 
@@ -119,10 +145,51 @@ def _run(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) 
         team = load(args.agent, args.model)
     prompt = args.prompt if args.prompt is not None else _ask_prompt(terminal, team.root)
     _load_model(terminal, team.root)
+    session = Session.from_user(prompt, permissions=Permissions(approve_all=args.yes))
+    return _drive(args, team, session, args.record, terminal, interrupts)
+
+
+def _replay(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) -> int:
+    """Show a recorded run, or run it again."""
+    recording = Recording(args.record)
+    try:
+        recorded = list(recording.events())
+        team = None if args.agent is None else replayed(load(args.agent), recording, live_tools=args.live_tools)
+    except (OSError, ValueError) as error:
+        raise CannotLoad(f"cannot replay {args.record}: {error}") from None
+    if team is not None:
+        session = recording.session(permissions=Permissions(approve_all=args.yes))
+        return _drive(args, team, session, None, terminal, interrupts)
+    screen = Screen(terminal, recording.agent_name)
+    problem = ""
+    for event in recorded:
+        screen.show(event)
+        problem = _problem(event) or problem
+    terminal.finish()
+    last = recorded[-1] if recorded else None
+    reason = last.reason if isinstance(last, events.StreamStopped) else "the record has no end"
+    if reason == "normal":
+        return OK
+    terminal.note(f"error: {problem or reason}", "red")
+    return FAILED
+
+
+def _drive(
+    args: argparse.Namespace,
+    team: Team,
+    session: Session,
+    record: str | None,
+    terminal: Terminal,
+    interrupts: _Interrupts,
+) -> int:
+    """Run the team on the session, and show it; the exit status."""
     questions = Questions(terminal, dict(args.answer), interrupts.reading(terminal))
     runtime = Runtime(team)
     try:
-        stream = runtime.run_stream(Session.from_user(prompt, permissions=Permissions(approve_all=args.yes)))
+        try:
+            stream = runtime.run_stream(session, record=record)
+        except OSError as error:
+            raise CannotLoad(f"cannot write the record: {error}") from None
         try:
             with interrupts.ending(stream):
                 problem = _follow(stream, terminal, Screen(terminal, team.root.name), questions, interrupts)
@@ -297,6 +364,8 @@ class _Interrupts:
 
         return read
 
+
+_COMMANDS: Final = {"run": _run, "replay": _replay}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -44,6 +44,7 @@ class Event:
         if kind is None:
             raise ValueError(f"unknown event type {data.get('type')!r}; known are {', '.join(sorted(_TYPES))}")
         values = {f.name: data[f.name] for f in fields(kind) if f.name in data}
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         if isinstance(values.get("timestamp"), str):
             values["timestamp"] = datetime.fromisoformat(values["timestamp"])
         if isinstance(values.get("tool_call"), Mapping):

@@ -23,6 +23,7 @@ from .bridge import ElicitationBridge
 from .events import ElicitationRequest, MaxIterationsReached, ToolCallConfirmation
 from .limits import Budget
 from .permissions import Decision, Permissions, Scope
+from .recording import Recording
 from .session import Session
 from .stream import EventStream, RunResult
 from .tool import Action, Answer
@@ -83,12 +84,21 @@ class Runtime:
 
     # -- running -------------------------------------------------------------------------------------------------------
 
-    def run_stream(self, session: Session, *, interactive: bool = True, budget: Budget | None = None) -> EventStream:
+    def run_stream(
+        self,
+        session: Session,
+        *,
+        interactive: bool = True,
+        budget: Budget | None = None,
+        record: Recording | str | os.PathLike[str] | None = None,
+    ) -> EventStream:
         """Start a run of the agent on ``session``; its events, to iterate over.
 
         Starts one thread, and returns at once. With ``interactive=False`` there is nobody to answer questions and to
         approve tool calls: they are declined, and the model is told why. ``budget`` holds beside that of the agent.
-        Raises `SessionBusy` while another stream runs on the session. Context variables of the caller are seen in
+        ``record`` is a file, or a `Recording`, to write what happens to, secrets left out; one that is there is
+        replaced. Raises `SessionBusy` while another stream runs on the session, `OSError` where that file cannot be
+        written. Context variables of the caller are seen in
         tools, hooks and models.
         """
         if self._closed:
@@ -100,18 +110,26 @@ class Runtime:
             interactive=interactive,
             context=contextvars.copy_context(),
             budget=budget,
+            record=record if record is None or isinstance(record, Recording) else Recording(record),
         )
 
-    def run(self, session: Session, *, on_request: OnRequest | None = None, budget: Budget | None = None) -> RunResult:
+    def run(
+        self,
+        session: Session,
+        *,
+        on_request: OnRequest | None = None,
+        budget: Budget | None = None,
+        record: Recording | str | os.PathLike[str] | None = None,
+    ) -> RunResult:
         """Run the agent on ``session`` to the end; what it came to.
 
         ``on_request`` is called, in this thread, with each event that asks. To an `ElicitationRequest` it returns the
         content of the answer, an `Answer`, or None to decline; to a `ToolCallConfirmation` True, False or a `Decision`,
         or None to reject; to a `MaxIterationsReached` how many more turns the run may take, or None to end it. Without
-        it the run is not interactive. Raises `RunError` when the run ends other than normally; what ``on_request``
-        raises ends the run.
+        it the run is not interactive. ``budget`` and ``record`` are as in `run_stream`. Raises `RunError` when the run
+        ends other than normally; what ``on_request`` raises ends the run.
         """
-        with self.run_stream(session, interactive=on_request is not None, budget=budget) as stream:
+        with self.run_stream(session, interactive=on_request is not None, budget=budget, record=record) as stream:
             for event in stream:
                 if on_request is not None and isinstance(event, Request):
                     answer = on_request(event)

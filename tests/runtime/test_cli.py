@@ -685,3 +685,37 @@ def test_text_that_is_no_value(schema: dict[str, Any], text: str) -> None:
 
 def test_printable() -> None:
     assert printable("a\r\n\tb\x1b[31m\x07\x9b") == "a\n\tb\ufffd[31m\ufffd\ufffd"
+
+
+# -- records -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_recorded_run_is_shown_and_runs_again(lockgate: Any, place: Path) -> None:
+    """Shown without the agent; again with it, with the results of then, or with its tools."""
+    lockgate("run", "agents.py:baking", "Bake!", "--yes", "--record", "run.jsonl")
+    for again in ([], ["agents.py:barren"], ["agents.py:baking", "--yes", "--live-tools"]):
+        (place / "agents.py").write_text(AGENT + "barren = team()\n")
+        shown = lockgate("replay", "run.jsonl", *again)
+        assert "> Bake!" in shown.stdout
+        assert "baked cake" in shown.stdout
+        assert shown.stdout.rstrip().endswith("Done.")
+
+
+def test_a_replay_says_where_it_parts(lockgate: Any, place: Path) -> None:
+    """As the error of the run; a record that cannot be used is told in one line."""
+    lockgate("run", "agents.py:baking", "Bake!", "--yes", "--record", "run.jsonl")
+    (place / "agents.py").write_text(AGENT + "other = team(instructions='Bake well.')\n")
+    parted = lockgate("replay", "run.jsonl", "agents.py:other", status=1)
+    assert "request 1" in parted.stderr
+    assert "+  content: Bake well." in parted.stderr
+    lost = lockgate("replay", "none.jsonl", status=2)
+    assert "cannot replay none.jsonl" in lost.stderr
+    unwritable = lockgate("run", "agents.py:talk", "Go", "--record", "none/run.jsonl", status=2)
+    assert "cannot write the record" in unwritable.stderr
+
+
+def test_the_record_of_a_run_that_failed_says_how(lockgate: Any) -> None:
+    """It is shown as it was, with its error."""
+    lockgate("run", "agents.py:broken", "Go", "--record", "run.jsonl", status=1)
+    shown = lockgate("replay", "run.jsonl", status=1)
+    assert "the wire is cut" in shown.stderr

@@ -560,6 +560,8 @@ SCENARIOS = [
     Scenario("toolset", toolset),
     Scenario("observed", observed, observed=True, capacity=2),
     Scenario("narrow", narrow, capacity=1),
+    Scenario("recorded", tools, recorded=True, capacity=4),
+    Scenario("recorded nested", nested, recorded=True, observed=True),
     Scenario("max iterations", endless, reason="max_iterations"),
     Scenario("turn hooks", turn_hooks),
     Scenario("blocked late", blocked_late, reason="hook_blocked", hinge=Point("hook before_llm_call", 2)),

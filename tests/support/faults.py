@@ -18,12 +18,14 @@ import ctypes
 import functools
 import gc
 import inspect
+import tempfile
 import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pytest
@@ -39,6 +41,7 @@ from runtime import (
     Hook,
     HookInput,
     NotPending,
+    Recording,
     RunError,
     Runtime,
     Session,
@@ -128,6 +131,7 @@ class Scenario:
     build: Callable[[Outside], Agent]
     reason: str = "normal"  # of the end, where nothing fails
     observed: bool = False
+    recorded: bool = False
     capacity: int = 128
     interactive: bool = True
     executor: bool = False
@@ -454,6 +458,7 @@ class Run:
     outside: Outside
     session: Session = field(default_factory=lambda: Session.from_user("go"))
     recorder: _Recorder = field(default_factory=_Recorder)
+    record: Path | None = None
     events: list[Event] = field(default_factory=list)
     ended: bool = False  # the consumer's loop came to its end
     ended_at: float = 0.0
@@ -480,7 +485,7 @@ class Run:
 
     def _consume(self, runtime: Runtime) -> None:
         outside = self.outside
-        stream = runtime.run_stream(self.session, interactive=self.scenario.interactive)
+        stream = runtime.run_stream(self.session, interactive=self.scenario.interactive, record=self.record)
         outside.core = stream._core
         outside.stream = weakref.ref(stream)
         outside.opened.set()
@@ -597,6 +602,8 @@ def _run(scenario: Scenario, target: Point | None, fault: Fault | None) -> Run:
     this = Run(scenario, outside)
     before = set(threading.enumerate())
     with contextlib.ExitStack() as stack:
+        if scenario.recorded:
+            this.record = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run.jsonl"
         stack.enter_context(_patched(outside))
         executor = stack.enter_context(ThreadPoolExecutor(4, "executor")) if scenario.executor else None
         runtime = Runtime(
@@ -739,6 +746,8 @@ def _check(this: Run, runtime: Runtime) -> None:
         _check_result(this, this.result_error)
     if scenario_observed(this):
         _check_observer(this, core)
+    if this.record is not None and not (outside.anywhere and fault is not None and fault.kind == "raise"):
+        _check_record(this, this.record, core)
 
 
 def scenario_observed(this: Run) -> bool:
@@ -853,6 +862,23 @@ def _check_observer(this: Run, core: StreamCore) -> None:
     got = iter(recorded)
     if not all(any(event is each for each in got) for event in this.events):
         this.wrong("law 9: the observer did not see what the consumer saw, in that order")
+
+
+def _check_record(this: Run, path: Path, core: StreamCore) -> None:
+    """Law 9, for the file: it is closed, has its end, and before that what the consumer saw, in that order."""
+    assert core.recorder is not None
+    if not _eventually(lambda: core.recorder._file.closed):  # type: ignore[union-attr]
+        this.wrong("the record is not closed")
+        return
+    recorded = list(Recording(path).events())
+    if [e for e in recorded if isinstance(e, StreamStopped)] != recorded[-1:]:
+        this.wrong(f"law 9: the record has {[event.type for event in recorded]}")
+    got = iter(recorded)
+    if not all(any(event == each for each in got) for event in this.events):
+        this.wrong("law 9: the record has not what the consumer saw, in that order")
+    for request in Recording(path).requests:
+        if request.reply is None:
+            this.wrong(f"the record has no reply to request {request.number}")
 
 
 def _check_threads(this: Run, before: set[threading.Thread]) -> None:

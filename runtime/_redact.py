@@ -1,0 +1,81 @@
+"""Takes secrets out of what is written to a record."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+REDACTED: Final = "<redacted>"
+_SHORTEST: Final = 8  # characters that the value of an environment variable has, to be looked for in every text
+
+#: How names of secrets end. Tokens in the plural are counted, not kept secret.
+_NAME: Final = (
+    r"(?:api[_-]?keys?|access[_-]?keys?|private[_-]?keys?|secrets?|passw(?:or)?ds?|passphrases?|credentials?"
+    r"|authorization|cookies?|token)"
+)
+_SECRET_NAME: Final = re.compile(rf"{_NAME}$", re.IGNORECASE)
+#: A name and its value in a text: JSON, also inside a JSON string, a header, a line of settings, a query.
+_NAMED: Final = re.compile(
+    rf"""({_NAME}\\?["']?\s*[:=]\s*)"""
+    r"""("(?:[^"\\]|\\.)*"?|'[^']*'?|\\"(?:(?!\\").)*(?:\\")?|(?:(?:bearer|basic)\s+)?[^\s"'\\,;&}\])]+)""",
+    re.IGNORECASE | re.DOTALL,
+)
+#: What is a secret by its form.
+_FORMS: Final = re.compile(
+    r"\bsk-[\w-]{16,}"
+    r"|\b(?:gh[pousr]_|github_pat_|glpat-|hf_)\w{16,}"
+    r"|\bxox[abeprs]-[\w-]{10,}"
+    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
+    r"|\bAIza[\w-]{35}"
+    r"|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]+"  # a JSON web token
+    r"|(?<=\bBearer )[\w.~+/=-]{8,}"
+    r"|(?<=\bbearer )[\w.~+/=-]{8,}"
+    r"|(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"  # user and password of an address
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
+    re.DOTALL,
+)
+
+
+class Redaction:
+    """Takes out what looks like a secret by its name, by its form, or by being the value of an environment variable
+    whose name says so. ``more`` gets what is left of every text, and returns what may be written.
+
+    Doing it twice changes nothing more.
+    """
+
+    def __init__(self, more: Callable[[str], str] | None = None) -> None:
+        self._more = more
+        values = sorted(
+            {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST},
+            key=len,
+            reverse=True,  # one may be a part of another
+        )
+        self._values = re.compile("|".join(map(re.escape, values))) if values else None
+
+    def text(self, text: str) -> str:
+        """``text`` without secrets."""
+        if self._values is not None:
+            text = self._values.sub(REDACTED, text)
+        text = _NAMED.sub(lambda match: match[1] + _in_place_of(match[2]), _FORMS.sub(REDACTED, text))
+        return text if self._more is None else self._more(text)
+
+    def plain(self, value: Any, secret: bool = False) -> Any:
+        """``value``, as JSON has it, without secrets. ``secret``: it stands under a name that says so."""
+        if isinstance(value, str):
+            return REDACTED if secret and value else self.text(value)
+        if isinstance(value, Mapping):
+            return {key: self.plain(item, bool(_SECRET_NAME.search(str(key)))) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.plain(item, secret) for item in value]
+        return value
+
+    def __repr__(self) -> str:
+        return f"<Redaction{'' if self._more is None else f' and {self._more!r}'}>"
+
+
+def _in_place_of(value: str) -> str:
+    """JSON shall stay JSON."""
+    quote = next((each for each in ('\\"', '"', "'") if value.startswith(each)), "")
+    return f"{quote}{REDACTED}{quote}" if len(value) > 2 * len(quote) else value

@@ -1,0 +1,171 @@
+"""`ReplayModel`: answers what the model of a recorded run answered."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import threading
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from channels import CancelToken
+
+from .._errors import ModelError
+from .._redact import Redaction
+from ..model import Delta, ToolDefinition
+from ..recording import CUT_OFF, Recording, Request, same, shown, shown_tool
+from ..session import Message
+
+_DELTAS: Final = {kind.__name__: kind for kind in typing.get_args(Delta)}
+_CONTEXT: Final = 2  # lines of a difference that are the same
+
+
+class ReplayDiverged(Exception):
+    """What the model is asked is not what it was asked in the record; the text says which request, and how it differs.
+
+    ``request`` is the number of the request in the record, None where the record has no more of them.
+    """
+
+    def __init__(self, message: str, request: int | None) -> None:
+        super().__init__(message)
+        self.request = request
+
+
+class Recorded(Exception):
+    """The model failed in the record, or the record ends there."""
+
+
+class ReplayModel:
+    """Answers as in a recorded run, without a model; the same pieces, in the same order.
+
+    It may be the model of several agents at once: the answer is that of the next request of a recorded stream which is
+    the same, so that streams that ran side by side are told apart by what they say. A request that differs ends the
+    run with `ReplayDiverged`; with ``strict=False`` it gets the answer of the request that is most like it, and
+    `differences` says what differed. Use it for one run. Thread-safe.
+    """
+
+    def __init__(self, recording: Recording | str | os.PathLike[str], *, strict: bool = True) -> None:
+        self.recording = recording if isinstance(recording, Recording) else Recording(recording)
+        self.strict = strict
+        #: What differed so far, with ``strict=False``.
+        self.differences: list[str] = []
+        self._left = list(self.recording.requests)
+        if not self._left:
+            raise ValueError(f"{self.recording.path} has no model call to answer from")
+        self.id = self._left[0].model
+        self._lock = threading.Lock()
+
+    @property
+    def left(self) -> int:
+        """How many of the recorded requests have not come yet."""
+        return len(self._left)
+
+    def stream(
+        self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
+    ) -> Iterator[Delta]:
+        """What was answered. Raises `ReplayDiverged`, and what the model raised: a `ModelError`, or `Recorded`."""
+        reply = self._find(messages, tools)
+        for each in reply["deltas"]:
+            if cancel.cancelled:
+                return
+            said = dict(each)
+            yield _DELTAS[said.pop("delta")](**said)
+        if reply.get("code"):
+            error = reply["error"]
+            raise ModelError(reply["code"], error, retryable=reply["retryable"], retry_after=reply["retry_after"])
+        if "error" in reply:
+            raise Recorded(f"so it was in the record: {reply['error']}")
+
+    def _find(self, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> Mapping[str, Any]:
+        redaction = self.recording.redaction
+        asked = _Comparable(_as_json(map(shown, messages), redaction), _as_json(map(shown_tool, tools), redaction))
+        with self._lock:
+            streams: dict[str, Request] = {}
+            for request in self._left:
+                streams.setdefault(request.session_id, request)
+            if not streams:
+                raise ReplayDiverged("the record has no request after its last, and the run goes on", None)
+            recorded = {id: _Comparable(next.messages, next.tools) for id, next in streams.items()}
+            found = max(recorded, key=lambda id: asked.likeness(recorded[id]))
+            request = streams[found]
+            difference = asked.difference(recorded[found])
+            if difference:
+                which = f"request {request.number}, of agent {request.agent_name!r}"
+                text = f"{which}, is not that of the record:\n{difference}"
+                if self.strict:
+                    raise ReplayDiverged(text, request.number)
+                self.differences.append(text)
+            self._left.remove(request)
+        return request.reply or {"deltas": [], "error": CUT_OFF}
+
+    def __repr__(self) -> str:
+        return f"<ReplayModel of {str(self.recording.path)!r}, {self.left} requests left>"
+
+
+class _Comparable:
+    """A request, without what differs each time: the ids of calls are numbers, arguments are JSON."""
+
+    def __init__(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> None:
+        ids: dict[str, str] = {}
+
+        def number(id: str) -> str:
+            return ids.setdefault(id, f"call {len(ids) + 1}")
+
+        self.messages = []
+        for message in messages:
+            message = dict(message)
+            if "tool_calls" in message:
+                message["tool_calls"] = [
+                    {**each, "id": number(each["id"]), "arguments": _parsed(each["arguments"])}
+                    for each in message["tool_calls"]
+                ]
+            if "tool_call_id" in message:
+                message["tool_call_id"] = number(message["tool_call_id"])
+            self.messages.append(message)
+        self.tools = sorted(tools, key=lambda tool: str(tool["name"]))
+
+    def likeness(self, other: _Comparable) -> tuple[bool, int, bool]:
+        """The most like is the highest."""
+        alike = same(self.messages, other.messages)
+        return self.messages == other.messages, alike, self.tools == other.tools
+
+    def difference(self, recorded: _Comparable) -> str:
+        """How this differs from what was recorded, for people; empty where it does not."""
+        lines = []
+        if self.messages != recorded.messages:
+            lines += _difference("messages", recorded.messages, self.messages)
+        if self.tools != recorded.tools:
+            lines += _difference("tools", recorded.tools, self.tools)
+        return "\n".join(lines)
+
+
+def _difference(what: str, recorded: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
+    before, after = _lines(recorded), _lines(now)
+    return [*difflib.unified_diff(before, after, f"{what} in the record", f"{what} now", n=_CONTEXT, lineterm="")]
+
+
+def _lines(said: list[dict[str, Any]]) -> list[str]:
+    """One line for each line of a text and each thing that is said of it."""
+    lines = []
+    for each in said:
+        lines.append(f"[{each.get('role') or each.get('name')}]")
+        for key, value in each.items():
+            if key in ("role", "name"):
+                continue
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+            lines += [f"  {key}: {line}" for line in text.splitlines() or [""]]
+    return lines
+
+
+def _as_json(said: Iterable[dict[str, Any]], redaction: Redaction) -> list[dict[str, Any]]:
+    """As the record would have it."""
+    return [json.loads(json.dumps(redaction.plain(each), default=repr)) for each in said]
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        return json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return arguments

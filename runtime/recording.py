@@ -1,0 +1,152 @@
+"""A recorded run: a file of JSON lines, which `Runtime.run_stream` writes and `ReplayModel` answers from.
+
+The first line says what was recorded and has the session as it was before; then come the events, in their wire form,
+and what went to and from the models: ``model_request`` and ``model_reply``, which share a ``request`` number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from . import events
+from ._limits import canonical
+from ._redact import Redaction
+from .model import ToolDefinition
+from .permissions import Permissions
+from .session import Message, Session
+from .tool import Tool, ToolResult
+
+VERSION: Final = 1
+HEADER: Final = "record"
+REQUEST: Final = "model_request"
+REPLY: Final = "model_reply"
+CUT_OFF: Final = "cut off"  # the error of a reply whose stream was cancelled meanwhile
+_NOT_SHOWN: Final = frozenset(("created_at", "agent_name", "model", "usage", "finish_reason"))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One model call of a record. ``messages`` and ``tools`` are what `shown` and `Recording` make of them."""
+
+    number: int
+    agent_name: str
+    session_id: str
+    model: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    reply: Mapping[str, Any] | None  # None: the record ends before the model had answered
+
+
+class Recording:
+    """The file of a recorded run: to be written (``run_stream(session, record=...)``), and to be read afterwards.
+
+    What looks like a secret is not written: see docs/replay.md. ``redact`` takes out more: it is called, on a helper
+    thread, with every text that is to be written, and returns the text to write in its place; it must not change what
+    it has changed before. Reading raises `ValueError` for a file that is none, and `OSError`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, redact: Callable[[str], str] | None = None) -> None:
+        self.path = Path(path)
+        self.redaction = Redaction(redact)
+
+    @cached_property
+    def _lines(self) -> list[dict[str, Any]]:
+        lines = []
+        with self.path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    lines.append(json.loads(line))
+                except ValueError as error:
+                    if not line.endswith("\n"):
+                        break  # the process that wrote it died there
+                    raise ValueError(f"{self.path}, line {number}: not JSON: {error}") from None
+        if not lines or not isinstance(lines[0], dict) or lines[0].get("type") != HEADER:
+            raise ValueError(f"{self.path} is not a recorded run: its first line is not of type {HEADER!r}")
+        if lines[0]["version"] != VERSION:
+            raise ValueError(f"{self.path} was recorded in version {lines[0]['version']} of the format, not {VERSION}")
+        return lines
+
+    @property
+    def agent_name(self) -> str:
+        """The agent of the run."""
+        return str(self._lines[0]["agent_name"])
+
+    def session(self, *, permissions: Permissions | None = None) -> Session:
+        """A new session, as the recorded one was before the run."""
+        session = self._lines[0]["session"]
+        messages = [Message.from_dict(each) for each in session["messages"]]
+        return Session(messages, title=session["title"], permissions=permissions)
+
+    def events(self) -> Iterator[events.Event]:
+        """The events of the run, nested streams' too. The last is `StreamStopped`, unless the process died."""
+        for line in self._lines:
+            if line["type"] not in (HEADER, REQUEST, REPLY):
+                yield events.Event.from_dict(line)
+
+    @cached_property
+    def requests(self) -> list[Request]:
+        """The model calls of the run, in the order in which they began."""
+        replies = {line["request"]: line for line in self._lines if line["type"] == REPLY}
+        requests = []
+        before: dict[str, list[dict[str, Any]]] = {}
+        for line in self._lines:
+            if line["type"] == REQUEST:
+                session = line["session_id"]
+                messages = before[session] = before.get(session, [])[: line["same"]] + line["messages"]
+                number = line["request"]
+                requests.append(
+                    Request(
+                        number, line["agent_name"], session, line["model"], messages, line["tools"], replies.get(number)
+                    )
+                )
+        return requests
+
+    def tools(self) -> list[Tool]:
+        """Tools that do nothing but give the recorded results: the same to the same arguments, in their order.
+
+        A call that the record does not have is answered with an error.
+        """
+        results: dict[tuple[str, str], deque[ToolResult]] = {}
+        for event in self.events():
+            if isinstance(event, events.ToolCallResponse):
+                key = event.tool_call.name, canonical(event.tool_call.arguments)
+                results.setdefault(key, deque()).append(ToolResult(event.response, event.is_error))
+
+        def tool(name: str, description: str, parameters: Mapping[str, Any]) -> Tool:
+            def recorded(**arguments: Any) -> ToolResult:
+                key = name, canonical(json.dumps(self.redaction.plain(arguments)))
+                try:
+                    return results[key].popleft()
+                except LookupError:
+                    raise LookupError(f"the record has no (other) call of {name} with these arguments") from None
+
+            return Tool(name, recorded, description=description, parameters=parameters, read_only=True)
+
+        known = {each["name"]: each for request in self.requests for each in request.tools}
+        return [tool(each["name"], each["description"], each["parameters"]) for each in known.values()]
+
+    def __repr__(self) -> str:
+        return f"<Recording {str(self.path)!r}>"
+
+
+def shown(message: Message) -> dict[str, Any]:
+    """What a model sees of a message, as JSON has it."""
+    return {key: value for key, value in message.to_dict().items() if key not in _NOT_SHOWN}
+
+
+def shown_tool(tool: ToolDefinition) -> dict[str, Any]:
+    """What a model sees of a tool, as JSON has it."""
+    return {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+
+
+def same(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> int:
+    """How many messages at the beginning of both are the same."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False)))
