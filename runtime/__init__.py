@@ -9,7 +9,7 @@ Events are in `runtime.events`, models in `runtime.models`, MCP servers in `runt
 from typing import Any
 
 from ._consumer import ConsumerCall
-from ._errors import InvalidAnswer, MissingExtra, ModelError, NotPending, RunError, SessionBusy, StreamStuck
+from ._errors import InvalidAnswer, MissingExtra, ModelError, NotPending, NotRunning, RunError, SessionBusy, StreamStuck
 from ._hooks import Hook, HookInput, HookResult
 from ._observe import Observer
 from ._scope import EventSink, stream_scope
@@ -59,6 +59,7 @@ __all__ = [
     "ModelError",
     "NativeDelta",
     "NotPending",
+    "NotRunning",
     "Observer",
     "Permissions",
     "Price",

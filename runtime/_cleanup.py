@@ -25,11 +25,12 @@ class Cleanup:
 
     def __init__(self, core: StreamCore) -> None:
         self._core = core
+        self._at_start = core.hooks  # of the agent that had the ``session_start`` hooks: it has those of the end, too
         self._stages: list[_Stage] = []
 
     def fire(self, point: str, **fields: Any) -> None:
         """Run the hooks at ``point``, after those that are left from before; if not now, then in `finish`."""
-        hooks = self._core.hooks.at(point)
+        hooks = (self._at_start if point == "session_end" else self._core.hooks).at(point)
         if hooks:
             self._stages.append(_Stage(hooks, self._core.hook_input(point, **fields)))
         self.resume()

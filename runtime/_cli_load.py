@@ -85,7 +85,18 @@ def _with_model(team: Team, file: str) -> Team:
         model = LocalModel(file)
     except (MissingExtra, ModelUnavailable) as error:
         raise CannotLoad(_one_line(error)) from error
-    return dataclasses.replace(team, agents=tuple(dataclasses.replace(each, model=model) for each in team.agents))
+    done: dict[int, Agent] = {}
+
+    def on_model(agent: Agent | str) -> Agent | str:
+        """The agent, and those it names, with the other model; each is made once, as others name it too."""
+        if isinstance(agent, str):
+            return agent
+        if id(agent) not in done:
+            others = {name: [on_model(each) for each in getattr(agent, name)] for name in ("sub_agents", "handoffs")}
+            done[id(agent)] = dataclasses.replace(agent, model=model, **others)  # type: ignore[arg-type]
+        return done[id(agent)]
+
+    return dataclasses.replace(team, agents=[on_model(each) for each in team.agents])  # type: ignore[misc]
 
 
 def replayed(team: Team, recording: Recording, *, live_tools: bool) -> Team:

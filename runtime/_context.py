@@ -53,6 +53,15 @@ class Progress:
     credits: Channel[None]
 
 
+@dataclass(frozen=True, slots=True)
+class Fire:
+    """A nested stream has come to a point where this one has hooks; ``done`` closes when they have run."""
+
+    point: str
+    fields: Mapping[str, Any]
+    done: Channel[None]
+
+
 class Context:
     """`ToolContext`, for one call. ``inbox`` is where the worker listens, until the call's turn is over."""
 
@@ -74,14 +83,21 @@ class Context:
             self._inbox.try_send(Progress(self.call_id, output, progress, total, self._progress_credits))
 
     def run_agent(self, agent: Agent, task: str | Session) -> RunResult:
-        from ._nested import run_nested  # it opens streams, whose workers dispatch
+        from ._nested import follow, open_nested  # they open streams, whose workers dispatch
 
         session = Session.from_user(task) if isinstance(task, str) else task
-        return run_nested(self._core, agent, session, self._forward, self.cancel)
+        stream = open_nested(self._core, agent, session, interactive=self._core.interactive, within=self.cancel)
+        return follow(self._core, stream, self._forward, self._fire)
 
     def _forward(self, event: events.Event) -> None:
         self._credits.send(None, cancel=self.cancel)
         self._post(Forwarded(event, self._credits))
+
+    def _fire(self, point: str, **fields: Any) -> None:
+        done: Channel[None] = Channel(name=f"{point} hooks done")
+        self._post(Fire(point, fields, done))
+        with contextlib.suppress(ChannelClosed):
+            done.recv(cancel=self.cancel)
 
     def elicit(
         self,
@@ -137,7 +153,7 @@ class Context:
             dropped.cancel()
             raise
 
-    def _post(self, message: Asked | Forwarded) -> None:
+    def _post(self, message: Asked | Forwarded | Fire) -> None:
         try:
             self._inbox.try_send(message)
         except ChannelClosed:

@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 from channels import Cancelled, CancelToken, Channel
 
 from ._asks import Asks, Confirmations
+from ._background import BackgroundTask
 from ._calls import Calls, Outcome
 from ._errors import ModelError
 from ._helpers import HelperPool
 from ._hooks import GUARDS, NOTHING, Hook, HookFailed, HookInput, HookResult, Hooks
 from ._limits import Spending
+from ._mailbox import Mailbox
 from ._results import ResultFiles
+from ._roster import Roster
 from ._scope import stream_scope
 from .agent import Agent
 from .bridge import ElicitationBridge, Events
@@ -103,6 +106,7 @@ class Shared:
         permissions: tuple[Permissions, ...],
         result_limit: int | None,
         result_files: ResultFiles,
+        roster: Roster,
     ) -> None:
         self.bridge: Final = ElicitationBridge()
         self.asks: Final = Asks()
@@ -118,11 +122,12 @@ class Shared:
         self.result_limit = result_limit
         self.result_files = result_files
         self.permissions = permissions  # of the runtime and of the team
+        self.roster = roster  # of the team
         self.cores: Final[set[StreamCore]] = set()  # the live streams
 
 
 class StreamCore:
-    """One stream: its channel, its token, its session, its calls."""
+    """One stream: its channel, its token, its session, its calls, the agent that acts in it."""
 
     def __init__(
         self,
@@ -141,14 +146,16 @@ class StreamCore:
     ) -> None:
         self.number = next(_numbers)
         self.shared = shared
-        self.agent = agent
+        self.roster = shared.roster.of(agent)
+        #: Who acts: ``agent``, or whom the conversation was handed to. Its worker changes it, between turns.
+        self.agent = self.roster.find(session.agent_name) or agent
         self.session = session
         self.log = log
         self.interactive = interactive
         self.context = context
-        self.hooks = Hooks(agent.hooks)
-        self.tags: Tags = {"agent_name": agent.name, "session_id": session.id}
-        self.spending: Spending = Spending((agent.budget, budget), None if parent is None else parent.spending)
+        self.hooks = Hooks(self.agent.hooks)
+        self.tags: Tags = {"agent_name": self.agent.name, "session_id": session.id}
+        self.spending: Spending = Spending((self.agent.budget, budget), None if parent is None else parent.spending)
         #: Cancelled when nobody will read the events any more; the two below are cancelled with it.
         self.gone = gone
         #: Cancelled when the consumer wants the stream to end. One token does for all, where no forwarder has to know.
@@ -157,7 +164,9 @@ class StreamCore:
         self.token = gone
         if observed or self.spending.seconds is not None:
             self.token = CancelToken(self.stopping, timeout=self.spending.seconds)
-        self._parent = parent
+        self.parent = parent
+        self.mailbox: Final = Mailbox(session)
+        self.background: dict[str, BackgroundTask] = {}  # by id
         self.recorder = recorder
         self.recorded: bool = recorder is not None if parent is None else parent.recorded
         self.events: Events = Channel(shared.event_capacity, name=f"events {self.number}")
@@ -181,13 +190,18 @@ class StreamCore:
     @property
     def root(self) -> StreamCore:
         """The stream whose consumer answers: this one, or the outermost it is nested in."""
-        return self if self._parent is None else self._parent.root
+        return self if self.parent is None else self.parent.root
+
+    @property
+    def line(self) -> list[StreamCore]:
+        """The streams that this one is nested in, the outermost first, and itself."""
+        return [self] if self.parent is None else [*self.parent.line, self]
 
     @property
     def permissions(self) -> list[Permissions]:
         """What holds for tool calls, the level that counts most first: sessions from the inside out, runtime, team."""
         own = self.session.permissions
-        return [own, *(self.shared.permissions if self._parent is None else self._parent.permissions)]
+        return [own, *(self.shared.permissions if self.parent is None else self.parent.permissions)]
 
     # -- used by the worker --------------------------------------------------------------------------------------------
 
@@ -198,6 +212,12 @@ class StreamCore:
     def record(self, message: Message) -> None:
         """Add a message to the session."""
         self.log.append(message)
+
+    def act(self, agent: Agent) -> None:
+        """Let ``agent`` act from now on."""
+        self.agent = agent
+        self.hooks = Hooks(agent.hooks)
+        self.tags["agent_name"] = agent.name
 
     def hook_input(self, point: str, **fields: Any) -> HookInput:
         """What a hook at ``point`` is told."""

@@ -21,12 +21,14 @@ from . import events
 from ._asks import Ask
 from ._calls import INBOX, Call, Finished
 from ._consumer import ConsumerCall, consumer_call
-from ._context import Asked, Context, Forwarded, Progress, posting
+from ._context import Asked, Context, Fire, Forwarded, Progress, posting
 from ._core import StreamCore, describe
+from ._delegation import HandOff
 from ._firing import Firings
 from ._hooks import NOTHING, HookResult
 from ._results import cut, run_tool, run_tool_async
 from ._schema import problems
+from .agent import Agent
 from .permissions import Decision, Rule, decide
 from .session import Message, ToolCall
 from .tool import Answer, BadArguments, Tool, ToolResult
@@ -82,9 +84,16 @@ class _Running:
         return {**self.tool.defaults, **self.arguments}
 
 
-def dispatch(core: StreamCore, calls: Sequence[ToolCall], tools: Mapping[str, Tool]) -> list[str]:
-    """Make the calls and record their results; what hooks want the model to know next. What a tool raises is a result
-    too, which the model can read.
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The calls of a turn were made: what hooks want the model to know next, and whom the conversation is handed to."""
+
+    contexts: list[str]
+    successor: Agent | None
+
+
+def dispatch(core: StreamCore, calls: Sequence[ToolCall], tools: Mapping[str, Tool]) -> Made:
+    """Make the calls and record their results. What a tool raises is a result too, which the model can read.
 
     Raises `Cancelled` when the stream is cancelled first, `StopRun` where a hook ends it; the results that were there
     by then are recorded.
@@ -95,7 +104,7 @@ def dispatch(core: StreamCore, calls: Sequence[ToolCall], tools: Mapping[str, To
     finally:
         turn.close()
     core.stop_if_blocked("post_tool_use", turn.blocked)
-    return turn.contexts
+    return Made(turn.contexts, turn.successor)
 
 
 class _Turn:
@@ -112,6 +121,7 @@ class _Turn:
         self.hooks = Firings(core, self.inbox)
         self.blocked = NOTHING  # or what a hook said that ends the run after these calls
         self.contexts: list[str] = []
+        self.successor: Agent | None = None
 
     def run(self) -> None:
         while self.waiting or self.running or self.hooks:
@@ -145,11 +155,15 @@ class _Turn:
                 message.settled(Answer("cancel", note=_OVER))
             elif isinstance(message, _Decided):
                 self._remember(message)  # the user has said so, even if it is too late for the call
+            elif isinstance(message, Fire):
+                message.done.close()
         for call in self.calls:
             if call.id in self.results:
                 result = self.results[call.id]
                 message = Message("tool", result.content, tool_call_id=call.id, is_error=result.is_error)
                 self.core.record(replace(message, images=result.images) if result.images else message)
+                if isinstance(result, HandOff) and result.agent is not None:
+                    self.core.log.hand_over(result.agent.name)  # whatever ends the stream now: the session says so
 
     # -- the way of a call ---------------------------------------------------------------------------------------------
 
@@ -344,8 +358,18 @@ class _Turn:
             message.running.resume()
         elif isinstance(message, Progress):
             self._progress(message)
+        elif isinstance(message, Fire):
+            self._run_hooks(message)
         else:
             self._asked(message)
+
+    def _run_hooks(self, message: Fire) -> None:
+        """For a nested stream, whose tool call waits for them."""
+
+        def then(result: HookResult) -> None:
+            message.done.close()
+
+        self.hooks.start(message.point, then, **message.fields)
 
     def _finished(self, message: Finished) -> None:
         running = next((each for each in self.running.values() if each.task is message.call), None)
@@ -354,6 +378,11 @@ class _Turn:
         result = _result(message, running)
         if self.core.token.cancelled:
             raise Cancelled(self.core.token.cause)  # what it says now it may say because of that
+        if isinstance(result, HandOff):
+            if self.successor is not None:
+                result = ToolResult(f"the conversation is handed to {self.successor.name} already", is_error=True)
+            else:
+                self.successor = result.agent
         self._ran(running, result)
 
     def _expire(self) -> None:

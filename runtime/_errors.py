@@ -40,6 +40,10 @@ class SessionBusy(Exception):
     """The session already has a live stream; one at a time."""
 
 
+class NotRunning(LookupError):
+    """No stream runs on the session that could be told anything, or it has come to its end: it was not told."""
+
+
 class StreamStuck(Exception):
     """Something that belongs to the stream did not end within the grace time.
 

@@ -47,7 +47,7 @@ class Firings:
 
     def start(self, point: str, then: Then, **fields: Any) -> None:
         """Run the hooks at ``point``, then call ``then`` with what they come to: at once, where there are none."""
-        if self._core.hooks.at(point, fields["tool_name"]):
+        if self._core.hooks.at(point, fields.get("tool_name", "")):
             self._step(self._core.firing(point, **fields), then, None)
         else:
             then(NOTHING)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 HOOK_POINTS: Final[Mapping[str, tuple[str, ...]]] = {
     "session_start": ("block", "context"),
     "user_prompt_submit": ("block", "context"),
+    "user_steering_messages_submit": ("block", "context"),
+    "user_followup_submit": ("block", "context"),
     "turn_start": ("context",),
     "before_llm_call": ("block",),
     "after_llm_call": (),
@@ -31,6 +33,8 @@ HOOK_POINTS: Final[Mapping[str, tuple[str, ...]]] = {
     "pre_tool_use": ("block", "updated_input"),
     "tool_response_transform": ("updated_response",),
     "post_tool_use": ("block", "context"),
+    "subagent_stop": (),
+    "on_agent_switch": (),
     "on_user_input": (),
     "stop": ("block",),
     "turn_end": (),
@@ -57,11 +61,12 @@ class HookInput:
     session_id: str
     agent_name: str
     cwd: str = field(default_factory=lambda: _working_directory())
-    prompt: str = ""  # user_prompt_submit
-    reason: str = ""  # turn_end, session_end, on_error, notification, on_user_input, on_max_iterations, the decision
+    prompt: str = ""  # user_prompt_submit, user_steering_messages_submit, user_followup_submit
+    reason: str = ""  # turn_end, session_end, on_error, notification, on_user_input, on_max_iterations, the decision,
+    #                   subagent_stop
     iteration: int = 0  # turn_start, turn_end, before_llm_call, after_llm_call: 1 for the first turn of a stream
     model: str = ""  # before_llm_call, after_llm_call
-    response: str = ""  # after_llm_call, stop: what the model said
+    response: str = ""  # after_llm_call, stop: what the model said; subagent_stop: what the agent said last
     usage: Usage | None = None  # after_llm_call
     stop_hook_active: bool = False  # stop: such a hook has made the agent go on before
     tool_name: str = ""  # the points of tools
@@ -70,6 +75,10 @@ class HookInput:
     tool_response: str = ""  # tool_response_transform, post_tool_use
     is_error: bool = False
     decision: str = ""  # on_tool_approval_decision: allow or deny
+    sub_agent: str = ""  # subagent_stop
+    sub_session_id: str = ""
+    from_agent: str = ""  # on_agent_switch
+    to_agent: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """What a command is told, ready for `json.dumps`."""

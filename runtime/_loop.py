@@ -7,13 +7,15 @@ from typing import Final
 
 from channels import Cancelled
 
-from . import events
+from . import _delegation, events
 from ._cleanup import Cleanup
 from ._core import StopRun, StreamCore, describe
 from ._dispatch import dispatch
 from ._ends import ask_for_more, check_budget, loop_detected, over_budget
 from ._limits import Repeats
+from ._mailbox import Said
 from ._turn import take_turn
+from .agent import Agent
 from .session import Message
 from .tool import Tool
 
@@ -24,6 +26,8 @@ def run(core: StreamCore, cleanup: Cleanup) -> None:
     """Run the agent on its session until it has nothing more to do. Raises `StopRun` and `Cancelled`."""
     try:
         core.emit(events.StreamStarted(**core.tags))
+        if len(core.roster.names) > 1 and core.parent is None:
+            core.emit(events.TeamInfo(core.roster.names, **core.tags))
         core.emit(events.AgentInfo(core.agent.model.id, core.agent.description, **core.tags))
         run = _Run(core, cleanup, _begin(core))
         limit = core.agent.max_iterations
@@ -54,17 +58,19 @@ class _Run:
         self._next: list[str] = []  # and for one turn
         self._repeats = Repeats(core.agent.max_repeated_calls)
         self._stops_blocked = 0
+        self._successor: Agent | None = None  # whom the conversation was handed to
 
     def turn(self) -> bool:
         """Ask the model, make the calls that it wants; whether there is more to do. However it ends, the ``turn_end``
         hooks run.
         """
         core = self._core
+        self._between()
         self.iteration += 1
         reason = "error"
         try:
             started = core.fire("turn_start", iteration=self.iteration)
-            goes_on = self._turn([*self._context, *self._next, started.context])
+            goes_on = self._turn([*self._next, started.context])
             reason = "continue" if goes_on else "normal"
             return goes_on
         except StopRun as stop:
@@ -78,25 +84,58 @@ class _Run:
             if core.stopping.cancelled:  # meanwhile: the hooks outlive that
                 raise Cancelled(core.stopping.cause)
 
+    def _between(self) -> None:
+        """Before a turn: stand still where that is wanted, let another agent act where this one has said so."""
+        core = self._core
+        if core.mailbox.paused:
+            core.emit(events.Paused(**core.tags))
+            core.mailbox.wait(core.token)
+        successor, self._successor = self._successor, None
+        if successor is not None:
+            before, after = core.agent.name, successor.name
+            core.emit(events.AgentSwitching(before, after, **core.tags))
+            core.fire("on_agent_switch", from_agent=before, to_agent=after)
+            core.act(successor)
+            self._repeats = Repeats(successor.max_repeated_calls)
+            core.emit(events.AgentInfo(successor.model.id, successor.description, **core.tags))
+            core.emit(events.ToolsetInfo(tuple(_tools(core)), **core.tags))
+            check_budget(core)
+
     def _turn(self, context: list[str]) -> bool:
         core = self._core
         self._next = []
+        self._hear(core.mailbox.steering())
         model = core.agent.model.id
         tools = _tools(core)
         blocked = core.fire("before_llm_call", model=model, iteration=self.iteration)
         core.stop_if_blocked("before_llm_call", blocked)
-        reply = take_turn(core, _conversation(core, context), [tool.definition for tool in tools.values()])
+        conversation = _conversation(core, [*self._context, *context])
+        reply = take_turn(core, conversation, [tool.definition for tool in tools.values()])
         core.fire("after_llm_call", model=model, iteration=self.iteration, response=reply.content, usage=reply.usage)
         if reply.tool_calls:
             check_budget(core)  # calls may have effects, and nobody would see their results
-            self._next = dispatch(core, reply.tool_calls, tools)
+            made = dispatch(core, reply.tool_calls, tools)
+            self._next, self._successor = made.contexts, made.successor
             repeated = self._repeats.look(reply.tool_calls, core.session.messages[-len(reply.tool_calls) :], tools)
             if repeated:
                 raise loop_detected(core, repeated)
-        elif not self._stop_is_blocked(reply):
+        elif not (self._stop_is_blocked(reply) or self._hear(core.mailbox.next())):
             return False
         check_budget(core)
         return True
+
+    def _hear(self, messages: Sequence[Said]) -> bool:
+        """Record what the user has said meanwhile, and show it to the hooks; whether there was something."""
+        core = self._core
+        for said in messages:
+            core.record(Message("user", said.text))
+        for said in messages:
+            core.emit(events.UserMessage(said.text, **core.tags))
+            submitted = core.fire(said.point, prompt=said.text)
+            core.stop_if_blocked(said.point, submitted)
+            if submitted.context:
+                self._context.append(submitted.context)
+        return bool(messages)
 
     def _stop_is_blocked(self, reply: Message) -> bool:
         """Whether a ``stop`` hook wants the agent to go on: its reason is then the next that the agent is told."""
@@ -153,6 +192,10 @@ def _tools(core: StreamCore) -> dict[str, Tool]:
             if tool.name in tools:
                 raise StopRun("error", "tool_failed", f"toolset {name}: there is another tool named {tool.name!r}")
             tools[tool.name] = tool
+    for tool in _delegation.tools(core):
+        if tool.name in tools:
+            raise StopRun("error", "tool_failed", f"there is another tool named {tool.name!r}, which agents come with")
+        tools[tool.name] = tool
     return tools
 
 

@@ -7,6 +7,7 @@ that consumer. Its own first and last events stay here; `SubSessionCompleted` te
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from channels import CancelToken
 
@@ -15,34 +16,50 @@ from ._core import StreamCore
 from ._open import open_stream
 from .agent import Agent
 from .session import Session
-from .stream import RunResult
+from .stream import EventStream, RunResult
+
+MAX_DEPTH: Final = 10  # streams inside each other: all but the innermost hold two threads, and only wait
+
+Forward = Callable[[events.Event], None]
+Fire = Callable[..., object]
 
 
-def run_nested(
-    parent: StreamCore,
-    agent: Agent,
-    session: Session,
-    forward: Callable[[events.Event], None],
-    within: CancelToken,
-) -> RunResult:
-    """Run ``agent`` on ``session`` to its end, passing its events to ``forward``; what it came to.
-
-    It is cancelled when ``within``, the token of the call, is. Raises `RunError` when it ends other than normally,
-    `SessionBusy`, and what ``forward`` raises, which ends it too.
-    """
-    stream = open_stream(
-        parent.shared,
-        agent,
-        session,
-        interactive=parent.interactive,
-        context=parent.context,
-        parent=parent,
-        within=within,
+def open_nested(
+    parent: StreamCore, agent: Agent, session: Session, *, interactive: bool, within: CancelToken
+) -> EventStream:
+    """A stream of ``agent`` on ``session``, which is cancelled when ``within`` is. Raises `SessionBusy`."""
+    if len(parent.line) > MAX_DEPTH:
+        names = " > ".join(core.agent.name for core in parent.line)
+        raise RuntimeError(f"agents run agents {MAX_DEPTH} deep, and no deeper: {names}")
+    return open_stream(
+        parent.shared, agent, session, interactive=interactive, context=parent.context, parent=parent, within=within
     )
-    with parent.calls.nested(f"agent {agent.name}", stream._core.calls), stream:
+
+
+def follow(parent: StreamCore, stream: EventStream, forward: Forward, fire: Fire) -> RunResult:
+    """Read a nested stream to its end, passing its events to ``forward``; what it came to.
+
+    The hooks that the parent has for its end are run by ``fire``. Raises `RunError` when it ends other than normally,
+    and what ``forward`` and ``fire`` raise, which ends it too.
+    """
+    session = stream.session
+    with parent.calls.nested(f"agent {stream._core.agent.name}", stream._core.calls), stream:
         for event in stream._core.out:  # not the stream itself: it would run here what belongs to the root's consumer
             if isinstance(event, events.StreamStopped):
                 forward(events.SubSessionCompleted(session.id, event.reason, **parent.tags))
+                if parent.hooks.at("subagent_stop"):
+                    fire(
+                        "subagent_stop",
+                        sub_agent=event.agent_name,
+                        sub_session_id=session.id,
+                        reason=event.reason,
+                        response=last_words(session),
+                    )
             elif not isinstance(event, events.StreamStarted):
                 forward(event)
         return stream.result()
+
+
+def last_words(session: Session) -> str:
+    """What the agent said last."""
+    return next((message.content for message in reversed(session.messages) if message.role == "assistant"), "")

@@ -12,7 +12,7 @@ from typing import Final
 
 from channels import Cancelled
 
-from . import _loop, events
+from . import _background, _loop, events
 from ._calls import Call
 from ._cleanup import Cleanup
 from ._core import StopRun, StreamCore, describe, insist
@@ -41,6 +41,7 @@ def work(core: StreamCore) -> None:
                 _logger.exception("%r failed", core)
                 _report(core)
             finally:
+                _background.stop_all(core)
                 core.calls.abandon(keep=cleanup.calls)
                 core.shared.asks.withdraw(core, "the stream has ended")
                 core.shared.confirmations.withdraw(core, "the stream has ended")
@@ -55,7 +56,9 @@ def work(core: StreamCore) -> None:
 
 
 def _run(core: StreamCore, cleanup: Cleanup) -> None:
-    """Run the loop, and leave the session in order: every call with a result, and a word on why it ended early."""
+    """Run the loop, and leave the session in order: every call with a result, a word on why it ended early, and what
+    the user said too late, for the next stream.
+    """
     with core.log as log:
         try:
             _loop.run(core, cleanup)
@@ -66,6 +69,8 @@ def _run(core: StreamCore, cleanup: Cleanup) -> None:
             raise
         finally:
             insist(log.settle, _INTERRUPTED)
+            for said in core.mailbox.close():
+                log.append(Message("user", said.text))
 
 
 def finish(core: StreamCore, keep: Collection[Call] = ()) -> None:
@@ -74,6 +79,7 @@ def finish(core: StreamCore, keep: Collection[Call] = ()) -> None:
     Doing it twice is harmless.
     """
     try:
+        core.mailbox.close()
         core.log.release()
     finally:
         try:

@@ -20,6 +20,10 @@ class Agent:
     ``hooks`` maps a hook point to callables, shell commands and `Hook` objects. ``max_iterations`` is how many turns
     one stream may take before it asks for more, ``budget`` what it may use. A stream whose turns make the same tool
     calls ``max_repeated_calls`` times in a row, with the same results, is ended (None: it is not).
+
+    ``sub_agents`` are those that it may give a task to, in a conversation of their own, and ``handoffs`` those that it
+    may hand this conversation to: agents, or names of agents of the team, so that two may name each other. With
+    ``background_agents`` it may also run its sub-agents in the background.
     """
 
     name: str
@@ -32,10 +36,19 @@ class Agent:
     max_iterations: int = 50
     max_repeated_calls: int | None = 5
     budget: Budget | None = None
+    sub_agents: Sequence[Agent | str] = ()
+    handoffs: Sequence[Agent | str] = ()
+    background_agents: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("an agent needs a name")
+        for field_name in ("sub_agents", "handoffs"):
+            if isinstance(getattr(self, field_name), (str, Agent)):
+                raise TypeError(f"{field_name} is a list of agents, not {getattr(self, field_name)!r}")
+            object.__setattr__(self, field_name, tuple(getattr(self, field_name)))
+        if self.background_agents and not self.sub_agents:
+            raise ValueError(f"agent {self.name!r} has no sub_agents to run in the background")
         if self.max_iterations < 1:
             raise ValueError(f"max_iterations is 1 or more, not {self.max_iterations}")
         if self.max_repeated_calls is not None and self.max_repeated_calls < 2:
@@ -54,7 +67,10 @@ class Agent:
 
 @dataclass(frozen=True)
 class Team:
-    """Several agents; the first is the one that is spoken to. ``permissions`` are for the tool calls of them all."""
+    """Several agents; the first is the one that is spoken to. ``permissions`` are for the tool calls of them all.
+
+    Agents may name each other in ``sub_agents`` and ``handoffs``.
+    """
 
     agents: Sequence[Agent] = field(default_factory=tuple)
     permissions: Permissions = field(default_factory=Permissions)

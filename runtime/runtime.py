@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import _exit
 from ._core import Shared
-from ._errors import NotPending
+from ._errors import NotPending, NotRunning
 from ._helpers import HelperPool
+from ._mailbox import Mailbox
 from ._observe import Observer
 from ._open import open_stream
 from ._results import LIMIT, ResultFiles
+from ._roster import Roster
 from ._toolsets import ToolSets
 from .agent import Agent, Team
 from .bridge import ElicitationBridge
@@ -80,6 +82,7 @@ class Runtime:
             permissions=(permissions or Permissions(), self._team.permissions),
             result_limit=result_limit,
             result_files=ResultFiles(result_directory),
+            roster=Roster(self._team.agents),
         )
 
     # -- running -------------------------------------------------------------------------------------------------------
@@ -156,6 +159,42 @@ class Runtime:
     def reject(self, confirmation_id: str | None = None, reason: str = "") -> None:
         """Refuse a tool call of any stream of this runtime, as `approve` lets it be made."""
         self._shared.confirmations.answer(confirmation_id, Decision(False, reason=reason))
+
+    # -- steering ------------------------------------------------------------------------------------------------------
+
+    def steer(self, session: Session | str, text: str) -> None:
+        """Say something to the agent that runs on ``session``, or on the one with this id.
+
+        It is a user message before the next model call, after the tool calls that are under way.
+
+        It is recorded in the session, whatever happens: where the run ends before the model could see it, as the last
+        message. Raises `NotRunning` where no run could take it, or it has come to its end; then it is not recorded, and
+        is yours to give to the next (`Session.add_user`).
+        """
+        self._mailbox(session).steer(text)
+
+    def follow_up(self, session: Session | str, text: str) -> None:
+        """Say something once the agent has nothing more to do: a user message, and the run goes on. One by one, where
+        there are several. Raises `NotRunning`, as `steer`.
+        """
+        self._mailbox(session).follow_up(text)
+
+    def pause(self, session: Session | str) -> None:
+        """Let the run stand still before its next turn, with a `Paused` event, until `resume`.
+
+        A cancel ends it meanwhile as always, and its time goes on to count. Twice is harmless. Raises `NotRunning`.
+        """
+        self._mailbox(session).pause()
+
+    def resume(self, session: Session | str) -> None:
+        """Let a paused run go on. Harmless where it is not paused. Raises `NotRunning`."""
+        self._mailbox(session).resume()
+
+    def _mailbox(self, session: Session | str) -> Mailbox:
+        for core in list(self._shared.cores):
+            if session in (core.session, core.session.id):
+                return core.mailbox
+        raise NotRunning(f"no run on session {session if isinstance(session, str) else session.id} is live")
 
     @property
     def bridge(self) -> ElicitationBridge:

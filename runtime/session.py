@@ -146,6 +146,7 @@ class Session:
     Read it at any time. A stream that runs on it writes it, from one thread, and seals what it wrote before its last
     event: by then every tool call has a result. Between streams, `add_user` says the next thing. ``permissions`` are
     the patterns for tool calls of this session; what the user approves for longer than once is added to them.
+    ``agent_name`` is the agent that the conversation was handed to: the next stream goes on with it.
     """
 
     def __init__(
@@ -155,10 +156,12 @@ class Session:
         id: str | None = None,
         title: str = "",
         permissions: Permissions | None = None,
+        agent_name: str | None = None,
     ) -> None:
         self.id = id or uuid.uuid4().hex
         self.title = title
         self._permissions = permissions or Permissions()
+        self._agent_name = agent_name
         self._messages = list(messages)
         self._usage: Usage | None = None
         for message in self._messages:
@@ -180,6 +183,11 @@ class Session:
     def permissions(self) -> Permissions:
         """The patterns for tool calls, and what the user has approved so far."""
         return self._permissions
+
+    @property
+    def agent_name(self) -> str | None:
+        """The agent that the conversation was handed to; None as long as it is with the one it began with."""
+        return self._agent_name
 
     @property
     def usage(self) -> Usage:
@@ -234,6 +242,11 @@ class SessionLog:
             raise RuntimeError("the session is sealed: its stream has ended")
         self._session._messages.append(message)
         self._session._count(message.usage)
+
+    def hand_over(self, agent_name: str) -> None:
+        """Let the agent of this name act from the next turn on, also that of another stream."""
+        if not self._sealed:
+            self._session._agent_name = agent_name
 
     def count(self, usage: Usage) -> None:
         """Add the usage of a model call that left no message."""

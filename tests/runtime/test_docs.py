@@ -14,7 +14,7 @@ import pytest
 from runtime._hooks import HOOK_POINTS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["approval.md", "hooks.md", "limits.md", "replay.md", "tools.md"]
+PAGES = ["approval.md", "hooks.md", "limits.md", "replay.md", "steering.md", "teams.md", "tools.md"]
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"# prints: (.*)$", re.MULTILINE)

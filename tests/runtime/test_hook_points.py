@@ -324,7 +324,7 @@ PATHS = [
     ),
     Path(
         "nested",
-        f"{START} {TURN} {DECIDED} {START} {OK} {RAN} turn_end:continue {OK}",
+        f"{START} {TURN} {DECIDED} {START} {OK} subagent_stop {RAN} turn_end:continue {OK}",
         WORKS,
         nests=True,
     ),

@@ -1,0 +1,129 @@
+"""Agents in the background: nested streams that outlive the tool call which starts them, and end with their parent.
+
+A task of the background belongs to the stream that started it. A thread of that stream's calls reads it, keeps what it
+says, and passes on nothing but its end. It has nobody to ask. When the parent ends normally it stops them first, so
+that they are over by its last event; when it is cancelled they are cancelled with it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from channels import Cancelled, CancelToken, Channel, ChannelClosed
+
+from . import events
+from ._calls import Call
+from ._scope import EventSink
+from ._traffic import Traffic
+from .agent import Agent
+from .session import Session
+
+if TYPE_CHECKING:
+    from ._core import StreamCore
+    from .stream import EventStream
+
+MAX_RUNNING: Final = 20  # at once, for one stream: each has two threads
+
+
+class BackgroundTask:
+    """A sub-agent at work in the background."""
+
+    def __init__(self, core: StreamCore) -> None:
+        self.id = f"task-{core.number}"
+        self.agent_name = core.agent.name
+        self.core = core  # its own
+        self.call: Call | None = None  # which reads it; None before it is started
+        self.text: list[str] = []  # said so far
+        self.began = time.monotonic()
+        self.ended: float | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self.ended is None
+
+    @property
+    def status(self) -> str:
+        """``running``, ``completed``, ``stopped`` or ``failed``."""
+        reason = self.core.ending.reason
+        return "running" if self.running else {"normal": "completed", "canceled": "stopped"}.get(reason, "failed")
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run."""
+        return (self.ended or time.monotonic()) - self.began
+
+    @property
+    def output(self) -> str:
+        """What it has said so far, and why it failed, if it did."""
+        said = "".join(self.text)
+        return f"{said}\n{self.core.ending.message}".strip() if self.status == "failed" else said
+
+    def stop(self, cause: str) -> None:
+        """Ask it to end."""
+        self.core.stopping.cancel(cause)
+
+    def wait(self, timeout: float | None, cancel: CancelToken | None) -> bool:
+        """Wait for its end; False where that takes longer than ``timeout`` seconds. Raises `Cancelled`."""
+        assert self.call is not None
+        try:
+            self.call.done.recv(timeout, cancel)
+        except ChannelClosed:
+            return True
+        except TimeoutError:
+            pass
+        return False
+
+    def __repr__(self) -> str:
+        return f"<BackgroundTask {self.id} {self.agent_name}, {self.status}>"
+
+
+def start(parent: StreamCore, agent: Agent, session: Session) -> BackgroundTask:
+    """Run ``agent`` on ``session`` in the background. Called by tools."""
+    from ._nested import open_nested  # it opens streams, whose workers make tools that start these
+
+    running = sum(task.running for task in list(parent.background.values()))
+    if running >= MAX_RUNNING:
+        raise RuntimeError(f"{running} agents run in the background, and no more may: wait for one, or stop one")
+    stream = open_nested(parent, agent, session, interactive=False, within=parent.token)
+    try:
+        task = BackgroundTask(stream._core)
+        task.call = parent.calls.start(f"background agent {agent.name}", Channel(1), _read, parent, task, stream)
+    except BaseException:
+        stream.close()
+        raise
+    parent.background[task.id] = task
+    return task
+
+
+def _read(parent: StreamCore, task: BackgroundTask, stream: EventStream) -> None:
+    from ._consumer import ConsumerCall
+    from ._nested import follow
+
+    def forward(event: events.Event) -> None:
+        if isinstance(event, events.AgentChoice) and event.session_id == stream.session.id:
+            task.text.append(event.content)
+        elif isinstance(event, events.SubSessionCompleted) and event.session_id == parent.session.id:
+            task.ended = time.monotonic()
+            EventSink(parent.events).emit(event, parent.token)
+        elif isinstance(event, (ConsumerCall, Traffic)):  # for the parent's consumer, and its record
+            EventSink(parent.events).emit(event, parent.token)
+
+    try:
+        follow(parent, stream, forward, parent.fire)
+    finally:
+        task.ended = task.ended or time.monotonic()
+
+
+def stop_all(parent: StreamCore) -> None:
+    """End them, and wait for that, the grace time at most, unless the parent is cancelled. Called by its worker."""
+    tasks = list(parent.background.values())
+    for task in tasks:
+        task.stop("the agent that started it has ended")
+    deadline = CancelToken(parent.token, timeout=parent.shared.grace)
+    for task in tasks:
+        try:
+            task.wait(None, deadline)
+        except Cancelled:
+            return
