@@ -16,6 +16,9 @@ from urllib.parse import urlsplit
 
 from .._errors import ModelError, ModelErrorCode
 
+# What reading an answer raises that is no UTF-8, no JSON, or not the JSON that was expected.
+MALFORMED: Final = (ValueError, LookupError, AttributeError, TypeError)
+
 _RETRYABLE: Final = frozenset({"rate_limited", "overloaded", "server_error", "unreachable", "stalled"})
 
 # Names of errors: ``type`` and ``code`` in the body.

@@ -23,7 +23,7 @@ from ..model import (
 )
 from ..session import Message
 from ._clients import Clients
-from ._failures import Account, checked_key, checked_url, classify, retry_after
+from ._failures import MALFORMED, Account, checked_key, checked_url, classify, retry_after
 
 try:
     import openai
@@ -94,7 +94,7 @@ class OpenAIModel:
                 async for chunk in chunks:
                     for delta in reply.read(chunk):
                         yield delta
-        except (openai.OpenAIError, ValueError) as error:  # ValueError: what came was no JSON, or no UTF-8
+        except (openai.OpenAIError, *MALFORMED) as error:
             failure = self._explain(error)
         # Raised out here: what led to it may show the key, and would be its context.
         if failure is not None and not reply.finish:

@@ -1,0 +1,308 @@
+"""Models behind Anthropic's messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from channels import CancelToken
+
+from .._errors import MissingExtra, ModelError
+from ..model import (
+    Delta,
+    FinishDelta,
+    NativeDelta,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    ToolDefinition,
+    UsageDelta,
+)
+from ..session import Message
+from ._clients import Clients
+from ._failures import MALFORMED, Account, checked_key, checked_url, classify, retry_after
+
+try:
+    import anthropic
+    import httpx2
+except ImportError as error:
+    raise MissingExtra("AnthropicModel", "anthropic") from error
+
+__all__ = ["AnthropicModel"]
+
+ANTHROPIC_URL: Final = "https://api.anthropic.com"
+_PROVIDER: Final = "anthropic"
+
+_FINISH: Final = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "tool_use": "tool_calls",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+}
+
+
+class AnthropicModel:
+    """A model behind Anthropic's messages, at Anthropic or at a server that speaks the same.
+
+    ``base_url`` is where the server is (``ANTHROPIC_BASE_URL``, else Anthropic's own), ``api_key`` its key
+    (``ANTHROPIC_API_KEY``; for Anthropic's own also what the library ``anthropic`` finds by itself:
+    ``ANTHROPIC_AUTH_TOKEN``, a profile). A server of your own may need none; Anthropic's own without a key is a
+    `ModelError` ``no_key`` when the model is used, not before.
+
+    ``max_tokens`` bounds a reply, thoughts included; the protocol wants it said. ``thinking`` is the protocol's own,
+    such as ``{"type": "adaptive"}``: thoughts come as `ReasoningDelta`, and go back with their signatures, as the
+    protocol demands. ``timeout`` is the seconds in which the server sends not a byte. ``options`` goes into every
+    request as it stands, and wins over what is here: ``{"cache_control": {"type": "ephemeral"}}`` has the conversation
+    cached.
+
+    Install with ``pip install 'lockgate[anthropic]'``; importing this module without is `MissingExtra`. A malformed
+    ``base_url`` or ``api_key`` is a `ValueError`. What goes wrong in a call is a `ModelError`. Nothing is retried here:
+    `Retry` does. All methods may be called from any thread; connections are kept and shared by the streams of a loop.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        max_tokens: int = 16_384,
+        thinking: Mapping[str, Any] | None = None,
+        timeout: float = 600.0,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        base_url = checked_url(base_url or os.environ.get("ANTHROPIC_BASE_URL") or ANTHROPIC_URL)
+        key = checked_key(api_key or os.environ.get("ANTHROPIC_API_KEY"))
+        self._account = Account(_PROVIDER, model, base_url, key, "ANTHROPIC_API_KEY")
+        self._settings: dict[str, Any] = {"model": model, "max_tokens": max_tokens}
+        if thinking is not None:
+            self._settings["thinking"] = dict(thinking)
+        self._options = dict(options or {})
+        self._clients = Clients(partial(_client, self._account, timeout))
+
+    @property
+    def id(self) -> str:
+        """``anthropic/model``."""
+        return f"{_PROVIDER}/{self._account.model}"
+
+    async def stream(
+        self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
+    ) -> AsyncIterator[Delta]:
+        """Answer ``messages``. Raises `ModelError`."""
+        request = self._request(messages, tools)
+        reply = _Reply()
+        failure: ModelError | None = None
+        try:
+            client = await self._clients.get()
+            async with await client.messages.create(**request) as events:
+                async for event in events:
+                    for delta in reply.read(event):
+                        yield delta
+        except (anthropic.AnthropicError, httpx2.HTTPError, *MALFORMED) as error:
+            failure = self._explain(error)
+        # Raised out here: what led to it may show the key, and would be its context.
+        if failure is not None and not reply.over:
+            raise failure
+        for delta in reply.end(self._account):
+            yield delta
+
+    def close(self) -> None:
+        """Close the connections, soon; streams under way end with an error. Using the model again opens others."""
+        self._clients.close()
+
+    def __repr__(self) -> str:
+        return f"<AnthropicModel {self.id!r} at {self._account.address}>"
+
+    def _request(self, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> dict[str, Any]:
+        request = self._settings | {"messages": _conversation(messages), "stream": True, "extra_body": self._options}
+        if system := "\n\n".join(m.content for m in messages if m.role == "system" and m.content):
+            request["system"] = system
+        if tools:
+            request["tools"] = [
+                {"name": t.name, "description": t.description, "input_schema": dict(t.parameters)} for t in tools
+            ]
+        return request
+
+    def _explain(self, error: Exception) -> ModelError:
+        explain = self._account.explain
+        cause = error.__cause__
+        if isinstance(error, anthropic.CredentialsError):
+            return explain("no_key", str(error))
+        if isinstance(error, anthropic.APITimeoutError):
+            return explain("unreachable" if isinstance(cause, httpx2.ConnectTimeout) else "stalled")
+        if isinstance(error, httpx2.ReadTimeout):  # in the middle of a stream
+            return explain("stalled")
+        if isinstance(error, anthropic.APIConnectionError):
+            return explain("unreachable", str(cause or ""))
+        if isinstance(error, httpx2.HTTPError):
+            return explain("unreachable", str(error))
+        if isinstance(error, anthropic.APIStatusError):
+            # An error in the middle of a stream has the status of the answer it came in.
+            status = error.status_code if error.status_code >= 400 else None
+            said = error.api_message or str(error.body or "")
+            code = classify(status, (error.type,), said)
+            wait = None if status is None else retry_after(error.response.headers)
+            return explain(code, said if status is None else f"{status}: {said}", wait)
+        return explain("bad_response", f"{type(error).__name__}: {error}")
+
+
+def _client(account: Account, timeout: float) -> anthropic.AsyncAnthropic:
+    own = account.base_url == ANTHROPIC_URL
+    client = anthropic.AsyncAnthropic(
+        base_url=None if own else account.base_url,  # None: a profile may say it
+        api_key=account.key or (None if own else "none"),  # the library insists on one
+        max_retries=0,
+        timeout=anthropic.Timeout(timeout, connect=min(timeout, 10.0)),
+    )
+    if client.api_key is None and client.auth_token is None and client.credentials is None:
+        raise account.explain("no_key")
+    return client
+
+
+# -- what is sent ------------------------------------------------------------------------------------------------------
+
+
+def _conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages as the protocol has them: turns of the user and of the assistant, by turns.
+
+    The results of all calls of a turn have to come in one message, before anything else the user says.
+    """
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        if message.role == "system":
+            continue
+        role = "assistant" if message.role == "assistant" else "user"
+        blocks = _blocks(message)
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += blocks
+        elif blocks:
+            turns.append({"role": role, "content": blocks})
+    return turns
+
+
+def _blocks(message: Message) -> list[dict[str, Any]]:
+    text = [{"type": "text", "text": message.content}] if message.content else []
+    if message.role == "tool":
+        result: dict[str, Any] = {"type": "tool_result", "tool_use_id": _id(message.tool_call_id), "content": text}
+        return [result | {"is_error": True}] if message.is_error else [result]
+    calls = [
+        {"type": "tool_use", "id": _id(call.id), "name": call.name, "input": _input(call.arguments)}
+        for call in message.tool_calls
+    ]
+    if message.native is not None and message.native.provider == _PROVIDER:
+        return _as_it_was(message.native.content, message.content, calls) or text + calls
+    return text + calls
+
+
+def _as_it_was(content: Sequence[Any], text: str, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The blocks of a reply in their order, its signed thoughts untouched. Nothing if the message was changed since."""
+    if "".join(block["text"] for block in content if block["type"] == "text") != text:
+        return []
+    if sum(block["type"] == "tool_use" for block in content) != len(calls):
+        return []
+    left = iter(calls)
+    return [next(left) if block["type"] == "tool_use" else dict(block) for block in content]
+
+
+def _id(call_id: str | None) -> str:
+    """The id of a call, which another provider may have given it, in the letters that are allowed here."""
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", call_id or "")
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(arguments)
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+# -- what comes back ---------------------------------------------------------------------------------------------------
+
+
+class _Reply:
+    """One reply, as its events come in."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self._stop: str | None = None
+        self._explanation = ""
+        self._blocks: dict[int, dict[str, Any]] = {}
+
+    def read(self, event: Any) -> list[Delta]:
+        """What an event says. Kinds that are not known say nothing."""
+        match event.type:
+            case "message_start":
+                return [_usage(event.message.usage)]
+            case "content_block_start":
+                return self._begin(event.index, event.content_block)
+            case "content_block_delta":
+                return self._go_on(event.index, event.delta)
+            case "message_delta":
+                self._stop = event.delta.stop_reason or self._stop
+                details = getattr(event.delta, "stop_details", None)
+                self._explanation = getattr(details, "explanation", None) or ""
+                return [_usage(event.usage)]
+            case "message_stop":
+                self.over = True
+        return []
+
+    def end(self, account: Account) -> list[Delta]:
+        """What is to be said after the last event. Raises `ModelError` for a reply that is none."""
+        if self._stop == "refusal":
+            raise account.explain("refused", self._explanation)
+        if not self.over:
+            raise account.explain("unreachable", "the connection ended in the middle of the reply")
+        blocks = [block for _, block in sorted(self._blocks.items()) if block.get("text") != ""]
+        thought = any(block["type"] in ("thinking", "redacted_thinking") for block in blocks)
+        deltas: list[Delta] = [NativeDelta(_PROVIDER, blocks)] if thought else []
+        return [*deltas, FinishDelta(_FINISH.get(self._stop or "end_turn", self._stop or ""))]
+
+    def _begin(self, index: int, block: Any) -> list[Delta]:
+        match block.type:
+            case "text":
+                self._blocks[index] = {"type": "text", "text": block.text}
+                return [TextDelta(block.text)] if block.text else []
+            case "thinking":
+                self._blocks[index] = {"type": "thinking", "thinking": block.thinking, "signature": block.signature}
+                return [ReasoningDelta(block.thinking)] if block.thinking else []
+            case "redacted_thinking":
+                self._blocks[index] = {"type": "redacted_thinking", "data": block.data}
+            case "tool_use":
+                self._blocks[index] = {"type": "tool_use"}
+                return [ToolCallDelta(index, block.id, block.name)]
+        return []
+
+    def _go_on(self, index: int, delta: Any) -> list[Delta]:
+        match delta.type:
+            case "text_delta":
+                self._blocks[index]["text"] += delta.text
+                return [TextDelta(delta.text)]
+            case "thinking_delta":
+                self._blocks[index]["thinking"] += delta.thinking
+                return [ReasoningDelta(delta.thinking)]
+            case "signature_delta":
+                self._blocks[index]["signature"] += delta.signature
+            case "input_json_delta":
+                if self._blocks.get(index) == {"type": "tool_use"}:  # not one of the server's own tools
+                    return [ToolCallDelta(index, arguments=delta.partial_json)]
+        return []
+
+
+def _usage(usage: Any) -> UsageDelta:
+    """The counts so far. What is read from the cache or written into it is not part of ``input_tokens`` there."""
+    read = usage.cache_read_input_tokens or 0
+    written = usage.cache_creation_input_tokens or 0
+    details = getattr(usage, "output_tokens_details", None)
+    return UsageDelta(
+        (usage.input_tokens or 0) + read + written,
+        usage.output_tokens or 0,
+        read,
+        written,
+        getattr(details, "thinking_tokens", None) or 0,
+    )

@@ -1,0 +1,479 @@
+"""The provider for Anthropic's messages, against a server that replays their streaming protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from channels import CancelToken
+from channels.aio import LoopThread, default_loop
+from runtime import (
+    Agent,
+    FinishDelta,
+    Message,
+    ModelError,
+    NativeDelta,
+    ReasoningDelta,
+    Runtime,
+    Session,
+    TextDelta,
+    ToolCall,
+    ToolCallDelta,
+    ToolDefinition,
+    UsageDelta,
+    tool,
+)
+from runtime.events import StreamStopped, TokenUsage
+from runtime.session import Native
+from support.replay import Answer, Hangup, Replay, bytewise, failure
+from support.scripted import Stall
+
+pytest.importorskip("anthropic", reason="the extra anthropic is not installed")
+
+from runtime.models.anthropic import AnthropicModel
+
+KEY = "sk-ant-test-0123456789abcdef"
+
+
+@pytest.fixture
+def model(server: Replay) -> Iterator[AnthropicModel]:
+    model = AnthropicModel("claude-x", base_url=server.url, api_key=KEY)
+    yield model
+    model.close()
+    assert server.wait_for(0)
+
+
+def event(type: str, **fields: Any) -> bytes:
+    """One event of a stream."""
+    data = json.dumps({"type": type, **fields}, ensure_ascii=False)
+    return f"event: {type}\ndata: {data}\n\n".encode()
+
+
+def block(index: int, start: Any, *changes: Any) -> list[bytes]:
+    """A content block, whole."""
+    return [
+        event("content_block_start", index=index, content_block=start),
+        *[event("content_block_delta", index=index, delta=delta) for delta in changes],
+        event("content_block_stop", index=index),
+    ]
+
+
+def text(index: int, *pieces: str) -> list[bytes]:
+    return block(index, {"type": "text", "text": ""}, *[{"type": "text_delta", "text": piece} for piece in pieces])
+
+
+def tool_use(index: int, id: str, *fragments: str) -> list[bytes]:
+    start = {"type": "tool_use", "id": id, "name": "add", "input": {}}
+    return block(index, start, *[{"type": "input_json_delta", "partial_json": piece} for piece in fragments])
+
+
+def end(reason: str = "end_turn", **delta: Any) -> list[bytes]:
+    stop = {"stop_reason": reason, "stop_sequence": None, **delta}
+    return [event("message_delta", delta=stop, usage={"output_tokens": 15}), event("message_stop")]
+
+
+START = event(
+    "message_start",
+    message={
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-x",
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": 5,
+            "cache_creation_input_tokens": 100,
+            "cache_read_input_tokens": 1000,
+            "output_tokens": 1,
+        },
+    },
+)
+PING = event("ping")
+THINKING = block(
+    0,
+    {"type": "thinking", "thinking": "", "signature": ""},
+    {"type": "thinking_delta", "thinking": "Let me "},
+    {"type": "thinking_delta", "thinking": "add."},
+    {"type": "signature_delta", "signature": "EqQBCg=="},
+)
+HELLO = [START, PING, *text(0, "Hel", "lo")]
+
+
+def deltas(model: AnthropicModel, *messages: Message, tools: Any = ()) -> list[Any]:
+    """All that it says."""
+    with LoopThread() as loop:
+        return [*loop.iterate(lambda: model.stream(messages or [Message("user", "Hi")], tools, cancel=CancelToken()))]
+
+
+def fails(model: AnthropicModel, *messages: Message) -> ModelError:
+    """The error it ends with."""
+    with pytest.raises(ModelError) as caught:
+        deltas(model, *messages)
+    assert KEY not in str(caught.value) + repr(caught.value)
+    assert caught.value.__cause__ is caught.value.__context__ is None  # which would show what the provider said
+    return caught.value
+
+
+# -- what it says ------------------------------------------------------------------------------------------------------
+
+
+def test_text_and_usage_come_as_they_are_sent(server, model):
+    server.answer(Answer(*HELLO, *end()))
+    assert deltas(model) == [
+        UsageDelta(1105, 1, 1000, 100),
+        TextDelta("Hel"),
+        TextDelta("lo"),
+        UsageDelta(0, 15),
+        FinishDelta("stop"),
+    ]
+    request = server.requests[0]
+    assert request.path == "/v1/messages"
+    assert KEY in request.headers["authorization"]
+    assert request.body == {
+        "model": "claude-x",
+        "max_tokens": 16384,
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+        "stream": True,
+    }
+
+
+def test_bytes_may_be_split_anywhere(server, model):
+    words = "Zoë zahlt 12 € für 日本 🍣"
+    server.answer(Answer(*bytewise(START, *text(0, words), PING, *end())))
+    assert TextDelta(words) in deltas(model)
+
+
+def test_tool_calls_come_in_fragments(server, model):
+    calls = [*tool_use(1, "toolu_1", "", '{"a": ', "1}"), *tool_use(2, "toolu_2")]
+    server.answer(Answer(START, *text(0, "Sure."), *calls, *end("tool_use")))
+    assert [d for d in deltas(model) if isinstance(d, (ToolCallDelta, FinishDelta))] == [
+        ToolCallDelta(1, "toolu_1", "add"),
+        ToolCallDelta(1),
+        ToolCallDelta(1, arguments='{"a": '),
+        ToolCallDelta(1, arguments="1}"),
+        ToolCallDelta(2, "toolu_2", "add"),
+        FinishDelta("tool_calls"),
+    ]
+
+
+def test_thoughts_go_back_signed_and_in_their_order(server, model):
+    redacted = block(1, {"type": "redacted_thinking", "data": "c2VjcmV0"})
+    again = block(
+        3, {"type": "thinking", "thinking": "", "signature": ""}, {"type": "signature_delta", "signature": "s2"}
+    )
+    calls = [*tool_use(4, "toolu_1", '{"a": 1, "b": 2}'), *tool_use(5, "toolu_2", '{"a": 3, "b": 4}')]
+    server.answer(
+        Answer(START, *THINKING, *redacted, *text(2, "Sure."), *again, *calls, *end("tool_use")),
+        Answer(*HELLO, *end()),
+    )
+
+    @tool(read_only=True)
+    def add(a: int, b: int) -> int:
+        """Adds."""
+        return a + b
+
+    session = Session.from_user("1 and 2, 3 and 4?")
+    with Runtime(Agent("a", model, instructions="You add.", tools=[add])) as runtime:
+        events = list(runtime.run_stream(session))
+    assert events[-1].reason == "normal"
+    first, second = server.requests
+    assert first.body["system"] == second.body["system"] == "You add."
+    assert first.body["tools"][0]["input_schema"]["required"] == ["a", "b"]
+    asked, called, answered = second.body["messages"]
+    assert asked["role"] == "user"
+    assert called == {
+        "role": "assistant",
+        "content": [
+            {"type": "thinking", "thinking": "Let me add.", "signature": "EqQBCg=="},
+            {"type": "redacted_thinking", "data": "c2VjcmV0"},
+            {"type": "text", "text": "Sure."},
+            {"type": "thinking", "thinking": "", "signature": "s2"},
+            {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {"a": 1, "b": 2}},
+            {"type": "tool_use", "id": "toolu_2", "name": "add", "input": {"a": 3, "b": 4}},
+        ],
+    }
+    assert answered == {
+        "role": "user",
+        "content": [
+            {"type": "tool_result", "tool_use_id": f"toolu_{n}", "content": [{"type": "text", "text": said}]}
+            for n, said in ((1, "3"), (2, "7"))
+        ],
+    }
+    assert Message.from_dict(json.loads(json.dumps(session.messages[1].to_dict()))) == session.messages[1]
+
+
+def test_thoughts_are_shown_as_they_come(server, model):
+    server.answer(Answer(START, *THINKING, *text(1, "3"), *end()))
+    said = deltas(model)
+    assert [d.text for d in said if isinstance(d, ReasoningDelta)] == ["Let me ", "add."]
+    assert said[-2].provider == "anthropic"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message("assistant", "Now", native=Native("anthropic", [{"type": "thinking"}, {"type": "text", "text": "x"}])),
+        Message(
+            "assistant", "Now", native=Native("anthropic", [{"type": "text", "text": "Now"}, {"type": "tool_use"}])
+        ),
+        Message("assistant", "Now", native=Native("openai/m", {"reasoning_content": "x"})),
+    ],
+)
+def test_a_message_that_was_changed_or_is_of_another_provider_goes_as_plain_text(server, model, message):
+    server.answer(Answer(*HELLO, *end()))
+    deltas(model, Message("user", "Hi"), message, Message("user", "Go on"))
+    assert server.requests[0].body["messages"][1]["content"] == [{"type": "text", "text": "Now"}]
+
+
+def test_what_a_session_holds_is_brought_into_turns(server, model):
+    server.answer(Answer(*HELLO, *end()))
+    deltas(
+        model,
+        Message("system", "One."),
+        Message("user", "Hi"),
+        Message("assistant", "", (ToolCall("functions.add:0", "add", '{"a": '), ToolCall("b", "add", "[1]"))),
+        Message("tool", "broken", tool_call_id="functions.add:0", is_error=True),
+        Message("tool", "", tool_call_id="b"),
+        Message("user", "Well?"),
+        Message("system", "Two."),
+    )
+    body = server.requests[0].body
+    assert body["system"] == "One.\n\nTwo."
+    assert body["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "tool_use", "id": "functions_add_0", "name": "add", "input": {}},
+                {"type": "tool_use", "id": "b", "name": "add", "input": {}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {
+                    "type": "tool_result",
+                    "tool_use_id": "functions_add_0",
+                    "content": [{"type": "text", "text": "broken"}],
+                    "is_error": True,
+                },
+                {"type": "tool_result", "tool_use_id": "b", "content": []},
+                {"type": "text", "text": "Well?"},
+            ],
+        },
+    ]
+
+
+def test_options_and_settings_are_sent(server):
+    options = {"temperature": 0.5, "cache_control": {"type": "ephemeral"}}
+    model = AnthropicModel("m", base_url=server.url, max_tokens=9, thinking={"type": "adaptive"}, options=options)
+    server.answer(Answer(*HELLO, *end()))
+    deltas(model, tools=[ToolDefinition("t", "Does it.", {"type": "object"})])
+    body = server.requests[0].body
+    assert (body["max_tokens"], body["thinking"]) == (9, {"type": "adaptive"})
+    assert {name: body[name] for name in options} == options
+    assert body["tools"] == [{"name": "t", "description": "Does it.", "input_schema": {"type": "object"}}]
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish"),
+    [
+        ("end_turn", "stop"),
+        ("stop_sequence", "stop"),
+        ("tool_use", "tool_calls"),
+        ("max_tokens", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("pause_turn", "pause_turn"),
+    ],
+)
+def test_why_it_stopped(server, model, reason, finish):
+    server.answer(Answer(*HELLO, *end(reason)))
+    assert deltas(model)[-1] == FinishDelta(finish)
+
+
+def test_what_is_not_known_is_passed_over(server, model):
+    odd = [
+        event("something_new", index=0),
+        *block(0, {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}, {"type": "odd_delta"}),
+        event("content_block_delta", index=0, delta={"type": "input_json_delta", "partial_json": "{}"}),
+    ]
+    server.answer(Answer(START, *odd, *text(1, "x"), *end()))
+    assert [d for d in deltas(model) if not isinstance(d, UsageDelta)] == [TextDelta("x"), FinishDelta("stop")]
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------------------------
+
+FAILURES = {
+    "wrong key": (401, "authentication_error", f"invalid key {KEY}", "unauthorized"),
+    "not allowed": (403, "permission_error", "no", "unauthorized"),
+    "billing": (402, "billing_error", "no", "no_credit"),
+    "credit": (400, "invalid_request_error", "Your credit balance is too low", "no_credit"),
+    "wrong model": (404, "not_found_error", "model: claude-x", "unknown_model"),
+    "too long": (400, "invalid_request_error", "prompt is too long: 9 tokens > 8 maximum", "context_overflow"),
+    "too large": (413, "request_too_large", "Request exceeds the maximum size", "context_overflow"),
+    "bad request": (400, "invalid_request_error", "messages.0: no such field", "bad_request"),
+    "rate": (429, "rate_limit_error", "slow down", "rate_limited"),
+    "broken": (500, "api_error", "oops", "server_error"),
+    "timeout": (504, "timeout_error", "too slow", "server_error"),
+    "overloaded": (529, "overloaded_error", "Overloaded", "overloaded"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_an_error_says_what_to_do(server, model, name):
+    status, kind, said, code = FAILURES[name]
+    server.answer(failure(status, {"type": "error", "error": {"type": kind, "message": said}}, retry_after="3"))
+    error = fails(model)
+    assert error.code == code
+    assert error.retryable == (code in ("rate_limited", "server_error", "overloaded"))
+    assert error.retry_after == 3
+    assert f"{status}: " in str(error)
+    assert len(server.requests) == 1  # the library does not retry behind our back
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("overloaded_error", "overloaded"),
+        ("api_error", "server_error"),
+        ("rate_limit_error", "rate_limited"),
+        ("news", "server_error"),
+    ],
+)
+def test_an_error_in_the_middle_of_a_stream(server, model, kind, code):
+    server.answer(Answer(*HELLO, event("error", error={"type": kind, "message": "Sorry"})))
+    error = fails(model)
+    assert (error.code, error.retryable) == (code, True)
+    assert "Sorry" in str(error)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("before", [[], HELLO])
+def test_a_connection_that_breaks(server, model, before, reset):
+    server.answer(Answer(*before, Hangup(reset=reset)))
+    error = fails(model)
+    assert (error.code, error.retryable) == ("unreachable", True)
+
+
+@pytest.mark.parametrize("so_far", [HELLO, [*HELLO, end()[0]]])
+def test_a_stream_without_its_last_event_is_broken(server, model, so_far):
+    server.answer(Answer(*so_far))
+    assert fails(model).code == "unreachable"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"event: message_start\ndata: {oops\n\n",
+        b"event: message_start\ndata: \xff\xfe\n\n",
+        event("message_start", message={}),
+        event("content_block_delta", index=7, delta={"type": "text_delta", "text": "x"}),
+    ],
+)
+def test_what_is_not_the_protocol(server, model, body):
+    server.answer(Answer(body))
+    assert fails(model).code == "bad_response"
+
+
+def test_nobody_listens():
+    with Replay() as gone:
+        url = gone.url
+    error = fails(AnthropicModel("m", base_url=url, api_key=KEY))
+    assert (error.code, error.retryable) == ("unreachable", True)
+    assert url in str(error)
+
+
+@pytest.mark.parametrize("before", [[], HELLO])
+def test_a_server_that_goes_silent_is_given_up(server, before):
+    with Stall() as stall:
+        server.answer(Answer(*before, stall))
+        error = fails(AnthropicModel("m", base_url=server.url, api_key=KEY, timeout=0.05))
+    assert (error.code, error.retryable) == ("stalled", True)
+
+
+def test_a_refusal_is_an_error_with_its_explanation(server, model):
+    details = {"type": "refusal", "category": "cyber", "explanation": "This may harm."}
+    server.answer(Answer(*HELLO, *end("refusal", stop_details=details)))
+    error = fails(model)
+    assert (error.code, error.retryable) == ("refused", False)
+    assert "This may harm." in str(error)
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_no_key(monkeypatch, tmp_path, configured):
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_PROFILE", "ANTHROPIC_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if configured:  # and nothing there
+        monkeypatch.setenv("ANTHROPIC_CONFIG_DIR", str(tmp_path))
+    error = fails(AnthropicModel("claude-x"))
+    assert error.code == "no_key"
+    assert "ANTHROPIC_API_KEY" in str(error)
+
+
+def test_no_secret_in_its_repr():
+    model = AnthropicModel("m", base_url="https://user:secret@example.org?key=secret", api_key=KEY)
+    assert repr(model) == "<AnthropicModel 'anthropic/m' at https://example.org>"
+    assert KEY not in repr(vars(model))
+
+
+# -- in a stream -------------------------------------------------------------------------------------------------------
+
+
+def test_usage_of_the_cache_is_reported(server, model):
+    server.answer(Answer(*HELLO, *end()))
+    with Runtime(Agent("a", model)) as runtime:
+        [usage] = [e for e in runtime.run_stream(Session.from_user("Hi")) if isinstance(e, TokenUsage)]
+    assert (usage.input_tokens, usage.output_tokens, usage.cached_tokens) == (1105, 15, 1000)
+
+
+def test_partial_text_is_kept_and_marked_when_the_stream_breaks(server, model):
+    server.answer(Answer(START, *THINKING, *text(1, "Hel", "lo"), *tool_use(2, "toolu_1", '{"a"'), Hangup()))
+    session = Session.from_user("Hi")
+    with Runtime(Agent("a", model)) as runtime:
+        events = list(runtime.run_stream(session))
+    assert events[-1].reason == "error"
+    last = session.messages[-1]
+    assert (last.content, last.finish_reason, last.tool_calls, last.native) == ("Hello", "interrupted", (), None)
+
+
+@pytest.mark.parametrize("before", [[], HELLO])
+def test_law_18_cancel_is_prompt_while_the_server_is_silent(server, model, before):
+    with Stall() as stall, Runtime(Agent("a", model)) as runtime:
+        server.answer(Answer(*before, stall))
+        stream = runtime.run_stream(Session.from_user("Hi"))
+        assert stall.reached.wait(10)
+        started = time.monotonic()
+        stream.cancel("enough")
+        assert isinstance(list(stream)[-1], StreamStopped)
+        assert time.monotonic() - started < 0.05
+        stream.close()
+        assert not asyncio.all_tasks(default_loop().loop)
+        stall.go_on.set()
+        assert server.wait_for(0)  # the connection of the broken stream is closed, not kept
+
+
+def test_law_11_the_interpreter_exits_with_open_connections(server):
+    server.answer(Answer(*HELLO, *end()))
+    program = f"""
+from runtime import Agent, Runtime, Session
+from runtime.models.anthropic import AnthropicModel
+model = AnthropicModel("m", base_url={server.url!r}, api_key="x")
+print(Runtime(Agent("a", model)).run(Session.from_user("Hi")).text)
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr, done.returncode) == ("Hello\n", "", 0)
+
+
+def test_a_whole_native_reply_is_ready_for_json(server, model):
+    server.answer(Answer(START, *THINKING, *end()))
+    [native] = [d for d in deltas(model) if isinstance(d, NativeDelta)]
+    assert json.loads(json.dumps(native.content)) == native.content
