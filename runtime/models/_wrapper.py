@@ -1,0 +1,69 @@
+"""What models that are made of other models have in common.
+
+A wrapper runs where its models do: as an asynchronous generator on the loop's thread where all of them are, so that a
+reply over the network costs no thread; else as a plain generator on a helper thread, which waits for those on the loop.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any, Protocol, TypeAlias, cast
+
+from channels import CancelToken
+
+from ..model import Delta, Model, ReasoningDelta, TextDelta, ToolCallDelta, ToolDefinition
+from ..session import Message
+
+Messages: TypeAlias = Sequence[Message]
+Tools: TypeAlias = Sequence[ToolDefinition]
+
+
+class _Stream(Protocol):
+    def __call__(
+        self, messages: Messages, tools: Tools, *, cancel: CancelToken
+    ) -> AsyncIterator[Delta] | Iterator[Delta]: ...
+
+
+class Wrapper:
+    """A model made of others. It has both forms of a stream, and uses the one that fits them."""
+
+    def __init__(self, *models: Model) -> None:
+        on_loop = all(inspect.isasyncgenfunction(model.stream) for model in models)
+        #: As the protocol `Model` has it.
+        self.stream: _Stream = self._on_loop if on_loop else self._on_thread
+
+    def _on_loop(self, messages: Messages, tools: Tools, *, cancel: CancelToken) -> AsyncIterator[Delta]:
+        raise NotImplementedError
+
+    def _on_thread(self, messages: Messages, tools: Tools, *, cancel: CancelToken) -> Iterator[Delta]:
+        raise NotImplementedError
+
+
+def on_loop(
+    model: Model, messages: Messages, tools: Tools, cancel: CancelToken
+) -> aclosing[AsyncGenerator[Delta, None]]:
+    """The deltas of an asynchronous model. Leaving the ``with`` block ends it there and then."""
+    return aclosing(cast("AsyncGenerator[Delta, None]", model.stream(messages, tools, cancel=cancel)))
+
+
+@contextmanager
+def on_thread(model: Model, messages: Messages, tools: Tools, cancel: CancelToken) -> Iterator[Iterator[Delta]]:
+    """The deltas of any model, waited for in this thread."""
+    source: Any = model.stream(messages, tools, cancel=cancel)
+    if hasattr(source, "__aiter__"):
+        from channels.aio import default_loop
+
+        source = default_loop().iterate(source, cancel=cancel)
+    try:
+        yield iter(source)
+    finally:
+        close: Callable[[], None] | None = getattr(source, "close", None)
+        if close is not None:
+            close()
+
+
+def is_said(delta: Delta) -> bool:
+    """Whether the consumer has seen it: then another attempt would say it twice."""
+    return delta.__class__ in (TextDelta, ReasoningDelta, ToolCallDelta)

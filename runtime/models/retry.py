@@ -1,0 +1,123 @@
+"""A model that is asked again when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import count
+
+from channels import CancelToken, ChannelClosed
+
+from .._errors import ModelError
+from ..model import Delta, Model
+from ._wrapper import Messages, Tools, Wrapper, is_said, on_loop, on_thread
+
+__all__ = ["Retry", "exponential", "is_passing"]
+
+_logger = logging.getLogger(__name__)
+
+
+def exponential(
+    first: float = 0.5, longest: float = 30.0, *, random: Callable[[], float] = random.random
+) -> Callable[[int], float]:
+    """Seconds to wait after attempt 1, 2, 3 ...: ``first``, doubled each time, ``longest`` at most, and of that between
+    half and all, by chance: clients that failed together shall not come again together.
+    """
+
+    def wait(attempt: int) -> float:
+        return float(min(longest, first * 2 ** min(attempt - 1, 64)) * (1 + random()) / 2)
+
+    return wait
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the same call may succeed a little later: what a `ModelError` says of itself; a connection that broke or
+    took too long.
+    """
+    return error.retryable if isinstance(error, ModelError) else isinstance(error, (ConnectionError, TimeoutError))
+
+
+class Retry(Wrapper):
+    """``model``, asked up to ``attempts`` times in all while it fails before it has said anything.
+
+    Once a piece of the reply was said, an error is passed on: saying it again would double it. Between attempts it
+    waits ``backoff(attempt)`` seconds, or as long as the provider says (`ModelError.retry_after`) where that is more;
+    if the provider asks for more than ``patience`` seconds, the error is passed on. A cancel ends the wait at once.
+    ``when`` tells errors that are worth another attempt.
+
+    It may be shared by streams; they wait independently. Attempts that failed are logged, at level INFO.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        attempts: int = 4,
+        backoff: Callable[[int], float] | None = None,
+        patience: float = 60.0,
+        when: Callable[[Exception], bool] = is_passing,
+    ) -> None:
+        if attempts < 1:
+            raise ValueError(f"attempts must be at least 1, not {attempts}")
+        super().__init__(model)
+        self._model = model
+        self._attempts = attempts
+        self._backoff = exponential() if backoff is None else backoff
+        self._patience = patience
+        self._when = when
+
+    @property
+    def id(self) -> str:
+        """That of the model."""
+        return self._model.id
+
+    async def _on_loop(self, messages: Messages, tools: Tools, *, cancel: CancelToken) -> AsyncIterator[Delta]:
+        for attempt in count(1):
+            said = False
+            try:
+                async with on_loop(self._model, messages, tools, cancel) as deltas:
+                    async for delta in deltas:
+                        said = said or is_said(delta)
+                        yield delta
+                return
+            except Exception as error:
+                wait = None if said or cancel.cancelled else self._wait(attempt, error)
+                if wait is None:
+                    raise
+            await asyncio.sleep(wait)
+
+    def _on_thread(self, messages: Messages, tools: Tools, *, cancel: CancelToken) -> Iterator[Delta]:
+        for attempt in count(1):
+            said = False
+            try:
+                with on_thread(self._model, messages, tools, cancel) as deltas:
+                    for delta in deltas:
+                        said = said or is_said(delta)
+                        yield delta
+                return
+            except Exception as error:
+                wait = None if said or cancel.cancelled else self._wait(attempt, error)
+                if wait is None:
+                    raise
+            try:
+                cancel.done.recv(timeout=wait)
+            except TimeoutError:
+                continue
+            except ChannelClosed:
+                return
+
+    def _wait(self, attempt: int, error: Exception) -> float | None:
+        """Seconds until the next attempt; None where there is none."""
+        if attempt >= self._attempts or not self._when(error):
+            return None
+        asked = error.retry_after if isinstance(error, ModelError) else None
+        if asked is not None and asked > self._patience:
+            return None
+        wait = max(self._backoff(attempt), asked or 0.0)
+        _logger.info("%s: attempt %d of %d, the next in %.1f s: %s", self.id, attempt, self._attempts, wait, error)
+        return wait
+
+    def __repr__(self) -> str:
+        return f"Retry({self._model!r}, attempts={self._attempts})"
