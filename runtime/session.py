@@ -78,11 +78,11 @@ class Native:
 class Message:
     """One message of a conversation.
 
-    ``tool_calls`` stands on assistant messages, ``tool_call_id``, ``is_error`` and ``images`` on tool messages;
-    ``content`` says in words where an image belongs, for models that cannot see. ``model`` and ``usage`` tell what an
-    assistant message was made with, as far as the model reported it. ``finish_reason`` is why the model stopped
-    (``stop``, ``tool_calls``, ``length`` ...), or ``interrupted`` where its stream broke or was cancelled: the message
-    is then what had been said by that time. ``native`` is for the provider that wrote it.
+    ``tool_calls`` stands on assistant messages, ``tool_call_id`` and ``is_error`` on tool messages, ``images`` on
+    those and the user's; ``content`` says in words where an image belongs, for models that cannot see. ``model`` and
+    ``usage`` tell what an assistant message was made with, as far as the model reported it. ``finish_reason`` is why
+    the model stopped (``stop``, ``tool_calls``, ``length`` ...), or ``interrupted`` where its stream broke or was
+    cancelled: the message is then what had been said by that time. ``native`` is for the provider that wrote it.
     """
 
     role: Role
@@ -170,9 +170,9 @@ class Session:
         self._lock = threading.Lock()  # for _lease: two threads may start a stream at once; and for _permissions
 
     @classmethod
-    def from_user(cls, text: str, *, permissions: Permissions | None = None) -> Session:
-        """A new session that begins with what the user says."""
-        return cls([Message("user", text)], permissions=permissions)
+    def from_user(cls, text: str, *, images: Iterable[Image] = (), permissions: Permissions | None = None) -> Session:
+        """A new session that begins with what the user says, and shows."""
+        return cls([Message("user", text, images=tuple(images))], permissions=permissions)
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -200,10 +200,10 @@ class Session:
         if usage is not None:
             self._usage = usage if self._usage is None else self._usage + usage
 
-    def add_user(self, text: str) -> None:
-        """Add what the user says next. Raises `SessionBusy` while a stream runs on the session."""
+    def add_user(self, text: str, *, images: Iterable[Image] = ()) -> None:
+        """Add what the user says next, and shows. Raises `SessionBusy` while a stream runs on the session."""
         with self.lease() as log:
-            log.append(Message("user", text))
+            log.append(Message("user", text, images=tuple(images)))
 
     def lease(self) -> SessionLog:
         """The right to write, for one stream at a time; leaving its ``with`` block gives it back.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from ..model import (
     ToolDefinition,
     UsageDelta,
 )
-from ..session import Message
+from ..session import Image, Message
 from ._clients import Clients
 from ._failures import MALFORMED, Account, checked_key, checked_url, classify, retry_after
 
@@ -186,9 +187,12 @@ def _conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _blocks(message: Message) -> list[dict[str, Any]]:
-    text = [{"type": "text", "text": message.content}] if message.content else []
-    if message.role == "tool":
-        result: dict[str, Any] = {"type": "tool_result", "tool_use_id": _id(message.tool_call_id), "content": text}
+    text: list[dict[str, Any]] = [{"type": "text", "text": message.content}] if message.content else []
+    if message.role != "assistant":
+        shown = text + [_image(image) for image in message.images]
+        if message.role == "user":
+            return shown
+        result = {"type": "tool_result", "tool_use_id": _id(message.tool_call_id), "content": shown}
         return [result | {"is_error": True}] if message.is_error else [result]
     calls = [
         {"type": "tool_use", "id": _id(call.id), "name": call.name, "input": _input(call.arguments)}
@@ -207,6 +211,11 @@ def _as_it_was(content: Sequence[Any], text: str, calls: list[dict[str, Any]]) -
         return []
     left = iter(calls)
     return [next(left) if block["type"] == "tool_use" else dict(block) for block in content]
+
+
+def _image(image: Image) -> dict[str, Any]:
+    data = base64.b64encode(image.data).decode()
+    return {"type": "image", "source": {"type": "base64", "media_type": image.media_type, "data": data}}
 
 
 def _id(call_id: str | None) -> str:

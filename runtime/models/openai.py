@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from ..model import (
     ToolDefinition,
     UsageDelta,
 )
-from ..session import Message
+from ..session import Image, Message
 from ._clients import Clients
 from ._failures import MALFORMED, Account, checked_key, checked_url, classify, retry_after
 
@@ -45,7 +46,8 @@ class OpenAIModel:
     (``OPENAI_API_KEY``). A server of your own may need none; OpenAI's own without a key is a `ModelError` ``no_key``
     when the model is used, not before. ``provider`` is the first half of `id`.
 
-    ``max_tokens`` bounds a reply, ``timeout`` the seconds in which the server sends not a byte. ``options`` goes into
+    ``max_tokens`` bounds a reply, ``timeout`` the seconds in which the server sends not a byte. ``images=False`` is for
+    a model that cannot see, whose server would refuse them. ``options`` goes into
     every request as it stands, and wins over what is here: ``{"reasoning_effort": "low"}``.
 
     Install with ``pip install 'lockgate[openai]'``; importing this module without is `MissingExtra`. A malformed
@@ -62,6 +64,7 @@ class OpenAIModel:
         provider: str = "openai",
         temperature: float | None = None,
         max_tokens: int | None = None,
+        images: bool = True,
         timeout: float = 600.0,
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -73,6 +76,7 @@ class OpenAIModel:
             self._settings["temperature"] = temperature
         if max_tokens is not None:  # OpenAI's newer models refuse the old name, other servers ignore the new one
             self._settings["max_completion_tokens" if base_url.startswith(OPENAI_URL) else "max_tokens"] = max_tokens
+        self._images = images
         self._options = dict(options or {})
         self._clients = Clients(partial(_client, self._account, timeout))
 
@@ -111,7 +115,7 @@ class OpenAIModel:
 
     def _request(self, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> dict[str, Any]:
         request = self._settings | {
-            "messages": [sent for message in messages for sent in self._sent(message)],
+            "messages": self._conversation(messages),
             "stream": True,
             "stream_options": {"include_usage": True},
             "extra_body": self._options,
@@ -126,26 +130,39 @@ class OpenAIModel:
             ]
         return request
 
-    def _sent(self, message: Message) -> list[dict[str, Any]]:
-        """``message`` as the protocol has it."""
-        if message.role == "tool":
-            return [{"role": "tool", "tool_call_id": message.tool_call_id, "content": message.content}]
-        sent: dict[str, Any] = {"role": message.role, "content": message.content}
-        if message.role == "assistant":
-            if not (message.content or message.tool_calls):
-                return []  # it had said nothing when it was interrupted
-            if message.tool_calls:
-                sent["tool_calls"] = [
-                    {
-                        "id": call.id,
-                        "type": "function",
-                        "function": {"name": call.name, "arguments": _sound(call.arguments)},
-                    }
-                    for call in message.tool_calls
-                ]
-                # A server that thinks aloud wants its thoughts back with its calls; others may refuse them.
-                if message.native is not None and message.native.provider == self.id:
-                    sent |= message.native.content
+    def _conversation(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages as the protocol has them. Results hold no images there: the user shows them, after the last."""
+        sent: list[dict[str, Any]] = []
+        shown: list[dict[str, Any]] = []
+        for message in messages:
+            if message.role != "tool" and shown:
+                sent.append({"role": "user", "content": shown})
+                shown = []
+            images = [_image(image) for image in message.images] if self._images else []
+            if message.role == "tool":
+                sent.append({"role": "tool", "tool_call_id": message.tool_call_id, "content": message.content})
+                if images:
+                    shown += [{"type": "text", "text": f"Images of the result of {message.tool_call_id}:"}, *images]
+            elif message.role == "assistant":
+                sent += self._reply(message)
+            elif images:
+                text = [{"type": "text", "text": message.content}] if message.content else []
+                sent.append({"role": message.role, "content": text + images})
+            else:
+                sent.append({"role": message.role, "content": message.content})
+        return [*sent, {"role": "user", "content": shown}] if shown else sent
+
+    def _reply(self, message: Message) -> list[dict[str, Any]]:
+        if not message.tool_calls:  # with nothing in it, it was interrupted before its first word
+            return [{"role": "assistant", "content": message.content}] if message.content else []
+        calls = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _sound(call.arguments)}}
+            for call in message.tool_calls
+        ]
+        sent = {"role": "assistant", "content": message.content, "tool_calls": calls}
+        # A server that thinks aloud wants its thoughts back with its calls; others may refuse them.
+        if message.native is not None and message.native.provider == self.id:
+            sent |= message.native.content
         return [sent]
 
     def _explain(self, error: Exception) -> ModelError:
@@ -242,6 +259,11 @@ def _usage(usage: Any) -> UsageDelta:
         getattr(read, "cache_write_tokens", None) or 0,
         getattr(written, "reasoning_tokens", None) or 0,
     )
+
+
+def _image(image: Image) -> dict[str, Any]:
+    data = base64.b64encode(image.data).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:{image.media_type};base64,{data}"}}
 
 
 def _sound(arguments: str) -> str:

@@ -17,6 +17,7 @@ from channels.aio import LoopThread, default_loop
 from runtime import (
     Agent,
     FinishDelta,
+    Image,
     Message,
     ModelError,
     NativeDelta,
@@ -269,6 +270,22 @@ def test_what_a_session_holds_is_brought_into_turns(server, model):
                 {"type": "text", "text": "Well?"},
             ],
         },
+    ]
+
+
+def test_images_of_the_user_and_of_tools(server, model):
+    server.answer(Answer(*HELLO, *end()))
+    session = Session.from_user("What is this?", images=[Image(b"one", "image/jpeg")])
+    calls = Message("assistant", "", (ToolCall("a", "look"),))
+    deltas(model, *session.messages, calls, Message("tool", "[image]", tool_call_id="a", images=(Image(b"two"),)))
+    asked, _, answered = server.requests[0].body["messages"]
+    assert asked["content"] == [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": "b25l"}},
+    ]
+    assert answered["content"][0]["content"] == [
+        {"type": "text", "text": "[image]"},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "dHdv"}},
     ]
 
 

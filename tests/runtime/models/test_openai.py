@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import json
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from runtime import (
     Agent,
     FinishDelta,
+    Image,
     Message,
     ModelError,
     NativeDelta,
@@ -185,6 +187,37 @@ def test_arguments_that_are_no_json_go_back_as_an_empty_object(server, model):
     called = Message("assistant", "", (ToolCall("a", "add", '{"a": '),))
     deltas(model, Message("user", "Hi"), called, Message("tool", "3", tool_call_id="a"))
     assert server.requests[0].body["messages"][1]["tool_calls"][0]["function"]["arguments"] == "{}"
+
+
+def shown(data: bytes) -> Any:
+    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def test_images_of_the_user_and_of_tools(server, model):
+    """A result holds text only in this protocol, and nothing may come between the results of a turn."""
+    server.answer(Answer(*HELLO, *END))
+    session = Session.from_user("What is this?", images=[Image(b"one")])
+    calls = Message("assistant", "", (ToolCall("a", "look"), ToolCall("b", "look")))
+    results = [Message("tool", "[image]", tool_call_id=id, images=(Image(id.encode()),)) for id in "ab"]
+    deltas(model, *session.messages, calls, *results, Message("user", "Well?"))
+    first, _, *rest = server.requests[0].body["messages"]
+    assert first["content"] == [{"type": "text", "text": "What is this?"}, shown(b"one")]
+    assert [m["role"] for m in rest] == ["tool", "tool", "user", "user"]
+    assert [part for part in rest[2]["content"] if part["type"] == "image_url"] == [shown(b"a"), shown(b"b")]
+
+
+def test_the_last_result_may_be_an_image(server, model):
+    server.answer(Answer(*HELLO, *END))
+    calls = Message("assistant", "", (ToolCall("a", "look"),))
+    deltas(model, Message("user", "Hi"), calls, Message("tool", "[image]", tool_call_id="a", images=(Image(b"x"),)))
+    assert server.requests[0].body["messages"][-1]["content"][-1] == shown(b"x")
+
+
+def test_a_model_that_cannot_see_is_shown_no_images(server):
+    server.answer(Answer(*HELLO, *END))
+    deltas(OpenAIModel("m", base_url=server.url, images=False), Message("user", "Hi", images=(Image(b"x"),)))
+    assert server.requests[0].body["messages"] == [{"role": "user", "content": "Hi"}]
 
 
 def test_options_and_settings_are_sent(server):
