@@ -138,6 +138,15 @@ def classify(status: int | None, names: tuple[str | None, ...], text: str) -> Mo
     return named or ("server_error" if status is None else "bad_request")
 
 
+def words(body: object) -> str:
+    """The words of an error, which servers put in different places. Of a page for people, the beginning."""
+    if isinstance(body, Mapping):
+        for name in ("message", "detail", "error"):
+            if name in body:
+                return words(body[name])
+    return body[:200] if isinstance(body, str) else ""
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait, as ``retry-after-ms`` or ``retry-after`` says, which may be a date."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):

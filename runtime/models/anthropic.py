@@ -25,7 +25,7 @@ from ..model import (
 )
 from ..session import Image, Message
 from ._clients import Clients
-from ._failures import MALFORMED, Account, checked_key, checked_url, classify, retry_after
+from ._failures import MALFORMED, Account, checked_key, checked_url, classify, retry_after, words
 
 try:
     import anthropic
@@ -145,10 +145,11 @@ class AnthropicModel:
         if isinstance(error, anthropic.APIStatusError):
             # An error in the middle of a stream has the status of the answer it came in.
             status = error.status_code if error.status_code >= 400 else None
-            said = error.api_message or str(error.body or "")
+            said = words(error.body)
             code = classify(status, (error.type,), said)
-            wait = None if status is None else retry_after(error.response.headers)
-            return explain(code, said if status is None else f"{status}: {said}", wait)
+            if status is None:
+                return explain(code, said)
+            return explain(code, f"{status} {said}", retry_after(error.response.headers))
         return explain("bad_response", f"{type(error).__name__}: {error}")
 
 

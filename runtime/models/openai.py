@@ -24,7 +24,7 @@ from ..model import (
 )
 from ..session import Image, Message
 from ._clients import Clients
-from ._failures import MALFORMED, Account, checked_key, checked_url, classify, retry_after
+from ._failures import MALFORMED, Account, checked_key, checked_url, classify, retry_after, words
 
 try:
     import openai
@@ -173,9 +173,9 @@ class OpenAIModel:
         if isinstance(error, openai.APIConnectionError):
             return explain("unreachable", str(cause or ""))
         if isinstance(error, openai.APIStatusError):
-            said = _said(error.body) or error.message
+            said = words(error.body)
             code = classify(error.status_code, (error.code, error.type), said)
-            return explain(code, f"{error.status_code}: {said}", retry_after(error.response.headers))
+            return explain(code, f"{error.status_code} {said}", retry_after(error.response.headers))
         if isinstance(error, openai.APIError):  # in the middle of a stream
             return explain(classify(None, (error.code, error.type), error.message), error.message)
         return explain("bad_response", f"{type(error).__name__}: {error}")
@@ -272,12 +272,3 @@ def _sound(arguments: str) -> str:
         return arguments if isinstance(json.loads(arguments), dict) else "{}"
     except ValueError:
         return "{}"
-
-
-def _said(body: object) -> str:
-    """The words of an error, which servers put in different places."""
-    if isinstance(body, Mapping):
-        for name in ("message", "detail", "error"):
-            if isinstance(said := body.get(name), str):
-                return said
-    return ""

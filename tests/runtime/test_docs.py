@@ -14,7 +14,8 @@ import pytest
 from runtime._hooks import HOOK_POINTS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["approval.md", "hooks.md", "limits.md", "replay.md", "steering.md", "teams.md", "tools.md"]
+PAGES = ["approval.md", "hooks.md", "limits.md", "models.md", "replay.md", "steering.md", "teams.md", "tools.md"]
+EXTRAS = {"models.md": ["openai", "anthropic"]}
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"# prints: (.*)$", re.MULTILINE)
@@ -25,6 +26,8 @@ LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 @pytest.mark.parametrize("page", PAGES)
 def test_examples(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each prints what it says."""
+    for extra in EXTRAS.get(page, ()):
+        pytest.importorskip(extra, reason=f"the extra {extra} is not installed")
     path = ROOT / "docs" / page
     text = path.read_text(encoding="utf-8")
     shared: dict[str, object] = {"__name__": "__main__"}

@@ -20,6 +20,7 @@ from runtime import (
     HookInput,
     HookResult,
     Image,
+    ModelError,
     ReasoningDelta,
     RunError,
     Session,
@@ -29,6 +30,7 @@ from runtime import (
     UsageDelta,
     tool,
 )
+from runtime.models import Fallback, IdleTimeout, Retry
 from support.faults import LONG, Outside, Point, Scenario
 from support.scripted import AsyncScripted, Scripted, call, say
 
@@ -297,6 +299,29 @@ def blocked(outside: Outside) -> Agent:
     )
 
 
+def busy() -> ModelError:
+    """Worth another attempt."""
+    return ModelError("overloaded", "busy", retryable=True)
+
+
+def again(outside: Outside) -> Agent:
+    """A model that is asked again, on the loop, in each turn."""
+    model = AsyncScripted([busy()], [UsageDelta(1), busy()], [*say("x"), *adding("add_async")], [busy()], say("done"))
+    return Agent("a", Retry(model, backoff=lambda attempt: 0), tools=[add_async])
+
+
+def again_on_a_thread(outside: Outside) -> Agent:
+    """The same on a helper, with a deadline."""
+    model = Scripted([busy()], [*say("x"), *adding()], [busy()], say("done"))
+    return Agent("a", Retry(IdleTimeout(model, LONG), backoff=lambda attempt: 0), tools=[add])
+
+
+def stand_in(outside: Outside) -> Agent:
+    """A model on the loop that fails, and one on a helper that takes over."""
+    first = IdleTimeout(AsyncScripted([busy()]), LONG)
+    return Agent("a", Fallback(first, Scripted([*say("x"), *adding()], say("done"))), tools=[add])
+
+
 def toolset(outside: Outside) -> Agent:
     """Tools that have to be started."""
     return Agent("a", Scripted(adding(), say("done")), toolsets=[Shelf()])
@@ -551,6 +576,9 @@ SCENARIOS = [
     Scenario("tools", tools),
     Scenario("asynchronous", asynchronous),
     Scenario("iterating", iterating, capacity=4),
+    Scenario("again", again, capacity=2),
+    Scenario("again on a thread", again_on_a_thread),
+    Scenario("stand in", stand_in, observed=True, capacity=1),
     Scenario("questions", questions),
     Scenario("questions declined", questions, answer=decline, capacity=2),
     Scenario("questions taken back", impatient, capacity=1),

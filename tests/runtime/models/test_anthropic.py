@@ -352,7 +352,7 @@ def test_an_error_says_what_to_do(server, model, name):
     assert error.code == code
     assert error.retryable == (code in ("rate_limited", "server_error", "overloaded"))
     assert error.retry_after == 3
-    assert f"{status}: " in str(error)
+    assert f"({status} {said.replace(KEY, '***')})" in str(error)
     assert len(server.requests) == 1  # the library does not retry behind our back
 
 

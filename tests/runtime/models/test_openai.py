@@ -245,7 +245,7 @@ FAILURES = {
     "no credit": (429, {"error": {"message": "quota", "code": "insufficient_quota"}}, "no_credit"),
     "wrong model": (404, {"error": {"message": "no such model", "code": "model_not_found"}}, "unknown_model"),
     "wrong model, 400": (400, {"error": {"message": "no such model", "code": "model_not_found"}}, "unknown_model"),
-    "wrong path": (404, "<html>", "unknown_model"),
+    "wrong path": (404, "<html>" + "lots " * 999, "unknown_model"),
     "too long": (400, {"error": {"message": "m", "code": "context_length_exceeded"}}, "context_overflow"),
     "too long, llama": (400, {"error": {"message": "m", "type": "exceed_context_size_error"}}, "context_overflow"),
     "too long, vllm": (400, {"message": "This model's maximum context length is 9 tokens"}, "context_overflow"),
@@ -266,7 +266,8 @@ def test_an_error_says_what_to_do(server, model, name):
     error = fails(model)
     assert error.code == code
     assert error.retryable == (code in ("rate_limited", "server_error", "overloaded"))
-    assert str(status) in str(error)
+    assert f"({status} " in str(error)
+    assert len(str(error)) < 500
     assert len(server.requests) == 1  # the library does not retry behind our back
 
 
@@ -371,6 +372,23 @@ def test_a_key_that_cannot_be_one(key):
 def test_an_address_that_cannot_be_one():
     with pytest.raises(ValueError, match="http"):
         OpenAIModel("m", base_url="localhost:8080")
+
+
+@pytest.mark.parametrize("extra", ["openai", "anthropic"])
+def test_a_missing_extra_is_named(extra):
+    program = f"""
+import sys
+import runtime, runtime.models
+assert not {{"openai", "anthropic", "httpx2", "pydantic"}} & set(sys.modules)
+sys.modules[{extra!r}] = None
+try:
+    import runtime.models.{extra}
+except runtime.MissingExtra as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert done.stderr == ""
+    assert f"pip install 'lockgate[{extra}]'" in done.stdout
 
 
 def test_no_secret_in_its_repr():
