@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from runtime._cli_fields import NotUnderstood, fields_of
-from runtime._cli_terminal import printable
+from runtime.cli._fields import NotUnderstood, fields_of
+from runtime.cli._terminal import printable
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = 30.0  # seconds after which something will never happen, on a busy machine

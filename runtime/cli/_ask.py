@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
-from ._cli_fields import Field, NotUnderstood, fields_of
-from ._cli_show import arguments
-from ._cli_terminal import Over, Terminal
-from ._errors import InvalidAnswer, NotPending
-from .events import ElicitationRequest, ToolCallConfirmation
-from .permissions import Scope
-from .stream import EventStream
-from .tool import Action, Answer
+from .._errors import InvalidAnswer, NotPending
+from ..events import ElicitationRequest, ToolCallConfirmation
+from ..permissions import Scope
+from ..stream import EventStream
+from ..tool import Action, Answer
+from ._fields import Field, NotUnderstood, fields_of
+from ._show import arguments
+from ._terminal import Over, Terminal
 
 Read: TypeAlias = Callable[[str, Callable[[], bool]], str]
 

@@ -14,19 +14,19 @@ from typing import Any, Final
 
 from channels import ChannelClosed
 
-from . import events
-from ._cli_ask import Questions, Read
-from ._cli_load import CannotLoad, load, replayed
-from ._cli_show import Screen
-from ._cli_terminal import Terminal
-from ._ends import MORE
-from ._errors import MissingExtra, RunError, StreamStuck
-from .agent import Agent, Team
-from .permissions import Permissions
-from .recording import Recording
-from .runtime import Runtime
-from .session import Session
-from .stream import EventStream
+from .. import events
+from .._ends import MORE
+from .._errors import MissingExtra, RunError, StreamStuck
+from ..agent import Agent, Team
+from ..permissions import Permissions
+from ..recording import Recording
+from ..runtime import Runtime
+from ..session import Session
+from ..stream import EventStream
+from ._ask import Questions, Read
+from ._load import CannotLoad, load, replayed
+from ._show import Screen
+from ._terminal import Terminal
 
 OK: Final = 0
 FAILED: Final = 1
@@ -366,6 +366,3 @@ class _Interrupts:
 
 
 _COMMANDS: Final = {"run": _run, "replay": _replay}
-
-if __name__ == "__main__":
-    sys.exit(main())

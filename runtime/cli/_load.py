@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ._errors import MissingExtra
-from .agent import Agent, Team
-from .recording import Recording
+from .._errors import MissingExtra
+from ..agent import Agent, Team
+from ..recording import Recording
 
 DEFAULT = "agent"
 
@@ -79,7 +79,7 @@ def _import(source: str) -> ModuleType:
 
 
 def _with_model(team: Team, file: str) -> Team:
-    from .models.local import LocalModel, ModelUnavailable
+    from ..models.local import LocalModel, ModelUnavailable
 
     try:
         model = LocalModel(file)
@@ -101,7 +101,7 @@ def _with_model(team: Team, file: str) -> Team:
 
 def replayed(team: Team, recording: Recording, *, live_tools: bool) -> Team:
     """``team`` with what its models said in the record and, without ``live_tools``, what its tools gave back."""
-    from .models.replay import ReplayModel
+    from ..models.replay import ReplayModel
 
     model = ReplayModel(recording)
     tools: dict[str, Any] = {} if live_tools else {"tools": recording.tools(), "toolsets": ()}

@@ -28,7 +28,7 @@ from mcp.types import CallToolResult, ElicitRequestFormParams, ElicitRequestURLP
 from channels import CancelToken, Channel, ChannelClosed, SupportsDone
 from channels.aio import LoopThread
 
-from ._mcp_process import KILLED, POLITE, Process
+from ._process import KILLED, POLITE, Process
 
 MODERN: Final = "2026-07-28"  # from here on it is the client that calls again with the answer; revisions are dates
 INBOX: Final = 1 << 30  # the loop's thread must never wait: as good as unbounded

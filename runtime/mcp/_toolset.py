@@ -1,10 +1,4 @@
-"""The tools of MCP servers.
-
-    booking = MCPToolSet([sys.executable, "examples/booking_server.py"], name="booking")
-    agent = Agent("concierge", model, toolsets=[booking])
-
-What a server asks in the middle of a call goes to the user of the stream that made the call, and to nobody else.
-"""
+"""The tool set of one MCP server."""
 
 from __future__ import annotations
 
@@ -21,16 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 from channels import Cancelled, CancelToken
 from channels.aio import LoopThread, default_loop
 
-from ._errors import MissingExtra
-from .session import Image, size_of
-from .tool import Answer, Tool, ToolContext, ToolResult
+from .._errors import MissingExtra
+from ..session import Image, size_of
+from ..tool import Answer, Tool, ToolContext, ToolResult
 
 if TYPE_CHECKING:
     from mcp.types import CallToolResult
 
-    from ._mcp_owner import Asked, Call, Connection
-
-__all__ = ["MCPServerError", "MCPToolSet"]
+    from ._owner import Asked, Call, Connection
 
 # The name under which a call's context comes among the tool's arguments. No server's parameter has a space in its name.
 _CONTEXT: Final = "the context"
@@ -148,7 +140,7 @@ class MCPToolSet:
     def _connection(self, *, start: bool = False, context: ToolContext | None = None) -> Connection:
         """A connection that is ready, started where there is none. A call's ``context`` may cancel the wait."""
         try:
-            from . import _mcp_owner
+            from . import _owner
         except ImportError as error:
             raise MissingExtra("MCP tool sets", "mcp") from error
         with self._lock:
@@ -158,7 +150,7 @@ class MCPToolSet:
                 raise MCPServerError(self.name, "was stopped; start() starts it again")
             connection = self._connections[-1] if self._connections else None
             if connection is None or connection.failure is not None:
-                connection = _mcp_owner.Connection(
+                connection = _owner.Connection(
                     self._loop or default_loop(),
                     name=self.name,
                     command=self.command,
@@ -172,7 +164,7 @@ class MCPToolSet:
                 self._finalize(connection)
         try:
             connection.wait_ready(None if context is None else context.cancel)
-        except _mcp_owner.Lost as error:
+        except _owner.Lost as error:
             raise MCPServerError(self.name, str(error)) from None
         return connection
 
@@ -214,20 +206,20 @@ class MCPToolSet:
 
     def _call(self, name: str, context: ToolContext | None, arguments: Mapping[str, Any]) -> ToolResult:
         """Call a tool, and wait for its result. Without a context nobody is asked, and nothing cancels it."""
-        from . import _mcp_owner
+        from . import _owner
 
         try:
             try:
                 outcome = self._converse(self._connection(context=context).call(name, arguments), context)
-            except _mcp_owner.Unsent:  # it ended, but had not begun with the call: another one can
+            except _owner.Unsent:  # it ended, but had not begun with the call: another one can
                 outcome = self._converse(self._connection(context=context).call(name, arguments), context)
-        except _mcp_owner.Lost as error:
+        except _owner.Lost as error:
             raise MCPServerError(self.name, str(error)) from None
         return _result(outcome)
 
     def _converse(self, call: Call, context: ToolContext | None) -> CallToolResult:
         """Do what the call asks for until it has ended. Leaving earlier, by an exception, cancels it on the server."""
-        from ._mcp_owner import Asked, Begun, Finished, Lost, Progressed
+        from ._owner import Asked, Begun, Finished, Lost, Progressed
 
         left: float | None = None
         try:

@@ -6,9 +6,9 @@ import json
 from functools import singledispatchmethod
 from typing import Final
 
-from . import events
-from ._cli_terminal import Terminal
-from .session import ToolCall
+from .. import events
+from ..session import ToolCall
+from ._terminal import Terminal
 
 _ARGUMENT: Final = 200  # characters of one argument
 _RESULT_LINES: Final = 20
