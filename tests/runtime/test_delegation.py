@@ -485,7 +485,8 @@ def test_law_8_the_background_ends_with_its_stream() -> None:
     with Stall() as stall:
         sub = Agent("sub", AsyncScripted([*say("x"), lambda: _forever(stall)]))
         with Runtime(boss([background("sub")], [stall.reached.wait, *say("bye")], subs=[sub])) as runtime:
-            events = list(runtime.run_stream(Session.from_user("go")))
+            with runtime.run_stream(Session.from_user("go")) as stream:
+                events = list(stream)
             assert [e.type for e in events[-2:]] == ["sub_session_completed", "stream_stopped"]
             assert [e.reason for e in of(SubSessionCompleted, events)] == ["canceled"]
             assert not runtime._shared.cores
