@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -95,8 +96,8 @@ class AnthropicModel:
         self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
     ) -> AsyncIterator[Delta]:
         """Answer ``messages``. Raises `ModelError`."""
-        request = self._request(messages, tools)
-        reply = _Reply()
+        request, prefix = self._request(messages, tools)
+        reply = _Reply(prefix)
         failure: ModelError | None = None
         try:
             client = await self._clients.get()
@@ -119,15 +120,21 @@ class AnthropicModel:
     def __repr__(self) -> str:
         return f"<AnthropicModel {self.id!r} at {self._account.address}>"
 
-    def _request(self, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> dict[str, Any]:
-        request = self._settings | {"messages": _conversation(messages), "stream": True, "extra_body": self._options}
+    def _request(self, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> tuple[dict[str, Any], str]:
+        """What to send, and what tells whether it stands before the reply again another time."""
+        request = self._settings | {"stream": True, "extra_body": self._options}
         if system := "\n\n".join(m.content for m in messages if m.role == "system" and m.content):
             request["system"] = system
         if tools:
             request["tools"] = [
                 {"name": t.name, "description": t.description, "input_schema": dict(t.parameters)} for t in tools
             ]
-        return request
+        prefix = _Prefix()
+        prefix.add(request.get("system"), request.get("tools"))
+        # Models that are told how much to think insist on their last thoughts, and do not mind what stands before.
+        bound = self._settings.get("thinking", {}).get("type") != "enabled"
+        request["messages"] = _conversation(messages, prefix, bound=bound)
+        return request, prefix.told()
 
     def _explain(self, error: Exception) -> ModelError:
         explain = self._account.explain
@@ -169,17 +176,36 @@ def _client(account: Account, timeout: float) -> anthropic.AsyncAnthropic:
 # -- what is sent ------------------------------------------------------------------------------------------------------
 
 
-def _conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
+class _Prefix:
+    """Tells whether the same stands before a reply as when it was made.
+
+    The thoughts of newer models are good only there. A hand-off, a hook that adds to the instructions or another set of
+    tools changes it: then the thoughts are left out, for the whole request would be refused.
+    """
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, *parts: Any) -> None:
+        self._digest.update(json.dumps(parts, sort_keys=True).encode())
+
+    def told(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _conversation(messages: Sequence[Message], prefix: _Prefix, *, bound: bool) -> list[dict[str, Any]]:
     """The messages as the protocol has them: turns of the user and of the assistant, by turns.
 
-    The results of all calls of a turn have to come in one message, before anything else the user says.
+    The results of all calls of a turn have to come in one message, before anything else the user says. With ``bound``,
+    thoughts come only after what they came after before.
     """
     turns: list[dict[str, Any]] = []
     for message in messages:
         if message.role == "system":
             continue
         role = "assistant" if message.role == "assistant" else "user"
-        blocks = _blocks(message)
+        blocks = _blocks(message, prefix.told() if bound else None)
+        prefix.add(role, blocks)
         if turns and turns[-1]["role"] == role:
             turns[-1]["content"] += blocks
         elif blocks:
@@ -187,7 +213,7 @@ def _conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return turns
 
 
-def _blocks(message: Message) -> list[dict[str, Any]]:
+def _blocks(message: Message, prefix: str | None) -> list[dict[str, Any]]:
     text: list[dict[str, Any]] = [{"type": "text", "text": message.content}] if message.content else []
     if message.role != "assistant":
         shown = text + [_image(image) for image in message.images]
@@ -199,19 +225,20 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
         {"type": "tool_use", "id": _id(call.id), "name": call.name, "input": _input(call.arguments)}
         for call in message.tool_calls
     ]
-    if message.native is not None and message.native.provider == _PROVIDER:
-        return _as_it_was(message.native.content, message.content, calls) or text + calls
+    native = message.native
+    if native is not None and native.provider == _PROVIDER and prefix in (None, native.content["prefix"]):
+        return _as_it_was(native.content["blocks"], message.content, calls) or text + calls
     return text + calls
 
 
-def _as_it_was(content: Sequence[Any], text: str, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _as_it_was(blocks: Sequence[Any], text: str, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The blocks of a reply in their order, its signed thoughts untouched. Nothing if the message was changed since."""
-    if "".join(block["text"] for block in content if block["type"] == "text") != text:
+    if "".join(block["text"] for block in blocks if block["type"] == "text") != text:
         return []
-    if sum(block["type"] == "tool_use" for block in content) != len(calls):
+    if sum(block["type"] == "tool_use" for block in blocks) != len(calls):
         return []
     left = iter(calls)
-    return [next(left) if block["type"] == "tool_use" else dict(block) for block in content]
+    return [next(left) if block["type"] == "tool_use" else dict(block) for block in blocks]
 
 
 def _image(image: Image) -> dict[str, Any]:
@@ -238,8 +265,9 @@ def _input(arguments: str) -> dict[str, Any]:
 class _Reply:
     """One reply, as its events come in."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str) -> None:
         self.over = False
+        self._prefix = prefix
         self._stop: str | None = None
         self._explanation = ""
         self._blocks: dict[int, dict[str, Any]] = {}
@@ -270,7 +298,7 @@ class _Reply:
             raise account.explain("unreachable", "the connection ended in the middle of the reply")
         blocks = [block for _, block in sorted(self._blocks.items()) if block.get("text") != ""]
         thought = any(block["type"] in ("thinking", "redacted_thinking") for block in blocks)
-        deltas: list[Delta] = [NativeDelta(_PROVIDER, blocks)] if thought else []
+        deltas: list[Delta] = [NativeDelta(_PROVIDER, {"prefix": self._prefix, "blocks": blocks})] if thought else []
         return [*deltas, FinishDelta(_FINISH.get(self._stop or "end_turn", self._stop or ""))]
 
     def _begin(self, index: int, block: Any) -> list[Delta]:

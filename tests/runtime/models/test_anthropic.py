@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -219,20 +220,53 @@ def test_thoughts_are_shown_as_they_come(server, model):
     assert said[-2].provider == "anthropic"
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        Message("assistant", "Now", native=Native("anthropic", [{"type": "thinking"}, {"type": "text", "text": "x"}])),
-        Message(
-            "assistant", "Now", native=Native("anthropic", [{"type": "text", "text": "Now"}, {"type": "tool_use"}])
-        ),
-        Message("assistant", "Now", native=Native("openai/m", {"reasoning_content": "x"})),
-    ],
-)
-def test_a_message_that_was_changed_or_is_of_another_provider_goes_as_plain_text(server, model, message):
+ASKED = Message("user", "Hi")
+
+
+def thoughtful(server: Replay, model: AnthropicModel, system: str = "") -> Message:
+    """A message with thoughts in it, as the answer to `ASKED`."""
+    server.answer(Answer(START, *THINKING, *text(1, "Yes"), *end()))
+    [native] = [d for d in deltas(model, Message("system", system), ASKED) if isinstance(d, NativeDelta)]
+    server.requests.clear()
+    return Message("assistant", "Yes", native=Native(native.provider, native.content))
+
+
+def sent_back(server: Replay, model: AnthropicModel, *messages: Message) -> list[str]:
+    """The kinds of blocks of the second message."""
     server.answer(Answer(*HELLO, *end()))
-    deltas(model, Message("user", "Hi"), message, Message("user", "Go on"))
-    assert server.requests[0].body["messages"][1]["content"] == [{"type": "text", "text": "Now"}]
+    deltas(model, *messages, Message("user", "Go on"))
+    return [block["type"] for block in server.requests[0].body["messages"][1]["content"]]
+
+
+def test_thoughts_go_back_after_the_same(server, model):
+    assert sent_back(server, model, ASKED, thoughtful(server, model)) == ["thinking", "text"]
+
+
+def test_thoughts_are_left_out_where_what_stands_before_them_has_changed(server, model):
+    """Newer models refuse the whole request."""
+    assert sent_back(server, model, Message("user", "Hello"), thoughtful(server, model)) == ["text"]
+    server.requests.clear()
+    asked = [Message("system", "Two"), ASKED]
+    assert sent_back(server, model, *asked, thoughtful(server, model, "One")) == ["text"]
+    server.requests.clear()
+    assert sent_back(server, model, *asked, thoughtful(server, model, "Two")) == ["thinking", "text"]
+
+
+def test_models_told_how_much_to_think_get_their_thoughts_back_in_any_case(server):
+    """They refuse a request without."""
+    model = AnthropicModel("m", base_url=server.url, thinking={"type": "enabled", "budget_tokens": 1024})
+    assert sent_back(server, model, Message("user", "Hello"), thoughtful(server, model)) == ["thinking", "text"]
+
+
+def test_a_message_that_was_changed_or_is_of_another_provider_goes_as_plain_text(server, model):
+    whole = thoughtful(server, model)
+    for message in (
+        replace(whole, content="No"),
+        replace(whole, tool_calls=(ToolCall("a", "add"),)),
+        replace(whole, native=Native("openai/m", {"reasoning_content": "x"})),
+    ):
+        server.requests.clear()
+        assert "thinking" not in sent_back(server, model, ASKED, message)
 
 
 def test_what_a_session_holds_is_brought_into_turns(server, model):
