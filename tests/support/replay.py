@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -83,7 +84,8 @@ class Replay:
     def close(self) -> None:
         with self._changed:
             for opened in self._open:
-                opened.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):  # it is gone already
+                    opened.shutdown(socket.SHUT_RDWR)
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
