@@ -7,13 +7,16 @@ that they are over by its last event; when it is cancelled they are cancelled wi
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed
+from channels import Cancelled, CancelToken, ChannelClosed
 
 from . import events
 from ._calls import Call
+from ._errors import RunError
 from ._scope import EventSink
 from ._traffic import Traffic
 from .agent import Agent
@@ -23,17 +26,18 @@ if TYPE_CHECKING:
     from ._core import StreamCore
     from .stream import EventStream
 
+_logger = logging.getLogger(__name__)
 MAX_RUNNING: Final = 20  # at once, for one stream: each has two threads
 
 
 class BackgroundTask:
     """A sub-agent at work in the background."""
 
-    def __init__(self, core: StreamCore) -> None:
+    def __init__(self, core: StreamCore, call: Call) -> None:
         self.id = f"task-{core.number}"
         self.agent_name = core.agent.name
         self.core = core  # its own
-        self.call: Call | None = None  # which reads it; None before it is started
+        self.call = call  # of its parent's: over when it has been read to its end
         self.text: list[str] = []  # said so far
         self.began = time.monotonic()
         self.ended: float | None = None
@@ -66,7 +70,6 @@ class BackgroundTask:
 
     def wait(self, timeout: float | None, cancel: CancelToken | None) -> bool:
         """Wait for its end; False where that takes longer than ``timeout`` seconds. Raises `Cancelled`."""
-        assert self.call is not None
         try:
             self.call.done.recv(timeout, cancel)
         except ChannelClosed:
@@ -87,12 +90,18 @@ def start(parent: StreamCore, agent: Agent, session: Session) -> BackgroundTask:
     if running >= MAX_RUNNING:
         raise RuntimeError(f"{running} agents run in the background, and no more may: wait for one, or stop one")
     stream = open_nested(parent, agent, session, interactive=False, within=parent.token)
+    task = BackgroundTask(stream._core, parent.calls.expect(f"background agent {agent.name}"))
+    # No helper: an executor that is full must not keep a stream waiting for its reader.
+    reader = threading.Thread(
+        target=_read, args=(parent, task, stream), name=f"lockgate-background-{stream._core.number}", daemon=True
+    )
     try:
-        task = BackgroundTask(stream._core)
-        task.call = parent.calls.start(f"background agent {agent.name}", Channel(1), _read, parent, task, stream)
+        reader.start()
     except BaseException:
+        parent.calls.ended(task.call)
         stream.close()
         raise
+    parent.threads.append(reader)
     parent.background[task.id] = task
     return task
 
@@ -111,7 +120,11 @@ def _read(parent: StreamCore, task: BackgroundTask, stream: EventStream) -> None
             EventSink(parent.events).emit(event, parent.token)
 
     try:
-        follow(parent, stream, forward, parent.fire)
+        follow(parent, stream, forward, parent.fire, task.call)
+    except (RunError, Cancelled, ChannelClosed):  # how it ended is known, and a parent that has left is not told
+        pass
+    except BaseException:
+        _logger.exception("%r could not be read to its end", task)
     finally:
         task.ended = task.ended or time.monotonic()
 

@@ -221,21 +221,29 @@ class Calls:
                 call.inbox.close()
                 call.cancel()
 
+    def expect(self, what: str) -> Call:
+        """Something on a thread of its own, that begins and ends without us: `join` waits until `ended` is called."""
+        call = Call(what, Channel(name=what))
+        self._live.add(call)
+        return call
+
+    def ended(self, call: Call) -> None:
+        """What was expected is over."""
+        self._live.discard(call)
+        call.done.close()
+
     @contextlib.contextmanager
-    def nested(self, what: str, other: Calls) -> Iterator[None]:
-        """A nested stream, of which these are the ``other`` calls, runs in the block: `join` waits for it too.
+    def nested(self, call: Call, other: Calls) -> Iterator[None]:
+        """A nested stream, of which these are the ``other`` calls, runs in the block, as was expected.
 
         What is stuck in it afterwards is this stream's to name.
         """
-        call = Call(what, Channel(name=what))
         call.thread = threading.current_thread()
-        self._live.add(call)
         try:
             yield
         finally:
             self._live.update(list(other._live))
-            self._live.discard(call)
-            call.done.close()
+            self.ended(call)
 
     def forget(self) -> None:
         """In a forked child: the threads and tasks of these calls are not here."""

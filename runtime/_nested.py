@@ -12,6 +12,7 @@ from typing import Final
 from channels import CancelToken
 
 from . import events
+from ._calls import Call
 from ._core import StreamCore
 from ._open import open_stream
 from .agent import Agent
@@ -36,14 +37,18 @@ def open_nested(
     )
 
 
-def follow(parent: StreamCore, stream: EventStream, forward: Forward, fire: Fire) -> RunResult:
+def follow(
+    parent: StreamCore, stream: EventStream, forward: Forward, fire: Fire, call: Call | None = None
+) -> RunResult:
     """Read a nested stream to its end, passing its events to ``forward``; what it came to.
 
-    The hooks that the parent has for its end are run by ``fire``. Raises `RunError` when it ends other than normally,
-    and what ``forward`` and ``fire`` raise, which ends it too.
+    ``call`` is what the parent expects of it, where it did before. The hooks that the parent has for its end are run
+    by ``fire``. Raises `RunError` when it ends other than normally, and what ``forward`` and ``fire`` raise, which ends
+    it too.
     """
     session = stream.session
-    with parent.calls.nested(f"agent {stream._core.agent.name}", stream._core.calls), stream:
+    call = call or parent.calls.expect(f"agent {stream._core.agent.name}")
+    with parent.calls.nested(call, stream._core.calls), stream:
         for event in stream._core.out:  # not the stream itself: it would run here what belongs to the root's consumer
             if isinstance(event, events.StreamStopped):
                 forward(events.SubSessionCompleted(session.id, event.reason, **parent.tags))

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import copy
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from channels import Cancelled, CancelToken, ChannelClosed
@@ -21,10 +22,12 @@ from runtime import (
     HookResult,
     Image,
     ModelError,
+    NotRunning,
     ReasoningDelta,
     RunError,
     Session,
     Tool,
+    ToolCallDelta,
     ToolContext,
     ToolResult,
     UsageDelta,
@@ -501,6 +504,99 @@ def background(outside: Outside) -> Agent:
     return Agent("a", Scripted([call("leave"), call("ask", id="2", index=1)], say("done")), tools=[leave, ask])
 
 
+def transfer(id: str, index: int = 0) -> Any:
+    """A call that gives ``sub`` a task."""
+    return call("transfer_task", '{"agent": "sub", "task": "sub task"}', id=id, index=index)
+
+
+def transferred(outside: Outside) -> Agent:
+    """A sub-agent that is given a task, and asks."""
+    inner = outside.wrap(Agent("sub", Scripted([*say("s"), call("ask", id="1")], say("inner")), tools=[ask]), "sub ")
+    turn = [transfer("1"), call("ask", id="2", index=1)]
+    return Agent(
+        "a", Scripted(turn, say("done")), tools=[ask], sub_agents=[inner], hooks={"subagent_stop": [look_on, "true"]}
+    )
+
+
+def handed_over(outside: Outside) -> Agent:
+    """The conversation goes to another agent, and back."""
+    hand = [call("handoff", f'{{"agent": "{name}"}}', id=name) for name in ("b", "a")]
+    around: dict[str, Any] = {"turn_start": [look_on], "turn_end": [look_on], "on_agent_switch": [look_on_async]}
+    other = outside.wrap(Agent("b", Scripted([*say("x"), hand[1]]), tools=[add], handoffs=["a"], hooks=around))
+    return Agent(
+        "a", Scripted([*say("y"), hand[0]], say("z")), handoffs=[other], hooks={**around, "session_end": [look_on]}
+    )
+
+
+class Waiting(Scripted):
+    """A model that knows the task that it was given."""
+
+    def stream(self, messages: Any, tools: Any, *, cancel: Any) -> Iterator[Any]:
+        """As it is written, with the task's id for TASK."""
+        task = next((each.content for each in messages if each.content.startswith("task-")), "").partition(":")[0]
+        for delta in super().stream(messages, tools, cancel=cancel):
+            is_call = isinstance(delta, ToolCallDelta)
+            yield replace(delta, arguments=delta.arguments.replace("TASK", task)) if is_call else delta  # type: ignore[union-attr, type-var]
+
+
+def in_the_background(outside: Outside) -> Agent:
+    """A sub-agent in the background, which is waited for."""
+    inner = outside.wrap(
+        Agent("sub", Scripted([*say("s"), call("ask", id="1"), call("write", id="2", index=1)], say("t")), tools=[ask]),
+        "sub ",
+    )
+    start = call("run_background_agent", '{"agent": "sub", "task": "sub task"}')
+    wait = call("wait_background_agent", '{"task_id": "TASK"}', id="2")
+    return Agent(
+        "a",
+        Waiting([start], [*say("x"), wait], say("done")),
+        sub_agents=[inner],
+        background_agents=True,
+        hooks={"subagent_stop": [look_on]},
+    )
+
+
+def left_in_the_background(outside: Outside) -> Agent:
+    """One on the loop, which is at work when its stream ends, and one that may have ended."""
+
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    slow = outside.wrap(Agent("slow", AsyncScripted([*say("s"), forever])), "sub ")
+    quick = outside.wrap(Agent("quick", Scripted(say("t"))), "sub ")
+    turn = [
+        call("run_background_agent", f'{{"agent": "{name}", "task": "go"}}', id=name, index=index)
+        for index, name in enumerate(("slow", "quick"))
+    ]
+    return Agent("a", Scripted(turn, say("done")), sub_agents=[slow, quick], background_agents=True)
+
+
+def steered(outside: Outside) -> Agent:
+    """The user says something meanwhile, and pauses the stream: here, when a tool says so."""
+
+    @tool(read_only=True)
+    def talk() -> str:
+        """Speaks for the user."""
+        assert outside.opened.wait(LONG)
+        assert outside.core is not None
+        box = outside.core.mailbox
+        for tell, text in ((box.steer, "steer"), (box.follow_up, "follow")):
+            with contextlib.suppress(NotRunning):
+                tell(text)
+                outside.told.append(text)
+        with contextlib.suppress(NotRunning):
+            box.pause()
+        return "said"
+
+    points = ("user_steering_messages_submit", "user_followup_submit")
+    return Agent(
+        "a",
+        Scripted([*say("x"), call("talk")], [*say("y"), *adding("add", "2")], say("z"), say("done")),
+        tools=[talk, add],
+        hooks={point: [note] for point in points},
+    )
+
+
 def approval(outside: Outside) -> Agent:
     """Several calls that wait for approval, beside one that need not; then one that must run alone."""
     first = [call("write", f'{{"text": "{i}"}}', id=str(i), index=i) for i in range(3)]
@@ -571,6 +667,8 @@ def undecided(request: Any) -> Decision:
     return kinds.get(request.arguments.get("text"), Decision(False))
 
 
+ASIDE = ("sub", "hook subagent_stop", "observer", "consumer")
+
 SCENARIOS = [
     Scenario("plain", plain),
     Scenario("tools", tools),
@@ -603,6 +701,11 @@ SCENARIOS = [
     Scenario("executor", tools, executor=True),
     Scenario("nested", nested),
     Scenario("background", background, aside=("sub", "observer", "consumer")),
+    Scenario("transferred", transferred),
+    Scenario("handed over", handed_over, observed=True, capacity=2),
+    Scenario("in the background", in_the_background, aside=ASIDE),
+    Scenario("left in the background", left_in_the_background, aside=ASIDE, executor=True),
+    Scenario("steered", steered),
     Scenario("approval", approval),
     Scenario("approved and rejected", approval, decision=undecided, observed=True, capacity=2),
     Scenario("approved for good", approval, decision=lambda request: Decision(True, "session"), executor=True),

@@ -41,6 +41,7 @@ from runtime import (
     Hook,
     HookInput,
     NotPending,
+    NotRunning,
     Recording,
     RunError,
     Runtime,
@@ -56,6 +57,7 @@ from runtime.events import (
     Error,
     Event,
     MaxIterationsReached,
+    Paused,
     StreamStopped,
     ToolCallConfirmation,
 )
@@ -167,6 +169,7 @@ class Outside:
         self.injected: BaseException | None = None
         self.threads: list[threading.Thread] = []
         self.sessions: list[Session] = []  # of nested streams, put here by the scenario
+        self.told: list[str] = []  # what the stream has taken of what was said to it meanwhile
         self._counts: collections.Counter[str] = collections.Counter()
         self._lock = threading.Lock()
 
@@ -421,7 +424,8 @@ def _patched(outside: Outside) -> Iterator[None]:
 
         def send(self, value: Any, timeout: float | None = None, cancel: Any = None) -> None:
             if (self.name or "").startswith("events "):
-                prefix = "" if self is outside.root_events else "sub "
+                worker = threading.current_thread().name.startswith("lockgate-stream")  # or a reader of the background
+                prefix = "" if self is outside.root_events and worker else "sub "
                 # It stands still as a full channel does.
                 outside.reach(f"{prefix}send", lambda: Channel[Any]().send(value, timeout, cancel))
             super().send(value, timeout, cancel)
@@ -547,6 +551,10 @@ class Run:
             with contextlib.suppress(NotPending):
                 stream.extend(event, self.scenario.more if first else 0)
             self.outside.reach("consumer answered", functools.partial(self._be_absent, stream))
+        elif isinstance(event, Paused):
+            with contextlib.suppress(NotRunning):
+                stream._core.mailbox.resume()
+            self.outside.reach("consumer resumed", functools.partial(self._be_absent, stream))
         elif isinstance(event, ToolCallConfirmation):
             decision = self.scenario.decision(event)
             with contextlib.suppress(NotPending):
@@ -816,6 +824,9 @@ def _check_session(this: Run) -> None:
     _check_calls(this, session)
     if this.outside.anywhere:
         return
+    heard = [message.content for message in messages if message.role == "user"][1:]
+    if heard != this.outside.told:
+        this.wrong(f"{this.outside.told} was said to the stream, the session has {heard}")
     seen = "".join(e.content for e in this.events if isinstance(e, AgentChoice) and e.session_id == session.id)
     said = "".join(message.content for message in messages if message.role == "assistant")
     if not said.startswith(seen):
@@ -888,7 +899,8 @@ def _check_threads(this: Run, before: set[threading.Thread]) -> None:
         return [
             thread
             for thread in threading.enumerate()
-            if thread not in before and thread.name.startswith(("lockgate-stream", "lockgate-observe", "lockgate-help"))
+            if thread not in before
+            and thread.name.startswith(("lockgate-stream", "lockgate-observe", "lockgate-help", "lockgate-back"))
         ]
 
     if not _eventually(lambda: not left()):
