@@ -82,7 +82,7 @@ class Context:
             self._progress_credits.try_send(None)
             self._inbox.try_send(Progress(self.call_id, output, progress, total, self._progress_credits))
 
-    def run_agent(self, agent: Agent, task: str | Session) -> RunResult:
+    def run_agent(self, agent: Agent, task: str | Session) -> RunResult[Any]:
         from ._nested import follow, open_nested  # they open streams, whose workers dispatch
 
         session = Session.from_user(task) if isinstance(task, str) else task

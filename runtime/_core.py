@@ -37,6 +37,7 @@ from .usage import Prices
 if TYPE_CHECKING:
     from channels.aio import LoopThread
 
+    from ._output import Output
     from ._recorder import Recorder
     from ._toolsets import ToolSets
 
@@ -142,6 +143,7 @@ class StreamCore:
         budget: Budget | None,
         gone: CancelToken,
         observed: bool,
+        output: Output | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         self.number = next(_numbers)
@@ -168,6 +170,9 @@ class StreamCore:
         self.mailbox: Final = Mailbox(session)
         self.background: dict[str, BackgroundTask] = {}  # by id
         self.recorder = recorder
+        self._output = output
+        #: What the last reply said, where it has to be of a type. Written by the worker.
+        self.said: Any = None
         self.recorded: bool = recorder is not None if parent is None else parent.recorded
         self.events: Events = Channel(shared.event_capacity, name=f"events {self.number}")
         #: What the consumer reads: `events`, or what the forwarder passes on after the observers have seen it.
@@ -196,6 +201,11 @@ class StreamCore:
     def line(self) -> list[StreamCore]:
         """The streams that this one is nested in, the outermost first, and itself."""
         return [self] if self.parent is None else [*self.parent.line, self]
+
+    @property
+    def output(self) -> Output | None:
+        """What the last reply has to be: what this run was started for, or what its agent is for."""
+        return self._output or self.agent._output
 
     @property
     def permissions(self) -> list[Permissions]:

@@ -14,6 +14,7 @@ from ._dispatch import dispatch
 from ._ends import ask_for_more, check_budget, loop_detected, over_budget
 from ._limits import Repeats
 from ._mailbox import Said
+from ._output import InvalidOutput
 from ._turn import take_turn
 from .agent import Agent
 from .session import Message
@@ -59,6 +60,7 @@ class _Run:
         self._repeats = Repeats(core.agent.max_repeated_calls)
         self._stops_blocked = 0
         self._successor: Agent | None = None  # whom the conversation was handed to
+        self._asked_again = False
 
     def turn(self) -> bool:
         """Ask the model, make the calls that it wants; whether there is more to do. However it ends, the ``turn_end``
@@ -119,7 +121,7 @@ class _Run:
             repeated = self._repeats.look(reply.tool_calls, core.session.messages[-len(reply.tool_calls) :], tools)
             if repeated:
                 raise loop_detected(core, repeated)
-        elif not (self._stop_is_blocked(reply) or self._hear(core.mailbox.next())):
+        elif not (self._is_asked_again(reply) or self._stop_is_blocked(reply) or self._hear(core.mailbox.next())):
             return False
         check_budget(core)
         return True
@@ -136,6 +138,29 @@ class _Run:
             if submitted.context:
                 self._context.append(submitted.context)
         return bool(messages)
+
+    def _is_asked_again(self, reply: Message) -> bool:
+        """Whether the reply was to be of a type, and is not, for the first time."""
+        core = self._core
+        if core.output is None:
+            core.said = None
+            return False
+        try:
+            core.said = core.calls.run("output type", core.output.read, reply.content)
+            self._asked_again = False
+            return False
+        except InvalidOutput as error:
+            if self._asked_again:
+                text = f"the reply is not of the output type, nor was the one before: {error}"
+                raise StopRun("error", "invalid_output", text) from error
+            self._asked_again = True
+            core.emit(
+                events.Warning(
+                    f"the reply is not of the output type, so the model is asked again: {error}", **core.tags
+                )
+            )
+            core.record(Message("user", f"That cannot be used: {error}. {core.output.instructions}"))
+            return True
 
     def _stop_is_blocked(self, reply: Message) -> bool:
         """Whether a ``stop`` hook wants the agent to go on: its reason is then the next that the agent is told."""
@@ -201,5 +226,6 @@ def _tools(core: StreamCore) -> dict[str, Tool]:
 
 def _conversation(core: StreamCore, extra: Sequence[str]) -> list[Message]:
     """What the model is shown: the instructions, what hooks added, the session."""
-    system = "\n\n".join(text for text in (core.agent.instructions, *extra) if text)
+    wanted = "" if core.output is None else core.output.instructions
+    system = "\n\n".join(text for text in (core.agent.instructions, *extra, wanted) if text)
     return [Message("system", system), *core.session.messages] if system else list(core.session.messages)

@@ -7,7 +7,7 @@ that consumer. Its own first and last events stay here; `SubSessionCompleted` te
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from channels import CancelToken
 
@@ -39,7 +39,7 @@ def open_nested(
 
 def follow(
     parent: StreamCore, stream: EventStream, forward: Forward, fire: Fire, call: Call | None = None
-) -> RunResult:
+) -> RunResult[Any]:
     """Read a nested stream to its end, passing its events to ``forward``; what it came to.
 
     ``call`` is what the parent expects of it, where it did before. The hooks that the parent has for its end are run

@@ -14,6 +14,7 @@ from . import _exit
 from ._calls import Calls
 from ._core import Shared, StreamCore, insist
 from ._observe import forward, observing_calls
+from ._output import Output
 from ._recorder import Recorder
 from ._worker import finish, work
 from .agent import Agent
@@ -31,6 +32,7 @@ def open_stream(
     interactive: bool,
     context: Context,
     budget: Budget | None = None,
+    output: Output | None = None,
     record: Recording | None = None,
     parent: StreamCore | None = None,
     within: CancelToken | None = None,
@@ -57,6 +59,7 @@ def open_stream(
             budget=budget,
             gone=CancelToken(within),
             observed=observed,
+            output=output,
             recorder=recorder,
         )
         observing = observing_calls(core) if observed else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ._traffic import ModelAsked, ModelDone, ModelSaid
 from .model import (
     FallbackDelta,
     FinishDelta,
+    Model,
     NativeDelta,
     ReasoningDelta,
     TextDelta,
@@ -52,7 +54,8 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
     whole = False
     if core.recorded:
         core.emit(ModelAsked(model.id, tuple(messages), tuple(tools), **core.tags))
-    deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, tools, cancel=core.token)
+    more = {} if core.output is None or not _takes_output(model) else {"output": core.output.schema}
+    deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, tools, cancel=core.token, **more)
     try:
         while (delta := _next(core, deltas)) is not _END:
             kind = delta.__class__
@@ -105,6 +108,14 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
         if usage is not None and not core.token.cancelled:
             _report(core, answering, usage)
     return message
+
+
+def _takes_output(model: Model) -> bool:
+    """Whether it can be told what its reply has to be, beside the instructions."""
+    try:
+        return "output" in inspect.signature(model.stream).parameters
+    except (TypeError, ValueError):  # it is written in C
+        return False
 
 
 def _next(core: StreamCore, deltas: Generator[Any, None, None]) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._output import Output
 from .limits import Budget
 from .model import Model
 from .permissions import Permissions
@@ -19,7 +20,9 @@ class Agent:
     ``tools`` are `Tool` objects or plain functions; ``toolsets`` are started with the first stream that needs them.
     ``hooks`` maps a hook point to callables, shell commands and `Hook` objects. ``max_iterations`` is how many turns
     one stream may take before it asks for more, ``budget`` what it may use. A stream whose turns make the same tool
-    calls ``max_repeated_calls`` times in a row, with the same results, is ended (None: it is not).
+    calls ``max_repeated_calls`` times in a row, with the same results, is ended (None: it is not). With an
+    ``output_type`` (a dataclass, a TypedDict, a pydantic model, or anything that a tool may take) the agent's last
+    reply is JSON that fits it: `RunResult.output`.
 
     ``sub_agents`` are those that it may give a task to, in a conversation of their own, and ``handoffs`` those that it
     may hand this conversation to: agents, or names of agents of the team, so that two may name each other. With
@@ -39,6 +42,8 @@ class Agent:
     sub_agents: Sequence[Agent | str] = ()
     handoffs: Sequence[Agent | str] = ()
     background_agents: bool = False
+    output_type: Any = None
+    _output: Output | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -58,6 +63,7 @@ class Agent:
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"agent {self.name!r} has two tools named {name!r}")
+        object.__setattr__(self, "_output", None if self.output_type is None else Output(self.output_type))
         object.__setattr__(self, "tools", tools)
         object.__setattr__(self, "toolsets", tuple(self.toolsets))
 

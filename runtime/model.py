@@ -96,6 +96,14 @@ class ToolDefinition:
     parameters: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class OutputSchema:
+    """What a run's last reply is to be: JSON that fits ``schema``. ``name`` is that of the type."""
+
+    name: str
+    schema: Mapping[str, Any]
+
+
 @runtime_checkable
 class Model(Protocol):
     """A language model."""
@@ -111,4 +119,7 @@ class Model(Protocol):
 
         A synchronous model should look at ``cancel`` between deltas and return early once it is cancelled; the stream
         has then already moved on and waits for nobody. Exceptions become an ``error`` event with code ``model_error``.
+
+        A ``stream`` with a keyword ``output`` is given the `OutputSchema` of a run that has an ``output_type``, for
+        providers that can make a model keep to it. The instructions say it too, so nobody needs to have it.
         """

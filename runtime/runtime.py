@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from . import _exit
 from ._core import Shared
@@ -17,6 +17,7 @@ from ._helpers import HelperPool
 from ._mailbox import Mailbox
 from ._observe import Observer
 from ._open import open_stream
+from ._output import Output
 from ._results import LIMIT, ResultFiles
 from ._roster import Roster
 from ._toolsets import ToolSets
@@ -34,6 +35,7 @@ from .usage import Price, Prices
 if TYPE_CHECKING:
     from channels.aio import LoopThread
 
+T = TypeVar("T")
 Request: TypeAlias = ElicitationRequest | ToolCallConfirmation | MaxIterationsReached
 OnRequest: TypeAlias = "Callable[[Any], Answer | Mapping[str, Any] | Decision | bool | int | None]"
 
@@ -93,16 +95,17 @@ class Runtime:
         *,
         interactive: bool = True,
         budget: Budget | None = None,
+        output_type: Any = None,
         record: Recording | str | os.PathLike[str] | None = None,
     ) -> EventStream:
         """Start a run of the agent on ``session``; its events, to iterate over.
 
         Starts one thread, and returns at once. With ``interactive=False`` there is nobody to answer questions and to
         approve tool calls: they are declined, and the model is told why. ``budget`` holds beside that of the agent.
-        ``record`` is a file, or a `Recording`, to write what happens to, secrets left out; one that is there is
-        replaced. Raises `SessionBusy` while another stream runs on the session, `OSError` where that file cannot be
-        written. Context variables of the caller are seen in
-        tools, hooks and models.
+        ``output_type`` takes the place of the agent's. ``record`` is a file, or a `Recording`, to write what happens
+        to, secrets left out; one that is there is replaced. Raises `SessionBusy` while another stream runs on the
+        session, `TypeError` for an ``output_type`` that JSON cannot be made into, `OSError` where the record cannot be
+        written. Context variables of the caller are seen in tools, hooks and models.
         """
         if self._closed:
             raise RuntimeError("the runtime is closed")
@@ -113,26 +116,51 @@ class Runtime:
             interactive=interactive,
             context=contextvars.copy_context(),
             budget=budget,
+            output=None if output_type is None else Output(output_type),
             record=record if record is None or isinstance(record, Recording) else Recording(record),
         )
 
+    @overload
     def run(
         self,
         session: Session,
         *,
+        output_type: type[T],
         on_request: OnRequest | None = None,
         budget: Budget | None = None,
         record: Recording | str | os.PathLike[str] | None = None,
-    ) -> RunResult:
+    ) -> RunResult[T]: ...
+    @overload
+    def run(
+        self,
+        session: Session,
+        *,
+        output_type: Any = None,
+        on_request: OnRequest | None = None,
+        budget: Budget | None = None,
+        record: Recording | str | os.PathLike[str] | None = None,
+    ) -> RunResult[Any]: ...
+    def run(
+        self,
+        session: Session,
+        *,
+        output_type: Any = None,
+        on_request: OnRequest | None = None,
+        budget: Budget | None = None,
+        record: Recording | str | os.PathLike[str] | None = None,
+    ) -> RunResult[Any]:
         """Run the agent on ``session`` to the end; what it came to.
 
         ``on_request`` is called, in this thread, with each event that asks. To an `ElicitationRequest` it returns the
         content of the answer, an `Answer`, or None to decline; to a `ToolCallConfirmation` True, False or a `Decision`,
         or None to reject; to a `MaxIterationsReached` how many more turns the run may take, or None to end it. Without
-        it the run is not interactive. ``budget`` and ``record`` are as in `run_stream`. Raises `RunError` when the run
-        ends other than normally; what ``on_request`` raises ends the run.
+        it the run is not interactive. The rest is as in `run_stream`. Raises `RunError` when the run ends other than
+        normally; what ``on_request`` raises ends the run.
         """
-        with self.run_stream(session, interactive=on_request is not None, budget=budget, record=record) as stream:
+        interactive = on_request is not None
+        with self.run_stream(
+            session, interactive=interactive, budget=budget, output_type=output_type, record=record
+        ) as stream:
             for event in stream:
                 if on_request is not None and isinstance(event, Request):
                     answer = on_request(event)

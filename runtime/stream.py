@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from channels import Channel, ChannelClosed, Receiver, SupportsDone
 
@@ -24,18 +24,22 @@ from .session import Message, Session
 from .tool import Action
 from .usage import Usage
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
-class RunResult:
+class RunResult(Generic[T]):
     """What a run came to: the final text, the messages it added, what it used, the reason of its end.
 
-    ``usage`` counts the streams nested in it too; that of the session is `Session.usage`.
+    ``usage`` counts the streams nested in it too; that of the session is `Session.usage`. ``output`` is what the text
+    says, where the run or its agent has an ``output_type``.
     """
 
     text: str
     messages: tuple[Message, ...]
     usage: Usage
     reason: StopReason
+    output: T = None  # type: ignore[assignment]
 
 
 class EventStream(Receiver[Event]):
@@ -220,7 +224,7 @@ class EventStream(Receiver[Event]):
         for _ in core.out:
             pass
 
-    def result(self) -> RunResult:
+    def result(self) -> RunResult[Any]:
         """Read the stream to its end, and say what the run came to. Its events are not kept: iterate first to see them.
 
         Raises `RunError` when it ended other than normally, from the exception in the worker.
@@ -234,7 +238,7 @@ class EventStream(Receiver[Event]):
             raise RunError(ending.code, ending.message, ending.reason) from ending.error
         added = core.session.messages[core.first_message :]
         text = next((m.content for m in reversed(added) if m.role == "assistant"), "")
-        return RunResult(text, added, core.spending.usage or Usage(), ending.reason)
+        return RunResult(text, added, core.spending.usage or Usage(), ending.reason, core.said)
 
     def _join(self) -> None:
         """Wait for the worker, the forwarder and every call, bounded; `StreamStuck` names what does not end."""

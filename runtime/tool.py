@@ -120,7 +120,7 @@ class ToolContext(Protocol):
     ) -> Answer:
         """`elicit`, for asynchronous tools. Cancelling the task that waits takes the question back."""
 
-    def run_agent(self, agent: Agent, task: str | Session) -> RunResult:
+    def run_agent(self, agent: Agent, task: str | Session) -> RunResult[Any]:
         """Run another agent inside this call, on a new session that begins with ``task``, or on a session.
 
         Its events reach the consumer of this stream, marked with its own session id, and so do its questions. It is

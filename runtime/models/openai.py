@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -16,6 +17,7 @@ from ..model import (
     Delta,
     FinishDelta,
     NativeDelta,
+    OutputSchema,
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
@@ -86,10 +88,15 @@ class OpenAIModel:
         return f"{self._account.provider}/{self._account.model}"
 
     async def stream(
-        self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolDefinition],
+        *,
+        cancel: CancelToken,
+        output: OutputSchema | None = None,
     ) -> AsyncIterator[Delta]:
         """Answer ``messages``. Raises `ModelError`."""
-        request = self._request(messages, tools)
+        request = self._request(messages, tools, output)
         reply = _Reply(self.id)
         failure: ModelError | None = None
         try:
@@ -113,13 +120,19 @@ class OpenAIModel:
     def __repr__(self) -> str:
         return f"<OpenAIModel {self.id!r} at {self._account.address}>"
 
-    def _request(self, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> dict[str, Any]:
+    def _request(
+        self, messages: Sequence[Message], tools: Sequence[ToolDefinition], output: OutputSchema | None
+    ) -> dict[str, Any]:
         request = self._settings | {
             "messages": self._conversation(messages),
             "stream": True,
             "stream_options": {"include_usage": True},
             "extra_body": self._options,
         }
+        if output is not None and output.schema.get("type") == "object":  # the protocol has no other
+            name = re.sub(r"[^\w-]", "_", output.name, flags=re.ASCII)[:64]
+            schema = {"name": name, "schema": dict(output.schema)}
+            request["response_format"] = {"type": "json_schema", "json_schema": schema}
         if tools:
             request["tools"] = [
                 {

@@ -14,7 +14,10 @@ import pytest
 from runtime._hooks import HOOK_POINTS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["approval.md", "hooks.md", "limits.md", "models.md", "replay.md", "steering.md", "teams.md", "tools.md"]
+PAGES = [
+    "approval.md", "hooks.md", "limits.md", "models.md", "output.md",
+    "replay.md", "steering.md", "teams.md", "tools.md",
+]  # fmt: skip
 EXTRAS = {"models.md": ["openai", "anthropic"]}
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

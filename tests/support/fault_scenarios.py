@@ -7,7 +7,7 @@ import contextlib
 import copy
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from channels import Cancelled, CancelToken, ChannelClosed
@@ -656,6 +656,23 @@ def visits(outside: Outside) -> Agent:
     return Agent("a", Scripted(turn, say("done")), tools=[delegate, visit])
 
 
+@dataclass
+class Sum:
+    """What the scenario of structured output is to come to."""
+
+    total: int
+
+
+def structured(outside: Outside) -> Agent:
+    """A reply that is not of the output type, asked for again after a tool call."""
+    return Agent("a", Scripted(say("three"), adding(), say('{"total": ', "3}")), tools=[add], output_type=Sum)
+
+
+def unstructured(outside: Outside) -> Agent:
+    """Replies that never are."""
+    return Agent("a", Scripted(say("three"), say("3")), output_type=Sum, hooks={"session_end": [look_on]})
+
+
 def decline(request: Any) -> Answer:
     """Says no."""
     return Answer("decline")
@@ -689,6 +706,8 @@ SCENARIOS = [
     Scenario("recorded", tools, recorded=True, capacity=4),
     Scenario("recorded nested", nested, recorded=True, observed=True),
     Scenario("max iterations", endless, reason="max_iterations"),
+    Scenario("structured", structured),
+    Scenario("unstructured", unstructured, reason="error", code="invalid_output"),
     Scenario("turn hooks", turn_hooks),
     Scenario("blocked late", blocked_late, reason="hook_blocked", hinge=Point("hook before_llm_call", 2)),
     Scenario("tool hooks", tool_hooks),

@@ -132,6 +132,7 @@ class Scenario:
     name: str
     build: Callable[[Outside], Agent]
     reason: str = "normal"  # of the end, where nothing fails
+    code: str = "tool_failed"  # of the error, where that is "error"
     observed: bool = False
     recorded: bool = False
     capacity: int = 128
@@ -793,7 +794,7 @@ def _check_events(this: Run, core: StreamCore) -> None:
 def _code(this: Run) -> str:
     outside = this.outside
     if not outside.hit or outside.decided or outside.injected is None or reasons(this) != {"error"}:
-        return this.scenario.reason if this.scenario.reason != "error" else "tool_failed"
+        return this.scenario.reason if this.scenario.reason != "error" else this.scenario.code
     assert outside.target is not None
     name = outside.target.name
     if name.startswith(("model", "delta")):

@@ -21,6 +21,7 @@ from runtime import (
     Message,
     ModelError,
     NativeDelta,
+    OutputSchema,
     RunError,
     Runtime,
     Session,
@@ -76,10 +77,11 @@ HELLO = [chunk({"role": "assistant", "content": ""}), chunk({"content": "Hel"}),
 END = [chunk({}, "stop"), chunk(usage=USAGE), DONE]
 
 
-def deltas(model: OpenAIModel, *messages: Message, tools: Any = ()) -> list[Any]:
+def deltas(model: OpenAIModel, *messages: Message, tools: Any = (), **more: Any) -> list[Any]:
     """All that it says."""
+    said = messages or [Message("user", "Hi")]
     with LoopThread() as loop:
-        return [*loop.iterate(lambda: model.stream(messages or [Message("user", "Hi")], tools, cancel=CancelToken()))]
+        return [*loop.iterate(lambda: model.stream(said, tools, cancel=CancelToken(), **more))]
 
 
 def fails(model: OpenAIModel, *messages: Message) -> ModelError:
@@ -491,3 +493,14 @@ def test_tools_are_described_as_the_protocol_has_it(server, model):
     assert server.requests[0].body["tools"] == [
         {"type": "function", "function": {"name": "t", "description": "Does it.", "parameters": schema}}
     ]
+
+
+def test_the_output_schema_is_sent_where_the_protocol_has_a_place_for_it(server, model):
+    """It takes objects only, and few characters in names."""
+    sent = []
+    schema = {"type": "object", "properties": {}}
+    for wanted in (OutputSchema("A[b]", schema), OutputSchema("list", {"type": "array"})):
+        server.answer(Answer(*HELLO, *END))
+        deltas(model, output=wanted)
+        sent.append(server.requests[-1].body.get("response_format"))
+    assert sent == [{"type": "json_schema", "json_schema": {"name": "A_b_", "schema": schema}}, None]
