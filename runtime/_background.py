@@ -90,7 +90,8 @@ def start(parent: StreamCore, agent: Agent, session: Session) -> BackgroundTask:
     if running >= MAX_RUNNING:
         raise RuntimeError(f"{running} agents run in the background, and no more may: wait for one, or stop one")
     stream = open_nested(parent, agent, session, interactive=False, within=parent.token)
-    task = BackgroundTask(stream._core, parent.calls.expect(f"background agent {agent.name}"))
+    call = parent.calls.expect(f"background agent {agent.name}", stream._core.calls)
+    task = BackgroundTask(stream._core, call)
     # No helper: an executor that is full must not keep a stream waiting for its reader.
     reader = threading.Thread(
         target=_read, args=(parent, task, stream), name=f"lockgate-background-{stream._core.number}", daemon=True
@@ -98,7 +99,7 @@ def start(parent: StreamCore, agent: Agent, session: Session) -> BackgroundTask:
     try:
         reader.start()
     except BaseException:
-        parent.calls.ended(task.call)
+        parent.calls.ended(call)
         stream.close()
         raise
     parent.threads.append(reader)

@@ -14,7 +14,7 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable, Container, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Container, Generator, Iterator
 from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass
@@ -112,6 +112,7 @@ class Calls:
         self._loop = loop
         self._context = context
         self._live: set[Call] = set()
+        self._nested: dict[Call, Calls] = {}  # nested streams, while there may be something left of them
 
     def start(self, what: str, inbox: Channel[Any], function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
         """Start ``function`` with its own copy of the caller's context; its last message to ``inbox`` is `Finished`."""
@@ -221,53 +222,71 @@ class Calls:
                 call.inbox.close()
                 call.cancel()
 
-    def expect(self, what: str) -> Call:
-        """Something on a thread of its own, that begins and ends without us: `join` waits until `ended` is called."""
+    def expect(self, what: str, other: Calls) -> Call:
+        """A nested stream, of which these are the ``other`` calls, is to run: `join` waits until `ended` is called."""
         call = Call(what, Channel(name=what))
-        self._live.add(call)
+        self._nested[call] = other
         return call
 
     def ended(self, call: Call) -> None:
-        """What was expected is over."""
-        self._live.discard(call)
+        """What was expected is over. What it leaves behind is this stream's to wait for, and to name."""
         call.done.close()
+        for each, calls in list(self._nested.items()):
+            if each.done.closed and all(left.done.closed for left in calls._all_live()):
+                self._nested.pop(each, None)
 
     @contextlib.contextmanager
-    def nested(self, call: Call, other: Calls) -> Iterator[None]:
-        """A nested stream, of which these are the ``other`` calls, runs in the block, as was expected.
-
-        What is stuck in it afterwards is this stream's to name.
-        """
+    def nested(self, call: Call) -> Iterator[None]:
+        """The nested stream that was expected runs in the block."""
         call.thread = threading.current_thread()
         try:
             yield
         finally:
-            self._live.update(list(other._live))
             self.ended(call)
 
     def forget(self) -> None:
         """In a forked child: the threads and tasks of these calls are not here."""
         self._live.clear()
+        self._nested.clear()
 
-    def join(self, timeout: float, only: Iterable[Call] | None = None) -> list[Call]:
-        """Wait for these calls, or all; those that have not ended after ``timeout`` seconds."""
-        deadline = CancelToken(timeout=timeout)
-        me = threading.current_thread()
-        stuck = []
-        seen: set[Call] = set()
-        while left := [call for call in list(self._live if only is None else only) if call not in seen]:
-            seen.update(left)
-            for call in left:
-                if call.thread is me:
-                    continue  # a tool that closes its own stream does not wait for itself
-                try:
-                    call.done.recv(cancel=deadline)
-                except ChannelClosed:
-                    pass
-                except Cancelled:
-                    if not call.done.closed:
-                        stuck.append(call)
-        return stuck
+    def join(self, timeout: float, nested: CancelToken | None = None) -> list[Call]:
+        """Wait for all calls; those that have not ended after ``timeout`` seconds.
+
+        The streams nested in them come first, until ``nested`` is cancelled: they have cleanup hooks that take their
+        time, and the call that waits for such a stream is not what is stuck.
+        """
+        stuck = _join(self._all_nested, nested) if nested is not None else []
+        return stuck + _join(self._all_live, CancelToken(timeout=timeout))
+
+    def _all_live(self) -> Iterator[Call]:
+        yield from list(self._live)
+        for calls in list(self._nested.values()):
+            yield from calls._all_live()
+
+    def _all_nested(self) -> Iterator[Call]:
+        for call, calls in list(self._nested.items()):
+            yield call
+            yield from calls._all_nested()
 
     def __repr__(self) -> str:
         return f"<Calls {len(self._live)} under way>"
+
+
+def _join(under_way: Callable[[], Iterator[Call]], deadline: CancelToken) -> list[Call]:
+    """Wait for the calls that are ``under_way``, also for those that become so meanwhile; those that have not ended."""
+    me = threading.current_thread()
+    stuck = []
+    seen: set[Call] = set()
+    while left := [call for call in under_way() if call not in seen]:
+        seen.update(left)
+        for call in left:
+            if call.thread is me:
+                continue  # a tool that closes its own stream does not wait for itself
+            try:
+                call.done.recv(cancel=deadline)
+            except ChannelClosed:
+                pass
+            except Cancelled:
+                if not call.done.closed:
+                    stuck.append(call)
+    return stuck

@@ -47,8 +47,8 @@ def follow(
     it too.
     """
     session = stream.session
-    call = call or parent.calls.expect(f"agent {stream._core.agent.name}")
-    with parent.calls.nested(call, stream._core.calls), stream:
+    call = call or parent.calls.expect(f"agent {stream._core.agent.name}", stream._core.calls)
+    with parent.calls.nested(call), stream:
         for event in stream._core.out:  # not the stream itself: it would run here what belongs to the root's consumer
             if isinstance(event, events.StreamStopped):
                 forward(events.SubSessionCompleted(session.id, event.reason, **parent.tags))

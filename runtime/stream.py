@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from channels import Channel, ChannelClosed, Receiver, SupportsDone
+from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, SupportsDone
 
 from ._calls import Calls
 from ._consumer import ConsumerCall
@@ -246,11 +247,15 @@ class EventStream(Receiver[Event]):
         grace = core.shared.grace
         me = threading.current_thread()
         stuck: list[str] = []
-        if not _closes(core.finished, 3 * grace):
+        deadline = CancelToken(timeout=3 * grace)  # of the worker, and of those nested, which run cleanup hooks
+        if not _closes(core.finished, deadline):
             stuck.append(f"the worker, {core.threads[0].name}\n{_stack(core.threads[0])}")
-        for calls in (core.calls, self._observing):
-            if calls is not None:
-                stuck += [f"{call.what}\n{call.stack()}" for call in calls.join(grace)]
+        # A nested stream does not wait for its calls, which go to its parent: two that wait as long as each other
+        # give up at the same moment, and the outer one would name the inner one, not what that waits for.
+        if core.root is core:
+            stuck += [f"{call.what}\n{call.stack()}" for call in core.calls.join(grace, deadline)]
+        if self._observing is not None:
+            stuck += [f"{call.what}\n{call.stack()}" for call in self._observing.join(grace)]
         for thread in core.threads:
             if thread is not me and not stuck:
                 thread.join(grace)
@@ -278,14 +283,10 @@ class EventStream(Receiver[Event]):
         return f"<EventStream {core.number} {state}, {len(core.out)} events waiting, {core.session!r}>"
 
 
-def _closes(channel: Channel[None], timeout: float) -> bool:
-    try:
-        channel.recv(timeout=timeout)
-    except ChannelClosed:
-        return True
-    except TimeoutError:
-        pass
-    return False
+def _closes(channel: Channel[None], deadline: CancelToken) -> bool:
+    with contextlib.suppress(ChannelClosed, Cancelled):
+        channel.recv(cancel=deadline)
+    return channel.closed
 
 
 def _stack(thread: threading.Thread) -> str:

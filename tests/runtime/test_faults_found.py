@@ -491,29 +491,57 @@ def test_a_bridge_that_cannot_be_entered(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_is_stuck_in_a_nested_stream_is_named() -> None:
-    """Law 8: when the nested stream had given it up just before its parent looked, nobody named it."""
-    for _ in range(5):
-        with Stall() as stall:
+    """Law 8: nested streams and their parent waited as long as each other, gave up at the same moment, and what was
+    named was the tool that ran the agent, or nothing, but never what that waited for.
+    """
+    with Stall() as model, Stall() as hook:
+        inner = Agent("inner", Scripted([*say("x"), model]), hooks={"session_end": [hook.__call__]})
 
-            @tool(read_only=True)
-            def delegate(context: ToolContext) -> str:
-                """Runs an agent whose tool stands still, and does not mind."""
-                sub = Agent(
-                    "sub",
-                    Scripted([call("stalling")]),
-                    tools=[Tool("stalling", lambda stall=stall: stall(), read_only=True)],
-                )
-                with contextlib.suppress(StreamStuck):
-                    context.run_agent(sub, "go")
-                return "done"
+        @tool(read_only=True)
+        def run_inner(context: ToolContext) -> str:
+            """Runs the innermost agent."""
+            return context.run_agent(inner, "go").text
 
-            with Runtime(Agent("a", Scripted([call("delegate")]), tools=[delegate]), grace=0.05) as runtime:
-                stream = runtime.run_stream(Session.from_user("go"))
-                assert stall.reached.wait(5)
-                with pytest.raises(StreamStuck, match=r"tool (stalling|delegate)"):
-                    stream.close()
-                stall.go_on.set()
+        middle = Agent("middle", Scripted([call("run_inner")]), tools=[run_inner])
+
+        @tool(read_only=True)
+        def run_middle(context: ToolContext) -> str:
+            """Runs an agent that runs an agent."""
+            return context.run_agent(middle, "go").text
+
+        agent = Agent("a", Scripted([call("run_middle")]), tools=[run_middle])
+        with Runtime(agent, grace=0.05) as runtime:
+            stream = runtime.run_stream(Session.from_user("go"))
+            assert model.reached.wait(5)
+            with pytest.raises(StreamStuck) as stuck:
                 stream.close()
+            named = [line for line in str(stuck.value).splitlines() if line and not line.startswith(" ")]
+            assert sorted(each.rpartition(": ")[2] for each in named) == ["hook Stall.__call__", "model scripted"]
+            model.go_on.set()
+            hook.go_on.set()
+            stream.close()
+
+
+def test_what_a_nested_agent_leaves_behind_does_not_fail_it() -> None:
+    """Law 8: a tool whose time was up still stood there, and the agent that had done without it was an error."""
+    with Stall() as stall:
+        slow = Tool("slow", lambda: stall(), read_only=True, timeout=0.001)
+        inner = Agent("inner", Scripted([call("slow")], say("without it")), tools=[slow])
+
+        @tool(read_only=True)
+        def run_inner(context: ToolContext) -> str:
+            """Runs the other agent."""
+            return context.run_agent(inner, "go").text
+
+        session = Session.from_user("go")
+        with Runtime(Agent("a", Scripted([call("run_inner")], say("ok")), tools=[run_inner]), grace=0.05) as runtime:
+            stream = runtime.run_stream(session)
+            assert isinstance(list(stream)[-1], StreamStopped)
+            assert session.messages[2].content == "without it"
+            with pytest.raises(StreamStuck, match="tool slow"):
+                stream.close()
+            stall.go_on.set()
+            stream.close()
 
 
 def test_a_cleanup_hook_that_exits_does_not_keep_the_stream_from_the_others() -> None:

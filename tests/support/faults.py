@@ -532,6 +532,8 @@ class Run:
                 self._take(stream, event)
         except ChannelClosed:
             self._at_end()
+            if fault.kind == "stall":  # in what the stream had left behind
+                self.outside.release.set()
         except Cancelled:
             if fault.kind == "stall":
                 stream.cancel("injected")
