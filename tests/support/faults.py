@@ -18,9 +18,11 @@ import ctypes
 import functools
 import gc
 import inspect
+import sys
 import tempfile
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -637,7 +639,8 @@ def _run(scenario: Scenario, target: Point | None, fault: Fault | None) -> Run:
             consumer.start()
             consumer.join(LONG)
             if consumer.is_alive():
-                this.wrong("law 2: the consumer's loop does not end")
+                where = "".join(traceback.format_stack(sys._current_frames().get(consumer.ident or 0)))
+                this.wrong(f"law 2: the consumer's loop does not end; it is here:\n{where}")
                 return this
             _check_while_stalled(this)
             outside.release.set()
