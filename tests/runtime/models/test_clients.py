@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -75,12 +77,24 @@ def test_each_loop_has_its_own_and_closes_it_at_its_end(make: Callable[[], Clien
     assert asyncio.run(clients.get()).closed.is_set()
 
 
-def test_clients_that_are_dropped_are_closed(make: Callable[[], Client]) -> None:
-    clients = Clients(make)
-    client = default_loop().call(clients.get)
+def test_the_garbage_collector_leaves_a_client_to_its_loop() -> None:
+    """It would finalise the sockets with it, and complain of them."""
+    closed = threading.Event()
+
+    class Connected:
+        def __init__(self) -> None:
+            self.socket = socket.socket()
+
+        async def close(self) -> None:
+            self.socket.close()
+            closed.set()
+
+    clients: Any = Clients(Connected)
+    clients.itself = clients
+    default_loop().call(clients.get)
     del clients
     gc.collect()
-    assert client.closed.wait(10)
+    assert closed.wait(10)
 
 
 def test_what_cannot_be_made_is_tried_again(make: Callable[[], Client]) -> None:

@@ -16,9 +16,11 @@ from channels.aio import default_loop
 from runtime import (
     Agent,
     FallbackDelta,
+    FinishDelta,
     Message,
     Model,
     ModelError,
+    NativeDelta,
     ReasoningDelta,
     RunError,
     Runtime,
@@ -29,6 +31,7 @@ from runtime import (
 )
 from runtime.events import Error, ModelFallback, StreamStopped, TokenUsage
 from runtime.models import Fallback, IdleTimeout, Retry, exponential
+from runtime.session import Native
 from support.scripted import AsyncScripted, Scripted, Stall, call, say
 
 PROMPT = 0.05  # seconds
@@ -191,6 +194,13 @@ def test_at_least_one_attempt() -> None:
         Retry(Scripted(), attempts=0)
 
 
+def test_what_a_provider_wants_back_comes_only_with_a_whole_reply(kind: Any) -> None:
+    _, session = run(kind([*say("x"), NativeDelta("p", {}), FinishDelta("stop"), wrong()]))
+    assert (session.messages[-1].native, session.messages[-1].finish_reason) == (None, "interrupted")
+    _, session = run(kind([*say("x"), NativeDelta("p", {}), FinishDelta("stop")]))
+    assert (session.messages[-1].native, session.messages[-1].finish_reason) == (Native("p", {}), "stop")
+
+
 # -- Fallback ----------------------------------------------------------------------------------------------------------
 
 
@@ -249,13 +259,24 @@ def test_a_model_that_failed_rests(kinds: Any) -> None:
 
 
 def test_where_all_rest_all_are_tried(kinds: Any) -> None:
-    first = named(kinds[0]([overloaded()], say("big"), say("big")), "big")
+    first = named(kinds[0]([overloaded()], say("big")), "big")
     second = named(kinds[1]([overloaded()]), "small")
     chain = Fallback(first, second)
     with pytest.raises(ModelError):
         deltas(chain)
     assert deltas(chain) == [TextDelta("big")]
-    assert deltas(chain) == [TextDelta("big")]  # what answers does not rest
+
+
+def test_a_model_that_answers_rests_no_more(kinds: Any) -> None:
+    now = [1000.0]
+    first = named(kinds[0]([overloaded(90.0)], say("big"), say("big")), "big")
+    second = named(kinds[1]([overloaded()], say("small")), "small")
+    chain = Fallback(first, second, cooldown=60, clock=lambda: now[0])
+    with pytest.raises(ModelError):
+        deltas(chain)
+    assert deltas(chain) == [TextDelta("big")]  # all rested, so it was asked
+    now[0] += 61  # the rest of the second is over, that of the first would not be
+    assert deltas(chain) == [TextDelta("big")]
 
 
 def test_where_none_answers_the_error_names_all(kinds: Any) -> None:
@@ -327,6 +348,12 @@ def test_a_model_that_stands_still_can_be_replaced(kind: Any) -> None:
         said = deltas(chain)
     assert texts(said) == ["Hello"]
     assert "has said nothing" in said[0].reason
+
+
+def test_what_a_stalled_model_says_late_is_dropped() -> None:
+    """However much it is: its thread ends."""
+    with Stall() as stall, pytest.raises(ModelError, match="said nothing"):
+        deltas(IdleTimeout(Scripted([stall, *say(*"x" * 1000)]), 0.05))
 
 
 def test_the_time_of_a_slow_consumer_does_not_count() -> None:
