@@ -6,10 +6,10 @@ comes first, and the names of the error and its text only tell apart what the st
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urlsplit
@@ -150,20 +150,15 @@ def words(body: object) -> str:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait, as ``retry-after-ms`` or ``retry-after`` says, which may be a date."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
+        value = headers.get(name, "")
         try:
             seconds = float(value) * unit
         except ValueError:
             try:
-                moment = parsedate_to_datetime(value)
+                seconds = parsedate_to_datetime(value).timestamp() - time.time()
             except ValueError:
                 continue
-            if moment.tzinfo is None:
-                moment = moment.replace(tzinfo=UTC)
-            seconds = (moment - datetime.fromtimestamp(time.time(), UTC)).total_seconds()
-        if seconds == seconds and seconds != float("inf"):
+        if math.isfinite(seconds):
             return max(0.0, seconds)
     return None
 
