@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from random import random
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, overload
 
 from . import _channel
 from ._channel import PATIENCE, TRIES, Channel, _cancelled, _look_at
@@ -12,6 +12,7 @@ from ._errors import ChannelClosed, WouldBlock
 from ._park import NOTHING, Waiter, deadline_after
 from ._views import Receiver, Sending, SupportsDone
 
+T = TypeVar("T")
 Case: TypeAlias = "Channel[Any] | Receiver[Any] | Sending[Any] | None"
 
 
@@ -342,6 +343,10 @@ def _give_up(waiter: Waiter, entries: list[list[Any]]) -> None:
             continue
 
 
+@overload
+def merge(*receivers: Channel[T] | Receiver[T], cancel: SupportsDone | None = ...) -> Iterator[tuple[int, T]]: ...
+@overload  # where they differ in type
+def merge(*receivers: Channel[Any] | Receiver[Any], cancel: SupportsDone | None = ...) -> Iterator[tuple[int, Any]]: ...
 def merge(*receivers: Channel[Any] | Receiver[Any], cancel: SupportsDone | None = None) -> Iterator[tuple[int, Any]]:
     """Iterate over many receivers as one: ``(index, value)`` pairs, as they come, until all are closed and drained.
 

@@ -15,6 +15,8 @@ pytest.importorskip("mypy")
 
 PROGRAM = """
 from typing import Any, assert_type
+from runtime import EventStream
+from runtime.events import Event
 from channels import CancelToken, Channel, Receiver, Selected, Sender, Sending, after, merge, select, tick
 
 channel: Channel[int] = Channel(2)
@@ -70,7 +72,17 @@ select(channel, block="no")  # error: arg-type
 case: Sending[int] = sender.sending(1)
 for index, item in merge(channel, receiver):
     assert_type(index, int)
-merge(sender)  # error: arg-type
+    assert_type(item, int)
+for index, either in merge(channel, named):
+    assert_type(either, Any)
+merge(sender)  # error: call-overload
+
+# streams are receivers
+def streams(one: EventStream, two: EventStream, token: CancelToken) -> None:
+    chosen = select(one, two, token.done, timeout=1.0)
+    assert_type(one.recv(), Event)
+    for index, event in merge(one, two, cancel=token):
+        assert_type(event, Event)
 
 # cancel=, timeouts, timers
 channel.recv(cancel=CancelToken())

@@ -590,6 +590,7 @@ def test_books_a_table(lockgate: Any) -> None:
     pytest.param("booking.py", "Booked: Luigi's, 2026-12-24, 4 people (booking 1)", marks=needs_all),
     pytest.param("ask.py", "notes.txt is still there.", marks=needs_all),
     ("pipeline.py", "the square of"),
+    ("race.py", "thorough is paid for"),
 ])  # fmt: skip
 def test_the_examples_run_by_themselves(example: str, last: str) -> None:
     done = subprocess.run(
