@@ -194,35 +194,9 @@ def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Sele
             one._refresh()
     if any(one._lock._is_owned() for one in held):
         raise WouldBlock("select in a signal handler or finalizer that interrupted an operation on one of its channels")
-    done = None
-    value = NOTHING
-    taken_from: Channel[Any] | None = None
-    closed: Channel[Any] | None = None
+    taken: list[Any] = []  # a channel and the value that left it
     try:
-        for one in held:
-            lock = one._lock
-            if not (lock.acquire(False) or lock.acquire(True, PATIENCE)):
-                break
-        else:
-            for index in sorted(range(len(cases)), key=lambda _: random()):
-                case = cases[index]
-                channel = channels[index]
-                if channel is None:
-                    continue
-                if case.__class__ is Sending:
-                    if channel._closed:
-                        closed = channel
-                        break
-                    if channel._put(case.value):
-                        done = _selected(index, None, True, case)
-                        break
-                    continue
-                taken_from = channel
-                value = channel._take()
-                if value is not NOTHING or channel._closed:
-                    ok = value is not NOTHING
-                    done = _selected(index, value if ok else None, ok, case)
-                    break
+        done = _judge(held, cases, channels, taken)
         _release(held)
     except BaseException:
         for _ in TRIES:
@@ -236,17 +210,47 @@ def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Sele
                 break
             except BaseException:  # a second one: the first is on its way up
                 continue
-        if taken_from is not None:
+        if taken:
+            channel, value = taken
             try:
-                taken_from._let_go(None, value)
+                channel._let_go(None, value)
             except BaseException:
-                taken_from._let_go(None, value)
+                channel._let_go(None, value)
         raise
-    if closed is not None:
-        raise ChannelClosed(f"send on {closed!r}")
     if done is None:
         raise WouldBlock("select: no case is ready")
     return done
+
+
+# Loops stand in functions of their own where there is a ``try`` around them: CPython may leave a jump back out of it.
+
+
+def _judge(
+    held: list[Channel[Any]], cases: tuple[Any, ...], channels: list[Channel[Any] | None], taken: list[Any]
+) -> Selected | None:
+    """Lock them all, and carry out a case that is ready. The locks are for the caller to release."""
+    for one in held:
+        lock = one._lock
+        if not (lock.acquire(False) or lock.acquire(True, PATIENCE)):
+            return None
+    for index in sorted(range(len(cases)), key=lambda _: random()):
+        case = cases[index]
+        channel = channels[index]
+        if channel is None:
+            continue
+        if case.__class__ is Sending:
+            if channel._closed:
+                raise ChannelClosed(f"send on {channel!r}")
+            if channel._put(case.value):
+                return _selected(index, None, True, case)
+            continue
+        value = channel._take()
+        if value is not NOTHING:
+            taken += (channel, value)
+            return _selected(index, value, True, case)
+        if channel._closed:
+            return _selected(index, None, False, case)
+    return None
 
 
 def _release(channels: list[Channel[Any]]) -> None:
@@ -271,19 +275,9 @@ def _park(
     if len(set(channels)) < len(cases):  # of cases on one channel, the first in its queue is served
         order = sorted(order, key=lambda _: random())
     try:
-        for index in order:
-            channel = channels[index]
-            if channel is None:
-                continue
-            entry = None
-            if cases[index].__class__ is Sending:
-                entry = [waiter, cases[index].value, index]
-                entries.append(entry)
-            if not channel._enlist(waiter, entry):
-                _forget(entries, waiter)
-                return None
-            if waiter.done:
-                break
+        if not _queue_up(waiter, entries, order, cases, channels):
+            _forget(entries, waiter)
+            return None
         if cancel is not None and not waiter.done:
             cancel.done._channel._await_close(waiter)
         if not waiter.done and not waiter.wait(deadline):
@@ -312,6 +306,29 @@ def _park(
         except BaseException:
             _give_up(waiter, entries)
         raise
+
+
+def _queue_up(
+    waiter: Waiter,
+    entries: list[list[Any]],
+    order: Any,
+    cases: tuple[Any, ...],
+    channels: list[Channel[Any] | None],
+) -> bool:
+    """Queue on one channel after the other, until one serves. False: a partner was lost to another channel."""
+    for index in order:
+        channel = channels[index]
+        if channel is None:
+            continue
+        entry = None
+        if cases[index].__class__ is Sending:
+            entry = [waiter, cases[index].value, index]
+            entries.append(entry)
+        if not channel._enlist(waiter, entry):
+            return False
+        if waiter.done:
+            break
+    return True
 
 
 def _receive_of(channel: Channel[Any], cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> int:

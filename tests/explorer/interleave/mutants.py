@@ -84,7 +84,7 @@ MUTANTS = [
         "select's default is judged by the looks before",
         SELECT,
         "_decide",
-        "    done = None\n",
+        "    taken: list[Any] = []  # a channel and the value that left it\n",
         '    raise WouldBlock("select: no case is ready")\n',
         ("default_is_judged_at_one_moment",),
     ),
