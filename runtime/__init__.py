@@ -15,6 +15,7 @@ from ._observe import Observer
 from ._scope import EventSink, stream_scope
 from .agent import Agent, Team
 from .bridge import ElicitationBridge
+from .compaction import Compaction
 from .limits import Budget
 from .model import (
     Delta,
@@ -41,6 +42,7 @@ __all__ = [
     "Agent",
     "Answer",
     "Budget",
+    "Compaction",
     "ConsumerCall",
     "Decision",
     "Delta",

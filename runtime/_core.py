@@ -107,6 +107,7 @@ class Shared:
         permissions: tuple[Permissions, ...],
         result_limit: int | None,
         result_files: ResultFiles,
+        titles: bool,
         roster: Roster,
     ) -> None:
         self.bridge: Final = ElicitationBridge()
@@ -122,6 +123,7 @@ class Shared:
         self.prices = prices
         self.result_limit = result_limit
         self.result_files = result_files
+        self.titles = titles
         self.permissions = permissions  # of the runtime and of the team
         self.roster = roster  # of the team
         self.cores: Final[set[StreamCore]] = set()  # the live streams

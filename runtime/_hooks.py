@@ -26,6 +26,8 @@ HOOK_POINTS: Final[Mapping[str, tuple[str, ...]]] = {
     "user_steering_messages_submit": ("block", "context"),
     "user_followup_submit": ("block", "context"),
     "turn_start": ("context",),
+    "before_compaction": ("block",),
+    "after_compaction": (),
     "before_llm_call": ("block",),
     "after_llm_call": (),
     "permission_request": ("block", "allow"),

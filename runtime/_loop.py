@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Final
 
@@ -9,6 +10,7 @@ from channels import Cancelled
 
 from . import _delegation, events
 from ._cleanup import Cleanup
+from ._compact import after_overflow, conversation
 from ._core import StopRun, StreamCore, describe
 from ._dispatch import dispatch
 from ._ends import ask_for_more, check_budget, loop_detected, over_budget
@@ -20,6 +22,7 @@ from .agent import Agent
 from .session import Message
 from .tool import Tool
 
+TITLE: Final = 60  # characters
 STOPS_BLOCKED: Final = 8  # times that ``stop`` hooks may make the agent go on: a condition that never holds ends too
 
 
@@ -111,8 +114,16 @@ class _Run:
         tools = _tools(core)
         blocked = core.fire("before_llm_call", model=model, iteration=self.iteration)
         core.stop_if_blocked("before_llm_call", blocked)
-        conversation = _conversation(core, [*self._context, *context])
-        reply = take_turn(core, conversation, [tool.definition for tool in tools.values()])
+        definitions = [tool.definition for tool in tools.values()]
+        system = _system(core, [*self._context, *context])
+        shown, before = conversation(core, system, definitions), len(core.session.messages)
+        try:
+            reply = take_turn(core, shown, definitions)
+        except StopRun as failure:
+            less = after_overflow(core, failure, before, system)
+            if less is None:
+                raise
+            reply = take_turn(core, less, definitions)
         core.fire("after_llm_call", model=model, iteration=self.iteration, response=reply.content, usage=reply.usage)
         if reply.tool_calls:
             check_budget(core)  # calls may have effects, and nobody would see their results
@@ -191,6 +202,8 @@ def _begin(core: StreamCore) -> list[str]:
     last = core.session.messages[-1] if core.session.messages else None
     if last is not None and last.role == "user":
         core.emit(events.UserMessage(last.content, **core.tags))
+        if core.shared.titles and core is core.root:
+            _give_title(core)
         submitted = core.fire("user_prompt_submit", prompt=last.content)
         core.stop_if_blocked("user_prompt_submit", submitted)
         extra.append(submitted.context)
@@ -224,8 +237,16 @@ def _tools(core: StreamCore) -> dict[str, Tool]:
     return tools
 
 
-def _conversation(core: StreamCore, extra: Sequence[str]) -> list[Message]:
-    """What the model is shown: the instructions, what hooks added, the session."""
+def _system(core: StreamCore, extra: Sequence[str]) -> str:
+    """The instructions, and what hooks added."""
     wanted = "" if core.output is None else core.output.instructions
-    system = "\n\n".join(text for text in (core.agent.instructions, *extra, wanted) if text)
-    return [Message("system", system), *core.session.messages] if system else list(core.session.messages)
+    return "\n\n".join(text for text in (core.agent.instructions, *extra, wanted) if text)
+
+
+def _give_title(core: StreamCore) -> None:
+    """The first words of the user, where the session has no title yet."""
+    first = next((each.content for each in core.session.messages if each.role == "user" and each.content.strip()), "")
+    if first and not core.session.title:
+        title = textwrap.shorten(first, TITLE, placeholder=" ...")
+        core.log.name(title)
+        core.emit(events.SessionTitle(title, **core.tags))

@@ -27,7 +27,7 @@ from .model import (
 from .session import Message, Native, ToolCall
 from .usage import Usage
 
-_END: Final[Any] = object()
+END: Final[Any] = object()
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
     more = {} if core.output is None or not _takes_output(model) else {"output": core.output.schema}
     deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, tools, cancel=core.token, **more)
     try:
-        while (delta := _next(core, deltas)) is not _END:
+        while (delta := next_delta(core, model, deltas)) is not END:
             kind = delta.__class__
             if kind is TextDelta:
                 text.append(delta.text)
@@ -75,7 +75,7 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
                 piece = ToolCall(call.id, call.name, delta.arguments)
                 core.emit(events.PartialToolCall(piece, **core.tags))
             elif kind is UsageDelta:
-                usage = _highest(usage or Usage(), delta)
+                usage = highest(usage or Usage(), delta)
             elif kind is FinishDelta:
                 finish = delta.reason
             elif kind is NativeDelta:
@@ -106,7 +106,7 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
             core.log.count(usage)
         deltas.close()
         if usage is not None and not core.token.cancelled:
-            _report(core, answering, usage)
+            report(core, answering, usage)
     return message
 
 
@@ -118,20 +118,20 @@ def _takes_output(model: Model) -> bool:
         return False
 
 
-def _next(core: StreamCore, deltas: Generator[Any, None, None]) -> Any:
-    """What the model says next; `_END` afterwards. Only what it raises is its fault: sending events may fail too."""
+def next_delta(core: StreamCore, model: Model, deltas: Generator[Any, None, None]) -> Any:
+    """What ``model`` says next; `END` afterwards. Only what it raises is its fault: sending events may fail too."""
     try:
-        delta = next(deltas, _END)
-        if delta is not _END and not _is_sound(delta):
+        delta = next(deltas, END)
+        if delta is not END and not _is_sound(delta):
             raise TypeError(f"a model yields deltas of text, not {delta!r}")
     except BaseException as error:
         if core.token.cancelled:
             raise Cancelled(core.token.cause) from error
         if core.recorded:
             core.emit(ModelDone(error, **core.tags))
-        raise StopRun("error", "model_error", f"{core.agent.model.id}: {describe(error)}") from error
+        raise StopRun("error", "model_error", f"{model.id}: {describe(error)}") from error
     if core.recorded:
-        core.emit(ModelDone(**core.tags) if delta is _END else ModelSaid(delta, **core.tags))
+        core.emit(ModelDone(**core.tags) if delta is END else ModelSaid(delta, **core.tags))
     return delta
 
 
@@ -158,7 +158,7 @@ def _new_id() -> str:
     return f"call_{uuid.uuid4().hex[:16]}"
 
 
-def _highest(usage: Usage, delta: UsageDelta) -> Usage:
+def highest(usage: Usage, delta: UsageDelta) -> Usage:
     """A model may say several times what it has used so far."""
     return Usage(
         max(usage.input_tokens, delta.input_tokens),
@@ -169,7 +169,7 @@ def _highest(usage: Usage, delta: UsageDelta) -> Usage:
     )
 
 
-def _report(core: StreamCore, model: str, usage: Usage) -> None:
+def report(core: StreamCore, model: str, usage: Usage) -> None:
     total = core.spending.usage or usage
     core.emit(
         events.TokenUsage(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._output import Output
+from .compaction import Compaction
 from .limits import Budget
 from .model import Model
 from .permissions import Permissions
@@ -22,7 +23,8 @@ class Agent:
     one stream may take before it asks for more, ``budget`` what it may use. A stream whose turns make the same tool
     calls ``max_repeated_calls`` times in a row, with the same results, is ended (None: it is not). With an
     ``output_type`` (a dataclass, a TypedDict, a pydantic model, or anything that a tool may take) the agent's last
-    reply is JSON that fits it: `RunResult.output`.
+    reply is JSON that fits it: `RunResult.output`. ``compaction`` says what becomes of a conversation that fills the
+    model's context window (None: nothing).
 
     ``sub_agents`` are those that it may give a task to, in a conversation of their own, and ``handoffs`` those that it
     may hand this conversation to: agents, or names of agents of the team, so that two may name each other. With
@@ -43,6 +45,7 @@ class Agent:
     handoffs: Sequence[Agent | str] = ()
     background_agents: bool = False
     output_type: Any = None
+    compaction: Compaction | None = field(default_factory=Compaction)
     _output: Output | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:

@@ -366,7 +366,7 @@ class SessionSummary(Event):
 
 @dataclass(frozen=True, slots=True)
 class SessionCompaction(Event):
-    """The session is being shortened: ``status`` is ``started`` or ``completed``."""
+    """The session is being shortened: ``status`` is ``started``, then ``completed`` or ``failed``."""
 
     type: ClassVar[str] = "session_compaction"
 

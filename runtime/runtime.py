@@ -52,6 +52,7 @@ class Runtime:
     those of your models, by id or pattern such as ``openai/gpt-5*``; they go before the built-in list. Of a tool's
     result, the model is given ``result_limit`` characters (None: all of them); a longer one is kept in full in a file
     in ``result_directory``, where you clean up, or by default in a temporary directory, which goes with the runtime.
+    With ``titles``, a session without one gets the first words of its user as the title (`SessionTitle`).
 
     Use it as a context manager, or `close` it: that ends its streams, helper threads and toolsets.
     """
@@ -69,6 +70,7 @@ class Runtime:
         prices: Mapping[str, Price] | None = None,
         result_limit: int | None = LIMIT,
         result_directory: str | os.PathLike[str] | None = None,
+        titles: bool = False,
     ) -> None:
         self._team = agent if isinstance(agent, Team) else Team((agent,))
         self._closed = False
@@ -84,6 +86,7 @@ class Runtime:
             permissions=(permissions or Permissions(), self._team.permissions),
             result_limit=result_limit,
             result_files=ResultFiles(result_directory),
+            titles=titles,
             roster=Roster(self._team.agents),
         )
 

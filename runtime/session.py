@@ -10,7 +10,7 @@ import base64
 import threading
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal
@@ -140,13 +140,27 @@ class Message:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """What a model is shown in place of the beginning of a session: the ``summary`` of the messages before ``start``.
+
+    Tool results before ``shortened`` are cut. ``at`` is how many messages there were when this was decided.
+    """
+
+    summary: str = ""
+    start: int = 0
+    shortened: int = 0
+    at: int = 0
+
+
 class Session:
     """A conversation.
 
     Read it at any time. A stream that runs on it writes it, from one thread, and seals what it wrote before its last
     event: by then every tool call has a result. Between streams, `add_user` says the next thing. ``permissions`` are
     the patterns for tool calls of this session; what the user approves for longer than once is added to them.
-    ``agent_name`` is the agent that the conversation was handed to: the next stream goes on with it.
+    ``agent_name`` is the agent that the conversation was handed to: the next stream goes on with it. ``compacted`` is
+    what its model is shown of a long one; `messages` has everything.
     """
 
     def __init__(
@@ -157,11 +171,13 @@ class Session:
         title: str = "",
         permissions: Permissions | None = None,
         agent_name: str | None = None,
+        compacted: Compacted | None = None,
     ) -> None:
         self.id = id or uuid.uuid4().hex
         self.title = title
         self._permissions = permissions or Permissions()
         self._agent_name = agent_name
+        self._compacted = compacted or Compacted()
         self._messages = list(messages)
         self._usage: Usage | None = None
         for message in self._messages:
@@ -173,6 +189,38 @@ class Session:
     def from_user(cls, text: str, *, images: Iterable[Image] = (), permissions: Permissions | None = None) -> Session:
         """A new session that begins with what the user says, and shows."""
         return cls([Message("user", text, images=tuple(images))], permissions=permissions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary, with everything that a later stream needs."""
+        rules = {name: [asdict(rule) for rule in getattr(self._permissions, name)] for name in ("allow", "ask", "deny")}
+        return {
+            "id": self.id,
+            "title": self.title,
+            "messages": [message.to_dict() for message in self._messages],
+            "permissions": {**rules, "approve_all": self._permissions.approve_all},
+            "agent_name": self._agent_name,
+            "compacted": asdict(self._compacted),
+            "usage": None if self._usage is None else self._usage.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Session:
+        """The session that `to_dict` wrote."""
+        rules = {
+            name: [Rule(each["tool"], tuple((key, value) for key, value in each["arguments"])) for each in said]
+            for name, said in data["permissions"].items()
+            if name != "approve_all"
+        }
+        session = cls(
+            [Message.from_dict(message) for message in data["messages"]],
+            id=data["id"],
+            title=data["title"],
+            permissions=Permissions(**rules, approve_all=data["permissions"]["approve_all"]),
+            agent_name=data["agent_name"],
+            compacted=Compacted(**data["compacted"]),
+        )
+        session._usage = None if data["usage"] is None else Usage(**data["usage"])
+        return session
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -188,6 +236,11 @@ class Session:
     def agent_name(self) -> str | None:
         """The agent that the conversation was handed to; None as long as it is with the one it began with."""
         return self._agent_name
+
+    @property
+    def compacted(self) -> Compacted:
+        """What a model is shown in place of the beginning."""
+        return self._compacted
 
     @property
     def usage(self) -> Usage:
@@ -247,6 +300,16 @@ class SessionLog:
         """Let the agent of this name act from the next turn on, also that of another stream."""
         if not self._sealed:
             self._session._agent_name = agent_name
+
+    def compact(self, compacted: Compacted) -> None:
+        """Show the model less from now on."""
+        if not self._sealed:
+            self._session._compacted = compacted
+
+    def name(self, title: str) -> None:
+        """Give the session a title."""
+        if not self._sealed:
+            self._session.title = title
 
     def count(self, usage: Usage) -> None:
         """Add the usage of a model call that left no message."""

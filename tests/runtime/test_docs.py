@@ -15,7 +15,7 @@ from runtime._hooks import HOOK_POINTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
-    "approval.md", "hooks.md", "limits.md", "models.md", "output.md",
+    "approval.md", "context.md", "hooks.md", "limits.md", "models.md", "output.md",
     "replay.md", "steering.md", "teams.md", "tools.md",
 ]  # fmt: skip
 EXTRAS = {"models.md": ["openai", "anthropic"]}

@@ -15,6 +15,7 @@ from runtime import (
     Agent,
     Answer,
     Budget,
+    Compaction,
     Decision,
     FinishDelta,
     Hook,
@@ -37,6 +38,7 @@ from runtime.models import Fallback, IdleTimeout, Retry
 from support.faults import LONG, Outside, Point, Scenario
 from support.scripted import AsyncScripted, Scripted, call, say
 
+OVERFLOW = ModelError("context_overflow", "too long")
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
 
@@ -673,6 +675,29 @@ def unstructured(outside: Outside) -> Agent:
     return Agent("a", Scripted(say("three"), say("3")), output_type=Sum, hooks={"session_end": [look_on]})
 
 
+def compacted(outside: Outside) -> Agent:
+    """The window is full before the second call; when the summary fails, the run goes on without it."""
+    summarizing = outside.wrap_model(Scripted([*say("s", "ummary"), UsageDelta(1, 1)]), "summary ")
+    return Agent(
+        "a",
+        Scripted([*adding(), UsageDelta(90, 9)], say("done")),
+        tools=[add],
+        compaction=Compaction(at=0.5, keep=0.1, window=100, model=summarizing),
+        hooks={"before_compaction": [look_on], "after_compaction": [look_on_async], "session_end": [look_on]},
+    )
+
+
+def overflowing(outside: Outside) -> Agent:
+    """The second call is too long for the model."""
+    return Agent(
+        "a",
+        Scripted(adding(), [OVERFLOW], say("done")),
+        tools=[add],
+        compaction=Compaction(model=Scripted(say("summary"))),
+        hooks={"before_compaction": [look_on_async], "after_compaction": [look_on]},
+    )
+
+
 def decline(request: Any) -> Answer:
     """Says no."""
     return Answer("decline")
@@ -708,6 +733,8 @@ SCENARIOS = [
     Scenario("max iterations", endless, reason="max_iterations"),
     Scenario("structured", structured),
     Scenario("unstructured", unstructured, reason="error", code="invalid_output"),
+    Scenario("compacted", compacted, recorded=True),
+    Scenario("overflowing", overflowing),
     Scenario("turn hooks", turn_hooks),
     Scenario("blocked late", blocked_late, reason="hook_blocked", hinge=Point("hook before_llm_call", 2)),
     Scenario("tool hooks", tool_hooks),

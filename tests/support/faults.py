@@ -265,6 +265,10 @@ class Outside:
             },
         )
 
+    def wrap_model(self, model: Any, prefix: str) -> Any:
+        """A model that is not that of an agent."""
+        return _Model(self, prefix, model)
+
     def _tool(self, tool: Tool, prefix: str) -> Tool:
         wrapped = copy.copy(tool)
         where = "consumer tool" if tool.on == "consumer" else f"{prefix}tool"

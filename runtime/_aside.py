@@ -1,0 +1,36 @@
+"""Asks a model something beside the conversation: the consumer does not see the reply, and the session has it not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ._core import StreamCore
+from ._traffic import ModelAsked
+from ._turn import END, highest, next_delta, report
+from .model import Model, TextDelta, UsageDelta
+from .session import Message
+from .usage import Usage
+
+
+def ask_aside(core: StreamCore, model: Model, messages: Sequence[Message]) -> str:
+    """What ``model`` says. It counts as used by the stream. Raises `StopRun` where it fails, and `Cancelled`."""
+    if core.recorded:
+        core.emit(ModelAsked(model.id, tuple(messages), (), **core.tags))
+    text: list[str] = []
+    usage: Usage | None = None
+    deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, (), cancel=core.token)
+    try:
+        while (delta := next_delta(core, model, deltas)) is not END:
+            if delta.__class__ is TextDelta:
+                text.append(delta.text)
+            elif delta.__class__ is UsageDelta:
+                usage = highest(usage or Usage(), delta)
+    finally:
+        deltas.close()
+        if usage is not None:
+            usage = core.shared.prices.priced(model.id, usage)
+            core.spending.add(usage)
+            core.log.count(usage)
+            if not core.token.cancelled:
+                report(core, model.id, usage)
+    return "".join(text)
