@@ -1,8 +1,9 @@
 """Agents in the background: nested streams that outlive the tool call which starts them, and end with their parent.
 
-A task of the background belongs to the stream that started it. A thread of that stream's calls reads it, keeps what it
-says, and passes on nothing but its end. It has nobody to ask. When the parent ends normally it stops them first, so
-that they are over by its last event; when it is cancelled they are cancelled with it.
+A task of the background belongs to the stream that started it. A thread of its own reads it, keeps what it says, and
+passes on its end; what else happens in it is for the observers and the record of the outermost stream. It has nobody to
+ask. When the parent ends normally it stops them first, so that they are over by its last event; when it is cancelled
+they are cancelled with it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from . import events
 from ._calls import Call
 from ._errors import RunError
 from ._scope import EventSink
-from ._traffic import Traffic
+from ._traffic import InBackground, Traffic
 from .agent import Agent
 from .session import Session
 
@@ -33,8 +34,8 @@ MAX_RUNNING: Final = 20  # at once, for one stream: each has two threads
 class BackgroundTask:
     """A sub-agent at work in the background."""
 
-    def __init__(self, core: StreamCore, call: Call) -> None:
-        self.id = f"task-{core.number}"
+    def __init__(self, id: str, core: StreamCore, call: Call) -> None:
+        self.id = id
         self.agent_name = core.agent.name
         self.core = core  # its own
         self.call = call  # of its parent's: over when it has been read to its end
@@ -91,7 +92,7 @@ def start(parent: StreamCore, agent: Agent, session: Session) -> BackgroundTask:
         raise RuntimeError(f"{running} agents run in the background, and no more may: wait for one, or stop one")
     stream = open_nested(parent, agent, session, interactive=False, within=parent.token)
     call = parent.calls.expect(f"background agent {agent.name}", stream._core.calls)
-    task = BackgroundTask(stream._core, call)
+    task = BackgroundTask(f"task-{next(parent.task_numbers)}", stream._core, call)
     # No helper: an executor that is full must not keep a stream waiting for its reader.
     reader = threading.Thread(
         target=_read, args=(parent, task, stream), name=f"lockgate-background-{stream._core.number}", daemon=True
@@ -111,14 +112,19 @@ def _read(parent: StreamCore, task: BackgroundTask, stream: EventStream) -> None
     from ._consumer import ConsumerCall
     from ._nested import follow
 
+    sink = EventSink(parent.events)
+    observed = parent.root.out is not parent.root.events
+
     def forward(event: events.Event) -> None:
         if isinstance(event, events.AgentChoice) and event.session_id == stream.session.id:
             task.text.append(event.content)
-        elif isinstance(event, events.SubSessionCompleted) and event.session_id == parent.session.id:
+        if isinstance(event, events.SubSessionCompleted) and event.session_id == parent.session.id:
             task.ended = time.monotonic()
-            EventSink(parent.events).emit(event, parent.token)
-        elif isinstance(event, (ConsumerCall, Traffic)):  # for the parent's consumer, and its record
-            EventSink(parent.events).emit(event, parent.token)
+            sink.emit(event, parent.token)
+        elif isinstance(event, (ConsumerCall, Traffic)):
+            sink.emit(event, parent.token)
+        elif observed:
+            sink.emit(InBackground(event), parent.token)
 
     try:
         follow(parent, stream, forward, parent.fire, task.call)

@@ -171,6 +171,7 @@ class StreamCore:
         self.parent = parent
         self.mailbox: Final = Mailbox(session)
         self.background: dict[str, BackgroundTask] = {}  # by id
+        self.task_numbers: Final = itertools.count(1)  # their own, so that a replay names them as the run did
         self.recorder = recorder
         self._output = output
         #: What the last reply said, where it has to be of a type. Written by the worker.

@@ -81,7 +81,10 @@ def _background_tools(core: StreamCore, agents: Mapping[str, Agent]) -> list[Too
 
     def list_background_agents() -> str:
         tasks = list(core.background.values())
-        return "\n".join(_line(task) for task in tasks) or "no agent was started in the background"
+        return (
+            "\n".join(f"{_line(task)}, {task.seconds:.0f} s" for task in tasks)
+            or "no agent was started in the background"
+        )
 
     def view_background_agent(task_id: str) -> str | ToolResult:
         return _with(core, task_id, _report)
@@ -182,7 +185,7 @@ def _with(core: StreamCore, task_id: str, function: Callable[[_background.Backgr
 
 
 def _line(task: _background.BackgroundTask) -> str:
-    return f"{task.id}: {task.agent_name}, {task.status}, {task.seconds:.0f} s"
+    return f"{task.id}: {task.agent_name}, {task.status}"
 
 
 def _report(task: _background.BackgroundTask) -> str:

@@ -15,7 +15,7 @@ from channels import Cancelled, CancelToken, ChannelClosed, WouldBlock
 from ._calls import Calls, NotInTime
 from ._consumer import ConsumerCall
 from ._core import StreamCore
-from ._traffic import Traffic
+from ._traffic import InBackground, Traffic
 from .events import Event, StreamStopped
 from .session import Session
 
@@ -45,6 +45,9 @@ def forward(core: StreamCore, calls: Calls) -> None:
     try:
         _tell(core, calls, observers, "on_run_start", core.session)
         for event in core.events:
+            if isinstance(event, InBackground):
+                _tell(core, calls, [*recorders, *observers], "on_event", core.session, event.event)
+                continue
             if not isinstance(event, ConsumerCall):  # an errand between the worker and the consumer, and no news
                 _tell(core, calls, recorders, "on_event", core.session, event)
             if isinstance(event, Traffic):

@@ -1,7 +1,8 @@
-"""What goes between a stream and its model, on the way to a record of the run.
+"""What is not for the consumer: what goes between a stream and its model, on the way to a record of the run, and what
+happens in the background.
 
 It travels in the channel of events, so that the record has everything in one order, and the forwarder takes it out
-again: no consumer and no observer sees it. A stream that is not recorded sends none.
+again: no consumer sees it. A stream that has no forwarder sends none.
 """
 
 from __future__ import annotations
@@ -39,3 +40,10 @@ class ModelDone(Traffic):
     """It has ended, or failed. There is no such word of a model that a cancel has cut off."""
 
     error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InBackground(Traffic):
+    """An event of a background stream: for the record and the observers."""
+
+    event: Event

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from ._output import Output
 from .compaction import Compaction
@@ -12,6 +12,17 @@ from .limits import Budget
 from .model import Model
 from .permissions import Permissions
 from .tool import Tool, ToolSet, tool
+
+#: The tools that agents get for their ``sub_agents`` and ``handoffs``.
+TEAM_TOOLS: Final = (
+    "transfer_task",
+    "handoff",
+    "run_background_agent",
+    "list_background_agents",
+    "view_background_agent",
+    "wait_background_agent",
+    "stop_background_agent",
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,23 @@ class Team:
         object.__setattr__(self, "agents", tuple(self.agents))
         if not self.agents:
             raise ValueError("a team needs at least one agent")
+
+    def map(self, change: Callable[[Agent], Agent]) -> Team:
+        """The same team, with every agent, and all that they name in ``sub_agents`` and ``handoffs``, as ``change``
+        makes it.
+        """
+        made: dict[int, Agent] = {}
+
+        def changed(agent: Agent) -> Agent:
+            if id(agent) not in made:
+                others = {
+                    name: [each if isinstance(each, str) else changed(each) for each in getattr(agent, name)]
+                    for name in ("sub_agents", "handoffs")
+                }
+                made[id(agent)] = replace(change(agent), **others)  # type: ignore[arg-type]
+            return made[id(agent)]
+
+        return replace(self, agents=[changed(agent) for agent in self.agents])
 
     @property
     def root(self) -> Agent:

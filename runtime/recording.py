@@ -19,6 +19,7 @@ from typing import Any, Final
 from . import events
 from ._limits import canonical
 from ._redact import Redaction
+from .agent import TEAM_TOOLS
 from .model import ToolDefinition
 from .permissions import Permissions
 from .session import Message, Session
@@ -83,7 +84,7 @@ class Recording:
         """A new session, as the recorded one was before the run."""
         session = self._lines[0]["session"]
         messages = [Message.from_dict(each) for each in session["messages"]]
-        return Session(messages, title=session["title"], permissions=permissions)
+        return Session(messages, title=session["title"], permissions=permissions, agent_name=session.get("agent_name"))
 
     def events(self) -> Iterator[events.Event]:
         """The events of the run, nested streams' too. The last is `StreamStopped`, unless the process died."""
@@ -109,14 +110,16 @@ class Recording:
                 )
         return requests
 
-    def tools(self) -> list[Tool]:
+    def tools(self, agent_name: str | None = None) -> list[Tool]:
         """Tools that do nothing but give the recorded results: the same to the same arguments, in their order.
 
-        A call that the record does not have is answered with an error.
+        Those of this agent, or of the one that the run began with; without the tools that it has for other agents, as
+        those run again. A call that the record does not have is answered with an error.
         """
+        agent_name = agent_name or self.agent_name
         results: dict[tuple[str, str], deque[ToolResult]] = {}
         for event in self.events():
-            if isinstance(event, events.ToolCallResponse):
+            if isinstance(event, events.ToolCallResponse) and event.agent_name == agent_name:
                 key = event.tool_call.name, canonical(event.tool_call.arguments)
                 results.setdefault(key, deque()).append(ToolResult(event.response, event.is_error))
 
@@ -130,7 +133,8 @@ class Recording:
 
             return Tool(name, recorded, description=description, parameters=parameters, read_only=True)
 
-        known = {each["name"]: each for request in self.requests for each in request.tools}
+        requests = [request for request in self.requests if request.agent_name == agent_name]
+        known = {each["name"]: each for request in requests for each in request.tools if each["name"] not in TEAM_TOOLS}
         return [tool(each["name"], each["description"], each["parameters"]) for each in known.values()]
 
     def __repr__(self) -> str:

@@ -85,18 +85,7 @@ def _with_model(team: Team, file: str) -> Team:
         model = LocalModel(file)
     except (MissingExtra, ModelUnavailable) as error:
         raise CannotLoad(_one_line(error)) from error
-    done: dict[int, Agent] = {}
-
-    def on_model(agent: Agent | str) -> Agent | str:
-        """The agent, and those it names, with the other model; each is made once, as others name it too."""
-        if isinstance(agent, str):
-            return agent
-        if id(agent) not in done:
-            others = {name: [on_model(each) for each in getattr(agent, name)] for name in ("sub_agents", "handoffs")}
-            done[id(agent)] = dataclasses.replace(agent, model=model, **others)  # type: ignore[arg-type]
-        return done[id(agent)]
-
-    return dataclasses.replace(team, agents=[on_model(each) for each in team.agents])  # type: ignore[misc]
+    return team.map(lambda agent: dataclasses.replace(agent, model=model))
 
 
 def replayed(team: Team, recording: Recording, *, live_tools: bool) -> Team:
@@ -104,10 +93,12 @@ def replayed(team: Team, recording: Recording, *, live_tools: bool) -> Team:
     from ..models.replay import ReplayModel
 
     model = ReplayModel(recording)
-    tools: dict[str, Any] = {} if live_tools else {"tools": recording.tools(), "toolsets": ()}
-    return dataclasses.replace(
-        team, agents=tuple(dataclasses.replace(each, model=model, **tools) for each in team.agents)
-    )
+
+    def change(agent: Agent) -> Agent:
+        tools: dict[str, Any] = {} if live_tools else {"tools": recording.tools(agent.name), "toolsets": ()}
+        return dataclasses.replace(agent, model=model, **tools)
+
+    return team.map(change)
 
 
 def _explained(error: Exception, source: str, path: Path | None) -> CannotLoad:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +18,11 @@ from runtime import (
     HookInput,
     HookResult,
     Permissions,
+    Recording,
     RunError,
     Runtime,
     Session,
+    StreamStuck,
     Team,
     Tool,
     ToolContext,
@@ -37,6 +41,7 @@ from runtime.events import (
     ToolCallConfirmation,
     ToolsetInfo,
 )
+from runtime.models.replay import ReplayModel
 from support.scripted import AsyncScripted, Scripted, Stall, call, say
 
 
@@ -474,7 +479,7 @@ def test_a_task_in_the_background_is_started_waited_for_and_read() -> None:
     said = results(session)
     assert said[0] == f"{task}: sub is at work in the background."
     assert said[1] == f"{task}: sub, running, 0 s"
-    assert said[3] == said[4] == f"{task}: sub, completed, 0 s\nhalf done"
+    assert said[3] == said[4] == f"{task}: sub, completed\nhalf done"
     [completed] = of(SubSessionCompleted, events)
     assert completed.reason == "normal"
     assert {e.agent_name for e in events} == {"boss"}  # what it says is the agent's to read
@@ -520,6 +525,25 @@ def test_law_8_however_that_ends(how: str) -> None:
             stream.close()
             assert not runtime._shared.cores
             assert not len(runtime.bridge)
+
+
+def test_law_8_what_is_stuck_in_the_background_is_named() -> None:
+    """The stream ends without it, and its report says where it stands."""
+    with Stall() as stall:
+
+        @tool(read_only=True)
+        def deaf() -> str:
+            """Does not hear a cancel."""
+            stall()
+            return "late"
+
+        sub = Agent("sub", Scripted([call("deaf")]), tools=[deaf])
+        with Runtime(boss([background("sub")], [stall.reached.wait, *say("bye")], subs=[sub]), grace=0.1) as runtime:
+            stream = runtime.run_stream(Session.from_user("go"))
+            assert of(StreamStopped, list(stream))[0].reason == "normal"
+            with pytest.raises(StreamStuck, match="tool deaf"):
+                stream.close()
+            stall.go_on.set()
 
 
 def test_law_7_a_background_agent_has_nobody_to_ask() -> None:
@@ -579,11 +603,35 @@ def test_its_tools_for_the_consumer_run_there() -> None:
     assert results(session)[1].endswith("done")
 
 
+def test_law_9_observers_see_what_happens_in_the_background() -> None:
+    """The consumer is told of its end, and nothing else."""
+    seen: list[Event] = []
+
+    class Observer:
+        def on_run_start(self, session: Session) -> None:
+            """Nothing to see."""
+
+        def on_event(self, session: Session, event: Event) -> None:
+            seen.append(event)
+
+    session = Session.from_user("go")
+    turns = [[background("sub")], later("wait_background_agent", session), say("ok")]
+    sub = Agent("sub", Scripted(say("quiet")))
+    agent = Agent("boss", Lazy(*turns), sub_agents=[sub], background_agents=True)
+    with Runtime(agent, observers=[Observer()]) as runtime:
+        events = list(runtime.run_stream(session))
+    assert [event for event in seen if event.agent_name == "boss"] == events
+    assert [event.type for event in seen if event.agent_name == "sub"] == [
+        "agent_info", "toolset_info", "user_message", "agent_choice"
+    ]  # fmt: skip
+
+
 def test_one_is_stopped() -> None:
     """The others go on; what it had said is there."""
     session = Session.from_user("go")
     with Stall() as stall:
-        sub = Agent("sub", AsyncScripted([*say("half"), lambda: _forever(stall)]))
+        model = AsyncScripted([*say("half"), call("whisk")], [lambda: _forever(stall)])
+        sub = Agent("sub", model, tools=[whisk])
 
         class Stopping:
             """A turn that stops the task, once that stands still."""
@@ -597,7 +645,7 @@ def test_one_is_stopped() -> None:
         )
         with Runtime(agent) as runtime:
             events = list(runtime.run_stream(session))
-    assert results(session)[1] == f"{task_of(session)}: sub, stopped, 0 s\nhalf"
+    assert results(session)[1] == f"{task_of(session)}: sub, stopped\nhalf"
     assert [e.reason for e in of(SubSessionCompleted, events)] == ["canceled"]
 
 
@@ -621,7 +669,7 @@ def test_one_that_fails_says_why() -> None:
     )
     with Runtime(agent) as runtime:
         events = list(runtime.run_stream(session))
-    assert results(session)[1] == f"{task_of(session)}: sub, failed, 0 s\nhalf\nscripted: OSError: no ink"
+    assert results(session)[1] == f"{task_of(session)}: sub, failed\nhalf\nscripted: OSError: no ink"
     assert [(given.sub_agent, given.reason) for given in told] == [("sub", "error")]
     assert not of(Error, events)
     assert [e.hook_event for e in of(HookStarted, events)] == ["subagent_stop"]
@@ -636,6 +684,41 @@ def test_how_many_may_run_in_the_background(monkeypatch: pytest.MonkeyPatch) -> 
         with Runtime(boss([background("sub", "1")], [background("sub", "2")], say("ok"), subs=[sub])) as runtime:
             runtime.run(session)
     assert results(session)[1].startswith("RuntimeError: 1 agents run in the background, and no more may")
+
+
+# -- records -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_record_of_a_team_runs_again(tmp_path: Path) -> None:
+    """Without any of its models and tools: tasks, the background and hand-offs happen again."""
+
+    def team(model: Any) -> Team:
+        scout = Agent("scout", model([call("whisk", id="s")], say("All clear.")), tools=[whisk])
+        cook = Agent("cook", model([call("whisk", id="c")], say("Ready.")), tools=[whisk])
+        billing = Agent("billing", model([transfer("cook", id="b")], say("Paid."), say("Thanks.")), sub_agents=[cook])
+        wait = call("wait_background_agent", '{"task_id": "task-1"}', id="w")
+        desk = model([background("scout")], [wait], [hand("billing")])
+        return Team(
+            [Agent("desk", desk, sub_agents=[scout], handoffs=[billing], background_agents=True)],
+            permissions=Permissions(approve_all=True),
+        )
+
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    session = Session.from_user("go")
+    with Runtime(team(Scripted)) as runtime:
+        assert runtime.run(session, record=first).text == "Paid."
+        session.add_user("more")
+        assert runtime.run(session, record=second).text == "Thanks."
+    for path, text in ((first, "Paid."), (second, "Thanks.")):
+        recording = Recording(path)
+        model = ReplayModel(recording)
+
+        def again(agent: Agent, model: ReplayModel = model, recording: Recording = recording) -> Agent:
+            return replace(agent, model=model, tools=recording.tools(agent.name))
+
+        with Runtime(team(lambda *turns: Scripted()).map(again)) as runtime:
+            assert runtime.run(recording.session()).text == text
+        assert model.left == 0
 
 
 # -- who there is ------------------------------------------------------------------------------------------------------

@@ -564,7 +564,7 @@ def left_in_the_background(outside: Outside) -> Agent:
     async def forever() -> None:
         await asyncio.Event().wait()
 
-    slow = outside.wrap(Agent("slow", AsyncScripted([*say("s"), forever])), "sub ")
+    slow = Agent("slow", AsyncScripted([*say("s"), forever]))  # no points: it is being cancelled at its last
     quick = outside.wrap(Agent("quick", Scripted(say("t"))), "sub ")
     turn = [
         call("run_background_agent", f'{{"agent": "{name}", "task": "go"}}', id=name, index=index)
@@ -750,6 +750,7 @@ SCENARIOS = [
     Scenario("transferred", transferred),
     Scenario("handed over", handed_over, observed=True, capacity=2),
     Scenario("in the background", in_the_background, aside=ASIDE),
+    Scenario("observed in the background", in_the_background, aside=ASIDE, observed=True, capacity=2),
     Scenario("left in the background", left_in_the_background, aside=ASIDE, executor=True),
     Scenario("steered", steered),
     Scenario("approval", approval),
