@@ -109,6 +109,7 @@ def start(parent: StreamCore, agent: Agent, session: Session) -> BackgroundTask:
 
 
 def _read(parent: StreamCore, task: BackgroundTask, stream: EventStream) -> None:
+    """What the reader's thread runs."""
     from ._consumer import ConsumerCall
     from ._nested import follow
 
@@ -139,6 +140,8 @@ def _read(parent: StreamCore, task: BackgroundTask, stream: EventStream) -> None
 def stop_all(parent: StreamCore) -> None:
     """End them, and wait for that, the grace time at most, unless the parent is cancelled. Called by its worker."""
     tasks = list(parent.background.values())
+    if not tasks:
+        return
     for task in tasks:
         task.stop("the agent that started it has ended")
     deadline = CancelToken(parent.token, timeout=parent.shared.grace)

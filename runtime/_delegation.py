@@ -43,8 +43,7 @@ def tools(core: StreamCore) -> list[Tool]:
 def _transfer(core: StreamCore, agents: Mapping[str, Agent]) -> Tool:
     def transfer_task(agent: str, task: str, context: ToolContext, expected_output: str = "") -> str | ToolResult:
         chosen = agents[agent]
-        refused = _refused(core, chosen)
-        return refused or context.run_agent(chosen, _brief(task, expected_output)).text
+        return _refused(core, chosen) or context.run_agent(chosen, _brief(task, expected_output)).text
 
     return _tool(
         transfer_task,
@@ -80,11 +79,8 @@ def _background_tools(core: StreamCore, agents: Mapping[str, Agent]) -> list[Too
         return f"{started.id}: {agent} is at work in the background."
 
     def list_background_agents() -> str:
-        tasks = list(core.background.values())
-        return (
-            "\n".join(f"{_line(task)}, {task.seconds:.0f} s" for task in tasks)
-            or "no agent was started in the background"
-        )
+        lines = [f"{_line(task)}, {task.seconds:.0f} s" for task in list(core.background.values())]
+        return "\n".join(lines) or "no agent was started in the background"
 
     def view_background_agent(task_id: str) -> str | ToolResult:
         return _with(core, task_id, _report)
