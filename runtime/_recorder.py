@@ -52,12 +52,8 @@ class Recorder:
         self._streams: dict[str, _Stream] = {}
         self._requests = 0
         try:
-            before: dict[str, Any] = {"title": session.title}
-            before["messages"] = [message.to_dict() for message in session.messages]
-            if session.agent_name is not None:
-                before["agent_name"] = session.agent_name
             python = platform.python_version()
-            self._add(HEADER, version=VERSION, python=python, agent_name=agent_name, session=before)
+            self._add(HEADER, version=VERSION, python=python, agent_name=agent_name, session=session.to_dict())
             self._write()
         except BaseException:
             self.close()

@@ -21,7 +21,6 @@ from ._limits import canonical
 from ._redact import Redaction
 from .agent import TEAM_TOOLS
 from .model import ToolDefinition
-from .permissions import Permissions
 from .session import Message, Session
 from .tool import Tool, ToolResult
 
@@ -80,11 +79,9 @@ class Recording:
         """The agent of the run."""
         return str(self._lines[0]["agent_name"])
 
-    def session(self, *, permissions: Permissions | None = None) -> Session:
+    def session(self) -> Session:
         """A new session, as the recorded one was before the run."""
-        session = self._lines[0]["session"]
-        messages = [Message.from_dict(each) for each in session["messages"]]
-        return Session(messages, title=session["title"], permissions=permissions, agent_name=session.get("agent_name"))
+        return Session.from_dict(self._lines[0]["session"])
 
     def events(self) -> Iterator[events.Event]:
         """The events of the run, nested streams' too. The last is `StreamStopped`, unless the process died."""

@@ -145,8 +145,7 @@ def _run(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) 
         team = load(args.agent, args.model)
     prompt = args.prompt if args.prompt is not None else _ask_prompt(terminal, team.root)
     _load_model(terminal, team.root)
-    session = Session.from_user(prompt, permissions=Permissions(approve_all=args.yes))
-    return _drive(args, team, session, args.record, terminal, interrupts)
+    return _drive(args, team, Session.from_user(prompt), args.record, terminal, interrupts)
 
 
 def _replay(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) -> int:
@@ -158,8 +157,7 @@ def _replay(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupt
     except (OSError, ValueError) as error:
         raise CannotLoad(f"cannot replay {args.record}: {error}") from None
     if team is not None:
-        session = recording.session(permissions=Permissions(approve_all=args.yes))
-        return _drive(args, team, session, None, terminal, interrupts)
+        return _drive(args, team, recording.session(), None, terminal, interrupts)
     screen = Screen(terminal, recording.agent_name)
     problem = ""
     for event in recorded:
@@ -184,7 +182,7 @@ def _drive(
 ) -> int:
     """Run the team on the session, and show it; the exit status."""
     questions = Questions(terminal, dict(args.answer), interrupts.reading(terminal))
-    runtime = Runtime(team)
+    runtime = Runtime(team, permissions=Permissions(approve_all=args.yes))
     try:
         try:
             stream = runtime.run_stream(session, record=record)

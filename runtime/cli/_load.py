@@ -10,7 +10,6 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from .._errors import MissingExtra
 from ..agent import Agent, Team
@@ -92,13 +91,7 @@ def replayed(team: Team, recording: Recording, *, live_tools: bool) -> Team:
     """``team`` with what its models said in the record and, without ``live_tools``, what its tools gave back."""
     from ..models.replay import ReplayModel
 
-    model = ReplayModel(recording)
-
-    def change(agent: Agent) -> Agent:
-        tools: dict[str, Any] = {} if live_tools else {"tools": recording.tools(agent.name), "toolsets": ()}
-        return dataclasses.replace(agent, model=model, **tools)
-
-    return team.map(change)
+    return ReplayModel(recording).team(team, live_tools=live_tools)
 
 
 def _explained(error: Exception, source: str, path: Path | None) -> CannotLoad:

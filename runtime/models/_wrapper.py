@@ -30,6 +30,9 @@ class Wrapper:
     """A model made of others. It has both forms of a stream, and uses the one that fits them."""
 
     def __init__(self, *models: Model) -> None:
+        windows = [window for model in models if (window := getattr(model, "context_window", None)) is not None]
+        #: As the protocol has it: what all of them take.
+        self.context_window: int | None = min(windows, default=None)
         on_loop = all(inspect.isasyncgenfunction(model.stream) for model in models)
         #: As the protocol `Model` has it.
         self.stream: _Stream = self._on_loop if on_loop else self._on_thread

@@ -8,12 +8,14 @@ import os
 import threading
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from channels import CancelToken
 
 from .._errors import ModelError
 from .._redact import Redaction
+from ..agent import Agent, Team
 from ..model import Delta, ToolDefinition
 from ..recording import CUT_OFF, Recording, Request, same, shown, shown_tool
 from ..session import Message
@@ -99,6 +101,25 @@ class ReplayModel:
                 self.differences.append(text)
             self._left.remove(request)
         return request.reply or {"deltas": [], "error": CUT_OFF}
+
+    def team(self, team: Team, *, live_tools: bool = False) -> Team:
+        """``team`` ready for the replay: this is the model of every agent and of their summaries, and without
+        ``live_tools`` they have the recorded tools. What they run and hand over to comes along.
+        """
+
+        def change(agent: Agent) -> Agent:
+            tools: dict[str, Any] = {} if live_tools else {"tools": self.recording.tools(agent.name), "toolsets": ()}
+            compaction = agent.compaction
+            if compaction is not None:  # it has to happen where it happened then
+                window = compaction.window or getattr(agent.model, "context_window", None)
+                compaction = replace(compaction, window=window, model=self)
+            return replace(agent, model=self, compaction=compaction, **tools)
+
+        return team.map(change)
+
+    def agent(self, agent: Agent, *, live_tools: bool = False) -> Agent:
+        """``agent`` ready for the replay, as `team` makes it."""
+        return self.team(Team((agent,)), live_tools=live_tools).root
 
     def __repr__(self) -> str:
         return f"<ReplayModel of {str(self.recording.path)!r}, {self.left} requests left>"

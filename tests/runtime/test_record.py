@@ -32,6 +32,7 @@ from runtime import (
 from runtime._redact import REDACTED, Redaction
 from runtime.events import AgentChoice, Error, Event, StreamStopped, ToolCallResponse
 from runtime.models.replay import Recorded, ReplayDiverged, ReplayModel
+from runtime.session import Compacted
 from support.scripted import AsyncScripted, Scripted, Stall, approving, call, say
 
 
@@ -483,6 +484,43 @@ def test_nested_streams_that_ran_at_once_are_told_apart(tmp_path: Path, threads:
     assert result.text == "both"
     assert [message.content for message in session.messages[2:4]] == ["x has 3", "y has 7"]
     assert shared.left == 0
+
+
+def test_a_team_is_replayed_with_its_sub_agents(tmp_path: Path) -> None:
+    """Delegation and summaries happen again, on what the models said; no tool is called."""
+    ran = []
+
+    @tool(read_only=True)
+    def look() -> str:
+        """Looks."""
+        ran.append("look")
+        return "seen " + "x" * 600
+
+    class Small(Scripted):
+        context_window = 200
+
+    inner = Agent("inner", Small([call("look")], say("summed up"), say("found it")), tools=[look])
+    turns = [call("transfer_task", '{"agent": "inner", "task": "look"}')], say("done")
+    boss = Agent("boss", Scripted(*turns), sub_agents=[inner])
+    path = tmp_path / "run.jsonl"
+    seen = record(boss, path)
+    assert any(event.type == "session_summary" for event in seen)
+    model = ReplayModel(path)
+    with Runtime(model.agent(boss)) as runtime:
+        again = list(runtime.run_stream(Recording(path).session()))
+    assert [event.type for event in again] == [event.type for event in seen]
+    assert ran == ["look"]
+    assert model.left == 0
+
+
+def test_the_session_of_a_record_is_shown_as_it_was(tmp_path: Path) -> None:
+    """A summary that it had before the run is a part of it."""
+    session = Session([Message("user", "old"), Message("user", "new")], compacted=Compacted("a summary", 1, 1, 2))
+    path = tmp_path / "run.jsonl"
+    with Runtime(Agent("a", Scripted(say("x")))) as runtime:
+        runtime.run(session, record=path)
+    with Runtime(Agent("a", ReplayModel(path))) as runtime:
+        assert runtime.run(Recording(path).session()).text == "x"
 
 
 def test_a_file_that_is_no_record(tmp_path: Path) -> None:
