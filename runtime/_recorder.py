@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import platform
 import stat
+import sys
 from collections import deque
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -52,7 +52,7 @@ class Recorder:
         self._streams: dict[str, _Stream] = {}
         self._requests = 0
         try:
-            python = platform.python_version()
+            python = sys.version.split()[0]
             self._add(HEADER, version=VERSION, python=python, agent_name=agent_name, session=session.to_dict())
             self._write()
         except BaseException:
