@@ -31,6 +31,7 @@ _logger = logging.getLogger(__name__)
 
 # Few messages, and the loop's thread, which posts some of them, must never wait: as good as unbounded.
 INBOX: Final = 1 << 30
+_ELSEWHERE: Final = object()  # the call is made by somebody else
 DELTAS: Final = 256  # how far a model may run ahead of the worker
 
 
@@ -44,6 +45,15 @@ class Call:
         self.thread: threading.Thread | None = None
         self.task: TaskHandle | None = None
         self.future: Future[None] | None = None
+        self._unclaimed = [None]
+
+    def claim(self) -> bool:
+        """Whether it is the caller who makes the call. True once; a single step."""
+        try:
+            self._unclaimed.pop()
+        except IndexError:
+            return False
+        return True
 
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Called once, on the thread where the call ran."""
@@ -117,21 +127,30 @@ class Calls:
     def start(self, what: str, inbox: Channel[Any], function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
         """Start ``function`` with its own copy of the caller's context; its last message to ``inbox`` is `Finished`."""
         call = Call(what, inbox)
-        self._live.add(call)
-        context = self._context.copy()
         try:
-            if inspect.iscoroutinefunction(function):
-                call.task = self._loop().start(
-                    functools.partial(function, *args, **kwargs),
-                    on_done=lambda value, error: self._done(call, value, error),
-                    context=context,
-                )
-            else:
-                call.future = self._helpers.submit(lambda: self._help(call, context, function, args, kwargs))
+            self.launch(call, functools.partial(function, *args, **kwargs) if args or kwargs else function)
         except BaseException:
-            self._live.discard(call)
+            self.withdraw(call)
             raise
         return call
+
+    def launch(self, call: Call, function: Callable[[], Any]) -> None:
+        """Make ``call``. Launched twice, it is made once: for a worker that was interrupted, and cannot know."""
+        self._live.add(call)
+        context = self._context.copy()
+        if inspect.iscoroutinefunction(function):
+            call.task = self._loop().start(
+                lambda: _claimed(call, function),
+                on_done=lambda value, error: None if value is _ELSEWHERE else self._done(call, value, error),
+                context=context,
+            )
+        else:
+            call.future = self._helpers.submit(lambda: self._help(call, context, function))
+
+    def withdraw(self, call: Call) -> None:
+        """What could not be launched is not made, unless it has begun all the same."""
+        if call.claim():
+            self._live.discard(call)
 
     def run(
         self, what: str, function: Callable[..., Any], /, *args: Any, timeout: float | None = None, **kwargs: Any
@@ -201,10 +220,12 @@ class Calls:
             if close is not None:
                 close()
 
-    def _help(self, call: Call, context: Context, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    def _help(self, call: Call, context: Context, function: Callable[[], Any]) -> None:
+        if not call.claim():
+            return
         call.thread = threading.current_thread()
         try:
-            value, error = context.run(function, *args, **kwargs), None
+            value, error = context.run(function), None
             if inspect.isawaitable(value):  # a plain function that returns a coroutine
                 value = self._loop().call(value, cancel=self.token, context=context)
         except BaseException as caught:  # SystemExit too: it ends the call, not the helper
@@ -270,6 +291,10 @@ class Calls:
 
     def __repr__(self) -> str:
         return f"<Calls {len(self._live)} under way>"
+
+
+async def _claimed(call: Call, function: Callable[[], Any]) -> Any:
+    return await function() if call.claim() else _ELSEWHERE
 
 
 def _join(under_way: Callable[[], Iterator[Call]], deadline: CancelToken) -> list[Call]:

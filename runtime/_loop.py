@@ -73,6 +73,7 @@ class _Run:
         self._between()
         self.iteration += 1
         reason = "error"
+        self._cleanup.owe("turn_end", iteration=self.iteration)
         try:
             started = core.fire("turn_start", iteration=self.iteration)
             goes_on = self._turn([*self._next, started.context])
@@ -85,7 +86,7 @@ class _Run:
             reason = "budget_exceeded" if core.out_of_time else "canceled"
             raise
         finally:
-            self._cleanup.fire("turn_end", reason=reason, iteration=self.iteration)
+            self._cleanup.due("turn_end", reason)
             if core.stopping.cancelled:  # meanwhile: the hooks outlive that
                 raise Cancelled(core.stopping.cause)
 

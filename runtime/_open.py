@@ -12,11 +12,12 @@ from channels import CancelToken, ChannelClosed
 
 from . import _exit
 from ._calls import Calls
-from ._core import Shared, StreamCore, insist
+from ._cleanup import Cleanup
+from ._core import Shared, StreamCore
 from ._observe import forward, observing_calls
 from ._output import Output
 from ._recorder import Recorder
-from ._worker import finish, work
+from ._worker import finish, leave, work
 from .agent import Agent
 from .limits import Budget
 from .recording import Recording
@@ -72,7 +73,7 @@ def open_stream(
     shared.cores.add(core)
     _exit.live.add(core)
     try:
-        _start(core, f"lockgate-stream-{core.number}", _work, core)
+        _start(core, f"lockgate-stream-{core.number}", _work, core, Cleanup(core))
         if observing is not None:
             _start(core, f"lockgate-observe-{core.number}", _forward, core, observing)
     except BaseException:
@@ -96,19 +97,22 @@ def _start(core: StreamCore, name: str, target: Callable[..., None], *args: Any)
     core.threads.append(thread)
 
 
-def _work(core: StreamCore) -> None:
+def _work(core: StreamCore, cleanup: Cleanup) -> None:
     """What the worker thread runs. It holds the core, never the consumer's `EventStream` nor the `Runtime`."""
     try:
-        work(core)
-    except BaseException:  # an asynchronous one, before or after all that catches it
-        insist(finish, core)
-        raise
-    finally:
-        try:  # `insist`, spelt out: nobody would call that a second time
-            _finished(core)
+        work(core, cleanup)
+    finally:  # `insist`, spelt out: nobody would call that a second time
+        try:
+            leave(core, cleanup)
         except BaseException:
-            _finished(core)
+            leave(core, cleanup)
             raise
+        finally:
+            try:
+                _finished(core)
+            except BaseException:
+                _finished(core)
+                raise
 
 
 def _finished(core: StreamCore) -> None:

@@ -22,10 +22,9 @@ _logger = logging.getLogger(__name__)
 _INTERRUPTED: Final = "interrupted: the stream ended before this call did"
 
 
-def work(core: StreamCore) -> None:
-    """Run the stream to its end. Raises nothing."""
+def work(core: StreamCore, cleanup: Cleanup) -> None:
+    """Run the stream to its end; `leave` has to follow. Raises nothing."""
     ending = core.ending
-    cleanup = Cleanup(core)
     try:
         with core.scope:
             try:
@@ -46,12 +45,17 @@ def work(core: StreamCore) -> None:
                 core.shared.asks.withdraw(core, "the stream has ended")
                 core.shared.confirmations.withdraw(core, "the stream has ended")
                 core.speak_again()
-                cleanup.fire("session_end", reason=ending.reason)
+                cleanup.due("session_end", ending.reason)
     except BaseException as error:
         ending.decide("error", "internal", describe(error), error)
         _logger.exception("%r did not end cleanly", core)
+
+
+def leave(core: StreamCore, cleanup: Cleanup) -> None:
+    """Let go of everything, and run the hooks that are still owed. Doing it twice is harmless."""
+    try:
+        finish(core, cleanup.calls)
     finally:
-        insist(finish, core, cleanup.calls)
         cleanup.finish()
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import sys
 import threading
 import time
@@ -32,8 +33,9 @@ from runtime import (
 )
 from runtime._asks import Asks
 from runtime._calls import Calls
-from runtime._cleanup import Cleanup
+from runtime._cleanup import Cleanup, _Stage
 from runtime._core import Ending, StreamCore
+from runtime._loop import _Run
 from runtime.bridge import ElicitationBridge
 from runtime.events import Event, StreamStopped
 from runtime.session import SessionLog
@@ -49,7 +51,7 @@ PARTS: list[tuple[Any, str]] = [
     (Calls, "join"),
     (Asks, "withdraw"),
     (Asks, "register"),
-    (Cleanup, "fire"),
+    (Cleanup, "due"),
     (Cleanup, "resume"),
     (Cleanup, "finish"),
     (StreamCore, "hook_input"),
@@ -71,13 +73,20 @@ def ask(context: ToolContext) -> str:
     return context.elicit("?").action
 
 
+NOTED: list[str] = []
+
+
 def _noted(given: HookInput) -> None:
-    pass
+    NOTED.append(given.hook_event_name)
+
+
+async def _noted_async(given: HookInput) -> None:
+    NOTED.append(given.hook_event_name)
 
 
 def normal() -> Agent:
     """Two turns."""
-    hooks = {"turn_end": [_noted], "session_end": [_noted]}
+    hooks = {"turn_start": [_noted], "turn_end": [_noted], "session_end": [_noted, _noted_async]}
     return Agent("a", Scripted([*say("x"), call("ask")], say("y")), tools=[ask], hooks=hooks)
 
 
@@ -88,13 +97,15 @@ def cancelled() -> Agent:
 
 def failed() -> Agent:
     """The model raises."""
-    return Agent("a", Scripted([*say("x"), LookupError("no")]), hooks={"on_error": [_noted], "session_end": [_noted]})
+    hooks = {"on_error": [_noted], "session_end": [_noted, _noted_async]}
+    return Agent("a", Scripted([*say("x"), LookupError("no")]), hooks=hooks)
 
 
 def blocked() -> Agent:
     """A hook stops it."""
     hook = lambda given: HookResult(block=True, reason="no")  # noqa: E731
-    return Agent("a", Scripted(say("x")), hooks={"user_prompt_submit": [hook], "notification": [_noted]})
+    hooks = {"user_prompt_submit": [hook], "notification": [_noted], "session_end": [_noted, _noted_async]}
+    return Agent("a", Scripted(say("x")), hooks=hooks)
 
 
 class _Ways:
@@ -185,10 +196,15 @@ def _run(ending: Callable[[], Agent], ways: _Ways, name: str, always: bool) -> I
         time.sleep(0.001)
 
 
+def _functions(kind: type) -> list[Any]:
+    return [each for each in vars(kind).values() if inspect.isfunction(each) and each.__name__ != "__init__"]
+
+
 WAY_OUT: list[Any] = [
-    worker.work, worker.finish, core_module.insist, stream_scope.__exit__, stream_scope.leave, ElicitationBridge.drop,
-    SessionLog.settle, SessionLog.release, SessionLog.__exit__, Ending.decide, Ending.stopped, Calls.abandon,
-    Asks.withdraw, opening._finished, opening._over,
+    worker.work, worker.leave, worker.finish, core_module.insist, stream_scope.__exit__, stream_scope.leave,
+    ElicitationBridge.drop, SessionLog.settle, SessionLog.release, SessionLog.__exit__, Ending.decide, Ending.stopped,
+    Calls.start, Calls.launch, Calls.abandon, Asks.withdraw, opening._finished, opening._over, _Run.turn,
+    *_functions(Cleanup), *_functions(_Stage),
 ]  # fmt: skip
 
 
@@ -196,7 +212,9 @@ WAY_OUT: list[Any] = [
 def test_an_asynchronous_exception_anywhere_on_the_way_out(
     ending: Callable[[], Agent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Law 1. CPython throws such exceptions where a call begins or has returned; here, once at each such place."""
+    """Laws 1 and 10: the hooks that are owed run, once each. CPython throws such exceptions where a call begins or has
+    returned; here, once at each such place.
+    """
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     codes = {function.__code__ for function in WAY_OUT}
     wrong: list[str] = []
@@ -205,6 +223,7 @@ def test_an_asynchronous_exception_anywhere_on_the_way_out(
         place, reached = place + 1, 0
         ways = _Ways(Abrupt("injected"), False)
         where = ""
+        NOTED.clear()
 
         def profile(frame: Any, event: str, arg: Any, place: int = place, ways: _Ways = ways) -> None:
             nonlocal reached, where
@@ -216,14 +235,17 @@ def test_an_asynchronous_exception_anywhere_on_the_way_out(
 
         monkeypatch.setattr(opening, "work", functools.partial(_profiled, worker.work, profile))
         wrong += [f"{where}: {each}" for each in _run(ending, ways, "anywhere", False)]
+        starts, ends = NOTED.count("turn_start"), NOTED.count("turn_end")
+        if NOTED.count("session_end") != 2 or not starts <= ends <= starts + 1:
+            wrong.append(f"{where}: law 10: {NOTED}")
         INJECTED["finalisation"] += bool(ways.failed)
     assert not wrong, "\n".join(wrong)
     assert place > 40
 
 
-def _profiled(work: Callable[[StreamCore], None], profile: Any, core: StreamCore) -> None:
+def _profiled(work: Callable[..., None], profile: Any, core: StreamCore, cleanup: Cleanup) -> None:
     sys.setprofile(profile)  # of this thread only; it ends with the thread
-    work(core)
+    work(core, cleanup)
 
 
 @pytest.mark.parametrize("ending", [normal, cancelled, failed, blocked])
