@@ -156,6 +156,25 @@ def test_results_are_changed_before_anyone_sees_them() -> None:
     assert [given.tool_response for given in after] == ["hello ***", response]
 
 
+def test_what_is_kept_of_a_long_result_is_the_changed_one(tmp_path: Path) -> None:
+    """tool_response_transform: the hook sees the whole, before it is cut, and nothing of it is on the disk by then."""
+    seen: list[tuple[str, list[Path]]] = []
+
+    def redact(given: HookInput) -> HookResult:
+        seen.append((given.tool_response, list(tmp_path.glob("**/*.txt"))))
+        return HookResult(updated_response=given.tool_response.replace("1234", "****"))
+
+    text = "password 1234 " * 100
+    hooks = {"tool_response_transform": [redact]}
+    long = Tool("greet", lambda: text, read_only=True, result_limit=100)
+    [(response, _)] = responses(run(hooks, one("{}"), long, result_directory=tmp_path))
+    assert seen == [(text, [])]
+    assert "characters are left out here" in response
+    [file] = tmp_path.glob("**/*.txt")
+    assert file.read_text() == text.replace("1234", "****")
+    assert "1234" not in response
+
+
 def test_context_after_a_call_is_for_the_next_turn() -> None:
     """post_tool_use: the model knows it then, and only then."""
     model = Scripted([call("greet", "{}", id="1")], [call("greet", "{}", id="2")], say("done"))
