@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from typing import Any, Final
 
 from ._annotations import Schema, kind_of
 from ._schema import problems
-from .model import OutputSchema
+from .model import Model, OutputSchema
 
 _FENCED: Final = re.compile(r"\s*```\w*\n(.*?)\n?```\s*", re.DOTALL)
 
@@ -51,3 +52,14 @@ class Output:
 
     def __repr__(self) -> str:
         return f"<Output {self.schema.name}>"
+
+
+def output_for(model: Model, wanted: OutputSchema | None) -> dict[str, OutputSchema]:
+    """What `Model.stream` is given beside the rest: ``output``, where something is wanted and ``model`` takes it."""
+    if wanted is None:
+        return {}
+    try:
+        takes = "output" in inspect.signature(model.stream).parameters
+    except (TypeError, ValueError):  # it is written in C
+        takes = False
+    return {"output": wanted} if takes else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from channels import Cancelled
 
 from . import events
 from ._core import StopRun, StreamCore, describe
+from ._output import output_for
 from ._traffic import ModelAsked, ModelDone, ModelSaid
 from .model import (
     FallbackDelta,
@@ -54,8 +54,8 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
     whole = False
     if core.recorded:
         core.emit(ModelAsked(model.id, tuple(messages), tuple(tools), **core.tags))
-    more = {} if core.output is None or not _takes_output(model) else {"output": core.output.schema}
-    deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, tools, cancel=core.token, **more)
+    wanted = output_for(model, None if core.output is None else core.output.schema)
+    deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, tools, cancel=core.token, **wanted)
     try:
         while (delta := next_delta(core, model, deltas)) is not END:
             kind = delta.__class__
@@ -108,14 +108,6 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
         if usage is not None and not core.token.cancelled:
             report(core, answering, usage)
     return message
-
-
-def _takes_output(model: Model) -> bool:
-    """Whether it can be told what its reply has to be, beside the instructions."""
-    try:
-        return "output" in inspect.signature(model.stream).parameters
-    except (TypeError, ValueError):  # it is written in C
-        return False
 
 
 def next_delta(core: StreamCore, model: Model, deltas: Generator[Any, None, None]) -> Any:

@@ -13,7 +13,8 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from channels import CancelToken
 
-from ..model import Delta, Model, ReasoningDelta, TextDelta, ToolCallDelta, ToolDefinition
+from .._output import output_for
+from ..model import Delta, Model, OutputSchema, ReasoningDelta, TextDelta, ToolCallDelta, ToolDefinition
 from ..session import Message
 
 Messages: TypeAlias = Sequence[Message]
@@ -22,7 +23,7 @@ Tools: TypeAlias = Sequence[ToolDefinition]
 
 class _Stream(Protocol):
     def __call__(
-        self, messages: Messages, tools: Tools, *, cancel: CancelToken
+        self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
     ) -> AsyncIterator[Delta] | Iterator[Delta]: ...
 
 
@@ -31,30 +32,37 @@ class Wrapper:
 
     def __init__(self, *models: Model) -> None:
         windows = [window for model in models if (window := getattr(model, "context_window", None)) is not None]
-        #: As the protocol has it: what all of them take.
+        #: As the protocol has it: what all of them take, as far as they know.
         self.context_window: int | None = min(windows, default=None)
         on_loop = all(inspect.isasyncgenfunction(model.stream) for model in models)
         #: As the protocol `Model` has it.
         self.stream: _Stream = self._on_loop if on_loop else self._on_thread
 
-    def _on_loop(self, messages: Messages, tools: Tools, *, cancel: CancelToken) -> AsyncIterator[Delta]:
+    def _on_loop(
+        self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
+    ) -> AsyncIterator[Delta]:
         raise NotImplementedError
 
-    def _on_thread(self, messages: Messages, tools: Tools, *, cancel: CancelToken) -> Iterator[Delta]:
+    def _on_thread(
+        self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
+    ) -> Iterator[Delta]:
         raise NotImplementedError
 
 
 def on_loop(
-    model: Model, messages: Messages, tools: Tools, cancel: CancelToken
+    model: Model, messages: Messages, tools: Tools, cancel: CancelToken, output: OutputSchema | None
 ) -> aclosing[AsyncGenerator[Delta, None]]:
     """The deltas of an asynchronous model. Leaving the ``with`` block ends it there and then."""
-    return aclosing(cast("AsyncGenerator[Delta, None]", model.stream(messages, tools, cancel=cancel)))
+    source = model.stream(messages, tools, cancel=cancel, **output_for(model, output))
+    return aclosing(cast("AsyncGenerator[Delta, None]", source))
 
 
 @contextmanager
-def on_thread(model: Model, messages: Messages, tools: Tools, cancel: CancelToken) -> Iterator[Iterator[Delta]]:
+def on_thread(
+    model: Model, messages: Messages, tools: Tools, cancel: CancelToken, output: OutputSchema | None
+) -> Iterator[Iterator[Delta]]:
     """The deltas of any model, waited for in this thread."""
-    source: Any = model.stream(messages, tools, cancel=cancel)
+    source: Any = model.stream(messages, tools, cancel=cancel, **output_for(model, output))
     if hasattr(source, "__aiter__"):
         from channels.aio import default_loop
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from channels import CancelToken
 
 from .._errors import ModelError
-from ..model import Delta, FallbackDelta, Model
+from ..model import Delta, FallbackDelta, Model, OutputSchema
 from ._wrapper import Messages, Tools, Wrapper, is_said, on_loop, on_thread
 
 __all__ = ["Fallback", "is_no_answer"]
@@ -50,14 +50,16 @@ class Fallback(Wrapper):
         """That of the first model. What another one says is recorded and priced as its own."""
         return self._models[0].id
 
-    async def _on_loop(self, messages: Messages, tools: Tools, *, cancel: CancelToken) -> AsyncIterator[Delta]:
+    async def _on_loop(
+        self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
+    ) -> AsyncIterator[Delta]:
         failures: list[Exception] = []
         for model, change in self._candidates(failures):
             if change is not None:
                 yield change
             said = False
             try:
-                async with on_loop(model, messages, tools, cancel) as deltas:
+                async with on_loop(model, messages, tools, cancel, output) as deltas:
                     async for delta in deltas:
                         said = said or is_said(delta)
                         yield delta
@@ -68,14 +70,16 @@ class Fallback(Wrapper):
                     raise
                 failures.append(error)
 
-    def _on_thread(self, messages: Messages, tools: Tools, *, cancel: CancelToken) -> Iterator[Delta]:
+    def _on_thread(
+        self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
+    ) -> Iterator[Delta]:
         failures: list[Exception] = []
         for model, change in self._candidates(failures):
             if change is not None:
                 yield change
             said = False
             try:
-                with on_thread(model, messages, tools, cancel) as deltas:
+                with on_thread(model, messages, tools, cancel, output) as deltas:
                     for delta in deltas:
                         said = said or is_said(delta)
                         yield delta

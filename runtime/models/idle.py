@@ -10,7 +10,7 @@ from contextvars import copy_context
 from channels import Cancelled, CancelToken, Channel, ChannelClosed
 
 from .._errors import ModelError
-from ..model import Delta, Model
+from ..model import Delta, Model, OutputSchema
 from ._wrapper import Messages, Tools, Wrapper, on_loop, on_thread
 
 __all__ = ["IdleTimeout"]
@@ -39,8 +39,10 @@ class IdleTimeout(Wrapper):
         """That of the model."""
         return self._model.id
 
-    async def _on_loop(self, messages: Messages, tools: Tools, *, cancel: CancelToken) -> AsyncIterator[Delta]:
-        async with on_loop(self._model, messages, tools, cancel) as deltas:
+    async def _on_loop(
+        self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
+    ) -> AsyncIterator[Delta]:
+        async with on_loop(self._model, messages, tools, cancel, output) as deltas:
             while True:
                 limit = asyncio.timeout(self._seconds)
                 try:
@@ -54,14 +56,16 @@ class IdleTimeout(Wrapper):
                     raise  # the model's own
                 yield delta
 
-    def _on_thread(self, messages: Messages, tools: Tools, *, cancel: CancelToken) -> Iterator[Delta]:
+    def _on_thread(
+        self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
+    ) -> Iterator[Delta]:
         deltas: Channel[Delta] = Channel(AHEAD, name=f"{self.id} deltas")
         failures: list[BaseException] = []
         inner = CancelToken(cancel)
 
         def feed() -> None:
             try:
-                with on_thread(self._model, messages, tools, inner) as source:
+                with on_thread(self._model, messages, tools, inner, output) as source:
                     for delta in source:
                         try:
                             deltas.send(delta)

@@ -11,7 +11,7 @@ from itertools import count
 from channels import CancelToken, ChannelClosed
 
 from .._errors import ModelError
-from ..model import Delta, Model
+from ..model import Delta, Model, OutputSchema
 from ._wrapper import Messages, Tools, Wrapper, is_said, on_loop, on_thread
 
 __all__ = ["Retry", "exponential", "is_passing"]
@@ -73,11 +73,13 @@ class Retry(Wrapper):
         """That of the model."""
         return self._model.id
 
-    async def _on_loop(self, messages: Messages, tools: Tools, *, cancel: CancelToken) -> AsyncIterator[Delta]:
+    async def _on_loop(
+        self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
+    ) -> AsyncIterator[Delta]:
         for attempt in count(1):
             said = False
             try:
-                async with on_loop(self._model, messages, tools, cancel) as deltas:
+                async with on_loop(self._model, messages, tools, cancel, output) as deltas:
                     async for delta in deltas:
                         said = said or is_said(delta)
                         yield delta
@@ -88,11 +90,13 @@ class Retry(Wrapper):
                     raise
             await asyncio.sleep(wait)
 
-    def _on_thread(self, messages: Messages, tools: Tools, *, cancel: CancelToken) -> Iterator[Delta]:
+    def _on_thread(
+        self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
+    ) -> Iterator[Delta]:
         for attempt in count(1):
             said = False
             try:
-                with on_thread(self._model, messages, tools, cancel) as deltas:
+                with on_thread(self._model, messages, tools, cancel, output) as deltas:
                     for delta in deltas:
                         said = said or is_said(delta)
                         yield delta

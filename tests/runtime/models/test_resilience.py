@@ -21,6 +21,7 @@ from runtime import (
     Model,
     ModelError,
     NativeDelta,
+    OutputSchema,
     ReasoningDelta,
     RunError,
     Runtime,
@@ -450,3 +451,56 @@ def test_an_inner_stream_is_closed_where_the_outer_is_left() -> None:
         return list(closed)
 
     assert default_loop().call(leave) == ["on a thread", "on the loop"]
+
+
+class Told(Scripted):
+    """A synchronous model that takes the schema of the output."""
+
+    output: Any = None
+
+    def stream(self, messages: Any, tools: Any, *, cancel: Any, output: Any = None) -> Any:  # type: ignore[override]
+        self.output = output
+        return super().stream(messages, tools, cancel=cancel)
+
+
+class AsyncTold(AsyncScripted):
+    """The same on the loop."""
+
+    output: Any = None
+
+    async def stream(self, messages: Any, tools: Any, *, cancel: Any, output: Any = None) -> Any:
+        self.output = output
+        async for delta in super().stream(messages, tools, cancel=cancel):
+            yield delta
+
+
+@pytest.mark.parametrize("kind", [Told, AsyncTold])
+@pytest.mark.parametrize("wrap", [Retry, Fallback, lambda model: IdleTimeout(model, LONG)])
+def test_the_schema_of_the_output_reaches_the_model_that_takes_it(wrap: Any, kind: Any) -> None:
+    model = kind(say("[1]"))
+    with Runtime(Agent("a", wrap(wrap(model)), output_type=list[int])) as runtime:
+        assert runtime.run(Session.from_user("Hi")).output == [1]
+    assert isinstance(model.output, OutputSchema)
+    assert model.output.schema["type"] == "array"
+
+
+def test_models_of_a_chain_that_do_not_take_the_schema_are_not_given_it(kind: Any) -> None:
+    last = Told(say("[1]"))
+    chain = Fallback(kind([overloaded()]), last)
+    with Runtime(Agent("a", chain, output_type=list[int])) as runtime:
+        assert runtime.run(Session.from_user("Hi")).output == [1]
+    assert last.output is not None
+
+
+@pytest.mark.parametrize("wrap", [Retry, Fallback, lambda model: IdleTimeout(model, LONG)])
+def test_a_wrapper_takes_as_much_as_its_model(wrap: Any) -> None:
+    model: Any = Scripted()
+    assert wrap(model).context_window is None
+    model.context_window = 1000
+    assert wrap(wrap(model)).context_window == 1000
+
+
+def test_a_chain_takes_what_all_its_models_take_as_far_as_they_know() -> None:
+    big, small, unknown = Scripted(), Scripted(), Scripted()
+    big.context_window, small.context_window = 1000, 100  # type: ignore[attr-defined]
+    assert Fallback(big, unknown, small).context_window == 100
