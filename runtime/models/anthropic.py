@@ -18,6 +18,7 @@ from ..model import (
     Delta,
     FinishDelta,
     NativeDelta,
+    OutputSchema,
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
@@ -31,6 +32,8 @@ from ._failures import MALFORMED, Account, checked_key, checked_url, classify, r
 try:
     import anthropic
     import httpx2
+
+    from ._grammar import with_grammar
 except ImportError as error:
     raise MissingExtra("AnthropicModel", "anthropic") from error
 
@@ -60,7 +63,7 @@ class AnthropicModel:
     such as ``{"type": "adaptive"}``: thoughts come as `ReasoningDelta`, and go back with their signatures, as the
     protocol demands. ``timeout`` is the seconds in which the server sends not a byte. ``options`` goes into every
     request as it stands, and wins over what is here: ``{"cache_control": {"type": "ephemeral"}}`` has the conversation
-    cached.
+    cached, ``{"output_config": {"format": None}}`` sends no schema of an ``output_type``.
 
     Install with ``pip install 'lockgate[anthropic]'``; importing this module without is `MissingExtra`. A malformed
     ``base_url`` or ``api_key`` is a `ValueError`. What goes wrong in a call is a `ModelError`. Nothing is retried here:
@@ -93,10 +96,15 @@ class AnthropicModel:
         return f"{_PROVIDER}/{self._account.model}"
 
     async def stream(
-        self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolDefinition],
+        *,
+        cancel: CancelToken,
+        output: OutputSchema | None = None,
     ) -> AsyncIterator[Delta]:
         """Answer ``messages``. Raises `ModelError`."""
-        request, prefix = self._request(messages, tools)
+        request, prefix = self._request(messages, tools, output)
         reply = _Reply(prefix)
         failure: ModelError | None = None
         try:
@@ -120,9 +128,16 @@ class AnthropicModel:
     def __repr__(self) -> str:
         return f"<AnthropicModel {self.id!r} at {self._account.address}>"
 
-    def _request(self, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> tuple[dict[str, Any], str]:
+    def _request(
+        self, messages: Sequence[Message], tools: Sequence[ToolDefinition], output: OutputSchema | None
+    ) -> tuple[dict[str, Any], str]:
         """What to send, and what tells whether it stands before the reply again another time."""
-        request = self._settings | {"stream": True, "extra_body": self._options}
+        options = dict(self._options)
+        grammar = with_grammar(output.schema) if output is not None else None
+        if grammar is not None:  # beside what else is configured there, such as the effort
+            wanted = {"format": {"type": "json_schema", "schema": grammar}}
+            options["output_config"] = wanted | dict(options.get("output_config") or {})
+        request = self._settings | {"stream": True, "extra_body": options}
         if system := "\n\n".join(m.content for m in messages if m.role == "system" and m.content):
             request["system"] = system
         if tools:
@@ -130,7 +145,7 @@ class AnthropicModel:
                 {"name": t.name, "description": t.description, "input_schema": dict(t.parameters)} for t in tools
             ]
         prefix = _Prefix()
-        prefix.add(request.get("system"), request.get("tools"))
+        prefix.add(request.get("system"), request.get("tools"), grammar)  # which the server tells the model
         # Models that are told how much to think insist on their last thoughts, and do not mind what stands before.
         bound = self._settings.get("thinking", {}).get("type") != "enabled"
         request["messages"] = _conversation(messages, prefix, bound=bound)

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from datetime import date
+from decimal import Decimal
+from typing import Any, Literal, TypedDict
 
 import pytest
 
@@ -22,6 +24,7 @@ from runtime import (
     Message,
     ModelError,
     NativeDelta,
+    OutputSchema,
     ReasoningDelta,
     Runtime,
     Session,
@@ -32,6 +35,7 @@ from runtime import (
     UsageDelta,
     tool,
 )
+from runtime._output import Output
 from runtime.events import StreamStopped, TokenUsage
 from runtime.session import Native
 from support.replay import Answer, Hangup, Replay, bytewise, failure
@@ -110,10 +114,11 @@ THINKING = block(
 HELLO = [START, PING, *text(0, "Hel", "lo")]
 
 
-def deltas(model: AnthropicModel, *messages: Message, tools: Any = ()) -> list[Any]:
+def deltas(model: AnthropicModel, *messages: Message, tools: Any = (), output: Any = None) -> list[Any]:
     """All that it says."""
+    asked = messages or [Message("user", "Hi")]
     with LoopThread() as loop:
-        return [*loop.iterate(lambda: model.stream(messages or [Message("user", "Hi")], tools, cancel=CancelToken()))]
+        return [*loop.iterate(lambda: model.stream(asked, tools, cancel=CancelToken(), output=output))]
 
 
 def fails(model: AnthropicModel, *messages: Message) -> ModelError:
@@ -528,3 +533,93 @@ def test_a_whole_native_reply_is_ready_for_json(server, model):
     server.answer(Answer(START, *THINKING, *end()))
     [native] = [d for d in deltas(model) if isinstance(d, NativeDelta)]
     assert json.loads(json.dumps(native.content)) == native.content
+
+
+# -- structured output -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Seat:
+    row: int
+    window: bool = False
+
+
+@dataclass
+class Booking:
+    name: str
+    day: date
+    seats: list[Seat]
+    kind: Literal["one way", "return"]
+    note: str | None = None
+
+
+def sent_for(server: Replay, model: AnthropicModel, wanted: Any) -> Any:
+    """What is sent as ``output_config`` where the output is to be ``wanted``."""
+    server.answer(Answer(*HELLO, *end()))
+    deltas(model, output=Output(wanted).schema)
+    return server.requests[-1].body.get("output_config")
+
+
+def test_the_output_schema_is_sent_as_the_protocol_has_it(server, model):
+    sent = sent_for(server, model, Booking)
+    assert sent["format"]["type"] == "json_schema"
+    schema = sent["format"]["schema"]
+    assert schema["required"] == ["name", "day", "seats", "kind"]
+    assert schema["properties"]["day"] == {"type": "string", "format": "date"}
+    assert schema["properties"]["kind"] == {"enum": ["one way", "return"]}
+    assert schema["properties"]["seats"]["items"] == {
+        "type": "object",
+        "properties": {"row": {"type": "integer"}, "window": {"type": "boolean"}},
+        "required": ["row"],
+        "additionalProperties": False,
+    }
+
+
+def test_models_of_pydantic_are_sent_without_what_has_no_grammar(server, model):
+    """Bounds are refused by the server; references are not."""
+    pydantic = pytest.importorskip("pydantic")
+    inner = pydantic.create_model("Inner", row=(int, pydantic.Field(ge=1)))
+    schema = sent_for(server, model, pydantic.create_model("Outer", first=(inner, ...), second=(inner, ...)))["format"]
+    definition = schema["schema"]["$defs"]["Inner"]
+    assert schema["schema"]["properties"]["first"] == {"$ref": "#/$defs/Inner"}
+    assert "minimum" not in definition["properties"]["row"]
+    assert definition["additionalProperties"] is False
+
+
+class Named(TypedDict):
+    words: dict[str, int]
+
+
+class Loose(TypedDict):
+    anything: Any
+
+
+class Bare(TypedDict):
+    several: list
+
+
+class Exact(TypedDict):
+    price: Decimal
+
+
+@pytest.mark.parametrize("wanted", [list[int], Named, Loose, Bare, Exact])
+def test_a_schema_that_has_no_grammar_is_not_sent(server, model, wanted):
+    """The server would refuse it, or take it for another: an object with any keys for one with none."""
+    assert sent_for(server, model, wanted) is None
+
+
+def test_a_type_that_contains_itself_is_not_sent(server, model):
+    node = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]}}}
+    schema = {"type": "object", "properties": {"first": {"$ref": "#/$defs/Node"}}, "$defs": {"Node": node}}
+    server.answer(Answer(*HELLO, *end()))
+    deltas(model, output=OutputSchema("List", schema))
+    assert "output_config" not in server.requests[0].body
+
+
+@pytest.mark.parametrize("own", [{"effort": "low"}, {"format": None}])
+def test_what_else_is_configured_of_the_output_stays(server, own):
+    model = AnthropicModel("claude-x", base_url=server.url, api_key=KEY, options={"output_config": own})
+    sent = sent_for(server, model, Seat)
+    assert sent.items() >= own.items()
+    assert "format" in sent
+    model.close()
