@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 _MILLION: Final = 1_000_000
-_DATE: Final = re.compile(r"-(\d{8}|\d{4}-\d\d-\d\d|latest)$")  # gpt-5-2025-08-07 costs what gpt-5 does
+_DATE: Final = re.compile(r"-(\d{8}|\d{4}-\d\d-\d\d|latest)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Prices:
         if model.startswith("local/"):  # it runs in this process
             return _FREE
         name = model.removeprefix("openai/").removeprefix("anthropic/")
-        return BUILT_IN.get(name) or BUILT_IN.get(_DATE.sub("", name))
+        return BUILT_IN.get(name) or BUILT_IN.get(undated(name))
 
     def priced(self, model: str, usage: Usage) -> Usage:
         """``usage`` of one call, with its cost."""
@@ -116,6 +116,11 @@ class Prices:
 
     def __repr__(self) -> str:
         return f"<Prices {len(self._own)} own, {len(BUILT_IN)} built in>"
+
+
+def undated(name: str) -> str:
+    """The model that ``name`` is a version of: gpt-5-2025-08-07 costs what gpt-5 does."""
+    return _DATE.sub("", name)
 
 
 _FREE: Final = Price(0, 0)

@@ -28,6 +28,7 @@ from ..model import (
 from ..session import Image, Message
 from ._clients import Clients
 from ._failures import MALFORMED, Account, checked_key, checked_url, classify, retry_after, words
+from ._windows import window_of
 
 try:
     import anthropic
@@ -61,9 +62,10 @@ class AnthropicModel:
 
     ``max_tokens`` bounds a reply, thoughts included; the protocol wants it said. ``thinking`` is the protocol's own,
     such as ``{"type": "adaptive"}``: thoughts come as `ReasoningDelta`, and go back with their signatures, as the
-    protocol demands. ``timeout`` is the seconds in which the server sends not a byte. ``options`` goes into every
-    request as it stands, and wins over what is here: ``{"cache_control": {"type": "ephemeral"}}`` has the conversation
-    cached, ``{"output_config": {"format": None}}`` sends no schema of an ``output_type``.
+    protocol demands. ``timeout`` is the seconds in which the server sends not a byte. ``context_window`` is how many
+    tokens the model takes, for one that is not known here. ``options`` goes into every request as it stands, and wins
+    over what is here: ``{"cache_control": {"type": "ephemeral"}}`` has the conversation cached,
+    ``{"output_config": {"format": None}}`` sends no schema of an ``output_type``.
 
     Install with ``pip install 'lockgate[anthropic]'``; importing this module without is `MissingExtra`. A malformed
     ``base_url`` or ``api_key`` is a `ValueError`. What goes wrong in a call is a `ModelError`. Nothing is retried here:
@@ -79,8 +81,11 @@ class AnthropicModel:
         max_tokens: int = 16_384,
         thinking: Mapping[str, Any] | None = None,
         timeout: float = 600.0,
+        context_window: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
+        #: How many tokens it takes, as the protocol `Model` has it; None where that is not known.
+        self.context_window = window_of(model, context_window)
         base_url = checked_url(base_url or os.environ.get("ANTHROPIC_BASE_URL") or ANTHROPIC_URL)
         key = checked_key(api_key or os.environ.get("ANTHROPIC_API_KEY"))
         self._account = Account(_PROVIDER, model, base_url, key, "ANTHROPIC_API_KEY")

@@ -74,6 +74,11 @@ class LocalModel:
         """``local/`` and the name of the file, without its quantisation."""
         return f"local/{self._name}"
 
+    @property
+    def context_window(self) -> int:
+        """``context``: how many tokens a conversation may have."""
+        return self._key[1]
+
     def load(self) -> None:
         """Load the model now rather than at its first use; the default one takes 0.4 s.
 

@@ -27,6 +27,7 @@ from ..model import (
 from ..session import Image, Message
 from ._clients import Clients
 from ._failures import MALFORMED, Account, checked_key, checked_url, classify, retry_after, words
+from ._windows import window_of
 
 try:
     import openai
@@ -49,8 +50,9 @@ class OpenAIModel:
     when the model is used, not before. ``provider`` is the first half of `id`.
 
     ``max_tokens`` bounds a reply, ``timeout`` the seconds in which the server sends not a byte. ``images=False`` is for
-    a model that cannot see, whose server would refuse them. ``options`` goes into
-    every request as it stands, and wins over what is here: ``{"reasoning_effort": "low"}``.
+    a model that cannot see, whose server would refuse them. ``context_window`` is how many tokens the model takes, for
+    one that is not known here. ``options`` goes into every request as it stands, and wins over what is here:
+    ``{"reasoning_effort": "low"}``.
 
     Install with ``pip install 'lockgate[openai]'``; importing this module without is `MissingExtra`. A malformed
     ``base_url`` or ``api_key`` is a `ValueError`. What goes wrong in a call is a `ModelError`. Nothing is retried here:
@@ -68,8 +70,11 @@ class OpenAIModel:
         max_tokens: int | None = None,
         images: bool = True,
         timeout: float = 600.0,
+        context_window: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
+        #: How many tokens it takes, as the protocol `Model` has it; None where that is not known.
+        self.context_window = window_of(model, context_window)
         base_url = checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
         key = checked_key(api_key or os.environ.get("OPENAI_API_KEY"))
         self._account = Account(provider, model, base_url, key, "OPENAI_API_KEY")

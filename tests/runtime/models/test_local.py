@@ -658,3 +658,9 @@ def test_a_cancelled_stream_is_over_at_once(model: LocalModel) -> None:
                 stream.cancel()
                 started = time.monotonic()
         assert time.monotonic() - started < DECODING
+
+
+@with_model
+def test_its_window_is_its_context() -> None:
+    """Nothing is loaded to know it."""
+    assert LocalModel(context=1234).context_window == 1234
