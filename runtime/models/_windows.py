@@ -1,4 +1,4 @@
-"""How much models behind a network read: what their providers' documentation says."""
+"""How much models behind a network read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _MILLION: Final = 1_000_000
 _GPT_5: Final = 400_000 - 128_000
 _GPT_5_LONG: Final = 1_050_000 - 128_000
 
-#: As documented in November 2026, for those whose documentation was seen to say it. Others: ``context_window=``.
+#: As far as known in November 2026: from the providers' pages, and for some models only from gateways that list them. A
+#: wrong one makes the conversation shorter too soon, or too late, which an overflow mends. Others: ``context_window=``.
 KNOWN: Final[Mapping[str, int]] = {
     "claude-fable-5": _MILLION,
     "claude-fable-5-1": _MILLION,
