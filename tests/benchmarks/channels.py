@@ -216,13 +216,13 @@ class Measure(NamedTuple):
 
 
 MEASURES = {
-    "pair": Measure("send + receive, one thread, capacity 128", ("pair", "queue.Queue"), 10_000, pair),
+    "pair": Measure("send + receive, one thread, capacity 128", ("pair", "queue.Queue"), 40_000, pair),
     "cap0": Measure("thread to thread, unbuffered", ("trip", RAW), 1500, flow, (0,)),
     "cap1": Measure("thread to thread, capacity 1", ("cap1", "queue.Queue"), 2000, flow, (1,)),
-    "cap128": Measure("thread to thread, capacity 128", ("cap128", "queue.Queue"), 10_000, flow, (128,)),
+    "cap128": Measure("thread to thread, capacity 128", ("cap128", "queue.Queue"), 40_000, flow, (128,)),
     "4to4": Measure("4 threads to 4, capacity 128", ("4to4", "queue.Queue"), 3000, flow, (128, 4)),
     "trip": Measure("round trip of two threads, unbuffered", ("trip", RAW), 1500, trip),
-    "select2": Measure("send + select over 2, one thread", ("pair", "queue.Queue"), 10_000, selecting, (2, False)),
+    "select2": Measure("send + select over 2, one thread", ("pair", "queue.Queue"), 40_000, selecting, (2, False)),
     "select10": Measure("send + select over 10, one thread", ("pair", "queue.Queue"), 2000, selecting, (10, False)),
     "select100": Measure("send + select over 100, one thread", ("pair", "queue.Queue"), 300, selecting, (100, False)),
     "parked2": Measure("thread to parked select over 2", ("trip", RAW), 1000, selecting, (2, True)),
