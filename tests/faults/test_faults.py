@@ -17,6 +17,7 @@ def _report(wrong: list[str]) -> None:
         pytest.fail(f"{len(wrong)} laws broken:\n" + "\n".join(wrong), pytrace=False)
 
 
+@pytest.mark.timeout(300)  # of hundreds of streams, on a machine that may be busy
 @by_name
 def test_faults(scenario: Scenario) -> None:
     """At each point a share of the faults, another at the next: every fault meets every kind of point."""
