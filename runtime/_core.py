@@ -17,7 +17,7 @@ from channels import Cancelled, CancelToken, Channel
 
 from ._asks import Asks, Confirmations
 from ._background import BackgroundTask
-from ._calls import Calls, Outcome
+from ._calls import Calls, NotInTime, Outcome
 from ._errors import ModelError
 from ._helpers import HelperPool
 from ._hooks import GUARDS, NOTHING, Hook, HookFailed, HookInput, HookResult, Hooks
@@ -323,6 +323,6 @@ def insist(function: Callable[..., object], *args: Any) -> None:
 def describe(error: BaseException) -> str:
     """An exception in one line, for people."""
     text = str(error)
-    if isinstance(error, (HookFailed, ModelError)):  # written for people
+    if isinstance(error, (HookFailed, ModelError, NotInTime)):  # written for people
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import os
+import shlex
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from channels import CancelToken
 
+from ._checks import is_number
 from .usage import Usage
 
 if TYPE_CHECKING:
@@ -137,13 +139,22 @@ class Hook:
     timeout: float = TIMEOUT
 
     def __post_init__(self) -> None:
-        if not self.timeout > 0:
-            raise ValueError(f"a hook's timeout is more than 0 seconds, not {self.timeout!r}")
+        command = [self.target] if isinstance(self.target, str) else self.target
+        if not callable(command) and not (
+            isinstance(command, Sequence) and command and all(isinstance(each, str) and each for each in command)
+        ):
+            raise TypeError(f"a hook is a callable, a text for the shell or a list of arguments, not {self.target!r}")
+        if not isinstance(self.matcher, str):
+            raise TypeError(f"a hook's matcher is text, such as 'shell|write_*', not {self.matcher!r}")
+        if not is_number(self.timeout, above=0):
+            raise ValueError(f"a hook's timeout is a number of seconds above 0, not {self.timeout!r}")
 
     @property
     def name(self) -> str:
         """What it is called in events."""
-        return getattr(self.target, "__qualname__", None) or str(self.target)
+        if callable(self.target):
+            return getattr(self.target, "__qualname__", None) or type(self.target).__qualname__
+        return self.target if isinstance(self.target, str) else shlex.join(self.target)
 
     def matches(self, tool_name: str) -> bool:
         """Whether it is for this tool."""
@@ -230,7 +241,7 @@ def _run_command(command: Command, given: HookInput, timeout: float, cancel: Can
     if process.returncode == 2:
         return HookResult(block=True, reason=err.strip())
     if process.returncode != 0:
-        raise HookFailed(f"exit status {process.returncode}: {err.strip()}")
+        raise HookFailed(f"exit status {process.returncode}: {err.strip() or 'nothing on standard error'}")
     if not out.lstrip().startswith("{"):
         return HookResult()
     try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import NoneType
 from typing import Any, Final
 
+from ._checks import check, is_number
+from ._hooks import Hooks
 from ._output import Output
 from .compaction import Compaction
 from .limits import Budget
@@ -62,16 +65,20 @@ class Agent:
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("an agent needs a name")
+        check(f"the model of agent {self.name!r}", self.model, Model, "an object with an id and a stream method")
+        check("tools", self.tools, Iterable, "a list of functions and Tool objects")
+        check("budget", self.budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
+        Hooks(self.hooks)  # what is wrong with them is wrong here, not when a stream begins
         for field_name in ("sub_agents", "handoffs"):
             if isinstance(getattr(self, field_name), (str, Agent)):
                 raise TypeError(f"{field_name} is a list of agents, not {getattr(self, field_name)!r}")
             object.__setattr__(self, field_name, tuple(getattr(self, field_name)))
         if self.background_agents and not self.sub_agents:
             raise ValueError(f"agent {self.name!r} has no sub_agents to run in the background")
-        if self.max_iterations < 1:
-            raise ValueError(f"max_iterations is 1 or more, not {self.max_iterations}")
-        if self.max_repeated_calls is not None and self.max_repeated_calls < 2:
-            raise ValueError(f"max_repeated_calls is 2 or more, or None, not {self.max_repeated_calls}")
+        if not is_number(self.max_iterations, least=1, whole=True):
+            raise ValueError(f"max_iterations is a whole number, 1 or more, not {self.max_iterations!r}")
+        if self.max_repeated_calls is not None and not is_number(self.max_repeated_calls, least=2, whole=True):
+            raise ValueError(f"max_repeated_calls is 2 or more, or None, not {self.max_repeated_calls!r}")
         tools = tuple(each if isinstance(each, Tool) else tool(each) for each in self.tools)
         names = [each.name for each in tools]
         for name in names:
@@ -99,6 +106,8 @@ class Team:
         object.__setattr__(self, "agents", tuple(self.agents))
         if not self.agents:
             raise ValueError("a team needs at least one agent")
+        for each in self.agents:
+            check("an agent", each, Agent, "made with Agent(name, model, ...)")
 
     def map(self, change: Callable[[Agent], Agent]) -> Team:
         """The same team, with every agent, and all that they name in ``sub_agents`` and ``handoffs``, as ``change``

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ._checks import is_number
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -20,5 +22,5 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("tokens", "cost", "seconds"):
             limit = getattr(self, name)
-            if limit is not None and not limit > 0:
-                raise ValueError(f"a budget's {name} is more than 0, or None for no limit, not {limit!r}")
+            if limit is not None and not is_number(limit, above=0):
+                raise ValueError(f"a budget's {name} is a number above 0, or None for no limit, not {limit!r}")

@@ -15,9 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from ._checks import check
+
 Scope: TypeAlias = Literal["once", "tool", "session"]
 Verdict: TypeAlias = Literal["allow", "ask", "deny"]
 
+_NO_NAME = re.compile(r"[\s(),:=]")  # as in shell(rm*) or shell:rm*, which other programs understand
 _ARGUMENT = re.compile(r":(\w+)=")  # where an argument begins; a colon by itself may be part of a name or a value
 
 
@@ -47,9 +50,11 @@ class Rule:
 
     @classmethod
     def parse(cls, text: str) -> Rule:
-        """The rule that ``text`` says. Raises `ValueError` where it names no tool."""
+        """The rule that ``text`` says. Raises `ValueError` where that is not the name of a tool: a rule that never
+        matches would deny nothing.
+        """
         tool, *rest = _ARGUMENT.split(text)
-        if not tool:
+        if not tool or (_NO_NAME.search(tool) and not tool.startswith("mcp:")):
             raise ValueError(f"a permission is TOOL or TOOL:ARGUMENT=PATTERN, such as 'shell:cmd=git*', not {text!r}")
         return cls(tool, tuple(zip(rest[::2], rest[1::2], strict=True)))
 
@@ -76,7 +81,7 @@ class Permissions:
     """Patterns for calls that are made without asking, asked about, and refused; immutable.
 
     ``approve_all`` allows whatever no ``deny`` matches. ``deny`` and ``ask`` ignore case, ``allow`` does not: in doubt
-    there is a question. Raises `ValueError` for what is not a pattern.
+    there is a question. Raises `ValueError` for what is not a pattern, `TypeError` for what is not text.
     """
 
     allow: Iterable[str | Rule] = ()
@@ -89,8 +94,12 @@ class Permissions:
             given = getattr(self, name)
             if isinstance(given, str):
                 raise TypeError(f"{name} is a list of patterns, such as [{given!r}], not one text")
+            check(name, given, Iterable, "a list of patterns, such as ['shell:cmd=git*']")
+            for each in given:
+                check(f"a pattern of {name}", each, (str, Rule), "text, such as 'shell:cmd=git*'")
             rules = tuple(each if isinstance(each, Rule) else Rule.parse(each) for each in given)
             object.__setattr__(self, name, rules)
+        check("approve_all", self.approve_all, bool, "True or False")  # "no" would approve everything
 
 
 def decide(

@@ -7,10 +7,11 @@ import contextvars
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from . import _exit
+from ._checks import check, is_number
 from ._core import Shared
 from ._errors import NotPending, NotRunning
 from ._helpers import HelperPool
@@ -72,6 +73,14 @@ class Runtime:
         result_directory: str | os.PathLike[str] | None = None,
         titles: bool = False,
     ) -> None:
+        for name, seconds in (("grace", grace), ("answer_timeout", answer_timeout)):
+            if not is_number(seconds, least=0) and not (name == "answer_timeout" and seconds is None):
+                raise ValueError(f"{name} is a number of seconds, 0 or more, not {seconds!r}")
+        if not is_number(event_capacity, least=0, whole=True):
+            raise ValueError(f"event_capacity is a whole number, 0 or more, not {event_capacity!r}")
+        if result_limit is not None and not is_number(result_limit, least=1, whole=True):
+            raise ValueError(f"result_limit is a whole number of characters, or None for all, not {result_limit!r}")
+        check("permissions", permissions or Permissions(), Permissions, "made with Permissions(allow=[...], ...)")
         self._team = agent if isinstance(agent, Team) else Team((agent,))
         self._closed = False
         self._shared = Shared(
@@ -112,6 +121,8 @@ class Runtime:
         """
         if self._closed:
             raise RuntimeError("the runtime is closed")
+        check("what to run", session, Session, "a Session, such as Session.from_user('hello')")
+        check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
         return open_stream(
             self._shared,
             self._team.root,
@@ -263,7 +274,7 @@ class Runtime:
 def _settle(stream: EventStream, request: Request, answer: Any) -> None:
     """Pass on what an ``on_request`` returned."""
     if isinstance(request, MaxIterationsReached):
-        stream.extend(request, answer if isinstance(answer, int) else 0)
+        stream.extend(request, 0 if answer is None else answer)
         return
     if isinstance(request, ElicitationRequest):
         if answer is None:

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, SupportsDone
 
 from ._calls import Calls
+from ._checks import check, is_number
 from ._consumer import ConsumerCall
 from ._core import StreamCore
 from ._errors import InvalidAnswer, RunError, StreamStuck
@@ -159,7 +160,7 @@ class EventStream(Receiver[Event]):
         Raises `InvalidAnswer` where ``content`` does not fit the schema, and the question waits on; `NotPending`
         where it was answered, withdrawn or timed out before.
         """
-        ask_id = request if isinstance(request, str) else request.elicitation_id
+        ask_id = _id(request, ElicitationRequest, "elicitation_id")
         self._core.shared.asks.answer(ask_id, action, content, root=self._core)
 
     def extend(self, request: MaxIterationsReached | str, iterations: int) -> None:
@@ -167,9 +168,9 @@ class EventStream(Receiver[Event]):
 
         Raises `NotPending` where it was answered or timed out before, and then the run has ended.
         """
-        if iterations < 0:
-            raise InvalidAnswer(f"a run goes on for 0 turns or more, not {iterations}")
-        ask_id = request if isinstance(request, str) else request.request_id
+        if not is_number(iterations, least=0, whole=True):
+            raise InvalidAnswer(f"a run goes on for a whole number of turns, 0 or more, not {iterations!r}")
+        ask_id = _id(request, MaxIterationsReached, "request_id")
         self._core.shared.asks.answer(
             ask_id, "accept" if iterations else "decline", {"iterations": iterations}, root=self._core
         )
@@ -188,7 +189,7 @@ class EventStream(Receiver[Event]):
         self._decide(call, Decision(False, reason=reason))
 
     def _decide(self, call: ToolCallConfirmation | str, decision: Decision) -> None:
-        ask_id = call if isinstance(call, str) else call.confirmation_id
+        ask_id = _id(call, ToolCallConfirmation, "confirmation_id")
         self._core.shared.confirmations.answer(ask_id, decision, root=self._core)
 
     @property
@@ -281,6 +282,14 @@ class EventStream(Receiver[Event]):
         core = self._core
         state = f"ended: {self.reason}" if core.events.closed else "cancelling" if core.token.cancelled else "live"
         return f"<EventStream {core.number} {state}, {len(core.out)} events waiting, {core.session!r}>"
+
+
+def _id(request: object, kind: type[Event], name: str) -> str:
+    """The id of a request, given by itself or as the event."""
+    if isinstance(request, str):
+        return request
+    check("what is answered here", request, kind, f"the event {kind.__name__}, or its {name}")
+    return str(getattr(request, name))
 
 
 def _closes(channel: Channel[None], deadline: CancelToken) -> bool:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
+from ._checks import check, is_number
+
 _MILLION: Final = 1_000_000
 _DATE: Final = re.compile(r"-(\d{8}|\d{4}-\d\d-\d\d|latest)$")
 
@@ -69,8 +71,10 @@ class Price:
 
     def __post_init__(self) -> None:
         for amount in (self.input, self.output, self.cached_input, self.cache_write):
-            if amount is not None and not amount >= 0:
-                raise ValueError(f"a price is 0 or more dollars per million tokens, not {amount!r}")
+            if amount is not None and not is_number(amount, least=0):
+                raise ValueError(f"a price is a number of dollars per million tokens, 0 or more, not {amount!r}")
+        if self.above is not None:
+            check("above", self.above, tuple, "a pair, (tokens, Price)")
 
     def cost(self, usage: Usage) -> float:
         """What one call that used ``usage`` costs, in dollars."""
@@ -94,6 +98,7 @@ class Prices:
     """
 
     def __init__(self, own: Mapping[str, Price] | None = None) -> None:
+        check("prices", own or {}, Mapping, "a mapping of model ids, or patterns, to Price objects")
         self._own = dict(own or {})
         for pattern, price in self._own.items():
             if not isinstance(price, Price):

@@ -114,7 +114,7 @@ def test_bad_answers_are_refused() -> None:
     ):
         for event in stream:
             if isinstance(event, MaxIterationsReached):
-                with pytest.raises(InvalidAnswer, match="0 turns or more"):
+                with pytest.raises(InvalidAnswer, match="turns, 0 or more"):
                     stream.extend(event, -1)
                 with pytest.raises(InvalidAnswer, match="iterations"):
                     stream.respond(event.request_id, "accept", {"iterations": "many"})
@@ -333,15 +333,6 @@ def test_a_cancel_goes_before_the_time() -> None:
         stream.cancel()
         stall.go_on.set()
         assert [event.reason for event in stream if isinstance(event, StreamStopped)] == ["canceled"]
-
-
-def test_bad_limits_are_refused_at_once() -> None:
-    """With what is right."""
-    for bad in ({"tokens": 0}, {"cost": -1}, {"seconds": 0.0}):
-        with pytest.raises(ValueError, match="more than 0, or None"):
-            Budget(**bad)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="2 or more, or None"):
-        Agent("a", Scripted(), max_repeated_calls=1)
 
 
 # -- repeated calls ----------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_what_a_call_costs() -> None:
     price = Price(10, 20, 1, 12.5, above=(1000, Price(20, 30)))
     assert price.cost(Usage(1000, 100, 300, 200)) == pytest.approx((500 * 10 + 300 * 1 + 200 * 12.5 + 100 * 20) / 1e6)
     assert price.cost(Usage(1001, 100, 300)) == pytest.approx((1001 * 20 + 100 * 30) / 1e6)
-    with pytest.raises(ValueError, match="0 or more dollars"):
+    with pytest.raises(ValueError, match="0 or more, not"):
         Price(-1, 1)
     with pytest.raises(TypeError, match="is a Price"):
         approving(Agent("a", Scripted()), prices={"x": 3})  # type: ignore[dict-item]
