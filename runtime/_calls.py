@@ -35,6 +35,12 @@ _ELSEWHERE: Final = object()  # the call is made by somebody else
 DELTAS: Final = 256  # how far a model may run ahead of the worker
 
 
+def stack_of(thread: threading.Thread) -> str:
+    """Where a thread is, for a report."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "" if frame is None else "".join(traceback.format_stack(frame))
+
+
 class Call:
     """One call under way."""
 
@@ -76,10 +82,7 @@ class Call:
 
     def stack(self) -> str:
         """Where the call is, for a report."""
-        if self.thread is None or self.thread.ident is None:
-            return ""
-        frame = sys._current_frames().get(self.thread.ident)
-        return "" if frame is None else "".join(traceback.format_stack(frame))
+        return "" if self.thread is None else stack_of(self.thread)
 
     def __repr__(self) -> str:
         where = "event loop" if self.task is not None else self.thread.name if self.thread is not None else "waiting"

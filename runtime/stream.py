@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, SupportsDone
 
-from ._calls import Calls
+from ._calls import Calls, stack_of
 from ._checks import check, is_number
 from ._consumer import ConsumerCall
 from ._core import StreamCore
@@ -250,7 +248,7 @@ class EventStream(Receiver[Event]):
         stuck: list[str] = []
         deadline = CancelToken(timeout=3 * grace)  # of the worker, and of those nested, which run cleanup hooks
         if not _closes(core.finished, deadline):
-            stuck.append(f"the worker, {core.threads[0].name}\n{_stack(core.threads[0])}")
+            stuck.append(f"the worker, {core.threads[0].name}\n{stack_of(core.threads[0])}")
         # A nested stream does not wait for its calls, which go to its parent: two that wait as long as each other
         # give up at the same moment, and the outer one would name the inner one, not what that waits for.
         if core.root is core:
@@ -261,7 +259,7 @@ class EventStream(Receiver[Event]):
             if thread is not me and not stuck:
                 thread.join(grace)
                 if thread.is_alive():
-                    stuck.append(f"{thread.name}\n{_stack(thread)}")
+                    stuck.append(f"{thread.name}\n{stack_of(thread)}")
         if stuck:
             raise StreamStuck(f"did not end within {grace:g} s and is left to itself: " + "\n".join(stuck))
 
@@ -296,8 +294,3 @@ def _closes(channel: Channel[None], deadline: CancelToken) -> bool:
     with contextlib.suppress(ChannelClosed, Cancelled):
         channel.recv(cancel=deadline)
     return channel.closed
-
-
-def _stack(thread: threading.Thread) -> str:
-    frame = sys._current_frames().get(thread.ident or 0)
-    return "" if frame is None else "".join(traceback.format_stack(frame))
