@@ -11,6 +11,7 @@ import pytest
 
 from runtime import Agent, Image, Message, Runtime, Session, SessionBusy, Tool, ToolCall, ToolContext, events, tool
 from runtime._schema import problems
+from support.scripted import Scripted
 
 SAMPLES: dict[str, Any] = {
     "str": "text",
@@ -108,7 +109,7 @@ def test_what_cannot_be_a_tool() -> None:
     with pytest.raises(TypeError, match="cannot be annotated"):
         tool(odd)
     with pytest.raises(ValueError, match="two tools named 'f'"):
-        Agent("a", object(), tools=[Tool("f", print), Tool("f", print)])  # type: ignore[arg-type]
+        Agent("a", Scripted(), tools=[Tool("f", print), Tool("f", print)])
 
 
 GOOD_AND_BAD: list[tuple[Mapping[str, Any], list[Any], list[Any]]] = [
