@@ -327,6 +327,8 @@ def _throw_into(thread: threading.Thread) -> bool:
     """Whether the thread was there to be hit."""
     if not thread.is_alive():
         return False
+    if sys.version_info < (3, 12) and threading._limbo:  # type: ignore[attr-defined]
+        return False  # a thread that is about to begin goes by the ident of the one that starts it, and would be hit
     ident = ctypes.c_ulong(thread.ident or 0)
     return ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(Abrupt)) == 1
 
