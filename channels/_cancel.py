@@ -47,7 +47,7 @@ class _Cancellation(Channel[None]):
             first = self.verdict.setdefault("cause", verdict) is verdict
             self._spread()  # also when another was first: it may have come no further than this
         except BaseException:
-            for _ in TRIES:  # nobody else would tell the rest
+            for _ in range(TRIES):  # nobody else would tell the rest
                 try:
                     if self.verdict:
                         self._spread()

@@ -41,9 +41,7 @@ T = TypeVar("T")
 
 TIDY_AT: Final = 16  # dead entries a queue may hold before the living are counted
 PATIENCE: Final = 1.0  # seconds a finalizer may wait for a lock: two threads, two channels, two finalizers deadlock
-# One for each exception in a row that cleaning up survives: more come from a full stack, not from signals. A tuple and
-# not a range, which is made by a call, at the end of which one more exception could come.
-TRIES: Final = (None,) * 100
+TRIES: Final = 100  # exceptions in a row that cleaning up survives: more come from a full stack, not from signals
 
 _forked = False  # whether this process is a forked child, which may have inherited channels
 _epoch = object()  # of this process: another one in a forked child
@@ -306,7 +304,7 @@ class Channel(Generic[T]):
 
     def _insist(self) -> None:
         """After an asynchronous exception: a close on record is completed all the same."""
-        for _ in TRIES:
+        for _ in range(TRIES):
             try:
                 if self in _closing:
                     self._attention = True
@@ -569,7 +567,7 @@ class Channel(Generic[T]):
         out, so that there is room on the stack for all of this where there was for `_queue`.
         """
         lock = self._lock
-        for _ in TRIES:
+        for _ in range(TRIES):
             try:
                 if lock._is_owned():
                     lock.release()
@@ -624,7 +622,7 @@ class Channel(Generic[T]):
                     self._buffer = room
                     room.appendleft(value)
         finally:
-            for _ in TRIES:
+            for _ in range(TRIES):
                 try:
                     if lock._is_owned():
                         lock.release()
@@ -644,7 +642,7 @@ class Channel(Generic[T]):
                 self._complete_close()
                 lock.release()
             except BaseException:
-                for _ in TRIES:  # a waiter that is not woken now may never be
+                for _ in range(TRIES):  # a waiter that is not woken now may never be
                     try:
                         if lock._is_owned():
                             self._complete_close()

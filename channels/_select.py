@@ -199,7 +199,7 @@ def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Sele
         done = _judge(held, cases, channels, taken)
         _release(held)
     except BaseException:
-        for _ in TRIES:
+        for _ in range(TRIES):
             try:
                 _release(held)
                 break
@@ -348,7 +348,7 @@ def _forget(entries: list[list[Any]], waiter: Waiter) -> None:
 
 def _give_up(waiter: Waiter, entries: list[list[Any]]) -> None:
     """After an exception: withdraw, and give back the value that was received."""
-    for _ in TRIES:
+    for _ in range(TRIES):
         try:
             waiter.withdraw()
             if waiter.channel is not None and waiter.value is not NOTHING:
