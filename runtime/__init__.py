@@ -8,6 +8,15 @@ Events are in `runtime.events`, models in `runtime.models`, MCP servers in `runt
 
 from typing import Any
 
+import channels as _channels
+
+if not hasattr(_channels, "CancelToken"):  # Django Channels installs a package of this name, and the last one wins
+    raise ImportError(
+        f"the package 'channels' in {list(getattr(_channels, '__path__', []))} is not lockgate's: another distribution,"
+        " such as Django Channels, installs one of the same name. Keep the two in separate environments, then install"
+        " lockgate again: pip install --force-reinstall lockgate"
+    )
+
 from ._consumer import ConsumerCall
 from ._errors import InvalidAnswer, MissingExtra, ModelError, NotPending, NotRunning, RunError, SessionBusy, StreamStuck
 from ._hooks import Hook, HookInput, HookResult

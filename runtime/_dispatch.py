@@ -175,7 +175,7 @@ class _Turn:
 
     def _begin(self, call: ToolCall) -> None:
         """Its turn has come: read what the model wrote. What is wrong with it is a result that the model can mend."""
-        self.core.emit(events.ToolCall(call, **self.core.tags))
+        self.core.emit(events.ToolCallStarted(call, **self.core.tags))
         prepared = _prepare(call, self.tools)
         if isinstance(prepared, ToolResult):
             self._end(call, prepared)

@@ -14,6 +14,7 @@ from ._compact import after_overflow, conversation
 from ._core import StopRun, StreamCore, describe
 from ._dispatch import dispatch
 from ._ends import ask_for_more, check_budget, loop_detected, over_budget
+from ._instructions import instructions_text
 from ._limits import Repeats
 from ._mailbox import Said
 from ._output import InvalidOutput
@@ -241,7 +242,21 @@ def _tools(core: StreamCore) -> dict[str, Tool]:
 def _system(core: StreamCore, extra: Sequence[str]) -> str:
     """The instructions, and what hooks added."""
     wanted = "" if core.output is None else core.output.instructions
-    return "\n\n".join(text for text in (core.agent.instructions, *extra, wanted) if text)
+    return "\n\n".join(text for text in (_instructions(core), *extra, wanted) if text)
+
+
+def _instructions(core: StreamCore) -> str:
+    """The agent's instructions; a function of the user's returns them on a helper thread, or as a task."""
+    given = core.agent._instructions
+    if given.function is None:
+        return given.text
+    try:
+        return instructions_text(core.calls.run(f"instructions of {core.agent.name}", given.function, core.session))
+    except BaseException as error:
+        if core.token.cancelled:
+            raise Cancelled(core.token.cause) from error
+        text = f"the instructions of agent {core.agent.name!r} could not be made: {describe(error)}"
+        raise StopRun("error", "instructions_failed", text) from error
 
 
 def _give_title(core: StreamCore) -> None:

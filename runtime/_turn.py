@@ -115,7 +115,7 @@ def next_delta(core: StreamCore, model: Model, deltas: Generator[Any, None, None
     try:
         delta = next(deltas, END)
         if delta is not END and not _is_sound(delta):
-            raise TypeError(f"a model yields deltas of text, not {delta!r}")
+            raise TypeError(f"a model yields deltas, such as TextDelta('hello'), not {delta!r:.200}")
     except BaseException as error:
         if core.token.cancelled:
             raise Cancelled(core.token.cause) from error

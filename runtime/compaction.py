@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import NoneType
 
+from ._checks import check, is_number
 from .model import Model
 
 
@@ -28,9 +30,11 @@ class Compaction:
     model: Model | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep < self.at <= 1:
-            raise ValueError(f"keep is less than at, and both from 0 to 1, not keep={self.keep} and at={self.at}")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"a window is 1 token or more, not {self.window}")
-        if self.result_limit < 0:
-            raise ValueError(f"result_limit is 0 characters or more, not {self.result_limit}")
+        numbers = is_number(self.at) and is_number(self.keep)
+        if not numbers or not 0 < self.keep < self.at <= 1:
+            raise ValueError(f"keep is less than at, and both from 0 to 1, not keep={self.keep!r} and at={self.at!r}")
+        if self.window is not None and not is_number(self.window, least=1, whole=True):
+            raise ValueError(f"a window is a whole number of tokens, 1 or more, not {self.window!r}")
+        if not is_number(self.result_limit, least=0, whole=True):
+            raise ValueError(f"result_limit is a whole number of characters, 0 or more, not {self.result_limit!r}")
+        check("the model of a compaction", self.model, (Model, NoneType), "an object with an id and a stream method")

@@ -109,7 +109,7 @@ class PartialToolCall(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall(Event):
+class ToolCallStarted(Event):
     """The turn of a tool call has come. Its `ToolCallResponse` follows, whatever becomes of it."""
 
     type: ClassVar[str] = "tool_call"

@@ -12,14 +12,16 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Literal
+from types import NoneType, TracebackType
+from typing import Any, Final, Literal, get_args
 
+from ._checks import check, check_items
 from ._errors import SessionBusy
 from .permissions import Permissions, Rule
 from .usage import Usage
 
 Role = Literal["system", "user", "assistant", "tool"]
+_FROM_USER: Final = "for a text, use Session.from_user('hello')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Image:
     def __post_init__(self) -> None:
         if not isinstance(self.data, bytes):
             raise TypeError(f"the data of an image are the bytes of its file, not {type(self.data).__name__}")
+        check("the media type of an image", self.media_type, str, "text, such as 'image/png'")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary, with the data in base64."""
@@ -97,6 +100,11 @@ class Message:
     finish_reason: str | None = None
     native: Native | None = None
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role):
+            raise ValueError(f"the role of a message is one of {', '.join(get_args(Role))}, not {self.role!r:.200}")
+        check("the content of a message", self.content, str, "text")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary, without the fields that say nothing."""
@@ -173,12 +181,16 @@ class Session:
         agent_name: str | None = None,
         compacted: Compacted | None = None,
     ) -> None:
+        given = check_items("what a session begins with", messages, Message, f"a list of messages; {_FROM_USER}")
+        check("the id of a session", id, (str, NoneType), "text")
+        check("the title of a session", title, str, "text")
+        check("permissions", permissions, (Permissions, NoneType), "made with Permissions(allow=[...], ...)")
         self.id = id or uuid.uuid4().hex
         self.title = title
         self._permissions = permissions or Permissions()
         self._agent_name = agent_name
         self._compacted = compacted or Compacted()
-        self._messages = list(messages)
+        self._messages = list(given)
         self._usage: Usage | None = None
         for message in self._messages:
             self._count(message.usage)
@@ -188,6 +200,7 @@ class Session:
     @classmethod
     def from_user(cls, text: str, *, images: Iterable[Image] = (), permissions: Permissions | None = None) -> Session:
         """A new session that begins with what the user says, and shows."""
+        check("what the user says", text, str, "text")
         return cls([Message("user", text, images=tuple(images))], permissions=permissions)
 
     def to_dict(self) -> dict[str, Any]:

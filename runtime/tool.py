@@ -7,11 +7,13 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload, runtime_checkable
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args, overload, runtime_checkable
 
 from channels import CancelToken
 
 from ._annotations import hints_of, signature_of
+from ._checks import check, is_number
 from .model import ToolDefinition
 from .session import Image
 
@@ -31,6 +33,11 @@ class Answer:
     action: Action
     content: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.action not in get_args(Action):
+            raise ValueError(f"an answer is one of {', '.join(get_args(Action))}, not {self.action!r:.200}")
+        check("the content of an answer", self.content, Mapping, "a mapping, such as {'size': 'large'}")
 
     @property
     def accepted(self) -> bool:
@@ -159,10 +166,16 @@ class Tool:
         server: str = "",
         convert: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
+        check("the name of a tool", name, str, "text")
+        check(f"the function of tool {name!r}", function, Callable, "callable")  # type: ignore[arg-type]
+        check(f"the description of tool {name!r}", description, str, "text")
+        check(f"the parameters of tool {name!r}", parameters, (Mapping, NoneType), "a JSON schema of type object")
         if read_only and destructive:
             raise ValueError(f"tool {name!r} cannot be both read_only and destructive")
-        if timeout is not None and timeout <= 0:
-            raise ValueError(f"the timeout of tool {name!r} is more than 0 seconds, not {timeout:g}")
+        if timeout is not None and not is_number(timeout, above=0):
+            raise ValueError(f"the timeout of tool {name!r} is a number of seconds above 0, not {timeout!r}")
+        if result_limit is not None and not is_number(result_limit, least=1, whole=True):
+            raise ValueError(f"the result_limit of tool {name!r} is a whole number of characters, not {result_limit!r}")
         self.name = name
         self.function = function
         self.description = description

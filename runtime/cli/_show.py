@@ -59,7 +59,7 @@ class Screen:
         self._terminal.text(event.content, "dim")
 
     @_show.register
-    def _(self, event: events.ToolCall) -> None:
+    def _(self, event: events.ToolCallStarted) -> None:
         call = event.tool_call
         if call.name in self._calls.values():
             self._twins.add(call.name)

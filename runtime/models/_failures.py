@@ -11,9 +11,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from types import NoneType
 from typing import Final
 from urllib.parse import urlsplit
 
+from .._checks import check, check_number
 from .._errors import ModelError, ModelErrorCode
 
 # What reading an answer raises that is no UTF-8, no JSON, or not the JSON that was expected.
@@ -176,6 +178,14 @@ def checked_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ValueError(f"base_url is an http:// or https:// address, not {address(url)!r}")
     return url
+
+
+def check_settings(model: object, max_tokens: object, timeout: object, options: object) -> None:
+    """Check what every client of a provider takes. Raises `TypeError` and `ValueError`."""
+    check("model", model, str, "the name of a model, as the provider spells it")
+    check_number("max_tokens", max_tokens, "tokens", least=1, whole=True, optional=True)
+    check_number("timeout", timeout, "seconds", above=0)
+    check("options", options, (Mapping, NoneType), "a mapping of request fields")
 
 
 def checked_key(key: str | None) -> str:

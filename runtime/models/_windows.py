@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from .._checks import check_number
 from ..usage import undated
 
 
 def window_of(model: str, given: int | None) -> int | None:
     """``given``, else what is known of ``model``; None where nothing is. Raises `ValueError` for less than a token."""
-    if given is not None and given < 1:
-        raise ValueError(f"context_window is 1 token or more, not {given}")
+    check_number("context_window", given, "tokens", least=1, whole=True, optional=True)
     return given or KNOWN.get(model) or KNOWN.get(undated(model))
 
 

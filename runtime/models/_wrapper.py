@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from channels import CancelToken
 
+from .._checks import check
 from .._output import output_for
 from ..model import Delta, Model, OutputSchema, ReasoningDelta, TextDelta, ToolCallDelta, ToolDefinition
 from ..session import Message
@@ -31,6 +32,10 @@ class Wrapper:
     """A model made of others. It has both forms of a stream, and uses the one that fits them."""
 
     def __init__(self, *models: Model) -> None:
+        for model in models:
+            if isinstance(model, type):
+                raise TypeError(f"a model is an object, not the class {model.__name__} itself")
+            check("a model", model, Model, "an object with an id and a stream method")
         windows = [window for model in models if (window := getattr(model, "context_window", None)) is not None]
         #: As the protocol has it: what all of them take, as far as they know.
         self.context_window: int | None = min(windows, default=None)

@@ -9,10 +9,12 @@ import os
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
+from types import NoneType
 from typing import Any, Final
 
 from channels import CancelToken
 
+from .._checks import check
 from .._errors import MissingExtra, ModelError
 from ..model import (
     Delta,
@@ -27,7 +29,7 @@ from ..model import (
 )
 from ..session import Image, Message
 from ._clients import Clients
-from ._failures import MALFORMED, Account, checked_key, checked_url, classify, retry_after, words
+from ._failures import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
 from ._windows import window_of
 
 try:
@@ -84,6 +86,8 @@ class AnthropicModel:
         context_window: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
+        check_settings(model, max_tokens, timeout, options)
+        check("thinking", thinking, (Mapping, NoneType), "a mapping, such as {'type': 'adaptive'}")
         #: How many tokens it takes, as the protocol `Model` has it; None where that is not known.
         self.context_window = window_of(model, context_window)
         base_url = checked_url(base_url or os.environ.get("ANTHROPIC_BASE_URL") or ANTHROPIC_URL)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 from channels import CancelToken
 
+from .._checks import check_number
 from .._errors import ModelError
 from ..model import Delta, FallbackDelta, Model, OutputSchema
 from ._wrapper import Messages, Tools, Wrapper, is_said, on_loop, on_thread
@@ -38,6 +39,7 @@ class Fallback(Wrapper):
         when: Callable[[Exception], bool] = is_no_answer,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        check_number("cooldown", cooldown, "seconds", least=0)
         super().__init__(model, *others)
         self._models = (model, *others)
         self._cooldown = cooldown

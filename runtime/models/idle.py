@@ -9,6 +9,7 @@ from contextvars import copy_context
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed
 
+from .._checks import check_number
 from .._errors import ModelError
 from ..model import Delta, Model, OutputSchema
 from ._wrapper import Messages, Tools, Wrapper, on_loop, on_thread
@@ -28,8 +29,7 @@ class IdleTimeout(Wrapper):
     """
 
     def __init__(self, model: Model, seconds: float) -> None:
-        if not seconds > 0:
-            raise ValueError(f"seconds must be more than 0, not {seconds}")
+        check_number("the idle timeout", seconds, "seconds", above=0)
         super().__init__(model)
         self._model = model
         self._seconds = seconds

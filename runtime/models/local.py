@@ -16,6 +16,7 @@ from types import TracebackType
 
 from channels import CancelToken
 
+from .._checks import check_number
 from ..model import Delta, FinishDelta, TextDelta, ToolDefinition
 from ..session import Message
 from . import _server
@@ -58,8 +59,7 @@ class LocalModel:
     ) -> None:
         threads = _processors() if threads is None else threads
         for name, value in (("context", context), ("threads", threads), ("max_tokens", max_tokens)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+            check_number(name, value, "tokens" if name != "threads" else "threads", least=1, whole=True)
         if not _installed("xllamacpp"):
             raise _server.missing("xllamacpp")
         file = _bundled() if path is None else _checked(Path(path).expanduser())

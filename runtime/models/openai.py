@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from channels import CancelToken
 
+from .._checks import is_number
 from .._errors import MissingExtra, ModelError
 from ..model import (
     Delta,
@@ -26,7 +27,7 @@ from ..model import (
 )
 from ..session import Image, Message
 from ._clients import Clients
-from ._failures import MALFORMED, Account, checked_key, checked_url, classify, retry_after, words
+from ._failures import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
 from ._windows import window_of
 
 try:
@@ -73,6 +74,9 @@ class OpenAIModel:
         context_window: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
+        check_settings(model, max_tokens, timeout, options)
+        if temperature is not None and not is_number(temperature, least=0):
+            raise ValueError(f"temperature is a number, 0 or more, not {temperature!r}")
         #: How many tokens it takes, as the protocol `Model` has it; None where that is not known.
         self.context_window = window_of(model, context_window)
         base_url = checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)

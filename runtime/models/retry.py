@@ -10,6 +10,7 @@ from itertools import count
 
 from channels import CancelToken, ChannelClosed
 
+from .._checks import check_number, is_number
 from .._errors import ModelError
 from ..model import Delta, Model, OutputSchema
 from ._wrapper import Messages, Tools, Wrapper, is_said, on_loop, on_thread
@@ -59,8 +60,9 @@ class Retry(Wrapper):
         patience: float = 60.0,
         when: Callable[[Exception], bool] = is_passing,
     ) -> None:
-        if attempts < 1:
-            raise ValueError(f"attempts must be at least 1, not {attempts}")
+        if not is_number(attempts, least=1, whole=True):
+            raise ValueError(f"attempts is a whole number, 1 or more, not {attempts!r}")
+        check_number("patience", patience, "seconds", least=0)
         super().__init__(model)
         self._model = model
         self._attempts = attempts

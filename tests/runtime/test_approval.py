@@ -21,7 +21,7 @@ from runtime import (
     ToolContext,
     tool,
 )
-from runtime.events import Event, StreamStopped, ToolCall, ToolCallConfirmation, ToolCallResponse
+from runtime.events import Event, StreamStopped, ToolCallConfirmation, ToolCallResponse, ToolCallStarted
 from support.scripted import Scripted, Stall, call, say
 
 ALL = Permissions(approve_all=True)
@@ -256,7 +256,7 @@ def test_a_tool_that_must_run_alone_waits_alone() -> None:
     calls = [call("wipe", id="1"), call("look", id="2", index=1)]
     with runtime_for(calls) as runtime, runtime.run_stream(session) as stream:
         for event in stream:
-            if isinstance(event, (ToolCall, ToolCallResponse)):
+            if isinstance(event, (ToolCallStarted, ToolCallResponse)):
                 order.append((event.type, event.tool_call.name))
             elif isinstance(event, ToolCallConfirmation):
                 assert event.destructive

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from runtime import Agent, EventStream, InvalidAnswer, NotPending, Permissions, Runtime, Session
-from runtime.events import AgentChoice, ElicitationRequest, Event, StreamStopped, ToolCall, ToolCallResponse
+from runtime.events import AgentChoice, ElicitationRequest, Event, StreamStopped, ToolCallResponse, ToolCallStarted
 
 pytest.importorskip("mcp")
 pytest.importorskip("xllamacpp")
@@ -66,7 +66,7 @@ def test_answered(runtime: Runtime) -> None:
     session = Session.from_user(PROMPT)
     stream = runtime.run_stream(session)
     events = converse(stream, lambda request: stream.respond(request, "accept", asked_for(request)))
-    [made] = [event for event in events if isinstance(event, ToolCall)]
+    [made] = [event for event in events if isinstance(event, ToolCallStarted)]
     assert made.tool_call.name == "book_table"
     assert "Luigi's" in made.tool_call.arguments
     assert sum(isinstance(event, ElicitationRequest) for event in events) == 2
@@ -162,5 +162,5 @@ def test_cancelled_while_the_servers_tool_works(agent: Agent) -> None:
 
     waiting = Agent("waiting", Scripted([call("wait_for_table", '{"seconds": 600}')]), toolsets=agent.toolsets)
     with Runtime(waiting, permissions=APPROVED) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
-        took, _ = cancelled_from_another_thread(stream, lambda event: isinstance(event, ToolCall))
+        took, _ = cancelled_from_another_thread(stream, lambda event: isinstance(event, ToolCallStarted))
     assert took < AT_ONCE

@@ -1,0 +1,22 @@
+"""What stands in the way of an import is said by the import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_another_package_named_channels_is_named_with_the_way_out(tmp_path: Path) -> None:
+    """Django Channels installs an import package of the same name: the one that was installed last is found."""
+    (tmp_path / "channels").mkdir()
+    (tmp_path / "channels" / "__init__.py").write_text('__version__ = "4.3.1"\nDEFAULT_CHANNEL_LAYER = "default"\n')
+    program = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import runtime"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: the package 'channels' in ['{tmp_path}/channels'] is not lockgate's")
+    assert "Django Channels" in last
+    assert "separate environments" in last
