@@ -35,10 +35,13 @@ _ELSEWHERE: Final = object()  # the call is made by somebody else
 DELTAS: Final = 256  # how far a model may run ahead of the worker
 
 
+FRAMES: Final = 20  # of a stack or a traceback, the innermost: enough to find the place, few enough to be read
+
+
 def stack_of(thread: threading.Thread) -> str:
     """Where a thread is, for a report."""
     frame = sys._current_frames().get(thread.ident or 0)
-    return "" if frame is None else "".join(traceback.format_stack(frame))
+    return "" if frame is None else "".join(traceback.format_stack(frame, limit=FRAMES))
 
 
 class Call:
@@ -51,6 +54,7 @@ class Call:
         self.thread: threading.Thread | None = None
         self.task: TaskHandle | None = None
         self.future: Future[None] | None = None
+        self.traceback = ""  # where it failed
         self._unclaimed = [None]
 
     def claim(self) -> bool:
@@ -64,6 +68,8 @@ class Call:
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Called once, on the thread where the call ran."""
         try:
+            if error is not None and not isinstance(error, Cancelled):
+                self.traceback = _failed(self.what, error)
             self.inbox.send(Finished(value, error, self))
         except ChannelClosed:
             pass
@@ -87,6 +93,16 @@ class Call:
     def __repr__(self) -> str:
         where = "event loop" if self.task is not None else self.thread.name if self.thread is not None else "waiting"
         return f"<Call {self.what} on {where}{', done' if self.done.closed else ''}>"
+
+
+def _failed(what: str, error: BaseException) -> str:
+    """Where a call failed, written here and not by the worker: the text of an exception is foreign code."""
+    try:
+        text = "".join(traceback.format_exception(error, limit=-FRAMES))
+    except Exception:  # its `str` may fail in ways that `traceback` does not expect
+        text = f"{type(error).__name__}, which cannot be shown"
+    _logger.debug("%s failed\n%s", what, text)
+    return text
 
 
 @dataclass(frozen=True, slots=True)

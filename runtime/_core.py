@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Generator
 from contextvars import Context
 from dataclasses import replace
@@ -18,7 +19,7 @@ from channels import Cancelled, CancelToken, Channel
 from ._asks import Asks, Confirmations
 from ._background import BackgroundTask
 from ._calls import Calls, NotInTime, Outcome
-from ._errors import ModelError
+from ._errors import ModelError, Portable
 from ._helpers import HelperPool
 from ._hooks import GUARDS, NOTHING, Hook, HookFailed, HookInput, HookResult, Hooks
 from ._limits import Spending
@@ -43,9 +44,10 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _numbers = itertools.count(1)
+FAILURES: Final = 8  # tracebacks of tools that a stream keeps, the last ones
 
 
-class StopRun(Exception):
+class StopRun(Portable):
     """Ends the stream. Raised by whoever finds the reason, handled in one place: the worker.
 
     ``note`` is what the session says of it, for the model that goes on with it some other time.
@@ -182,6 +184,7 @@ class StreamCore:
         self.out: Events = self.events
         if observed:
             self.out = Channel(shared.event_capacity, name=f"observed events {self.number}")
+        self.failures: deque[str] = deque(maxlen=FAILURES)  # tracebacks of tools, for people
         self.calls = Calls(self.token, shared.helpers, shared.loop, context)
         self.ending = Ending(self.tags)
         self.scope = stream_scope(shared.bridge, self.events, final=self.ending.stopped)

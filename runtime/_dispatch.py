@@ -376,6 +376,8 @@ class _Turn:
         if running is None:  # its time was up
             return
         result = _result(message, running)
+        if message.error is not None and not isinstance(message.error, BadArguments):
+            self.core.failures.append(message.call.traceback)
         if self.core.token.cancelled:
             raise Cancelled(self.core.token.cause)  # what it says now it may say because of that
         if isinstance(result, HandOff):

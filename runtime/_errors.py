@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+import traceback as _traceback
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+from channels import Cancelled
 
 ModelErrorCode: TypeAlias = Literal[
     "no_key",
@@ -21,19 +25,62 @@ ModelErrorCode: TypeAlias = Literal[
 ]
 
 
-class RunError(Exception):
+def _rebuilt(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
+
+
+class Portable(Exception):
+    """An exception that survives pickling and copying, whatever its ``__init__`` takes.
+
+    Python makes a pickled exception anew by calling its class with ``args``. One whose ``__init__`` takes something
+    else cannot be read back: a process pool that it was sent through breaks down, or waits for ever.
+    """
+
+    def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[Any, ...]]:
+        return _rebuilt, (type(self), self.args, dict(self.__dict__))
+
+
+class RunError(Portable):
     """A stream ended other than normally. Raised by `Runtime.run` and `EventStream.result`.
 
     ``code`` is that of the `Error` event (``tool_failed``, ``hook_blocked``, ``model_error``, ``internal`` ...), or
     the reason of the end where there was no such event (``canceled``, ``max_iterations`` ...). ``reason`` is that of
-    `StreamStopped`. The exception in the worker, if there was one, is the ``__cause__``.
+    `StreamStopped`. The exception in the worker, if there was one, is the ``__cause__``. ``stuck`` names what of the
+    run has not ended yet, if something has not.
     """
 
-    def __init__(self, code: str, message: str, reason: str) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        reason: str,
+        *,
+        failures: Sequence[str] = (),
+        stuck: StreamStuck | None = None,
+    ) -> None:
         super().__init__(f"{code}: {message}" if message else code)
         self.code = code
         self.message = message
         self.reason = reason
+        self.stuck = stuck
+        self._failures = tuple(failures)  # tracebacks of tools
+
+    @property
+    def traceback(self) -> str:
+        """The tracebacks of the tools that failed in the run, the last few of them, and of what ended it. For people;
+        it survives pickling, unlike ``__cause__``.
+        """
+        cause = self.__cause__
+        tells = cause is not None and not isinstance(cause, Cancelled)
+        ended = ("".join(_traceback.format_exception(cause)),) if tells else ()
+        return "\n".join((*self._failures, *ended))
+
+    def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[Any, ...]]:
+        rebuild, (kind, args, state) = super().__reduce__()
+        text = self.traceback
+        return rebuild, (kind, args, {**state, "_failures": (text,) if text else ()})
 
 
 class SessionBusy(Exception):
@@ -47,7 +94,9 @@ class NotRunning(LookupError):
 class StreamStuck(Exception):
     """Something that belongs to the stream did not end within the grace time.
 
-    The text names it, with its stack. It goes on by itself; what it returns late is dropped.
+    The text names it, with its stack, or the first few where there are many. It goes on by itself; what it returns late
+    is dropped. Raised by `EventStream.close` and by leaving its block. Where there is a result or an error to be told,
+    it stands beside that, as ``RunResult.stuck`` or ``RunError.stuck``.
     """
 
 
@@ -59,7 +108,7 @@ class InvalidAnswer(ValueError):
     """The answer does not fit what was asked for. The question is still waiting for another one."""
 
 
-class MissingExtra(ImportError):
+class MissingExtra(Portable, ImportError):
     """A feature needs a package that is not installed. The text says which, and how to get it."""
 
     def __init__(self, feature: str, extra: str, hint: str = "") -> None:
@@ -67,7 +116,7 @@ class MissingExtra(ImportError):
         self.extra = extra
 
 
-class ModelError(Exception):
+class ModelError(Portable):
     """A model did not answer, or not to the end. The text says why, and what to do.
 
     ``code`` is for programs. ``retryable`` says that the same call may succeed a little later; ``retry_after`` is how

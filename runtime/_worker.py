@@ -34,6 +34,7 @@ def work(core: StreamCore, cleanup: Cleanup) -> None:
                 ending.decide("canceled", message=str(error.cause or ""), error=error)
             except StopRun as stop:
                 ending.decide(stop.reason, stop.code, str(stop), stop.__cause__ or stop)
+                _logger.debug("%r ends: %s", core, stop, exc_info=stop.__cause__)
                 _report(core)
             except BaseException as error:
                 ending.decide("error", "internal", describe(error), error)

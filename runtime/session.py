@@ -235,6 +235,13 @@ class Session:
         session._usage = None if data["usage"] is None else Usage(**data["usage"])
         return session
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy gets, in this process or another: what was said, in a list of its own, and no live stream."""
+        return {**self.__dict__, "_messages": list(self._messages), "_lease": None, "_lock": None}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     @property
     def messages(self) -> tuple[Message, ...]:
         """What was said so far."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, SupportsDone
 
@@ -24,7 +25,9 @@ from .session import Message, Session
 from .tool import Action
 from .usage import Usage
 
+_logger = logging.getLogger(__name__)
 T = TypeVar("T")
+NAMED: Final = 5  # of what is stuck: a thousand stacks tell nobody more
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,8 @@ class RunResult(Generic[T]):
     """What a run came to: the final text, the messages it added, what it used, the reason of its end.
 
     ``usage`` counts the streams nested in it too; that of the session is `Session.usage`. ``output`` is what the text
-    says, where the run or its agent has an ``output_type``.
+    says, where the run or its agent has an ``output_type``. ``stuck`` names what of the run has not ended yet, such as
+    a tool that was given up, if something has not.
     """
 
     text: str
@@ -40,6 +44,7 @@ class RunResult(Generic[T]):
     usage: Usage
     reason: StopReason
     output: T = None  # type: ignore[assignment]
+    stuck: StreamStuck | None = None
 
 
 class EventStream(Receiver[Event]):
@@ -51,7 +56,7 @@ class EventStream(Receiver[Event]):
     case.
     """
 
-    __slots__ = ("_core", "_finalizer", "_in_tool", "_iterating", "_observing")
+    __slots__ = ("_core", "_finalizer", "_in_tool", "_iterating", "_observing", "_told")
 
     def __init__(self, core: StreamCore, observing: Calls | None) -> None:
         super().__init__(core.out)
@@ -59,6 +64,7 @@ class EventStream(Receiver[Event]):
         self._observing = observing
         self._iterating = threading.RLock()
         self._in_tool: int | None = None  # the thread that runs a tool for the stream
+        self._told = False  # `result` has said what is stuck
         self._finalizer = weakref.finalize(self, core.gone.canceller("the stream was dropped"))
         self._finalizer.atexit = False
 
@@ -213,55 +219,72 @@ class EventStream(Receiver[Event]):
     def close(self) -> None:
         """Cancel the run, drop what it has not delivered, and wait for its end, for a few seconds at most.
 
-        Afterwards no thread and no task is left of it, or `StreamStuck` names what is. Calling it twice is harmless.
+        Afterwards no thread and no task is left of it, or `StreamStuck` names what is, if `result` has not done so
+        before. Calling it twice is harmless.
         """
         core = self._core
         self._finalizer.detach()
         core.stopping.cancel("the stream was closed")
         if core.out is not core.events:
             core.out.close()  # the forwarder may be waiting for a consumer that does not read any more
-        self._join()
+        stuck = self._join()
         for _ in core.out:
             pass
+        if stuck is not None and not self._told:
+            raise stuck
 
     def result(self) -> RunResult[Any]:
         """Read the stream to its end, and say what the run came to. Its events are not kept: iterate first to see them.
 
-        Raises `RunError` when it ended other than normally, from the exception in the worker.
+        Raises `RunError` when it ended other than normally, from the exception in the worker. What has not ended within
+        the grace time is logged, and stands beside either as ``stuck``; it is not raised in place of them.
         """
         for _ in self:
             pass
-        self._join()
         core = self._core
         ending = core.ending
+        stuck = self._join()
+        if stuck is not None and not self._told:
+            self._told = True
+            _logger.warning("%r: %s", core, stuck)
         if ending.reason != "normal":
-            raise RunError(ending.code, ending.message, ending.reason) from ending.error
+            error = RunError(ending.code, ending.message, ending.reason, failures=core.failures, stuck=stuck)
+            raise error from ending.error
         added = core.session.messages[core.first_message :]
         text = next((m.content for m in reversed(added) if m.role == "assistant"), "")
-        return RunResult(text, added, core.spending.usage or Usage(), ending.reason, core.said)
+        return RunResult(text, added, core.spending.usage or Usage(), ending.reason, core.said, stuck)
 
-    def _join(self) -> None:
-        """Wait for the worker, the forwarder and every call, bounded; `StreamStuck` names what does not end."""
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """The tracebacks of the tools that failed in the run so far, the last few of them: the model reads one line."""
+        return tuple(self._core.failures)
+
+    def _join(self) -> StreamStuck | None:
+        """Wait for the worker, the forwarder and every call, bounded; what does not end."""
         core = self._core
-        grace = core.shared.grace
+        grace = 0.0 if self._told else core.shared.grace
         me = threading.current_thread()
-        stuck: list[str] = []
+        stuck: list[tuple[str, threading.Thread | None]] = []
         deadline = CancelToken(timeout=3 * grace)  # of the worker, and of those nested, which run cleanup hooks
         if not _closes(core.finished, deadline):
-            stuck.append(f"the worker, {core.threads[0].name}\n{stack_of(core.threads[0])}")
+            stuck.append((f"the worker, {core.threads[0].name}", core.threads[0]))
         # A nested stream does not wait for its calls, which go to its parent: two that wait as long as each other
         # give up at the same moment, and the outer one would name the inner one, not what that waits for.
         if core.root is core:
-            stuck += [f"{call.what}\n{call.stack()}" for call in core.calls.join(grace, deadline)]
+            stuck += [(call.what, call.thread) for call in core.calls.join(grace, deadline)]
         if self._observing is not None:
-            stuck += [f"{call.what}\n{call.stack()}" for call in self._observing.join(grace)]
+            stuck += [(call.what, call.thread) for call in self._observing.join(grace)]
         for thread in core.threads:
             if thread is not me and not stuck:
                 thread.join(grace)
                 if thread.is_alive():
-                    stuck.append(f"{thread.name}\n{stack_of(thread)}")
-        if stuck:
-            raise StreamStuck(f"did not end within {grace:g} s and is left to itself: " + "\n".join(stuck))
+                    stuck.append((thread.name, thread))
+        if not stuck:
+            return None
+        named = [f"{what}\n{stack_of(thread) if thread is not None else ''}" for what, thread in stuck[:NAMED]]
+        if len(stuck) > NAMED:
+            named.append(f"... and {len(stuck) - NAMED} more")
+        return StreamStuck(f"did not end within {core.shared.grace:g} s and is left to itself: " + "\n".join(named))
 
     def __enter__(self) -> EventStream:
         return self

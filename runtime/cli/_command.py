@@ -300,8 +300,6 @@ def _cause(stream: EventStream) -> BaseException | None:
         stream.result()
     except RunError as error:
         return error.__cause__
-    except StreamStuck:
-        pass  # `_close` tells
     return None
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from channels import Cancelled, CancelToken
 from channels.aio import LoopThread, default_loop
 
-from .._errors import MissingExtra
+from .._errors import MissingExtra, Portable
 from ..session import Image, size_of
 from ..tool import Answer, Tool, ToolContext, ToolResult
 
@@ -30,7 +30,7 @@ _STOP_TIMEOUT: Final = 10.0  # seconds; a server that resists takes half of it
 _EXIT_TIMEOUT: Final = 0.6  # seconds that all servers together have when the interpreter exits
 
 
-class MCPServerError(RuntimeError):
+class MCPServerError(Portable, RuntimeError):
     """A server cannot be used, or refused a call. The text says which, what happened, and what can be done."""
 
     def __init__(self, server: str, problem: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from channels import CancelToken
 
-from .._errors import ModelError
+from .._errors import ModelError, Portable
 from .._redact import Redaction
 from ..agent import Agent, Team
 from ..model import Delta, ToolDefinition
@@ -24,7 +24,7 @@ _DELTAS: Final = {kind.__name__: kind for kind in typing.get_args(Delta)}
 _CONTEXT: Final = 2  # lines of a difference that are the same
 
 
-class ReplayDiverged(Exception):
+class ReplayDiverged(Portable):
     """What the model is asked is not what it was asked in the record; the text says which request, and how it differs.
 
     ``request`` is the number of the request in the record, None where the record has no more of them.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 import gc
+import pickle
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +24,7 @@ from runtime import (
     FinishDelta,
     HookInput,
     Message,
+    Permissions,
     ReasoningDelta,
     RunError,
     Runtime,
@@ -555,3 +559,24 @@ def test_messages_survive_json() -> None:
     """`Message.to_dict` and back."""
     message = Message("tool", "text", tool_call_id="1", is_error=True)
     assert Message.from_dict(message.to_dict()) == message
+
+
+def pickled(session: Session) -> Any:
+    return pickle.loads(pickle.dumps(session))
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, pickled])
+def test_a_copy_of_a_session_is_another_session(again: Callable[[Session], Session]) -> None:
+    """Also of a live one: the copy has what was said by then, no stream, and what it is told stays there."""
+    with Stall() as stall, Runtime(Agent("a", Scripted([stall], say("ok")))) as runtime:
+        session = Session.from_user("go", permissions=Permissions(allow=["t"]))
+        stream = runtime.run_stream(session)
+        assert stall.reached.wait(10)
+        twin = again(session)
+        assert twin.to_dict() == session.to_dict()
+        stall.go_on.set()
+        stream.result()
+        twin.add_user("and this")
+        assert runtime.run(twin).text == "ok"
+    assert [message.content for message in session.messages] == ["go", ""]
+    assert [message.content for message in twin.messages] == ["go", "and this", "ok"]
