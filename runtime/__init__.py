@@ -17,11 +17,13 @@ if not hasattr(_channels, "CancelToken"):  # Django Channels installs a package 
         " lockgate again: pip install --force-reinstall lockgate"
     )
 
-from ._consumer import ConsumerCall
 from ._errors import InvalidAnswer, MissingExtra, ModelError, NotPending, NotRunning, RunError, SessionBusy, StreamStuck
 from ._hooks import Hook, HookInput, HookResult
 from ._observe import Observer
+from ._result import RunResult
 from ._scope import EventSink, stream_scope
+from ._tool_context import ToolContext
+from ._traffic import ConsumerCall
 from .agent import Agent, Team
 from .bridge import ElicitationBridge
 from .compaction import Compaction
@@ -43,8 +45,8 @@ from .permissions import Decision, Permissions, Rule
 from .recording import Recording
 from .runtime import Runtime
 from .session import Image, Message, Session, ToolCall
-from .stream import EventStream, RunResult
-from .tool import Answer, Tool, ToolContext, ToolResult, ToolSet, tool
+from .stream import EventStream
+from .tool import Answer, Tool, ToolResult, ToolSet, tool
 from .usage import Price, Usage
 
 __all__ = [

@@ -53,8 +53,10 @@ class Signature:
         }
 
 
-def signature_of(function: Callable[..., Any], notes: Mapping[str, str], context: type) -> Signature:
-    """The signature of ``function``, without the parameter for the ``context``; ``notes`` describe the others.
+def signature_of(
+    function: Callable[..., Any], notes: Mapping[str, str], is_context: Callable[[Any], bool]
+) -> Signature:
+    """The signature of ``function``, without the parameter for the context; ``notes`` describe the others.
 
     Raises `TypeError` for what a model cannot pass.
     """
@@ -68,7 +70,7 @@ def signature_of(function: Callable[..., Any], notes: Mapping[str, str], context
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise TypeError(f"a tool's parameters are passed by name, so {parameter} of {function!r} cannot be one")
         name, annotation = parameter.name, hints.get(parameter.name, str)
-        if annotation is context:
+        if is_context(annotation):
             continue
         optional = parameter.default is not parameter.empty
         inner = _without_none(annotation) if optional else None

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed
 
+from ._errors import NotInTime
 from ._helpers import HelperPool
 
 if TYPE_CHECKING:
@@ -124,10 +125,6 @@ class Finished(Outcome):
     """The last message of a call."""
 
     call: Call
-
-
-class NotInTime(TimeoutError):
-    """A call did not end in time. What a function raises itself is never this."""
 
 
 class Calls:

@@ -16,7 +16,8 @@ from channels import Cancelled, CancelToken, Channel, ChannelClosed
 
 from . import events
 from ._calls import Call
-from ._core import StreamCore, describe
+from ._core import StreamCore
+from ._errors import describe
 from ._hooks import Hook
 
 _logger = logging.getLogger(__name__)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from channels import CancelToken, Channel
 
@@ -19,38 +18,9 @@ from ._calls import Call
 from ._context import Context
 from ._core import StreamCore
 from ._results import run_tool
-from .events import Event
+from ._traffic import ConsumerCall
 from .session import ToolCall
 from .tool import Tool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ConsumerCall(Event):
-    """A tool call that waits for the consumer's thread; not among the events of the wire."""
-
-    type: ClassVar[str] = "consumer_call"
-
-    tool_call: ToolCall
-    _work: list[Callable[[], None]] = field(repr=False)
-
-    def run(self) -> None:
-        """Make the call, in this thread. A failure is its result; Ctrl-C and its like are raised here.
-
-        Harmless when it was made before, or nobody waits for it any more.
-        """
-        try:
-            work = self._work.pop()  # a single step: two threads do not both get it
-        except IndexError:
-            return
-        work()
-
-    def withdraw(self) -> None:
-        """Nobody waits for it any more."""
-        self._work.clear()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Not possible: it is of use in this process only."""
-        raise TypeError(f"a {self.type} stays in the process of its stream; call run()")
 
 
 class ConsumerContext(Context):

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock
 
 from . import events
 from ._core import StreamCore
+from ._nested import follow, open_nested
+from ._result import RunResult
 from .agent import Agent
 from .session import Session, ToolCall
 from .tool import Answer, Question
-
-if TYPE_CHECKING:
-    from .stream import RunResult
 
 _AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent's worker
 
@@ -83,8 +82,6 @@ class Context:
             self._inbox.try_send(Progress(self.call_id, output, progress, total, self._progress_credits))
 
     def run_agent(self, agent: Agent, task: str | Session) -> RunResult[Any]:
-        from ._nested import follow, open_nested  # they open streams, whose workers dispatch
-
         session = Session.from_user(task) if isinstance(task, str) else task
         stream = open_nested(self._core, agent, session, interactive=self._core.interactive, within=self.cancel)
         return follow(self._core, stream, self._forward, self._fire)

@@ -9,27 +9,28 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextvars import Context
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from channels import Cancelled, CancelToken, Channel
 
 from ._asks import Asks, Confirmations
-from ._background import BackgroundTask
-from ._calls import Calls, NotInTime, Outcome
-from ._errors import ModelError, Portable
+from ._calls import Call, Calls, Outcome
+from ._ending import Ending, Tags
+from ._errors import Portable, describe
 from ._helpers import HelperPool
-from ._hooks import GUARDS, NOTHING, Hook, HookFailed, HookInput, HookResult, Hooks
+from ._hooks import GUARDS, NOTHING, Hook, HookInput, HookResult, Hooks
 from ._limits import Spending
 from ._mailbox import Mailbox
 from ._results import ResultFiles
 from ._roster import Roster
 from ._scope import stream_scope
+from ._tasks import BackgroundTask
 from .agent import Agent
 from .bridge import ElicitationBridge, Events
-from .events import Event, HookBlocked, HookFinished, HookStarted, StopReason, StreamStopped, Warning
+from .events import Event, HookBlocked, HookFinished, HookStarted, StopReason, Warning
 from .limits import Budget
 from .permissions import Permissions
 from .session import Message, Session, SessionLog
@@ -60,36 +61,14 @@ class StopRun(Portable):
         self.note = note
 
 
-class Tags(TypedDict):
-    """What every event of a stream is marked with."""
+class EndHooks(Protocol):
+    """The hooks at the ends of turns and of the stream, as what runs between the two knows them."""
 
-    agent_name: str
-    session_id: str
-
-
-class Ending:
-    """How a stream ends. Written by its worker only; the first decision stands, and until then it is "error"."""
-
-    def __init__(self, tags: Tags) -> None:
-        self._tags = tags
-        self.decided = False
-        self.reason: StopReason = "error"
-        self.code = "internal"
-        self.message = ""
-        self.error: BaseException | None = None
-
-    def decide(self, reason: StopReason, code: str = "", message: str = "", error: BaseException | None = None) -> None:
-        """Say how it ends. ``code`` and ``message`` are those of the `Error` event, ``error`` is what was raised."""
-        if not self.decided:
-            self.decided = True
-            self.reason, self.code, self.message, self.error = reason, code or reason, message, error
-
-    def stopped(self) -> StreamStopped:
-        """The last event."""
-        return StreamStopped(self.reason, **self._tags)
-
-    def __repr__(self) -> str:
-        return f"<Ending {self.reason if self.decided else 'undecided'}>"
+    def owe(self, point: str, **fields: Any) -> None: ...
+    def due(self, point: str, reason: str) -> None: ...
+    def resume(self) -> None: ...
+    @property
+    def calls(self) -> Collection[Call]: ...
 
 
 class Shared:
@@ -111,6 +90,7 @@ class Shared:
         result_files: ResultFiles,
         titles: bool,
         roster: Roster,
+        run: Callable[[StreamCore, EndHooks], None],
     ) -> None:
         self.bridge: Final = ElicitationBridge()
         self.asks: Final = Asks()
@@ -128,6 +108,7 @@ class Shared:
         self.titles = titles
         self.permissions = permissions  # of the runtime and of the team
         self.roster = roster  # of the team
+        self.run = run  # what a worker does between the first event and the last: a stream knows no turns
         self.cores: Final[set[StreamCore]] = set()  # the live streams
 
 
@@ -321,11 +302,3 @@ def insist(function: Callable[..., object], *args: Any) -> None:
     except BaseException:  # an asynchronous one, it may be: what has to be done at the end is done all the same
         function(*args)
         raise
-
-
-def describe(error: BaseException) -> str:
-    """An exception in one line, for people."""
-    text = str(error)
-    if isinstance(error, (HookFailed, ModelError, NotInTime)):  # written for people
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from . import _background
+from ._background import start
 from ._core import StreamCore
+from ._tasks import BackgroundTask
+from ._tool_context import ToolContext
 from .agent import Agent
 from .session import Session
-from .tool import Tool, ToolContext, ToolResult
+from .tool import Tool, ToolResult
 
 _WAIT: Final = 60.0  # seconds that `wait_background_agent` waits
 
@@ -75,7 +77,7 @@ def _background_tools(core: StreamCore, agents: Mapping[str, Agent]) -> list[Too
         refused = _refused(core, chosen)
         if refused is not None:
             return refused
-        started = _background.start(core, chosen, Session.from_user(_brief(task, expected_output)))
+        started = start(core, chosen, Session.from_user(_brief(task, expected_output)))
         return f"{started.id}: {agent} is at work in the background."
 
     def list_background_agents() -> str:
@@ -86,7 +88,7 @@ def _background_tools(core: StreamCore, agents: Mapping[str, Agent]) -> list[Too
         return _with(core, task_id, _report)
 
     def stop_background_agent(task_id: str, context: ToolContext) -> str | ToolResult:
-        def stop(task: _background.BackgroundTask) -> str:
+        def stop(task: BackgroundTask) -> str:
             task.stop("stopped by the agent that started it")
             task.wait(core.shared.grace, context.cancel)
             return _report(task)
@@ -94,7 +96,7 @@ def _background_tools(core: StreamCore, agents: Mapping[str, Agent]) -> list[Too
         return _with(core, task_id, stop)
 
     def wait_background_agent(task_id: str, context: ToolContext, timeout: float = _WAIT) -> str | ToolResult:
-        def wait(task: _background.BackgroundTask) -> str:
+        def wait(task: BackgroundTask) -> str:
             task.wait(timeout, context.cancel)
             return _report(task)
 
@@ -172,7 +174,7 @@ def _refused(core: StreamCore, agent: Agent) -> ToolResult | None:
     return ToolResult(f"{agent.name} is waiting for this task itself ({names}): do it without", is_error=True)
 
 
-def _with(core: StreamCore, task_id: str, function: Callable[[_background.BackgroundTask], str]) -> str | ToolResult:
+def _with(core: StreamCore, task_id: str, function: Callable[[BackgroundTask], str]) -> str | ToolResult:
     task = core.background.get(task_id)
     if task is None:
         known = ", ".join(core.background) or "none"
@@ -180,9 +182,9 @@ def _with(core: StreamCore, task_id: str, function: Callable[[_background.Backgr
     return function(task)
 
 
-def _line(task: _background.BackgroundTask) -> str:
+def _line(task: BackgroundTask) -> str:
     return f"{task.id}: {task.agent_name}, {task.status}"
 
 
-def _report(task: _background.BackgroundTask) -> str:
+def _report(task: BackgroundTask) -> str:
     return f"{_line(task)}\n{task.output}".strip()

@@ -20,14 +20,16 @@ from channels import Cancelled, CancelToken, Channel
 from . import events
 from ._asks import Ask
 from ._calls import INBOX, Call, Finished
-from ._consumer import ConsumerCall, consumer_call
+from ._consumer import consumer_call
 from ._context import Asked, Context, Fire, Forwarded, Progress, posting
-from ._core import StreamCore, describe
+from ._core import StreamCore
 from ._delegation import HandOff
+from ._errors import describe
 from ._firing import Firings
 from ._hooks import NOTHING, HookResult
 from ._results import cut, run_tool, run_tool_async
 from ._schema import problems
+from ._traffic import ConsumerCall
 from .agent import Agent
 from .permissions import Decision, Rule, decide
 from .session import Message, ToolCall

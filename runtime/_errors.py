@@ -135,3 +135,19 @@ class ModelError(Portable):
 
     def __repr__(self) -> str:
         return f"ModelError({self.code!r}, {str(self)!r}, retryable={self.retryable}, retry_after={self.retry_after})"
+
+
+class HookFailed(Exception):
+    """A hook broke. The stream goes on."""
+
+
+class NotInTime(TimeoutError):
+    """A call did not end in time. What a function raises itself is never this."""
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line, for people."""
+    text = str(error)
+    if isinstance(error, (HookFailed, ModelError, NotInTime)):  # written for people
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -12,8 +12,9 @@ from typing import Any
 
 from channels import CancelToken, Channel, ChannelClosed
 
-from ._calls import Call, Finished, NotInTime, Outcome
+from ._calls import Call, Finished, Outcome
 from ._core import StreamCore
+from ._errors import NotInTime
 from ._hooks import NOTHING, HookResult
 
 Then = Callable[[HookResult], None]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from channels import CancelToken
 
 from ._checks import is_number
+from ._errors import HookFailed
 from .usage import Usage
 
 if TYPE_CHECKING:
@@ -119,10 +120,6 @@ _ANSWERS: Final[Mapping[str, type]] = {
     "updated_response": str,
     "allow": bool,
 }
-
-
-class HookFailed(Exception):
-    """A hook broke. The stream goes on."""
 
 
 @dataclass(frozen=True, slots=True)

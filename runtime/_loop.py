@@ -9,11 +9,11 @@ from typing import Final
 from channels import Cancelled
 
 from . import _delegation, events
-from ._cleanup import Cleanup
 from ._compact import after_overflow, conversation
-from ._core import StopRun, StreamCore, describe
+from ._core import EndHooks, StopRun, StreamCore
 from ._dispatch import dispatch
 from ._ends import ask_for_more, check_budget, loop_detected, over_budget
+from ._errors import describe
 from ._instructions import instructions_text
 from ._limits import Repeats
 from ._mailbox import Said
@@ -27,7 +27,7 @@ TITLE: Final = 60  # characters
 STOPS_BLOCKED: Final = 8  # times that ``stop`` hooks may make the agent go on: a condition that never holds ends too
 
 
-def run(core: StreamCore, cleanup: Cleanup) -> None:
+def run(core: StreamCore, cleanup: EndHooks) -> None:
     """Run the agent on its session until it has nothing more to do. Raises `StopRun` and `Cancelled`."""
     try:
         core.emit(events.StreamStarted(**core.tags))
@@ -55,7 +55,7 @@ def run(core: StreamCore, cleanup: Cleanup) -> None:
 class _Run:
     """The turns of one stream, and what goes from one to the next."""
 
-    def __init__(self, core: StreamCore, cleanup: Cleanup, context: list[str]) -> None:
+    def __init__(self, core: StreamCore, cleanup: EndHooks, context: list[str]) -> None:
         self.iteration = 0
         self._core = core
         self._cleanup = cleanup

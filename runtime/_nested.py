@@ -15,9 +15,10 @@ from . import events
 from ._calls import Call
 from ._core import StreamCore
 from ._open import open_stream
+from ._result import RunResult
 from .agent import Agent
 from .session import Session
-from .stream import EventStream, RunResult
+from .stream import EventStream
 
 MAX_DEPTH: Final = 10  # streams inside each other: all but the innermost hold two threads, and only wait
 

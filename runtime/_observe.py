@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from channels import Cancelled, CancelToken, ChannelClosed, WouldBlock
 
-from ._calls import Calls, NotInTime
-from ._consumer import ConsumerCall
+from ._calls import Calls
 from ._core import StreamCore
-from ._traffic import InBackground, Traffic
+from ._errors import NotInTime
+from ._traffic import ConsumerCall, InBackground, Traffic
 from .events import Event, StreamStopped
 from .session import Session
 

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from . import _traffic, events
-from ._core import describe
-from ._errors import ModelError
+from ._errors import ModelError, describe
 from .model import Delta, ReasoningDelta, TextDelta, ToolCallDelta
 from .recording import CUT_OFF, HEADER, REPLY, REQUEST, VERSION, Recording, same, shown, shown_tool
 from .session import Session

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ._annotations import plain
 from .session import Image
-from .tool import Tool, ToolContext, ToolResult
+from .tool import CallContext, Tool, ToolResult
 
 LIMIT: Final = 50_000  # characters of one result that a model is given, unless somebody says otherwise
 
@@ -35,7 +35,7 @@ def result_of(value: Any) -> ToolResult:
     return ToolResult(_text(value))
 
 
-def run_tool(tool: Tool, arguments: Mapping[str, Any], context: ToolContext) -> Any:
+def run_tool(tool: Tool, arguments: Mapping[str, Any], context: CallContext) -> Any:
     """Call the tool's function, where foreign code may run; its result, or an awaitable of it."""
     value = tool.function(**tool.bind(arguments, context))
     if not inspect.isawaitable(value):
@@ -47,7 +47,7 @@ def run_tool(tool: Tool, arguments: Mapping[str, Any], context: ToolContext) -> 
     return _result_of(value)
 
 
-async def run_tool_async(tool: Tool, arguments: Mapping[str, Any], context: ToolContext) -> ToolResult:
+async def run_tool_async(tool: Tool, arguments: Mapping[str, Any], context: CallContext) -> ToolResult:
     """The same for a coroutine function."""
     return result_of(await tool.function(**tool.bind(arguments, context)))
 

@@ -10,7 +10,8 @@ from typing import Any, Final
 from channels import Cancelled
 
 from . import events
-from ._core import StopRun, StreamCore, describe
+from ._core import StopRun, StreamCore
+from ._errors import describe
 from ._output import output_for
 from ._traffic import ModelAsked, ModelDone, ModelSaid
 from .model import (

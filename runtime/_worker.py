@@ -12,10 +12,12 @@ from typing import Final
 
 from channels import Cancelled
 
-from . import _background, _loop, events
+from . import events
 from ._calls import Call
 from ._cleanup import Cleanup
-from ._core import StopRun, StreamCore, describe, insist
+from ._core import StopRun, StreamCore, insist
+from ._errors import describe
+from ._tasks import stop_all
 from .session import Message
 
 _logger = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ def work(core: StreamCore, cleanup: Cleanup) -> None:
                 _logger.exception("%r failed", core)
                 _report(core)
             finally:
-                _background.stop_all(core)
+                stop_all(list(core.background.values()), core.token, core.shared.grace)
                 core.calls.abandon(keep=cleanup.calls)
                 core.shared.asks.withdraw(core, "the stream has ended")
                 core.shared.confirmations.withdraw(core, "the stream has ended")
@@ -66,7 +68,7 @@ def _run(core: StreamCore, cleanup: Cleanup) -> None:
     """
     with core.log as log:
         try:
-            _loop.run(core, cleanup)
+            core.shared.run(core, cleanup)
         except StopRun as stop:
             log.settle(_INTERRUPTED)
             if stop.note:

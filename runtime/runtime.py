@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
-from . import _exit
+from . import _exit, _loop
 from ._checks import check, is_number
 from ._core import Shared
 from ._errors import NotPending, NotRunning
@@ -19,6 +19,7 @@ from ._mailbox import Mailbox
 from ._observe import Observer
 from ._open import open_stream
 from ._output import Output
+from ._result import RunResult
 from ._results import LIMIT, ResultFiles
 from ._roster import Roster
 from ._toolsets import ToolSets
@@ -29,7 +30,7 @@ from .limits import Budget
 from .permissions import Decision, Permissions, Scope
 from .recording import Recording
 from .session import Session
-from .stream import EventStream, RunResult
+from .stream import EventStream
 from .tool import Action, Answer
 from .usage import Price, Prices
 
@@ -97,6 +98,7 @@ class Runtime:
             result_files=ResultFiles(result_directory),
             titles=titles,
             roster=Roster(self._team.agents),
+            run=_loop.run,
         )
 
     # -- running -------------------------------------------------------------------------------------------------------

@@ -8,43 +8,26 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, SupportsDone
 
 from ._calls import Calls, stack_of
 from ._checks import check, is_number
-from ._consumer import ConsumerCall
 from ._core import StreamCore
 from ._errors import InvalidAnswer, RunError, StreamStuck
+from ._result import RunResult
+from ._traffic import ConsumerCall
 from .events import ElicitationRequest, Event, MaxIterationsReached, StopReason, ToolCallConfirmation
 from .permissions import Decision, Scope
-from .session import Message, Session
+from .session import Session
 from .tool import Action
 from .usage import Usage
 
 _logger = logging.getLogger(__name__)
-T = TypeVar("T")
 NAMED: Final = 5  # of what is stuck: a thousand stacks tell nobody more
 
-
-@dataclass(frozen=True, slots=True)
-class RunResult(Generic[T]):
-    """What a run came to: the final text, the messages it added, what it used, the reason of its end.
-
-    ``usage`` counts the streams nested in it too; that of the session is `Session.usage`. ``output`` is what the text
-    says, where the run or its agent has an ``output_type``. ``stuck`` names what of the run has not ended yet, such as
-    a tool that was given up, if something has not.
-    """
-
-    text: str
-    messages: tuple[Message, ...]
-    usage: Usage
-    reason: StopReason
-    output: T = None  # type: ignore[assignment]
-    stuck: StreamStuck | None = None
 
 
 class EventStream(Receiver[Event]):

@@ -8,21 +8,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args, overload, runtime_checkable
-
-from channels import CancelToken
+from typing import Any, Literal, Protocol, get_args, overload, runtime_checkable
 
 from ._annotations import hints_of, signature_of
 from ._checks import check, is_number
 from .model import ToolDefinition
 from .session import Image
 
-if TYPE_CHECKING:
-    from .agent import Agent
-    from .session import Session
-    from .stream import RunResult
-
-F = TypeVar("F", bound=Callable[..., Any])
 Action = Literal["accept", "decline", "cancel"]
 
 
@@ -72,67 +64,10 @@ class BadArguments(ValueError):
     """The arguments of a call are not what the tool takes. The model reads the text, and can mend them."""
 
 
-class ToolContext(Protocol):
-    """What a running tool may use. A tool gets one by having a parameter annotated `ToolContext`."""
-
-    @property
-    def call_id(self) -> str:
-        """The id of this call."""
-
-    @property
-    def session_id(self) -> str:
-        """The session that the call belongs to."""
-
-    @property
-    def agent_name(self) -> str:
-        """The agent that makes the call."""
-
-    @property
-    def cancel(self) -> CancelToken:
-        """Cancelled when the stream is, or the call's time is up: pass it as ``cancel=``, or look at
-        ``cancel.cancelled``.
-        """
-
-    def progress(self, output: str = "", progress: float | None = None, total: float | None = None) -> None:
-        """Tell the consumer how far the call has come: a `ToolCallOutput` event.
-
-        Never waits, and may be called from any thread, also from a coroutine. A consumer that is 64 of them behind
-        misses some; what is said after the end of the call is dropped.
-        """
-
-    def elicit(
-        self,
-        message: str,
-        schema: Mapping[str, Any] | None = None,
-        *,
-        url: str = "",
-        timeout: float | None = None,
-        cancel: CancelToken | None = None,
-    ) -> Answer:
-        """Ask the user of this stream, and wait for the answer.
-
-        ``schema`` is the JSON schema of the form, or ``url`` a page to visit. After ``timeout`` seconds (by default the
-        runtime's) the answer is ``decline``, as it is at once where there is nobody to ask. Raises `Cancelled` when the
-        stream ends first, or ``cancel`` is cancelled, which takes the question back. For synchronous tools; see
-        `aelicit`.
-        """
-
-    async def aelicit(
-        self,
-        message: str,
-        schema: Mapping[str, Any] | None = None,
-        *,
-        url: str = "",
-        timeout: float | None = None,
-    ) -> Answer:
-        """`elicit`, for asynchronous tools. Cancelling the task that waits takes the question back."""
-
-    def run_agent(self, agent: Agent, task: str | Session) -> RunResult[Any]:
-        """Run another agent inside this call, on a new session that begins with ``task``, or on a session.
-
-        Its events reach the consumer of this stream, marked with its own session id, and so do its questions. It is
-        cancelled when this stream is. Raises `RunError` when it ends other than normally. For synchronous tools.
-        """
+class CallContext(Protocol):
+    """What a tool may take beside its arguments. It is known by its base class, and says nothing here: the one that
+    there is, `ToolContext`, names agents, which have tools.
+    """
 
 
 class Tool:
@@ -213,7 +148,7 @@ class Tool:
         properties = self.parameters.get("properties", {})
         return {name: schema["default"] for name, schema in properties.items() if "default" in schema}
 
-    def bind(self, arguments: Mapping[str, Any], context: ToolContext) -> dict[str, Any]:
+    def bind(self, arguments: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         """The keyword arguments of the call. Raises `BadArguments`."""
         try:
             bound = dict(arguments) if self.convert is None else self.convert(arguments)
@@ -283,7 +218,7 @@ def tool(
 
     def make(function: Callable[..., Any]) -> Tool:
         summary, notes = _docstring(function)
-        signature = signature_of(function, notes, ToolContext)
+        signature = signature_of(function, notes, _is_context)
         made = Tool(
             name or function.__name__,
             function,
@@ -306,9 +241,13 @@ def tool(
 
 def _context_parameter(function: Callable[..., Any]) -> str | None:
     for name, annotation in hints_of(function).items():
-        if annotation is ToolContext:
+        if _is_context(annotation):
             return name
     return None
+
+
+def _is_context(annotation: object) -> bool:
+    return isinstance(annotation, type) and CallContext in annotation.__mro__
 
 
 def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:

@@ -16,8 +16,9 @@ from channels import Cancelled, CancelToken
 from channels.aio import LoopThread, default_loop
 
 from .._errors import MissingExtra, Portable
+from .._tool_context import ToolContext
 from ..session import Image, size_of
-from ..tool import Answer, Tool, ToolContext, ToolResult
+from ..tool import Answer, Tool, ToolResult
 
 if TYPE_CHECKING:
     from mcp.types import CallToolResult
