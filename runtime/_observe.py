@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any, Final, Protocol, TypeAlias
 
 from channels import Cancelled, CancelToken, ChannelClosed, WouldBlock
 
@@ -22,14 +22,39 @@ from .session import Session
 _logger = logging.getLogger(__name__)
 
 
-class Observer(Protocol):
-    """Watches streams. Called on helper threads, one call at a time for each stream."""
-
+class _OnRunStart(Protocol):
     def on_run_start(self, session: Session) -> None:
         """A stream starts on ``session``."""
 
+
+class _OnEvent(Protocol):
     def on_event(self, session: Session, event: Event) -> None:
         """An event, before the consumer of the stream has it. The last one is a `StreamStopped`."""
+
+
+class Observer(_OnRunStart, _OnEvent, Protocol):
+    """Watches streams. Called on helper threads, one call at a time for each stream. It may have one of the methods
+    only, and they may be coroutine functions.
+    """
+
+
+AnyObserver: TypeAlias = Observer | _OnRunStart | _OnEvent
+METHODS: Final = ("on_run_start", "on_event")
+
+
+def checked(observers: Iterable[Any]) -> tuple[Any, ...]:
+    """The observers of a runtime. Raises `TypeError` for what could never be told anything."""
+    if not isinstance(observers, Iterable) or isinstance(observers, (str, bytes)):
+        raise TypeError(f"observers are given as a list, [observer], not as {observers!r}")
+    found = tuple(observers)
+    for each in found:
+        if isinstance(each, type):
+            raise TypeError(f"an observer is an object, and {each.__name__} is its class: {each.__name__}()")
+        if not any(callable(getattr(each, method, None)) for method in METHODS):
+            raise TypeError(
+                f"an observer has a method on_event(session, event), on_run_start(session), or both; {each!r} has none"
+            )
+    return found
 
 
 def forward(core: StreamCore, calls: Calls) -> None:
@@ -39,63 +64,113 @@ def forward(core: StreamCore, calls: Calls) -> None:
     time is left out from then on. A consumer that does not read is waited for, but not once the stream is to end: then
     it gets what there is room for, and the last event; the observers get everything.
     """
-    observers = list(core.shared.observers)
-    recorders = [] if core.recorder is None else [core.recorder]
-    late: list[Event] = []  # what there was no room for
+    forwarder = _Forwarder(core, calls)
     try:
-        _tell(core, calls, observers, "on_run_start", core.session)
-        for event in core.events:
-            if isinstance(event, InBackground):
-                _tell(core, calls, [*recorders, *observers], "on_event", core.session, event.event)
-                continue
-            if not isinstance(event, ConsumerCall):  # an errand between the worker and the consumer, and no news
-                _tell(core, calls, recorders, "on_event", core.session, event)
-            if isinstance(event, Traffic):
-                continue
-            if not isinstance(event, ConsumerCall):
-                _tell(core, calls, observers, "on_event", core.session, event)
-            if isinstance(event, StreamStopped):
-                if event.reason != "canceled":  # the cancel came after the end: nothing may be missing
-                    _wait_to_pass_on(core, late)
-                core.out.close(final=event)
-            elif late or not _pass_on(core, event):
-                late.append(event)
+        try:
+            forwarder.run()
+        except BaseException:  # nobody is told any more, but the consumer gets its last event
+            _logger.exception("observers and the record of %r are left out from now on", core)
+            forwarder.run(tells=False)
     finally:
-        core.out.close()
+        if not core.out.closed:
+            core.out.close(final=core.ending.stopped())
         if core.recorder is not None:
             core.recorder.close()
 
 
-def _pass_on(core: StreamCore, event: Event) -> bool:
-    """False: the stream is to end, and there is no room for the event."""
-    try:
+class _Forwarder:
+    """What stands between a stream and its consumer."""
+
+    def __init__(self, core: StreamCore, calls: Calls) -> None:
+        self._core = core
+        self._observers = _Watchers(core, calls, core.shared.observers)
+        self._recorders = _Watchers(core, calls, () if core.recorder is None else (core.recorder,))
+        self._began = False
+        self._event: Event | None = None  # taken, and not passed on yet
+        self._late: list[Event] = []  # what there was no room for
+
+    def run(self, *, tells: bool = True) -> None:
+        """To the end of the stream. A second run goes on where an exception has ended the first."""
+        if tells and not self._began:
+            self._began = True
+            self._observers.tell("on_run_start", self._core.session)
+        if self._event is not None:
+            self._take(self._event, tells)
+        for event in self._core.events:
+            self._take(event, tells)
+
+    def _take(self, event: Event, tells: bool) -> None:
+        self._event = event
         try:
-            core.out.send(event, None, core.stopping)
-        except Cancelled:
-            core.out.try_send(event)
-    except ChannelClosed:
-        pass  # the consumer has left
-    except WouldBlock:
-        return False
-    return True
+            if tells:
+                self._tell(event)
+        finally:
+            if isinstance(event, StreamStopped):
+                self._stop(event)
+        if not isinstance(event, (Traffic, StreamStopped)) and (self._late or not self._pass_on(event)):
+            self._late.append(event)
+        self._event = None
 
+    def _tell(self, event: Event) -> None:
+        session = self._core.session
+        if isinstance(event, ConsumerCall):  # an errand between the worker and the consumer, and no news
+            return
+        background = isinstance(event, InBackground)
+        said = event.event if isinstance(event, InBackground) else event
+        self._recorders.tell("on_event", session, said)
+        if background or not isinstance(event, Traffic):
+            self._observers.tell("on_event", session, said)
 
-def _wait_to_pass_on(core: StreamCore, late: list[Event]) -> None:
-    with contextlib.suppress(ChannelClosed, Cancelled):  # the consumer has left
-        for event in late:
-            core.out.send(event, None, core.gone)
+    def _stop(self, event: StreamStopped) -> None:
+        if event.reason != "canceled":  # the cancel came after the end: nothing may be missing
+            self._wait_to_pass_on()
+        self._core.out.close(final=event)
 
-
-def _tell(core: StreamCore, calls: Calls, observers: list[Any], method: str, *args: Any) -> None:
-    for observer in observers[:]:
-        function: Callable[..., Any] = getattr(observer, method)
+    def _pass_on(self, event: Event) -> bool:
+        """False: the stream is to end, and there is no room for the event."""
+        core = self._core
         try:
-            calls.run(f"observer {type(observer).__name__}.{method}", function, *args, timeout=core.shared.grace)
-        except NotInTime:
-            observers.remove(observer)
-            _logger.warning("observer %r did not return from %s in time, and is left out from now on", observer, method)
-        except BaseException:
-            _logger.exception("observer %r failed in %s", observer, method)
+            try:
+                core.out.send(event, None, core.stopping)
+            except Cancelled:
+                core.out.try_send(event)
+        except ChannelClosed:
+            pass  # the consumer has left
+        except WouldBlock:
+            return False
+        return True
+
+    def _wait_to_pass_on(self) -> None:
+        with contextlib.suppress(ChannelClosed, Cancelled):  # the consumer has left
+            for event in self._late:
+                self._core.out.send(event, None, self._core.gone)
+
+
+class _Watchers:
+    """The observers of one stream that are still told what happens."""
+
+    def __init__(self, core: StreamCore, calls: Calls, observers: Iterable[Any]) -> None:
+        self._core = core
+        self._calls = calls
+        self._observers = list(observers)
+        self._failed: set[tuple[int, str]] = set()
+
+    def tell(self, method: str, *args: Any) -> None:
+        for observer in self._observers[:]:
+            what = f"observer {type(observer).__name__}.{method}"
+            try:
+                function = getattr(observer, method, None)
+                if function is not None:
+                    self._calls.run(what, function, *args, timeout=self._core.shared.grace)
+            except NotInTime:
+                self._observers.remove(observer)
+                _logger.warning("observer %r did not return from %s in time, and is left out now", observer, method)
+            except BaseException:
+                # Once a stream: one that fails on every event would fill a log with the same lines.
+                known = (id(observer), method) in self._failed
+                self._failed.add((id(observer), method))
+                level = logging.DEBUG if known else logging.ERROR
+                _logger.log(level, "observer %r failed in %s", observer, method, exc_info=True)
 
 
 def observing_calls(core: StreamCore) -> Calls:

@@ -82,9 +82,7 @@ class FallbackDelta:
     reason: str
 
 
-Delta: TypeAlias = (
-    TextDelta | ReasoningDelta | ToolCallDelta | UsageDelta | FinishDelta | NativeDelta | FallbackDelta
-)
+Delta: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta | UsageDelta | FinishDelta | NativeDelta | FallbackDelta
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from ._core import Shared
 from ._errors import NotPending, NotRunning
 from ._helpers import HelperPool
 from ._mailbox import Mailbox
-from ._observe import Observer
+from ._observe import AnyObserver, checked
 from ._open import open_stream
 from ._output import Output
 from ._result import RunResult
@@ -45,16 +45,16 @@ OnRequest: TypeAlias = "Callable[[Any], Answer | Mapping[str, Any] | Decision | 
 class Runtime:
     """Runs an agent, or the first of a team, on sessions. Any number of streams at once, from any threads.
 
-    ``observers`` see every event before its consumer does. ``executor`` is a thread pool of yours for tools, hooks and
-    in-process models; without one they get threads of their own. ``permissions`` are patterns for the tool calls of all
-    streams; those of a session come first, those of the team last. ``event_capacity`` is how many events a stream
-    buffers for a slow consumer. A question that nobody answers within ``answer_timeout`` seconds is declined, and a
-    tool call that nobody approves rejected (None: they wait as long as their stream). ``grace`` is how many seconds a
-    call that cannot be interrupted may take to end after its stream did, before `StreamStuck` names it. ``prices`` are
-    those of your models, by id or pattern such as ``openai/gpt-5*``; they go before the built-in list. Of a tool's
-    result, the model is given ``result_limit`` characters (None: all of them); a longer one is kept in full in a file
-    in ``result_directory``, where you clean up, or by default in a temporary directory, which goes with the runtime.
-    With ``titles``, a session without one gets the first words of its user as the title (`SessionTitle`).
+    ``observers`` (see `Observer`) see every event before its consumer does. ``executor`` is a thread pool of yours for
+    tools, hooks and in-process models; without one they get threads of their own. ``permissions`` are patterns for the
+    tool calls of all streams; those of a session come first, those of the team last. ``event_capacity`` is how many
+    events a stream buffers for a slow consumer. A question that nobody answers within ``answer_timeout`` seconds is
+    declined, and a tool call that nobody approves rejected (None: they wait as long as their stream). ``grace`` is how
+    many seconds a call that cannot be interrupted may take to end after its stream did, before `StreamStuck` names it.
+    ``prices`` are those of your models, by id or pattern such as ``openai/gpt-5*``; they go before the built-in list.
+    Of a tool's result, the model is given ``result_limit`` characters (None: all of them); a longer one is kept in full
+    in a file in ``result_directory``, where you clean up, or by default in a temporary directory, which goes with the
+    runtime. With ``titles``, a session without one gets the first words of its user as the title (`SessionTitle`).
 
     Use it as a context manager, or `close` it: that ends its streams, helper threads and toolsets.
     """
@@ -63,7 +63,7 @@ class Runtime:
         self,
         agent: Agent | Team,
         *,
-        observers: Sequence[Observer] = (),
+        observers: Sequence[AnyObserver] = (),
         executor: Executor | None = None,
         permissions: Permissions | None = None,
         event_capacity: int = 128,
@@ -91,7 +91,7 @@ class Runtime:
             answer_timeout=answer_timeout,
             grace=grace,
             event_capacity=event_capacity,
-            observers=tuple(observers),
+            observers=checked(observers),
             prices=Prices(prices),
             permissions=(permissions or Permissions(), self._team.permissions),
             result_limit=result_limit,

@@ -10,7 +10,7 @@ import pytest
 
 from channels import ChannelClosed
 from runtime import Agent, Runtime, Session
-from runtime.events import AgentChoice, Event, StreamStopped
+from runtime.events import AgentChoice, Event, StreamStarted, StreamStopped
 from support.scripted import Scripted, Stall, say
 
 
@@ -55,7 +55,73 @@ def test_one_that_raises_is_isolated(error: BaseException, caplog: pytest.LogCap
         events = list(runtime.run_stream(Session.from_user("go")))
     assert failing.seen == events
     assert watcher.seen == events
-    assert "failed in on_event" in caplog.text
+    assert caplog.text.count("failed in on_event") == 1  # not once for each event
+
+
+class Events:
+    """Has one of the methods only."""
+
+    def __init__(self) -> None:
+        self.seen: list[Event] = []
+
+    def on_event(self, session: Session, event: Event) -> None:
+        self.seen.append(event)
+
+
+class Starts:
+    def __init__(self) -> None:
+        self.seen: list[Session] = []
+
+    def on_run_start(self, session: Session) -> None:
+        self.seen.append(session)
+
+
+class Unsteady(Watcher):
+    """Not even its methods can be looked up."""
+
+    @property
+    def on_event(self) -> Any:  # type: ignore[override]
+        if self.looked_up:
+            raise ValueError("no such thing")
+        self.looked_up = True
+        return print
+
+    looked_up = False
+
+
+def test_one_method_is_enough() -> None:
+    """What an observer lacks it is not told; the others, and the consumer, do not notice."""
+    events, starts, unsteady, watcher = Events(), Starts(), Unsteady(), Watcher()
+    session = Session.from_user("go")
+    with Runtime(Agent("a", Scripted(say("x"))), observers=[events, starts, unsteady, watcher]) as runtime:
+        seen = list(runtime.run_stream(session))
+    assert events.seen == watcher.seen == seen
+    assert isinstance(seen[-1], StreamStopped)
+    assert starts.seen == [session]
+
+
+@pytest.mark.parametrize("wrong", [[print], [Watcher], [Events(), "watcher"], Watcher(), "watcher", None])
+def test_what_cannot_observe_is_refused(wrong: Any) -> None:
+    """Where it is given, with a sentence; a forwarder that found out ended the loop without a last event."""
+    with pytest.raises(TypeError, match="observer"):
+        Runtime(Agent("a", Scripted()), observers=wrong)
+
+
+def test_a_forwarder_that_fails_still_brings_every_event(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Law 2: the consumer's loop ends with the reason, whatever becomes of those who watch."""
+
+    def broken(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("runtime._observe._Forwarder._tell", broken)
+    with Runtime(Agent("a", Scripted(say("x"))), observers=[Watcher()]) as runtime:
+        events = list(runtime.run_stream(Session.from_user("go")))
+    assert isinstance(events[0], StreamStarted)
+    assert isinstance(events[-1], StreamStopped)
+    assert events[-1].reason == "normal"
+    assert "are left out from now on" in caplog.text
 
 
 def test_one_that_stalls_is_left_out() -> None:
