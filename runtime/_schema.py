@@ -1,149 +1,481 @@
-"""Checks a value against a JSON schema, for answers and for tool arguments.
+"""Checks a value against a JSON schema: tool arguments, answers, and what a run is to end with.
 
-The flat forms of MCP's elicitation are checked here, with errors written for people. What goes beyond them (nesting,
-references, combinations) is checked by `jsonschema` as well, where it is installed.
+Schemas come from servers, and values from models: a check is bounded, looks at nothing but the two, and never raises.
+What cannot be read or told, such as a reference to elsewhere, a type that does not exist, a pattern that may take for
+ever, is left to whoever gave the schema, with a note in the log: refusing a value that is right would be worse.
+
+The keywords that are in use are checked here, with errors written for people. Those that are not known here are checked
+by `jsonschema`, where it is installed.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Set
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Final, TypeAlias
 
-_FLAT = {
-    "type", "title", "description", "default", "enum", "enumNames", "const", "oneOf", "properties", "required", "items",
-    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "pattern", "format",
-    "minItems", "maxItems", "uniqueItems", "additionalProperties", "anyOf", "$schema",
-}  # fmt: skip
+from ._patterns import pattern
 
+_logger = logging.getLogger(__name__)
 
-def problems(value: Any, schema: Mapping[str, Any]) -> list[str]:
-    """What is wrong with ``value``, in sentences; an empty list where it fits."""
-    found = _check(value, schema, "")
-    return found or _more(value, schema)
+_DEPTH: Final = 100  # levels of a value, and references in between
+_STEPS: Final = 1_500_000  # schemas held against values: some seconds
+_MOST: Final = 10  # problems that are told
+_SHOWN: Final = 120  # characters of a value in a message
+_NODES: Final = 10_000  # of a schema, looked through for what is not checked here
 
+#: What `_Check` does not know. Where one of them occurs, `jsonschema` checks the value as well.
+_MORE: Final = frozenset((
+    "not", "if", "contains", "propertyNames", "dependencies", "dependentRequired", "dependentSchemas", "multipleOf",
+    "unevaluatedItems", "unevaluatedProperties", "$anchor", "$dynamicRef", "$recursiveRef",
+))  # fmt: skip
 
-def _check(value: Any, schema: Mapping[str, Any], name: str) -> list[str]:
-    what = name or "the answer"
-    choices = _choices(schema)
-    if choices is not None:
-        if any(_same(value, choice) for choice in choices):
-            return []
-        return [f"{what} is one of {', '.join(map(repr, choices))}, not {value!r}"]
-    if "anyOf" in schema:
-        tries = [_check(value, option, name) for option in schema["anyOf"]]
-        if any(not found for found in tries):
-            return []
-        return min(tries, key=len)
-    kinds = schema.get("type")
-    if isinstance(kinds, str):
-        kinds = [kinds]
-    if kinds and not any(_is_a(value, kind) for kind in kinds):
-        return [f"{what} is {' or '.join(_SAID.get(kind, kind) for kind in kinds)}, not {value!r}"]
-    if isinstance(value, str):
-        return _check_text(value, schema, what)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return _check_number(value, schema, what)
-    if isinstance(value, list):
-        return _check_list(value, schema, name)
-    if isinstance(value, Mapping):
-        return _check_object(value, schema, name)
-    return []
+_TITLED: Final = {"const", "title", "description", "type"}
+
+_Where: TypeAlias = "tuple[_Where, str | int] | None"
 
 
-def _check_object(value: Mapping[str, Any], schema: Mapping[str, Any], name: str) -> list[str]:
-    prefix = f"{name}." if name else ""
-    properties = schema.get("properties", {})
-    found = [f"{prefix}{key} is missing" for key in schema.get("required", ()) if key not in value]
-    for key, item in value.items():
-        if key in properties:
-            found += _check(item, properties[key], f"{prefix}{key}")
-        elif schema.get("additionalProperties") is False:
-            known = ", ".join(properties) or "none"
-            found.append(f"{prefix}{key} is not asked for (known: {known})")
-    return found
+class Schema:
+    """A schema, for any number of checks. Thread-safe.
 
+    Any value will do: what is no schema fits everything.
+    """
 
-def _check_list(value: list[Any], schema: Mapping[str, Any], name: str) -> list[str]:
-    what = name or "the answer"
-    if len(value) < schema.get("minItems", 0):
-        return [f"{what} has at least {schema['minItems']} items"]
-    if len(value) > schema.get("maxItems", len(value)):
-        return [f"{what} has at most {schema['maxItems']} items"]
-    items = schema.get("items")
-    if not isinstance(items, Mapping):
-        return []
-    return [problem for i, item in enumerate(value) for problem in _check(item, items, f"{what}[{i}]")]
+    def __init__(self, schema: object) -> None:
+        self.root = schema
+        self._noted: set[str] = set()
+        self._more: bool | None = None
+        self._choices: dict[int, Set[Any] | None] = {}  # by the node that says them
 
-
-def _check_text(value: str, schema: Mapping[str, Any], what: str) -> list[str]:
-    if len(value) < schema.get("minLength", 0):
-        return [f"{what} has at least {schema['minLength']} characters"]
-    if len(value) > schema.get("maxLength", len(value)):
-        return [f"{what} has at most {schema['maxLength']} characters"]
-    if "pattern" in schema and not re.search(schema["pattern"], value):
-        return [f"{what} does not have the form {schema['pattern']}: {value!r}"]
-    check = _FORMATS.get(schema.get("format", ""))
-    if check is not None:
+    def problems(self, value: Any) -> list[str]:
+        """What is wrong with ``value``, in sentences; an empty list where it fits."""
+        check = _Check(self)
         try:
-            fits = check[0](value)
-        except ValueError:
-            fits = False
-        if not fits:
-            return [f"{what} is {check[1]}, not {value!r}"]
-    return []
+            found = check.check(value, self.root, None, 0)
+        except _Enough:
+            self.note("it takes too long")
+            return []
+        except RecursionError:  # somebody calls us from deep down
+            self.note("the stack is too deep")
+            return []
+        if found or check.deep:
+            return found[:_MOST]
+        if self._more is None:
+            self._more = self._has_more()
+        return self._by_jsonschema(value) if self._more else []
 
+    def choices(self, node: Mapping[str, Any]) -> Set[Any] | None:
+        """What a value may be one of, where ``node``, a part of the schema, says so."""
+        if "const" not in node and "enum" not in node and "oneOf" not in node:
+            return None
+        if id(node) not in self._choices:
+            found = _choices(node)
+            self._choices[id(node)] = None if found is None else frozenset(map(_frozen, found))
+        return self._choices[id(node)]
 
-def _check_number(value: float, schema: Mapping[str, Any], what: str) -> list[str]:
-    if "minimum" in schema and value < schema["minimum"]:
-        return [f"{what} is {schema['minimum']} or more, not {value}"]
-    if "maximum" in schema and value > schema["maximum"]:
-        return [f"{what} is {schema['maximum']} or less, not {value}"]
-    if "exclusiveMinimum" in schema and value <= schema["exclusiveMinimum"]:
-        return [f"{what} is more than {schema['exclusiveMinimum']}, not {value}"]
-    if "exclusiveMaximum" in schema and value >= schema["exclusiveMaximum"]:
-        return [f"{what} is less than {schema['exclusiveMaximum']}, not {value}"]
-    return []
+    def note(self, why: str) -> None:
+        """Log, once, what is left to whoever gave the schema."""
+        if why not in self._noted and len(self._noted) < _MOST:
+            self._noted.add(why)
+            _logger.info("a part of a schema is not checked: %s", why)
 
-
-def _more(value: Any, schema: Mapping[str, Any]) -> list[str]:
-    """What `jsonschema` finds, where the schema goes beyond the flat forms and it is installed."""
-    if _is_flat(schema):
-        return []
-    try:
-        import jsonschema  # type: ignore[import-untyped, unused-ignore]
-    except ImportError:
-        return []
-    validator = jsonschema.validators.validator_for(schema)(schema)
-    return [
-        f"{'.'.join(map(str, error.absolute_path)) or 'the answer'}: {error.message}"
-        for error in validator.iter_errors(value)
-    ]
-
-
-def _is_flat(schema: Mapping[str, Any]) -> bool:
-    if not set(schema) <= _FLAT:
+    def _has_more(self) -> bool:
+        """Whether there is a keyword that is not known here, or something that is called like one."""
+        left, seen = [self.root], 0
+        while left and seen < _NODES:
+            seen += 1
+            node = left.pop()
+            if isinstance(node, Mapping):
+                if not _MORE.isdisjoint(node):
+                    return True
+                left += node.values()
+            elif isinstance(node, list):
+                left += node
         return False
-    return all(
-        isinstance(item, Mapping) and set(item) <= _FLAT and "properties" not in item
-        for item in schema.get("properties", {}).values()
-    )
+
+    def _by_jsonschema(self, value: Any) -> list[str]:
+        try:
+            import jsonschema  # type: ignore[import-untyped, unused-ignore]
+            import referencing
+        except ImportError:
+            self.note("it has keywords that need the package jsonschema")
+            return []
+        steps = 0
+
+        def counted(keyword: Callable[..., Any]) -> Callable[..., Any]:
+            def check(*args: Any) -> Iterator[Any]:
+                nonlocal steps
+                steps += 1
+                if steps > _STEPS // 10:
+                    raise _Enough
+                yield from keyword(*args) or ()
+
+            return check
+
+        def patterned(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[Any]:
+            yield from ()  # it has been checked here
+
+        def unreadable(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[Any]:
+            raise ValueError("patternProperties beside it")  # these patterns it would give to `re`
+
+        try:
+            kind = jsonschema.validators.validator_for(self.root, default=jsonschema.Draft202012Validator)
+            keywords = {name: counted(keyword) for name, keyword in kind.VALIDATORS.items()}
+            keywords |= {"pattern": patterned, "uniqueItems": patterned, "patternProperties": unreadable}
+            # An empty registry: nothing is ever fetched.
+            validator = jsonschema.validators.extend(kind, keywords)(self.root, registry=referencing.Registry())
+            return [
+                f"{'.'.join(map(str, error.absolute_path)) or 'the answer'}: {error.message[:500]}"
+                for error, _ in zip(validator.iter_errors(value), range(_MOST), strict=False)
+            ]
+        except _Enough:
+            self.note("it takes too long")
+        except Exception as error:  # a schema that jsonschema cannot read may raise anything
+            self.note(f"jsonschema cannot read it: {type(error).__name__}: {str(error)[:200]}")
+        return []
+
+    def __repr__(self) -> str:
+        return f"<Schema {_shown(self.root)}>"
+
+
+def problems(value: Any, schema: object) -> list[str]:
+    """What is wrong with ``value``, in sentences; an empty list where it fits."""
+    return Schema(schema).problems(value)
+
+
+def properties_of(schema: object) -> dict[str, Mapping[str, Any]]:
+    """The properties that ``schema`` names, each a mapping, whatever stands there."""
+    properties = schema.get("properties") if isinstance(schema, Mapping) else None
+    if not isinstance(properties, Mapping):
+        return {}
+    return {str(name): each if isinstance(each, Mapping) else {} for name, each in properties.items()}
+
+
+class _Enough(Exception):
+    """The check has taken all the steps that it may."""
+
+
+class _Check:
+    """One check. ``left`` counts what could not be told, ``deep`` says that there was a level too many."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.steps = _STEPS
+        self.left = 0
+        self.deep = False
+
+    def leave(self, why: str) -> list[str]:
+        """It cannot be told: left to whoever gave the schema."""
+        self.left += 1
+        self.schema.note(why)
+        return []
+
+    def check(self, value: Any, schema: Any, where: _Where, depth: int) -> list[str]:
+        """What is wrong with ``value``, which stands ``where``."""
+        self.steps -= 1
+        if self.steps < 0:
+            raise _Enough
+        if schema is True:
+            return []
+        if schema is False:
+            return [f"{_name(where)} is not allowed here"]
+        if not isinstance(schema, Mapping):
+            return self.leave(f"{_shown(schema)} is not a schema")
+        if depth > _DEPTH:
+            self.deep = True
+            return self.leave(f"it goes more than {_DEPTH} levels deep")
+        found = self._kind(value, schema, where)
+        if found:
+            return found
+        if isinstance(value, str):
+            found = self._text(value, schema, where)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found = self._number(value, schema, where)
+        elif isinstance(value, list):
+            found = self._list(value, schema, where, depth)
+        elif isinstance(value, Mapping):
+            found = self._object(value, schema, where, depth)
+        return found or self._combined(value, schema, where, depth)
+
+    def _kind(self, value: Any, schema: Mapping[str, Any], where: _Where) -> list[str]:
+        """``type``, and the values that it may be one of."""
+        choices = self.schema.choices(schema)
+        if choices is not None and _frozen(value) not in choices:
+            values = _choices(schema) or []
+            said = ", ".join(map(_shown, values[:20]))
+            return [f"{_name(where)} is one of {said}{', ...' if len(values) > 20 else ''}, not {_shown(value)}"]
+        kinds = schema.get("type")
+        if kinds is None:
+            return []
+        if isinstance(kinds, str):
+            kinds = [kinds]
+        if not isinstance(kinds, list) or not all(isinstance(kind, str) and kind in _SAID for kind in kinds):
+            return self.leave(f"there is no type {_shown(schema['type'])}")
+        if kinds and not any(_is_a(value, kind) for kind in kinds):
+            said = " or ".join(_SAID[kind] for kind in kinds)
+            return [f"{_name(where)} is {said}, not {_shown(value)}"]
+        return []
+
+    def _text(self, value: str, schema: Mapping[str, Any], where: _Where) -> list[str]:
+        least, most = _bound(schema, "minLength"), _bound(schema, "maxLength")
+        if least is not None and len(value) < least:
+            return [f"{_name(where)} has at least {least} characters"]
+        if most is not None and len(value) > most:
+            return [f"{_name(where)} has at most {most} characters"]
+        wanted = schema.get("pattern")
+        if isinstance(wanted, str):
+            fits = self._matches(wanted, value)
+            if fits is False:
+                return [f"{_name(where)} does not have the form {wanted}: {_shown(value)}"]
+        form = schema.get("format")
+        check = _FORMATS.get(form) if isinstance(form, str) else None
+        if check is not None:
+            try:
+                fits = bool(check[0](value))
+            except ValueError:
+                fits = False
+            if not fits:
+                return [f"{_name(where)} is {check[1]}, not {_shown(value)}"]
+        return []
+
+    def _number(self, value: float, schema: Mapping[str, Any], where: _Where) -> list[str]:
+        least, most = _bound(schema, "minimum"), _bound(schema, "maximum")
+        above, below = _bound(schema, "exclusiveMinimum"), _bound(schema, "exclusiveMaximum")
+        if schema.get("exclusiveMinimum") is True:  # as draft 4 has it
+            least, above = None, least
+        if schema.get("exclusiveMaximum") is True:
+            most, below = None, most
+        if least is not None and value < least:
+            return [f"{_name(where)} is {least} or more, not {_shown(value)}"]
+        if most is not None and value > most:
+            return [f"{_name(where)} is {most} or less, not {_shown(value)}"]
+        if above is not None and value <= above:
+            return [f"{_name(where)} is more than {above}, not {_shown(value)}"]
+        if below is not None and value >= below:
+            return [f"{_name(where)} is less than {below}, not {_shown(value)}"]
+        return []
+
+    def _list(self, value: list[Any], schema: Mapping[str, Any], where: _Where, depth: int) -> list[str]:
+        least, most = _bound(schema, "minItems"), _bound(schema, "maxItems")
+        if least is not None and len(value) < least:
+            return [f"{_name(where)} has at least {least} items"]
+        if most is not None and len(value) > most:
+            return [f"{_name(where)} has at most {most} items"]
+        if schema.get("uniqueItems") is True and len({_frozen(item) for item in value}) < len(value):
+            return [f"{_name(where)} has no item twice"]
+        first, rest = schema.get("prefixItems"), schema.get("items", True)
+        if isinstance(rest, list):  # as it was before 2020
+            first, rest = rest, schema.get("additionalItems", True)
+        if not isinstance(first, list):
+            first = []
+        found: list[str] = []
+        for i, item in enumerate(value):
+            wanted = first[i] if i < len(first) else rest
+            if wanted is not True:
+                found += self.check(item, wanted, (where, i), depth + 1)
+                if len(found) >= _MOST:
+                    break
+        return found
+
+    def _object(self, value: Mapping[str, Any], schema: Mapping[str, Any], where: _Where, depth: int) -> list[str]:
+        properties, patterns = schema.get("properties"), schema.get("patternProperties")
+        if not isinstance(properties, Mapping):
+            properties = {}
+        if not isinstance(patterns, Mapping):
+            patterns = {}
+        others, required = schema.get("additionalProperties", True), schema.get("required")
+        found = []
+        if isinstance(required, list):
+            missing = [key for key in required if isinstance(key, str) and key not in value]
+            found = [f"{_name((where, key))} is missing" for key in missing[:_MOST]]
+        least, most = _bound(schema, "minProperties"), _bound(schema, "maxProperties")
+        if least is not None and len(value) < least:
+            found.append(f"{_name(where)} has at least {least} entries")
+        if most is not None and len(value) > most:
+            found.append(f"{_name(where)} has at most {most} entries")
+        for key, item in value.items():
+            if len(found) >= _MOST:
+                break
+            inside = where, key
+            known = key in properties
+            if known:
+                found += self.check(item, properties[key], inside, depth + 1)
+            for text, wanted in patterns.items():
+                fits = self._matches(str(text), str(key))
+                if fits:
+                    found += self.check(item, wanted, inside, depth + 1)
+                known = known or fits is not False
+            if known or others is True:
+                continue
+            if others is False:
+                names = ", ".join(_cut(str(name)) for name in list(properties)[:50]) or "none"
+                found.append(f"{_name(inside)} is not asked for (known: {names})")
+            else:
+                found += self.check(item, others, inside, depth + 1)
+        return found
+
+    def _combined(self, value: Any, schema: Mapping[str, Any], where: _Where, depth: int) -> list[str]:
+        """References, and what is put together of several schemas."""
+        found: list[str] = []
+        reference = schema.get("$ref")
+        if reference is not None:
+            target = self._target(reference)
+            if target is None:
+                self.leave(f"the reference {_shown(reference)}, which leads nowhere in the schema itself")
+            else:
+                found += self.check(value, target, where, depth + 1)
+        each: Any = schema.get("allOf")
+        if isinstance(each, list):
+            for part in each:
+                found += self.check(value, part, where, depth + 1)
+        each = schema.get("anyOf")
+        if isinstance(each, list) and each and not found:
+            found += self._one_of(value, each, where, depth, exactly=False)
+        each = schema.get("oneOf")
+        if isinstance(each, list) and each and not found and not _are_constants(each):
+            found += self._one_of(value, each, where, depth, exactly=True)
+        return found
+
+    def _one_of(self, value: Any, options: list[Any], where: _Where, depth: int, *, exactly: bool) -> list[str]:
+        left, fitting = self.left, 0
+        best: list[str] | None = None
+        for option in options:
+            found = self.check(value, option, where, depth + 1)
+            if found:
+                best = found if best is None or len(found) < len(best) else best
+                continue
+            fitting += 1
+            if not exactly:
+                return []
+        # Of the options that fit, those that could not be read may not be what it is.
+        if fitting == 1 or (fitting and self.left > left):
+            return []
+        if fitting:
+            return [f"{_name(where)} fits {fitting} of what it is exactly one of: {_shown(value)}"]
+        return best or []
+
+    def _matches(self, wanted: str, text: str) -> bool | None:
+        found, steps = pattern(wanted).found_in(text)
+        self.steps -= steps // 20
+        if found is None:
+            self.leave(f"the pattern {_shown(wanted)}")
+        return found
+
+    def _target(self, reference: Any) -> Any:
+        """What ``reference`` leads to inside the schema; None for everything else: nothing is ever fetched."""
+        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+            return None
+        node: Any = self.schema.root
+        for step in reference.split("/")[1:]:
+            if "%" in step:
+                from urllib.parse import unquote  # slow to import, and seldom needed
+
+                step = unquote(step)
+            step = step.replace("~1", "/").replace("~0", "~")
+            if isinstance(node, Mapping) and step in node:
+                node = node[step]
+            elif isinstance(node, list) and step.isascii() and step.isdigit() and int(step[:9]) < len(node):
+                node = node[int(step[:9])]
+            else:
+                return None
+        return node
+
+
+def _name(where: _Where) -> str:
+    """How a place is called: table.seats[3]."""
+    steps: list[str | int] = []
+    while where is not None:
+        where, step = where
+        steps.append(step)
+    name = ""
+    for step in reversed(steps):
+        name += f"[{step}]" if isinstance(step, int) else f".{_cut(step)}" if name else _cut(step)
+    return name or "the answer"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _shown(value: Any) -> str:
+    """``value`` in a message: never more than a line of it, however large it is."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= _SHOWN else f"{value[:_SHOWN]!r}... ({len(value)} characters)"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if _size(value) > 20 else _cut(repr(value))
+    if isinstance(value, Mapping):
+        return f"an object of {len(value)}" if _size(value) > 20 else _cut(repr(value))
+    if isinstance(value, int) and abs(value) >= 10**_SHOWN:
+        return "a number of many digits"
+    return _cut(repr(value))
+
+
+def _size(value: Any) -> int:
+    """How many values there are inside ``value``, counted up to 21 of them and texts that are short; else more."""
+    left, count = [value], 0
+    while left and count <= 20:
+        node = left.pop()
+        count += 1
+        if isinstance(node, Mapping):
+            if len(node) > 20 or any(isinstance(key, str) and len(key) > _SHOWN for key in node):
+                return 21
+            left += node.values()
+        elif isinstance(node, list):
+            if len(node) > 20:
+                return 21
+            left += node
+        elif (isinstance(node, str) and len(node) > _SHOWN) or (isinstance(node, int) and abs(node) >= 10**_SHOWN):
+            return 21
+    return count
+
+
+def _bound(schema: Mapping[str, Any], name: str) -> float | None:
+    """The number that stands there. Numbers in quotes, nulls and the like say nothing that is sure."""
+    bound = schema.get(name)
+    if isinstance(bound, bool) or not isinstance(bound, (int, float)) or math.isnan(bound):
+        return None
+    return bound
 
 
 def _choices(schema: Mapping[str, Any]) -> list[Any] | None:
+    """The values that ``schema`` names, of which one is wanted."""
+    wanted: list[list[Any]] = []
     if "const" in schema:
-        return [schema["const"]]
-    if "enum" in schema:
-        return list(schema["enum"])
-    options = schema.get("oneOf")
-    if options and all(isinstance(option, Mapping) and "const" in option for option in options):
-        return [option["const"] for option in options]
-    return None
+        wanted.append([schema["const"]])
+    if isinstance(schema.get("enum"), list):
+        wanted.append(schema["enum"])
+    if _are_constants(schema.get("oneOf")):
+        wanted.append([option["const"] for option in schema["oneOf"]])
+    if not wanted:
+        return None
+    others = [set(map(_frozen, each)) for each in wanted[1:]]
+    return [each for each in wanted[0] if all(_frozen(each) in other for other in others)]
 
 
-def _same(a: Any, b: Any) -> bool:
-    return a == b and isinstance(a, bool) == isinstance(b, bool)  # JSON's true is not its 1
+def _are_constants(options: Any) -> bool:
+    """Whether they are choices with titles, as forms have them."""
+    return (
+        isinstance(options, list)
+        and bool(options)
+        and all(isinstance(each, Mapping) and "const" in each and each.keys() <= _TITLED for each in options)
+    )
+
+
+def _frozen(value: Any) -> Any:
+    """``value`` as something to compare and to hash: JSON's true is not its 1, but 1.0 is."""
+    if isinstance(value, bool):
+        return bool, value
+    if isinstance(value, (list, tuple)):
+        return list, tuple(map(_frozen, value))
+    if isinstance(value, Mapping):
+        return dict, frozenset((key, _frozen(item)) for key, item in value.items())
+    try:
+        hash(value)
+    except TypeError:  # nothing that JSON has
+        return type(value), id(value)
+    return value
 
 
 def _is_a(value: Any, kind: str) -> bool:
@@ -152,13 +484,18 @@ def _is_a(value: Any, kind: str) -> bool:
         return whole and not isinstance(value, bool)
     if kind == "number":
         return not isinstance(value, bool) and isinstance(value, (int, float))
-    return isinstance(value, _KINDS.get(kind, object))
+    return isinstance(value, _KINDS[kind])
 
 
 def _is_address(text: str) -> bool:
     from urllib.parse import urlsplit  # slow to import, and seldom needed
 
-    return bool(urlsplit(text).scheme) and " " not in text
+    return bool(urlsplit(text[:1000]).scheme) and " " not in text
+
+
+def _is_email(text: str) -> bool:
+    name, _, host = text.partition("@")
+    return len(text) < 1000 and bool(name) and "@" not in host and "." in host[1:-1] and text.split() == [text]
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -177,9 +514,9 @@ _SAID = {
     "array": "a list",
     "null": "null",
 }
-_FORMATS: dict[str, tuple[Any, str]] = {
+_FORMATS: dict[str, tuple[Callable[[str], Any], str]] = {
     "date": (date.fromisoformat, "a date such as 2026-12-24"),
     "date-time": (datetime.fromisoformat, "a date and time such as 2026-12-24T19:30:00Z"),
-    "email": (re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+").fullmatch, "an e-mail address"),
+    "email": (_is_email, "an e-mail address"),
     "uri": (_is_address, "an address such as https://example.org"),
 }

@@ -1,0 +1,287 @@
+"""What servers and models bring is checked within bounds: it stalls no thread, opens nothing, and ends no run."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from runtime import _patterns
+from runtime._patterns import Pattern
+from runtime._schema import Schema, problems
+
+
+@contextmanager
+def heartbeat() -> Iterator[list[float]]:
+    """A thread that ticks. The list has how long it was held up at most, beyond what the machine takes by itself: the
+    processor time of this process in between, which another process cannot use up.
+    """
+    over, longest = threading.Event(), [0.0]
+
+    def beat() -> None:
+        last, used = time.monotonic(), time.process_time()
+        while not over.wait(0.002):
+            now, spent = time.monotonic(), time.process_time()
+            longest[0] = max(longest[0], min(now - last, spent - used))
+            last, used = now, spent
+
+    thread = threading.Thread(target=beat, name="heartbeat")
+    thread.start()
+    try:
+        yield longest
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.fixture
+def without_re2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it is not installed."""
+    monkeypatch.setitem(sys.modules, "re2", None)
+    _patterns.pattern.cache_clear()
+
+
+BACKTRACKS = [
+    (r"^(\w+\s?)*$", "a" * 60 + "!"),
+    (r"^(a+)+$", "a" * 60 + "!"),
+    (r"(a|a)*b", "a" * 60),
+    (r"(a|aa)+$", "a" * 60 + "!"),
+    (r"(?:a?){60}a{60}", "a" * 59),
+    (r"^(?:a|a)(?:a|a)(?:a|a)(?:a|a)(?:a|a)" * 6 + "b", "a" * 60),
+    (r"a*a*a*a*a*a*a*b", "a" * 5000),
+    (r"(x+x+)+y", "x" * 60),
+    (r"^(([a-z])+.)+[A-Z]([a-z])+$", "a" * 60),
+    (r"(.*a){25}", "a" * 24 + "b" * 5000),
+    (r"\s*$", " " * 100_000 + "x"),
+    (r"([^,]*,)*x", "," * 5000),
+    (r"((a{1,100}){1,100}){1,100}b", "a" * 5000),
+    (r"(?=(a+))\1b", "a" * 5000),
+    (r"(a*)*(a*)*b", "a" * 60),
+    ("(" * 400 + "a" + ")*" * 400 + "b", "a" * 60),
+    (r"(?i:" + "[\u0000-\U0010ffff]" + ")+b", "a" * 50_000),
+]
+
+
+@pytest.mark.parametrize(("wanted", "text"), BACKTRACKS)
+def test_no_pattern_stalls_the_process(without_re2: None, wanted: str, text: str) -> None:
+    """`re` holds the GIL: what may take it long is not run by it."""
+    with heartbeat() as longest:
+        found = problems({"x": text}, {"properties": {"x": {"type": "string", "pattern": wanted}}})
+    assert longest[0] < 0.1
+    assert found == [] or len(wanted) < 100  # it was left to the server, or there was a way to tell
+
+
+@pytest.mark.parametrize(("wanted", "text"), BACKTRACKS)
+def test_nor_where_re2_is_installed(wanted: str, text: str) -> None:
+    """It lets go of the GIL, and takes time that is linear in the text."""
+    pytest.importorskip("re2")
+    _patterns.pattern.cache_clear()
+    with heartbeat() as longest:
+        problems({"x": text}, {"properties": {"x": {"pattern": wanted}}})
+    assert longest[0] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "good", "bad"),
+    [
+        (r"^[a-z]+$", "a" * 50_000, "a" * 50_000 + "1"),
+        (r"^\d{4}-\d{2}-\d{2}$", "2026-12-24", "24.12."),
+        (r"^#([0-9a-fA-F]{6}|[0-9a-fA-F]{3})$", "#abc", "#abcd"),
+        (r"^\+?[1-9]\d{1,14}$", "+4912345", "0123"),
+        (r"^(\d{1,3}\.){3}\d{1,3}$", "127.0.0.1", "127.0.0"),
+        (r"[^\s@]+@[^\s@]+", "a@b", "a b"),
+        (r"^\w+$", "Größe", "a b"),
+    ],
+)
+def test_patterns_as_people_write_them_are_checked(without_re2: None, wanted: str, good: str, bad: str) -> None:
+    """With and without the extra."""
+    assert Pattern(wanted).found_in(good)[0] is True
+    assert Pattern(wanted).found_in(bad)[0] is False
+
+
+@pytest.mark.parametrize(
+    ("wanted", "good", "bad"),
+    [
+        (r"^\p{L}+$", "Größe", "a1"),
+        (r"^(?<year>\d{4})$", "2026", "26"),
+        (r"^(\w+\s?)*$", "größe " * 1000, "a" * 60 + "!"),
+        (r"^[\w-]+(\.[\w-]+)*$", "ä.b-c", "ä..b"),
+    ],
+)
+def test_what_python_cannot_read_or_bound_is_for_re2(wanted: str, good: str, bad: str) -> None:
+    """It knows JavaScript's spellings, and letters are those of all alphabets as in `re`."""
+    pytest.importorskip("re2")
+    assert Pattern(wanted).found_in(good)[0] is True
+    assert Pattern(wanted).found_in(bad)[0] is False
+
+
+def test_a_pattern_that_cannot_be_run_is_left_to_the_server(without_re2: None, caplog: Any) -> None:
+    """With a note, once: refusing what is right would be worse."""
+    caplog.set_level("INFO", "runtime._schema")
+    schema = Schema({"type": "string", "pattern": r"^\p{L}+$", "minLength": 2})
+    assert schema.problems("abc") == schema.problems("123") == []
+    assert schema.problems("a") == ["the answer has at least 2 characters"]
+    assert [r"\\p{L}" in record.message for record in caplog.records] == [True]
+
+
+def test_many_texts_against_a_slow_pattern_are_bounded_together(without_re2: None) -> None:
+    """Each is quick by itself."""
+    schema = {"items": {"pattern": "[a-z]+x|b$"}}
+    with heartbeat() as longest:
+        began = time.process_time()
+        assert problems(["a" * 500 + "b"] * 100_000, schema) == []
+        assert time.process_time() - began < 10
+    assert longest[0] < 0.1
+
+
+UNREADABLE: list[Any] = [
+    True, {}, None, 5, "string", [], {"type": "any"}, {"type": 7}, {"type": ["string", "any"]}, {"type": None},
+    {"type": {"a": 1}}, {"$ref": "#/$defs/Gone"}, {"$ref": "#/properties/x"}, {"$ref": 5}, {"$ref": "#gone"},
+    {"$ref": "https://example.invalid/s.json"}, {"$ref": "s.json#/x"}, {"$ref": "#/properties/x/allOf/0"},
+    {"required": None}, {"required": 5}, {"required": [5, None]}, {"required": True}, {"properties": None},
+    {"properties": ["a"]}, {"enum": None}, {"enum": 5}, {"minimum": "0"}, {"minimum": None}, {"maximum": [1]},
+    {"minLength": None}, {"maxLength": "9"}, {"minItems": {}}, {"pattern": None}, {"pattern": 5}, {"pattern": "("},
+    {"pattern": "^\\p{L}+$"}, {"pattern": "^(?<y>a)"}, {"pattern": "[[a]--[b]]"}, {"format": None},
+    {"format": ["date"]},
+    {"anyOf": None}, {"anyOf": []}, {"anyOf": [True, 5]}, {"oneOf": "x"}, {"oneOf": ["x", "y"]}, {"oneOf": [None]},
+    {"allOf": {"a": 1}}, {"allOf": [None]}, {"items": None}, {"items": [None]}, {"items": "x"}, {"prefixItems": 5},
+    {"additionalProperties": None}, {"patternProperties": None}, {"patternProperties": {"(": 5}},
+    {"uniqueItems": "yes"}, {"not": None}, {"if": 5}, {"contains": None}, {"multipleOf": "3"}, {"multipleOf": 0},
+    {"dependentRequired": None}, {"propertyNames": 5}, {"unevaluatedProperties": "x"}, {"$dynamicRef": "#x"},
+    {"$recursiveRef": "#"}, {"$schema": 5, "not": {}}, {"$schema": "nowhere", "multipleOf": 1}, {"$id": 5, "not": True},
+    {"minimum": float("nan")},
+]  # fmt: skip
+VALUES: list[Any] = ["abc", 1, 1.5, float("nan"), None, True, [], ["a", 1], {}, {"a": {"b": [1]}}, 10**400, "\ud800"]
+
+
+@pytest.mark.parametrize("part", UNREADABLE, ids=str)
+def test_a_schema_that_cannot_be_read_is_no_error(part: Any) -> None:
+    """Whatever stands in it, and wherever: a check says what is wrong with the value, and raises nothing."""
+    for value in VALUES:
+        for schema in (part, {"properties": {"x": part}}, {"anyOf": [part]}, {"items": part}, {"contains": part}):
+            for given in (value, {"x": value}, [value]):
+                found = problems(given, schema)
+                assert isinstance(found, list)
+                assert all(isinstance(each, str) for each in found)
+
+
+def test_nothing_outside_the_schema_is_opened(tmp_path: pathlib.Path) -> None:
+    """A reference to an address or a file would let a server look around, and hold up whoever checks."""
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"const": "hunter2"}')
+    seen: list[str] = []
+    watching = [True]
+
+    def watch(event: str, args: Any) -> None:
+        if watching[0] and (event.startswith(("socket.", "urllib.")) or "secret" in str(args)):
+            seen.append(event)
+
+    sys.addaudithook(watch)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        seen.clear()
+        for reference in (f"http://127.0.0.1:{port}/s.json", secret.as_uri(), str(secret), "secret.json"):
+            for part in ({"$ref": reference}, {"not": {"not": {"$ref": reference}}}, {"$dynamicRef": reference}):
+                assert problems({"x": "a"}, {"$id": secret.as_uri(), "properties": {"x": part}}) == []
+    watching[0] = False
+    assert seen == []
+
+
+def nested(depth: int, inside: str = "") -> Any:
+    value: Any = inside
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_depth_and_size_are_bounded() -> None:
+    """Values and schemas of any depth, schemas that unfold without end, values that are many."""
+    deep: Any = {"type": "string"}
+    for _ in range(5000):
+        deep = {"type": "array", "items": deep}
+    tree = {"type": "array", "items": {"$ref": "#"}}
+    unfolds: dict[str, Any] = {"$defs": {"d0": {"const": 1}}, "$ref": "#/$defs/d60"}
+    for i in range(1, 61):
+        unfolds["$defs"][f"d{i}"] = {"anyOf": [{"$ref": f"#/$defs/d{i - 1}"}, {"$ref": f"#/$defs/d{i - 1}"}]}
+    endless = {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]}}}
+    million = list(range(1_000_000))
+    with heartbeat() as longest:
+        for value in (nested(99), nested(5000), nested(300, "x"), 1, "x"):
+            for schema in (deep, tree, {"contains": deep}, {"enum": [nested(300)]}, {"uniqueItems": True}):
+                problems(value, schema)
+        assert problems(2, unfolds) == problems(2, endless) == []
+        assert problems(million, {"type": "array", "uniqueItems": True, "items": {"type": "integer"}}) == []
+        found = problems(million, {"items": {"type": "string"}})
+    assert len(found) == 10
+    assert longest[0] < 0.1
+
+
+def test_what_is_said_of_a_value_is_short() -> None:
+    """The model, or somebody, reads it; and writing all of a large value would hold the GIL."""
+    texts = ["x" * 10_000_000, ["x" * 10_000_000], [[list(range(1000))] * 1000], {"k" * 1_000_000: 1}, 10**5000]
+    for value in texts:
+        for schema in ({"type": "null"}, {"enum": ["a"] * 10_000}, {"const": "y" * 1_000_000}, {"anyOf": [False]}):
+            assert sum(map(len, problems(value, schema))) < 6000
+    assert problems({"n": "x" * 1000}, {"properties": {"n": {"type": "integer"}}}) == [
+        f"n is a whole number, not '{'x' * 120}'... (1000 characters)"
+    ]
+
+
+def test_jsonschema_and_this_check_agree() -> None:
+    """Where both know the keywords, on schemas put together at random."""
+    jsonschema = pytest.importorskip("jsonschema")
+    import random
+
+    rng = random.Random(5)
+    values = [
+        None,
+        True,
+        False,
+        0,
+        1,
+        2,
+        1.5,
+        "",
+        "a",
+        "ab",
+        [],
+        [1],
+        [1, 1],
+        [1, "a"],
+        {},
+        {"a": 1},
+        {"a": "x", "b": 2},
+    ]
+    parts: list[Any] = [
+        {"type": "string"}, {"type": "integer"}, {"type": ["array", "null"]}, {"enum": [1, "a", None]},
+        {"const": True},
+        {"minimum": 1}, {"exclusiveMaximum": 2}, {"minLength": 1}, {"maxLength": 1}, {"pattern": "^a"}, {"minItems": 1},
+        {"maxItems": 1}, {"uniqueItems": True}, {"required": ["a"]}, {"maxProperties": 1},
+        {"additionalProperties": False},
+        True, False, {"items": False}, {"prefixItems": [{"type": "integer"}]},
+    ]  # fmt: skip
+
+    def schema(depth: int) -> Any:
+        made = dict(rng.choice([part for part in parts if isinstance(part, dict)]))
+        if depth:
+            for keyword in rng.sample(("anyOf", "allOf", "oneOf"), rng.randint(0, 2)):
+                made[keyword] = [rng.choice([rng.choice(parts), schema(depth - 1)]) for _ in range(rng.randint(1, 3))]
+            for keyword in rng.sample(("items", "additionalProperties"), rng.randint(0, 1)):
+                made[keyword] = schema(depth - 1)
+            if rng.random() < 0.5:
+                made["properties"] = {"a": schema(depth - 1)}
+        return made
+
+    for _ in range(1500):
+        made = schema(2)
+        theirs = jsonschema.Draft202012Validator(made)
+        for value in values:
+            assert bool(problems(value, made)) != theirs.is_valid(value), json.dumps([value, made])
