@@ -689,5 +689,5 @@ def test_what_cannot_run_on_the_consumer() -> None:
         tool(on="consumer")(work)
     with pytest.raises(ValueError, match="helper or on the consumer"):
         tool(on="moon")(lambda: None)  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="more than 0 seconds"):
+    with pytest.raises(ValueError, match="a number of seconds above 0"):
         tool(timeout=0)(lambda: None)
