@@ -230,7 +230,10 @@ def _tools(core: StreamCore) -> dict[str, Tool]:
             core.emit(events.McpInitFinished(name, **core.tags))
         for tool in found:
             if tool.name in tools:
-                raise StopRun("error", "tool_failed", f"toolset {name}: there is another tool named {tool.name!r}")
+                problem = f"toolset {name}: there is another tool named {tool.name!r}"
+                if tool.server:
+                    problem += "; MCPToolSet(..., prefix=) tells them apart"
+                raise StopRun("error", "tool_failed", problem)
             tools[tool.name] = tool
     for tool in _delegation.tools(core):
         if tool.name in tools:

@@ -15,7 +15,7 @@ import contextlib
 import contextvars
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -23,7 +23,15 @@ from typing import Any, Final, Literal, TypeAlias
 import anyio
 import janus
 from mcp import Client, MCPError
-from mcp.types import CallToolResult, ElicitRequestFormParams, ElicitRequestURLParams, ElicitResult, Tool
+from mcp.types import (
+    URL_ELICITATION_REQUIRED,
+    CallToolResult,
+    ElicitRequestFormParams,
+    ElicitRequestURLParams,
+    ElicitResult,
+    Tool,
+    ToolListChangedNotification,
+)
 
 from channels import CancelToken, Channel, ChannelClosed, SupportsDone
 from channels.aio import LoopThread
@@ -36,6 +44,7 @@ INBOX: Final = 1 << 30  # the loop's thread must never wait: as good as unbounde
 # Seconds.
 LEAVING: Final = 2.0  # cancelled calls have, to tell the server
 SLACK: Final = 15.0  # more than all that starting and ending a server may take
+PONG: Final = 30.0  # a server has to answer a ping, before it is believed to have nothing more to say of an old call
 
 _logger = logging.getLogger("runtime.mcp")
 
@@ -48,6 +57,27 @@ class Lost(Exception):
 
 class Unsent(Lost):
     """The same, and it has not seen the call."""
+
+
+class Visit(Exception):
+    """The call is refused until the user has been at ``pages``: pairs of what to tell the user, and an address."""
+
+    def __init__(self, reason: str, pages: Sequence[tuple[str, str]]) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.pages = pages
+
+
+def visit_of(error: BaseException | None) -> Visit | None:
+    if not isinstance(error, MCPError) or error.code != URL_ELICITATION_REQUIRED:
+        return None
+    asked = error.error.data.get("elicitations") if isinstance(error.error.data, Mapping) else None
+    pages = [
+        (str(each.get("message") or error.message), each["url"])
+        for each in (asked if isinstance(asked, list) else ())
+        if isinstance(each, Mapping) and isinstance(each.get("url"), str)
+    ]
+    return Visit(error.message, pages)
 
 
 # -- what a call says --------------------------------------------------------------------------------------------------
@@ -86,6 +116,13 @@ def _settle(answer: asyncio.Future[ElicitResult], result: ElicitResult) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Declined:
+    """The server asked something that may have been for this call or for another, so nobody was asked."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The last message."""
 
@@ -96,9 +133,10 @@ class Finished:
 class Call:
     """One call of a tool."""
 
-    def __init__(self, connection: Connection, name: str, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, connection: Connection, name: str, arguments: Mapping[str, Any], stream: str) -> None:
         self.name = name
         self.arguments = dict(arguments)
+        self.stream = stream  # whose user its questions are for
         self.inbox: Channel[Any] = Channel(INBOX, name=f"call of {name}")
         self.over = CancelToken()  # whoever is asked for it need not answer any more
         self.context = contextvars.copy_context()
@@ -173,19 +211,28 @@ class Connection:
         self.failure: Lost | None = None  # why it is of no use any more; None: it is, or may yet be
         self.ready: Channel[None] = Channel(name=f"{name} ready")  # closes, also when it failed
         self.gone: Channel[None] = Channel(name=f"{name} gone")  # closes when nothing of it is left
+        self._listing: Channel[None] | None = None  # closes when `tools` is up to date again
         self._loop_thread = loop
         self._loop = loop.loop
         self._mode = mode
         self._connect_timeout = connect_timeout
-        self._process = Process(name, command, env, cwd)
+        self._new_process = functools.partial(Process, name, command, env, cwd)
+        self._process = self._new_process()
         self._commands: janus.Queue[Call | None] = janus.Queue()  # None: end
         # The rest is used on the loop's thread only.
         self._open: dict[Call, None] = {}
+        self._client: Client | None = None  # once connected
+        self._stale = False  # the tools have changed since they were listed
         self._stopping = False
         self._connecting: asyncio.Timeout | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        # An old server does not say which call asks: so it matters which are in flight, and from its first question on
+        # there is only ever one.
         self._turn = asyncio.Lock()
-        self._asking: Call | None = None  # legacy: the one call in flight
-        self._unsettled = False  # legacy: the last call did not end by its own reply
+        self._in_flight: dict[Call, None] = {}
+        self._given_up: dict[Call, None] = {}  # in flight still, as far as is known: a question may be on its way
+        self._landed = asyncio.Event()  # there is one less
+        self._asks = False
         # In a context of its own: the first caller's must not stick to all who come later.
         loop.start(self._own, on_done=self._ended, context=contextvars.Context())
 
@@ -198,10 +245,17 @@ class Connection:
         if self.failure is not None and not self.version:
             raise Lost(str(self.failure))
 
-    def call(self, name: str, arguments: Mapping[str, Any]) -> Call:
+    def wait_listed(self, cancel: SupportsDone | None = None) -> None:
+        """Until the tools are listed again that the server says have changed, or cannot be."""
+        listing = self._listing
+        if listing is not None:
+            self._refuse("listing the tools of an MCP server")
+            self._wait(listing, self._connect_timeout, cancel)
+
+    def call(self, name: str, arguments: Mapping[str, Any], stream: str) -> Call:
         """Begin a call. Receive from its inbox until `Finished`, and drop it on every other way out."""
         self._refuse("calling a tool of an MCP server")
-        call = Call(self, name, arguments)
+        call = Call(self, name, arguments, stream)
         try:
             self._commands.sync_q.put_nowait(call)
         except janus.SyncQueueShutDown:
@@ -268,6 +322,9 @@ class Connection:
                 self._process.grace = POLITE
                 self.version = client.protocol_version
                 self.ready.close()
+                changing = client.server_capabilities.tools
+                if self.version >= MODERN and changing is not None and changing.list_changed:
+                    self._spawn(self._listen(client))
                 tasks: set[asyncio.Task[CallToolResult]] = set()
                 try:
                     await self._serve(client, tasks)
@@ -276,6 +333,8 @@ class Connection:
                     raise
                 finally:
                     self._fail(Lost("lost its event loop, which was closed"))
+                    for task in self._background:
+                        task.cancel()
                     if tasks:  # before their client goes
                         with anyio.CancelScope(shield=True):
                             await asyncio.wait(tasks, timeout=LEAVING if self._process.grace else KILLED)
@@ -290,24 +349,101 @@ class Connection:
     async def _connect(self, stack: contextlib.AsyncExitStack) -> Client:
         if self._stopping:
             raise TimeoutError
-        transport = self._process.open(self._command_end)
-        client = Client(transport, mode=self._mode, elicitation_callback=self._on_question)
         try:
             async with asyncio.timeout(self._connect_timeout) as self._connecting:
-                await stack.enter_async_context(client)
-                cursor = None
-                while True:  # inside the timeout: only now is it certain that somebody is there
-                    page = await client.list_tools(cursor=cursor)
-                    self.tools += page.tools
-                    if (cursor := page.next_cursor) is None:
-                        return client
+                try:
+                    client = await self._enter(stack, self._mode)
+                except Exception:
+                    if self._mode != "auto" or not self._process.ended or self._stopping:
+                        raise
+                    # The newer handshake came first, and old servers may take that for their end (all that are made
+                    # with the Rust SDK do).
+                    self._process = self._new_process()
+                    client = await self._enter(stack, "legacy")
+                self._client = client
+                # Inside the timeout: only now is it certain that somebody is there.
+                self.tools = await self._list(client)
+                return client
         finally:
             self._connecting = None
 
+    async def _enter(self, stack: contextlib.AsyncExitStack, mode: str) -> Client:
+        client = Client(
+            self._process.open(self._on_end),
+            mode=mode,
+            elicitation_callback=self._on_question,
+            message_handler=self._on_message,
+            cache=None,
+        )
+        return await stack.enter_async_context(client)
+
+    def _on_end(self) -> None:
+        if self.version:
+            self._command_end()
+
+    async def _list(self, client: Client) -> list[Tool]:
+        tools: list[Tool] = []
+        cursor = None
+        while True:
+            page = await client.list_tools(cursor=cursor)
+            tools += page.tools
+            if (cursor := page.next_cursor) is None:
+                return tools
+
+    # -- tools that change
+
+    async def _on_message(self, message: object) -> None:
+        if isinstance(message, ToolListChangedNotification):
+            self._on_change()
+
+    def _on_change(self) -> None:
+        """List the tools again. Whoever wants them meanwhile waits."""
+        if self._client is None:
+            return  # they are not listed yet
+        self._stale = True
+        if self._listing is None:
+            self._listing = Channel(name="listing of tools")
+            self._spawn(self._list_again(self._client, self._listing))
+
+    async def _list_again(self, client: Client, listing: Channel[None]) -> None:
+        try:
+            while self._stale:
+                self._stale = False
+                async with asyncio.timeout(self._connect_timeout):
+                    self.tools = await self._list(client)
+        except Exception as error:
+            _logger.warning(
+                "MCP server %r says that its tools have changed, and cannot list them",
+                self._process.name,
+                exc_info=_unwrap(error),
+            )
+        finally:
+            self._listing = None
+            listing.close()
+
+    async def _listen(self, client: Client) -> None:
+        """Be told of changes, which a new server says only to who listens."""
+        try:
+            async with client.listen(tools_list_changed=True) as changes:
+                async for _ in changes:
+                    self._on_change()
+        except Exception as error:  # the tools are those of the beginning then
+            _logger.debug("MCP server %r does not tell of changes", self._process.name, exc_info=error)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine, context=contextvars.Context())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # -- calls
+
     async def _serve(self, client: Client, tasks: set[asyncio.Task[CallToolResult]]) -> None:
         """Run calls until the end is commanded, or the server ends."""
-        if self._stopping:
+        if self._stopping or self._process.ended:
             self._command_end()
+        # The runtime reads results, and not only those that keep to the schema that the server says they have. Checking
+        # that would compute on the loop's thread with patterns of the server's.
+        client.session.validate_tool_result = _unchecked  # type: ignore[method-assign]
         while (call := await self._commands.async_q.get()) is not None:
             if call.dropped:
                 continue
@@ -390,21 +526,39 @@ class Connection:
             _call.set(call)  # a question comes up in a child of this task
             self._begin(call)
             return await client.call_tool(call.name, call.arguments, progress_callback=call.progressed)
-        async with self._turn:  # on this wire nothing says which call asks, so there is only ever one
+        async with self._turn:  # first come, first served
+            while self._given_up or (self._asks and self._in_flight):
+                self._landed.clear()
+                await self._landed.wait()
             self._begin(call)
-            if self._unsettled:
-                # The call before was given up, and a question of it may be on its way, which would be taken for ours.
-                # What the server sends stays in order, so nothing of the kind comes after its reply to a ping.
-                with contextlib.suppress(MCPError):  # a reply as well; if it is the end, the call will tell
+            self._in_flight[call] = None
+        try:
+            result = await client.call_tool(call.name, call.arguments, progress_callback=call.progressed)
+        except asyncio.CancelledError:
+            self._given_up[call] = None
+            self._spawn(self._settle_given_up(client, call))
+            raise
+        except BaseException:
+            self._land(call)
+            raise
+        self._land(call)
+        return result
+
+    async def _settle_given_up(self, client: Client, call: Call) -> None:
+        """A question of a call that was given up may be on its way, and would be taken for another one's. What the
+        server sends stays in order, so nothing of the kind comes after its reply to a ping.
+        """
+        try:
+            with contextlib.suppress(MCPError, TimeoutError):  # an error is a reply as well
+                async with asyncio.timeout(PONG):
                     await client.session.send_ping()
-            self._unsettled = True
-            self._asking = call
-            try:
-                result = await client.call_tool(call.name, call.arguments, progress_callback=call.progressed)
-                self._unsettled = False
-                return result
-            finally:
-                self._asking = None
+        finally:
+            self._given_up.pop(call, None)
+            self._land(call)
+
+    def _land(self, call: Call) -> None:
+        self._in_flight.pop(call, None)
+        self._landed.set()
 
     def _begin(self, call: Call) -> None:
         if self._process.ended:
@@ -414,7 +568,12 @@ class Connection:
 
     async def _on_question(self, context: Any, params: Params) -> ElicitResult:
         """The server asks. Never raises: that would fail more than the question."""
-        call = _call.get() or self._asking
+        call = _call.get()
+        if call is None and self.version < MODERN:
+            self._asks = True
+            call = self._who_asks(params.message)
+            if call is None:
+                return ElicitResult(action="decline" if self._in_flight else "cancel")
         answer: asyncio.Future[ElicitResult] = self._loop.create_future()
         if call is None or not call.tell(Asked(params, answer)):
             return ElicitResult(action="cancel")  # nobody waits for it
@@ -423,6 +582,21 @@ class Connection:
             return await answer
         finally:
             call.answers.discard(answer)
+
+    def _who_asks(self, message: str) -> Call | None:
+        """The call in flight whose user is asked: any of them, if they are all of one stream. It is certain to be the
+        right one only where it is alone; where nobody can tell, the calls hear of it.
+        """
+        waited_for = [call for call in self._in_flight if call not in self._given_up]
+        if waited_for and len({call.stream for call in self._in_flight}) == 1:
+            return waited_for[0]
+        for call in waited_for:
+            call.tell(Declined(message))
+        return None
+
+
+async def _unchecked(name: str, result: object) -> None:
+    """As `ClientSession.validate_tool_result`."""
 
 
 def _unwrap(error: BaseException) -> BaseException:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -18,7 +20,7 @@ from typing import Final
 import anyio
 from mcp.client.stdio import get_default_environment
 from mcp.shared.message import SessionMessage
-from mcp.types import jsonrpc_message_adapter
+from mcp.types import ErrorData, JSONRPCError, JSONRPCRequest, jsonrpc_message_adapter
 
 LINE: Final = 64 << 20  # bytes that a message of the server may have
 TAIL: Final = 8 << 10  # bytes of its standard error that are kept
@@ -28,6 +30,11 @@ POLITE: Final = 2.0  # a server has to end by itself when its input ends, and as
 HASTY: Final = 0.2  # the same for one that never answered
 KILLED: Final = 0.3  # until the loop has seen the end of a process that was killed
 LAST_WORDS: Final = 0.1  # until what a server that has ended wrote last has arrived
+MUTE: Final = 1.5  # a server has to answer the newer handshake, before it is asked in the older one
+
+# The beginning of a reply, in either order that servers write it.
+_REPLY: Final = re.compile(r'\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,15})\s*,')
+_SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 _logger = logging.getLogger("runtime.mcp")
 
@@ -39,14 +46,26 @@ class _FromServer:
     def __init__(
         self, stdout: asyncio.StreamReader, rubbish: Callable[[str], object], ended: Callable[[], object]
     ) -> None:
+        self.probe: int | str | None = None  # the id of the newer handshake's request, until something is said
         self._stdout = stdout
         self._rubbish = rubbish
         self._ended = ended
+        self._spoken = False
 
     async def receive(self) -> SessionMessage | Exception:
         while True:
             try:
-                line = await self._stdout.readline()
+                async with asyncio.timeout(None if self._spoken else MUTE) as patience:
+                    line = await self._stdout.readline()
+            except TimeoutError:
+                if not patience.expired():
+                    raise
+                if self.probe is not None:
+                    # Old servers drop what they do not know, and new ones may only be slow to start. With this answer
+                    # the SDK tries the older handshake, and comes back to the newer one if the server says so.
+                    self._spoken = True
+                    return SessionMessage(_failed(self.probe, "the server does not answer"))
+                continue
             except ValueError:  # longer than LINE: there is no telling where the next one begins
                 line = b""
             if not line:
@@ -54,10 +73,16 @@ class _FromServer:
                 raise anyio.EndOfStream
             text = line.decode("utf-8", "replace")
             try:
-                return SessionMessage(jsonrpc_message_adapter.validate_json(text, by_name=False))
+                message: SessionMessage | None = SessionMessage(
+                    jsonrpc_message_adapter.validate_json(text, by_name=False)
+                )
             except ValueError:
-                if text.strip():
-                    self._rubbish(text.strip())
+                message = _mended(text)
+            if message is not None:
+                self._spoken = True
+                return message
+            if text.strip():
+                self._rubbish(text.strip())
 
     def __aiter__(self) -> _FromServer:
         return self
@@ -78,14 +103,40 @@ class _FromServer:
         pass
 
 
+def _mended(text: str) -> SessionMessage | None:
+    """What a message says that the SDK cannot read. A call whose answer were dropped would wait in vain: what cannot be
+    read at all is an error of the call that it answers. None where it is nothing of the kind.
+    """
+    id: object = None
+    try:
+        read = json.loads(text)
+        id = read["id"] if "method" not in read else None
+        # Half a character, which JavaScript writes where a text was cut; JSON allows it, UTF-8 does not.
+        sound = json.loads(_SURROGATES.sub("\ufffd", json.dumps(read, ensure_ascii=False)))
+        return SessionMessage(jsonrpc_message_adapter.validate_python(sound, by_name=False))
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        if id is None and (reply := _REPLY.match(text)):
+            id = int(reply[1])
+        if isinstance(id, (int, str)) and not isinstance(id, bool):
+            return SessionMessage(_failed(id, f"the answer of the server cannot be read: {type(error).__name__}"))
+        return None
+
+
+def _failed(id: int | str, message: str) -> JSONRPCError:
+    return JSONRPCError(jsonrpc="2.0", id=id, error=ErrorData(code=-32603, message=message))
+
+
 class _ToServer:
     """The SDK's write stream. It may be the first to notice that there is nobody at the other end."""
 
-    def __init__(self, stdin: asyncio.StreamWriter, ended: Callable[[], object]) -> None:
+    def __init__(self, stdin: asyncio.StreamWriter, source: _FromServer, ended: Callable[[], object]) -> None:
         self._stdin = stdin
+        self._source = source
         self._ended = ended
 
     async def send(self, item: SessionMessage, /) -> None:
+        if isinstance(item.message, JSONRPCRequest) and item.message.method == "server/discover":
+            self._source.probe = item.message.id
         try:
             if self._stdin.is_closing():
                 raise BrokenPipeError
@@ -151,7 +202,8 @@ class Process:
         assert process.stderr is not None
         self._reading = asyncio.create_task(self._read_errors(process.stderr))
         try:
-            yield _FromServer(process.stdout, self._on_rubbish, on_end), _ToServer(process.stdin, on_end)
+            source = _FromServer(process.stdout, self._on_rubbish, on_end)
+            yield source, _ToServer(process.stdin, source, on_end)
         finally:
             try:
                 process.stdin.close()

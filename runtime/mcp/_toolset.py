@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import atexit
-import base64
-import json
+import hashlib
 import os
+import re
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from channels import Cancelled, CancelToken
 from channels.aio import LoopThread, default_loop
 
 from .._errors import MissingExtra, Portable
 from .._tool_context import ToolContext
-from ..session import Image, size_of
 from ..tool import Answer, Tool, ToolResult
+from ._content import result_of
 
 if TYPE_CHECKING:
     from mcp.types import CallToolResult
 
-    from ._owner import Asked, Call, Connection
+    from ._owner import Asked, Call, Connection, Visit
 
 # The name under which a call's context comes among the tool's arguments. No server's parameter has a space in its name.
 _CONTEXT: Final = "the context"
 _STOP_TIMEOUT: Final = 10.0  # seconds; a server that resists takes half of it
+_VISITS: Final = 3  # times that a user is sent to the pages that one call needs
+_NAME: Final = 64  # characters that a tool's name may have
 _EXIT_TIMEOUT: Final = 0.6  # seconds that all servers together have when the interpreter exits
 
 
@@ -37,19 +43,29 @@ class MCPServerError(Portable, RuntimeError):
     def __init__(self, server: str, problem: str) -> None:
         super().__init__(f"MCP server {server!r} {problem}")
         self.server = server
+        self.problem = problem
 
 
 class MCPToolSet:
     """The tools of one MCP server: a process that is started, and spoken to through its standard input and output.
 
     ``command`` is the program and its arguments. The server sees HOME, LOGNAME, PATH, SHELL, TERM and USER of our
-    environment, and what ``env`` adds. ``connect_timeout`` is how many seconds it has to start and to list its tools,
-    ``call_timeout`` how many it has for one call: the time that users take to answer it, and in which it is busy with
-    other calls, is not counted.
+    environment, and what ``env`` adds. ``connect_timeout`` is how many seconds it has to start and to list its tools.
+    A call from which nothing is heard for ``call_timeout`` seconds is given up (None: never). Progress that the server
+    reports starts the time anew; the time that users take to answer it, and in which the call waits for others, is not
+    counted.
 
-    Both generations of the protocol are spoken: 2026-07-28, and the sessions before, where only one call at a time is
-    made because nothing says which call a question belongs to. ``mode`` "legacy" or "2026-07-28" spares the server the
-    question which one it is.
+    ``tools`` are the names of those that are wanted of the server's tools, or patterns as in the shell; by default all
+    are. ``prefix`` goes before their names, to tell them from those of other servers. Providers take only names of
+    up to 64 ASCII letters, digits, ``_`` and ``-``: other characters become ``_``, and what is too long is cut. A
+    server may say that its tools have changed: the next turn has the new ones.
+
+    Both generations of the protocol are spoken: 2026-07-28, and the sessions before. These do not say which call a
+    question belongs to. So calls of a server of the old kind run side by side only until it has asked a question, and
+    one at a time from then on. Its first question, if it comes while calls of several streams are under way, is
+    declined, with a note for the model. ``mode`` "legacy" or "2026-07-28" spares the server the question which one it
+    is: by default it is asked in the newer way, then in the older one if it does not answer for 1.5 seconds; one that
+    ends is started again.
 
     A server that ends is started again by the next call, or when its tools are next asked for; the calls that it was
     busy with fail. What it writes to its standard error is logged by the logger ``runtime.mcp`` at level DEBUG, and the
@@ -67,7 +83,9 @@ class MCPToolSet:
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         connect_timeout: float = 30.0,
-        call_timeout: float | None = None,
+        call_timeout: float | None = 300.0,
+        tools: Iterable[str] | None = None,
+        prefix: str = "",
         mode: str = "auto",
         loop: LoopThread | None = None,
     ) -> None:
@@ -81,6 +99,8 @@ class MCPToolSet:
         self.cwd = None if cwd is None else os.fspath(cwd)
         self.connect_timeout = connect_timeout
         self.call_timeout = call_timeout
+        self.wanted = None if tools is None else tuple(tools)
+        self.prefix = prefix
         self.mode = mode
         self._loop = loop
         self._lock = threading.Lock()
@@ -96,16 +116,23 @@ class MCPToolSet:
 
         Raises `MCPServerError`: no such command, it ended at once (with the last lines of its standard error), it does
         not speak MCP, no answer within ``connect_timeout``. Nothing is left of it then, and the next try starts anew.
-        `MissingExtra` where the package ``mcp`` is not installed.
+        The same where it lacks one of the wanted tools; `MissingExtra` where the package ``mcp`` is not installed.
         """
-        self._connection(start=True)
+        listed = [tool.name for tool in self._connection(start=True).tools]
+        missing = [name for name in self.wanted or () if not any(fnmatchcase(each, name) for each in listed)]
+        if missing:
+            self.stop()
+            problem = f"has no tool {' or '.join(map(repr, missing))}; it has: {', '.join(sorted(listed)) or 'none'}"
+            raise MCPServerError(self.name, problem)
 
     def tools(self) -> list[Tool]:
         """The tools of the server, which is started first where it does not run. Raises what `start` raises.
 
         After `stop`, only `start` starts it.
         """
-        return [self._tool(tool) for tool in self._connection().tools]
+        connection = self._connection()
+        connection.wait_listed()
+        return self._make(connection.tools)
 
     def stop(self) -> None:
         """End the server, and wait until nothing of it is left. Calls under way fail; one that is starting is given up.
@@ -186,7 +213,19 @@ class MCPToolSet:
 
     # -- tools ---------------------------------------------------------------------------------------------------------
 
-    def _tool(self, tool: Any) -> Tool:
+    def _make(self, listed: Sequence[Any]) -> list[Tool]:
+        wanted: dict[str, Any] = {}  # by the server's name, of which only one could be called
+        for tool in listed:
+            if self.wanted is None or any(fnmatchcase(tool.name, pattern) for pattern in self.wanted):
+                wanted.setdefault(tool.name, tool)
+        names = {name: _sound_name(self.prefix + name) for name in wanted}
+        taken: dict[str, str] = {}  # by the name that models are given, the server's
+        for name in sorted(names, key=lambda name: names[name] != self.prefix + name):  # who can keep it, keeps it
+            if taken.setdefault(names[name], name) != name:
+                names[name] = _distinct(names[name], name)
+        return [self._tool(tool, names[name]) for name, tool in wanted.items()]
+
+    def _tool(self, tool: Any, shown: str) -> Tool:
         name = tool.name
 
         def function(**arguments: Any) -> ToolResult:
@@ -194,7 +233,7 @@ class MCPToolSet:
 
         read_only = bool(tool.annotations and tool.annotations.read_only_hint)
         made = Tool(
-            name,
+            shown,
             function,
             description=tool.description or tool.title or "",
             parameters=tool.input_schema,
@@ -209,18 +248,50 @@ class MCPToolSet:
         """Call a tool, and wait for its result. Without a context nobody is asked, and nothing cancels it."""
         from . import _owner
 
+        notes: list[str] = []
         try:
-            try:
-                outcome = self._converse(self._connection(context=context).call(name, arguments), context)
-            except _owner.Unsent:  # it ended, but had not begun with the call: another one can
-                outcome = self._converse(self._connection(context=context).call(name, arguments), context)
+            for attempt in count(1):
+                try:
+                    outcome = self._attempt(name, context, arguments, notes)
+                    break
+                except _owner.Visit as visit:
+                    self._visit(name, visit, context, attempt)
         except _owner.Lost as error:
             raise MCPServerError(self.name, str(error)) from None
-        return _result(outcome)
+        except MCPServerError as error:
+            if not notes:
+                raise
+            raise MCPServerError(self.name, "\n".join([error.problem, *notes])) from error
+        result = result_of(outcome)
+        return replace(result, content="\n".join([result.content, *notes])) if notes else result
 
-    def _converse(self, call: Call, context: ToolContext | None) -> CallToolResult:
+    def _attempt(
+        self, name: str, context: ToolContext | None, arguments: Mapping[str, Any], notes: list[str]
+    ) -> CallToolResult:
+        from ._owner import Unsent
+
+        # Calls without a context are nobody's: none of them is like another.
+        stream = uuid4().hex if context is None else context.session_id
+        try:
+            return self._converse(self._connection(context=context).call(name, arguments, stream), context, notes)
+        except Unsent:  # it ended, but had not begun with the call: another one can
+            return self._converse(self._connection(context=context).call(name, arguments, stream), context, notes)
+
+    def _visit(self, tool: str, visit: Visit, context: ToolContext | None, attempt: int) -> None:
+        """Ask the user to visit the pages that the call needs first. Raises `MCPServerError` where that is no help."""
+        pages = ", ".join(url for _, url in visit.pages)
+        if attempt > _VISITS or not visit.pages:
+            problem = f"refused to call {tool}: {visit.reason}; the user has to finish at {pages or 'a page'} first"
+            raise MCPServerError(self.name, problem)
+        for message, url in visit.pages:
+            answer = Answer("decline") if context is None else context.elicit(message, url=url)
+            if not answer.accepted:
+                why = answer.note or f"the user's answer is {answer.action!r}"
+                raise MCPServerError(self.name, f"refused to call {tool} before the user visits {url}: {why}")
+
+    def _converse(self, call: Call, context: ToolContext | None, notes: list[str]) -> CallToolResult:
         """Do what the call asks for until it has ended. Leaving earlier, by an exception, cancels it on the server."""
-        from ._owner import Asked, Begun, Finished, Lost, Progressed
+        from ._owner import Asked, Begun, Declined, Finished, Lost, Progressed, visit_of
 
         left: float | None = None
         try:
@@ -229,7 +300,10 @@ class MCPToolSet:
                 try:
                     message = call.inbox.recv(left, None if context is None else context.cancel)
                 except TimeoutError:
-                    problem = f"has not finished {call.name} after {self.call_timeout:g} s, so the call was cancelled"
+                    problem = (
+                        f"has not finished {call.name} after {self.call_timeout:g} s, so the call was cancelled;"
+                        " call_timeout= gives it more time"
+                    )
                     raise MCPServerError(self.name, problem) from None
                 if left is not None:
                     left = max(left - (time.monotonic() - since), 0)
@@ -242,7 +316,14 @@ class MCPToolSet:
                         if not call.over.cancelled:
                             raise
                         # Why it is over is the next message.
+                elif isinstance(message, Declined):
+                    notes.append(
+                        f"(The server asked {message.message!r} while calls of several conversations were under way,"
+                        " and does not say which one it is for, so nobody was asked. Calls of this server are made one"
+                        " at a time from now on: call again to have the user asked.)"
+                    )
                 elif isinstance(message, Progressed):
+                    left = self.call_timeout
                     if context is not None:
                         context.progress(message.message, message.progress, message.total)
                 elif isinstance(message, Finished):
@@ -250,6 +331,8 @@ class MCPToolSet:
                         return message.result
                     if isinstance(message.error, Lost):
                         raise message.error
+                    if (visit := visit_of(message.error)) is not None:
+                        raise visit
                     raise self._failure(call.name, message.error) from message.error
         finally:
             call.drop()
@@ -277,29 +360,16 @@ class MCPToolSet:
         return MCPServerError(self.name, f"failed to call {tool}: {type(error).__name__}: {error}")
 
 
-def _result(outcome: CallToolResult) -> ToolResult:
-    """What the model reads: the texts, and a note for everything else; and the images, where it can see."""
-    parts = [_part(block) for block in outcome.content]
-    images = tuple(
-        Image(base64.b64decode(block.data), block.mime_type) for block in outcome.content if block.type == "image"
-    )
-    if outcome.structured_content is not None and not any(block.type == "text" for block in outcome.content):
-        parts.append(json.dumps(outcome.structured_content, ensure_ascii=False))
-    return ToolResult("\n".join(parts) or "done", outcome.is_error, images)
+def _sound_name(name: str) -> str:
+    """``name`` as providers take it: they refuse a request in which one is otherwise, with all that is in it."""
+    sound = re.sub(r"[^a-zA-Z0-9_-]", "_", name) or "_"
+    return sound if len(sound) <= _NAME else _distinct(sound, name)
 
 
-def _part(block: Any) -> str:
-    if block.type == "text":
-        return str(block.text)
-    if block.type in ("image", "audio"):
-        return f"[{block.type} {block.mime_type}, {size_of(len(block.data) * 3 // 4)}]"  # base64
-    if block.type == "resource_link":
-        return f"[resource {block.uri}{f', {block.mime_type}' if block.mime_type else ''}]"
-    if block.type == "resource":
-        inside = block.resource
-        size = len(inside.text.encode()) if hasattr(inside, "text") else len(inside.blob) * 3 // 4
-        return f"[resource {inside.uri}{f', {inside.mime_type}' if inside.mime_type else ''}, {size_of(size)}]"
-    return f"[{block.type}]"
+def _distinct(sound: str, name: str) -> str:
+    """``sound``, made different from all that are made of other names. The same each time: sessions outlive servers."""
+    mark = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{sound[: _NAME - len(mark) - 1]}_{mark}"
 
 
 _toolsets: weakref.WeakSet[MCPToolSet] = weakref.WeakSet()

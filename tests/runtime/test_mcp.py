@@ -107,7 +107,7 @@ async def structured() -> CallToolResult:
 
 @server.tool()
 async def mixed() -> CallToolResult:
-    data = base64.b64encode(bytes(12_000)).decode()
+    data = base64.b64encode(b"\\x89PNG\\r\\n\\x1a\\n" + bytes(11_992)).decode()
     text = TextResourceContents(uri="file:///menu", mime_type="text/plain", text="soup")
     blob = BlobResourceContents(uri="file:///map", blob=base64.b64encode(bytes(2_500_000)).decode())
     return CallToolResult(content=[
@@ -155,13 +155,75 @@ for line in sys.stdin:
         say(id=id, error={"code": -32601, "message": "Method not found"})
 """
 
+# One of the old kind, each of whose tools does something that servers do.
+OLD = """
+import json, os, sys, threading, time
+how = sys.argv[1] if len(sys.argv) > 1 else ""
+schema = {"type": "object", "properties": {}}
+tools = ["meet", "ask", "grow", "half", "bad", "cut", "sign_in", "echo", "a.b/c", "a_b_c", "n" * 80]
+waiting, questions, visits = [], {}, []
+def say(**message):
+    print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+def text(id, text):
+    say(id=id, result={"content": [{"type": "text", "text": text}]})
+for line in sys.stdin:
+    message = json.loads(line)
+    method, params, id = message.get("method"), message.get("params", {}), message.get("id")
+    if method == "server/discover" and how == "exits":
+        sys.exit("expected initialize request")
+    elif method == "server/discover" and how == "mute":
+        pass
+    elif method == "initialize":
+        say(id=id, result={"protocolVersion": "2025-06-18", "capabilities": {"tools": {"listChanged": True}},
+                           "serverInfo": {"name": "old", "version": "1"}})
+    elif method == "tools/list":
+        say(id=id, result={"tools": [{"name": name, "inputSchema": schema} for name in tools]})
+    elif method == "ping":
+        say(id=id, result={})
+    elif method == "tools/call":
+        name = params["name"]
+        if name == "meet":  # answered when there are two of them
+            waiting.append(id)
+            if len(waiting) == 2:
+                for each in waiting:
+                    text(each, "met")
+                waiting.clear()
+        elif name == "ask":
+            questions[f"q{id}"] = id
+            say(id=f"q{id}", method="elicitation/create", params={"message": "sure?", "requestedSchema": schema})
+        elif name == "grow":
+            tools.append("grown")
+            say(method="notifications/tools/list_changed")
+            text(id, "grown")
+        elif name == "half":
+            text(id, "half \\ud83d a smile")
+        elif name == "bad":
+            say(id=id, result={"content": "nonsense"})
+        elif name == "cut":
+            print('{"jsonrpc": "2.0", "id": %d, "result": {"content": [{"type"' % id, flush=True)
+        elif name == "sign_in":
+            visits.append(id)
+            if len(visits) < 3:
+                pages = [{"mode": "url", "message": "Sign in", "url": "https://example.org/in", "elicitationId": "1"}]
+                say(id=id, error={"code": -32042, "message": "sign in first", "data": {"elicitations": pages}})
+            else:
+                text(id, "welcome")
+        else:
+            text(id, name)
+    elif method is None and id in questions:
+        text(questions.pop(id), message["result"]["action"])
+    elif id is not None:
+        say(id=id, error={"code": -32601, "message": "Method not found"})
+"""
+
 
 class Context:
     """What a dispatcher gives to a tool. Without ``reply`` the user never answers."""
 
-    call_id = session_id = agent_name = "test"
+    call_id = agent_name = "test"
 
-    def __init__(self, reply: Callable[[Question], Answer] | None = None) -> None:
+    def __init__(self, reply: Callable[[Question], Answer] | None = None, session_id: str = "test") -> None:
+        self.session_id = session_id
         self.cancel = CancelToken()
         self.asked: list[Question] = []
         self.told: list[tuple[str, float | None, float | None]] = []
@@ -421,15 +483,16 @@ def test_a_tool_s_parameters_may_have_any_names(odd: MCPToolSet) -> None:
 
 
 def test_what_is_not_text_becomes_a_note(odd: MCPToolSet) -> None:
-    """And an image is handed on beside it."""
+    """An image is handed on beside it, and the text of an embedded resource is text."""
     result = call(odd, "mixed")
-    assert result.images == (Image(bytes(12_000), "image/png"),)
+    assert result.images == (Image(b"\x89PNG\r\n\x1a\n" + bytes(11_992), "image/png"),)
     assert result.content.splitlines() == [
         "first",
         "[image image/png, 12 kB]",
         "[audio audio/wav, 12 kB]",
-        "[resource https://example.org/terms]",
-        "[resource file:///menu, text/plain, 4 bytes]",
+        "[resource https://example.org/terms, terms]",
+        "[resource file:///menu, text/plain]",
+        "soup",
         "[resource file:///map, 2.5 MB]",
         "last",
     ]
@@ -437,7 +500,7 @@ def test_what_is_not_text_becomes_a_note(odd: MCPToolSet) -> None:
 
 def test_structured_content_where_there_is_no_text(odd: MCPToolSet) -> None:
     assert call(odd, "structured").content == '{"täble": 4}'
-    assert call(odd, "nothing").content == "done"
+    assert call(odd, "nothing").content == "[no content]"
 
 
 def test_progress_is_passed_on(booking: MCPToolSet) -> None:
@@ -511,6 +574,10 @@ class Caller(threading.Thread):
         self.join(timeout)
         assert not self.is_alive()
         return self
+
+
+def in_flight(toolset: MCPToolSet) -> int:
+    return len(toolset._connections[-1]._in_flight)
 
 
 def waiting(toolset: MCPToolSet) -> int:
@@ -623,6 +690,176 @@ def test_a_storm_of_calls_half_of_which_are_given_up(booking: MCPToolSet) -> Non
 
     with ThreadPoolExecutor(20) as threads:
         assert all(threads.map(book, range(80)))
+
+
+# -- an old server -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old() -> Iterator[MCPToolSet]:
+    with running(MCPToolSet([sys.executable, "-c", OLD], name="old", mode="legacy")) as toolset:
+        toolset.start()
+        yield toolset
+
+
+def test_calls_of_an_old_server_run_side_by_side(old: MCPToolSet) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        met = [threads.submit(call, old, "meet", Context(session_id=each)) for each in "ab"]
+        assert [each.result(5).content for each in met] == ["met", "met"]
+
+
+def test_from_its_first_question_on_an_old_server_has_one_call_at_a_time(old: MCPToolSet) -> None:
+    assert call(old, "ask", Context(lambda question: Answer("accept"))).content == "accept"
+    first, second = (Caller(old, "meet"), Caller(old, "meet"))
+    first.join(0.3)
+    assert first.is_alive()
+    assert second.is_alive()
+    for each in (first, second):
+        each.context.cancel.cancel()
+        assert isinstance(each.end().error, Cancelled)
+
+
+def test_a_question_of_several_calls_of_one_stream_goes_to_that_stream(old: MCPToolSet) -> None:
+    waiting = Caller(old, "meet")
+    assert eventually(lambda: in_flight(old) == 1)
+    asking = Context(lambda question: Answer("accept"))
+    waiting.context._reply = asking._reply
+    assert call(old, "ask", asking).content == "accept"
+    assert [question.message for question in [*waiting.context.asked, *asking.asked]] == ["sure?"]
+    waiting.context.cancel.cancel()
+    waiting.end()
+
+
+def test_a_question_that_may_be_for_several_streams_is_declined_with_a_note(old: MCPToolSet) -> None:
+    waiting = Caller(old, "meet")
+    assert eventually(lambda: in_flight(old) == 1)
+    asking = Context(lambda question: Answer("accept"), session_id="another")
+    result = call(old, "ask", asking)
+    assert result.content.splitlines()[0] == "decline"
+    assert "The server asked 'sure?' while calls of several conversations were under way" in result.content
+    assert waiting.context.asked == asking.asked == []
+    waiting.context.cancel.cancel()
+    waiting.end()
+    again = call(old, "ask", asking)
+    assert again.content == "accept"
+
+
+def test_what_cannot_be_decoded_fails_the_call_at_once(old: MCPToolSet) -> None:
+    assert call(old, "half").content == "half \ufffd a smile"
+    with pytest.raises(MCPServerError, match="failed to call bad: ValidationError"):
+        call(old, "bad")
+    with pytest.raises(MCPServerError, match="refused to call cut: the answer of the server cannot be read"):
+        call(old, "cut")
+    assert call(old, "echo").content == "echo"
+
+
+def test_a_page_that_has_to_be_visited_first(old: MCPToolSet) -> None:
+    """The call is made again when the user has been there, and not if the user refuses."""
+    refusing = Context(lambda question: Answer("decline"))
+    with pytest.raises(MCPServerError, match=r"before the user visits https://example\.org/in: .* 'decline'"):
+        call(old, "sign_in", refusing)
+    visiting = Context(lambda question: Answer("accept"))
+    assert call(old, "sign_in", visiting).content == "welcome"
+    (question,) = visiting.asked
+    assert (question.message, question.url) == ("Sign in", "https://example.org/in")
+
+
+def test_a_page_that_is_never_visited_does_not_go_on_for_ever() -> None:
+    never = OLD.replace("len(visits) < 3", "True")
+    with running(MCPToolSet([sys.executable, "-c", never], name="old", mode="legacy")) as old:
+        visiting = Context(lambda question: Answer("accept"))
+        with pytest.raises(MCPServerError, match="the user has to finish at https"):
+            call(old, "sign_in", visiting)
+        assert len(visiting.asked) == 3
+
+
+@pytest.mark.parametrize("how", ["exits", "mute"])
+def test_a_server_that_does_not_know_the_newer_handshake_is_found_out_soon(how: str) -> None:
+    with running(MCPToolSet([sys.executable, "-c", OLD, how], name="old")) as old:
+        since = time.monotonic()
+        old.start()
+        assert time.monotonic() - since < 3
+        assert "MCP 2025-06-18" in repr(old)
+        assert call(old, "echo").content == "echo"
+
+
+def test_a_new_server_that_is_slow_to_start_is_still_a_new_one() -> None:
+    command = ["sh", "-c", f"sleep 2; exec {sys.executable} {BOOKING[1]}"]
+    with running(MCPToolSet(command, name="booking")) as booking:
+        booking.start()
+        assert "MCP 2026-07-28" in repr(booking)
+
+
+def test_names_are_what_providers_take(old: MCPToolSet) -> None:
+    names = [tool.name for tool in old.tools()]
+    assert names[:8] == ["meet", "ask", "grow", "half", "bad", "cut", "sign_in", "echo"]
+    dotted, plain, long = names[8:]
+    assert plain == "a_b_c"
+    assert dotted.startswith("a_b_c_")
+    assert len(long) == 64
+    assert call(old, dotted).content == "a.b/c"
+    assert call(old, long).content == "n" * 80
+
+
+def test_a_prefix_and_the_tools_that_are_wanted() -> None:
+    options: dict[str, Any] = {"name": "old", "mode": "legacy", "prefix": "old_"}
+    with running(MCPToolSet([sys.executable, "-c", OLD], tools=["ask", "e*"], **options)) as old:
+        assert [tool.name for tool in old.tools()] == ["old_ask", "old_echo"]
+        assert call(old, "old_echo").content == "echo"
+    before = children()
+    with pytest.raises(MCPServerError, match=r"has no tool 'ecko'; it has: a\.b/c, a_b_c, ask"):
+        MCPToolSet([sys.executable, "-c", OLD], tools=["ask", "ecko"], **options).start()
+    assert children() == before
+
+
+def test_tools_that_change_are_noticed(old: MCPToolSet) -> None:
+    assert "grown" not in [tool.name for tool in old.tools()]
+    call(old, "grow")
+    assert eventually(lambda: "grown" in [tool.name for tool in old.tools()])
+    assert call(old, "grown").content == "grown"
+
+
+CHANGING = """
+from mcp.server.mcpserver import Context, MCPServer
+
+server = MCPServer("changing", log_level="ERROR")
+
+@server.tool()
+async def grow(context: Context) -> str:
+    server.add_tool(grown)
+    await context.notify_tools_changed()
+    return "grown"
+
+def grown() -> str:
+    return "I am new"
+
+server.run()
+"""
+
+
+def test_tools_of_a_new_server_that_change_are_noticed() -> None:
+    with running(MCPToolSet([sys.executable, "-c", CHANGING], name="changing")) as changing:
+        assert [tool.name for tool in changing.tools()] == ["grow"]
+        assert "MCP 2026-07-28" in repr(changing)
+
+        def noticed() -> bool:
+            call(changing, "grow")
+            return [tool.name for tool in changing.tools()] == ["grow", "grown"]
+
+        assert eventually(noticed)  # the first may come before the server knows that somebody listens
+        assert call(changing, "grown").content == "I am new"
+
+
+def test_call_timeout_is_silence() -> None:
+    """Progress starts the time anew, and by default it is not endless."""
+    assert MCPToolSet(["x"]).call_timeout == 300
+    with running(MCPToolSet(BOOKING, name="booking", call_timeout=1.0)) as booking:
+        booking.start()
+        since = time.monotonic()
+        context = Context()
+        assert call(booking, "wait_for_table", context, seconds=2).content
+        assert time.monotonic() - since > 1.9
+        assert len(context.told) > 5
 
 
 # -- timeouts ----------------------------------------------------------------------------------------------------------
