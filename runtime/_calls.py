@@ -45,6 +45,15 @@ def stack_of(thread: threading.Thread) -> str:
     return "" if frame is None else "".join(traceback.format_stack(frame, limit=FRAMES))
 
 
+def refuse_on_the_loop(what: str, instead: str) -> None:
+    """Raise `RuntimeError` where the caller would stop the loop that all asynchronous tools and models run on."""
+    is_loop = getattr(sys.modules.get("channels.aio._loop"), "on_a_loop_thread", None)  # not imported: no loop of ours
+    if is_loop is not None and is_loop():
+        raise RuntimeError(
+            f"{what} in a coroutine would stop every asynchronous tool and model of the process: {instead}"
+        )
+
+
 class Call:
     """One call under way."""
 

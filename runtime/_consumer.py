@@ -35,6 +35,9 @@ class ConsumerContext(Context):
     def run_agent(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError("a tool in the consumer's thread cannot run an agent: nobody would take its events")
 
+    async def arun_agent(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self.run_agent()
+
 
 def consumer_call(
     core: StreamCore,

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock
 
 from . import events
+from ._calls import refuse_on_the_loop
 from ._core import StreamCore
 from ._nested import follow, open_nested
 from ._result import RunResult
 from .agent import Agent
 from .session import Session, ToolCall
 from .tool import Answer, Question
+
+if TYPE_CHECKING:
+    import asyncio
 
 _AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent's worker
 
@@ -82,8 +88,25 @@ class Context:
             self._inbox.try_send(Progress(self.call_id, output, progress, total, self._progress_credits))
 
     def run_agent(self, agent: Agent, task: str | Session) -> RunResult[Any]:
+        refuse_on_the_loop("run_agent", "await context.arun_agent(...)")
+        return self._run_agent(agent, task, self.cancel)
+
+    async def arun_agent(self, agent: Agent, task: str | Session) -> RunResult[Any]:
+        within = CancelToken(self.cancel)
+        future, settled = _future()
+
+        def run() -> None:
+            try:
+                settled(self._run_agent(agent, task, within))
+            except BaseException as error:  # SystemExit too: it ends the call, not the helper
+                settled(None, error)
+
+        self._core.shared.helpers.submit(functools.partial(contextvars.copy_context().run, run))
+        return cast("RunResult[Any]", await _waiting(future, within))
+
+    def _run_agent(self, agent: Agent, task: str | Session, within: CancelToken) -> RunResult[Any]:
         session = Session.from_user(task) if isinstance(task, str) else task
-        stream = open_nested(self._core, agent, session, interactive=self._core.interactive, within=self.cancel)
+        stream = open_nested(self._core, agent, session, interactive=self._core.interactive, within=within)
         return follow(self._core, stream, self._forward, self._fire)
 
     def _forward(self, event: events.Event) -> None:
@@ -105,6 +128,7 @@ class Context:
         timeout: float | None = None,
         cancel: CancelToken | None = None,
     ) -> Answer:
+        refuse_on_the_loop("elicit", "await context.aelicit(...)")
         question = _question(message, schema, url, timeout)
         if cancel is not None and cancel.cancelled:
             raise Cancelled(cancel.cause)
@@ -129,26 +153,10 @@ class Context:
         url: str = "",
         timeout: float | None = None,
     ) -> Answer:
-        import asyncio  # slow, and loaded by now: whoever awaits this has a loop
-
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
-
-        def settle(answer: Answer) -> None:
-            if not future.done():
-                future.set_result(answer)
-
-        def settled(answer: Answer) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and the task that waited gone with it
-                loop.call_soon_threadsafe(settle, answer)
-
+        future, settled = _future()
         dropped = CancelToken()
         self._post(Asked(self.call_id, _question(message, schema, url, timeout), settled, dropped))
-        try:
-            return await future
-        except asyncio.CancelledError:
-            dropped.cancel()
-            raise
+        return cast(Answer, await _waiting(future, dropped))
 
     def _post(self, message: Asked | Forwarded | Fire) -> None:
         try:
@@ -158,6 +166,39 @@ class Context:
 
     def __repr__(self) -> str:
         return f"<ToolContext of call {self.call_id}>"
+
+
+def _future() -> tuple[asyncio.Future[Any], Callable[..., None]]:
+    """A future of the running loop, and what settles it from another thread, with a value or an error."""
+    import asyncio  # slow, and loaded by now: whoever awaits this has a loop
+
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(value: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    def settled(value: Any, error: BaseException | None = None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the task that waited gone with it
+            loop.call_soon_threadsafe(settle, value, error)
+
+    return future, settled
+
+
+async def _waiting(future: asyncio.Future[Any], dropped: CancelToken) -> Any:
+    """What the future brings. A task that is cancelled meanwhile cancels ``dropped``."""
+    import asyncio
+
+    try:
+        return await future
+    except asyncio.CancelledError:
+        dropped.cancel("the task that waited was cancelled")
+        raise
 
 
 def _question(message: str, schema: Mapping[str, Any] | None, url: str, timeout: float | None) -> Question:

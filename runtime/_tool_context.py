@@ -54,8 +54,8 @@ class ToolContext(CallContext, Protocol):
 
         ``schema`` is the JSON schema of the form, or ``url`` a page to visit. After ``timeout`` seconds (by default the
         runtime's) the answer is ``decline``, as it is at once where there is nobody to ask. Raises `Cancelled` when the
-        stream ends first, or ``cancel`` is cancelled, which takes the question back. For synchronous tools; see
-        `aelicit`.
+        stream ends first, or ``cancel`` is cancelled, which takes the question back. In a coroutine it would stop every
+        asynchronous tool and model of the process, so it raises `RuntimeError` at once there: await `aelicit`.
         """
 
     async def aelicit(
@@ -72,5 +72,9 @@ class ToolContext(CallContext, Protocol):
         """Run another agent inside this call, on a new session that begins with ``task``, or on a session.
 
         Its events reach the consumer of this stream, marked with its own session id, and so do its questions. It is
-        cancelled when this stream is. Raises `RunError` when it ends other than normally. For synchronous tools.
+        cancelled when this stream is. Raises `RunError` when it ends other than normally. In a coroutine it raises
+        `RuntimeError` at once, as `elicit`: await `arun_agent`.
         """
+
+    async def arun_agent(self, agent: Agent, task: str | Session) -> RunResult[Any]:
+        """`run_agent`, for asynchronous tools. Cancelling the task that waits cancels the agent."""

@@ -11,6 +11,7 @@ from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from . import _exit, _loop
+from ._calls import refuse_on_the_loop
 from ._checks import check, is_number
 from ._core import Shared
 from ._errors import NotPending, NotRunning
@@ -30,7 +31,7 @@ from .limits import Budget
 from .permissions import Decision, Permissions, Scope
 from .recording import Recording
 from .session import Session
-from .stream import EventStream
+from .stream import IN_A_COROUTINE, EventStream
 from .tool import Action, Answer
 from .usage import Price, Prices
 
@@ -173,6 +174,7 @@ class Runtime:
         it the run is not interactive. The rest is as in `run_stream`. Raises `RunError` when the run ends other than
         normally; what ``on_request`` raises ends the run.
         """
+        refuse_on_the_loop("Runtime.run", IN_A_COROUTINE)
         interactive = on_request is not None
         with self.run_stream(
             session, interactive=interactive, budget=budget, output_type=output_type, record=record

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, SupportsDone
 
-from ._calls import Calls, stack_of
+from ._calls import Calls, refuse_on_the_loop, stack_of
 from ._checks import check, is_number
 from ._core import StreamCore
 from ._errors import InvalidAnswer, RunError, StreamStuck
@@ -26,6 +26,7 @@ from .tool import Action
 from .usage import Usage
 
 _logger = logging.getLogger(__name__)
+IN_A_COROUTINE: Final = "await asyncio.to_thread(runtime.run, session), or in a tool await context.arun_agent(...)"
 NAMED: Final = 5  # of what is stuck: a thousand stacks tell nobody more
 
 
@@ -54,6 +55,7 @@ class EventStream(Receiver[Event]):
     # -- events --------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> EventStream:
+        refuse_on_the_loop("iterating over a stream", IN_A_COROUTINE)
         return self
 
     def __next__(self) -> Event:

@@ -387,6 +387,12 @@ def default_loop() -> LoopThread:
     return loop
 
 
+def on_a_loop_thread() -> bool:
+    """Whether the caller runs on the thread of a `LoopThread`, which must not wait."""
+    me = threading.get_ident()
+    return any(life.thread.ident == me for life in list(_lives))
+
+
 def from_async(source: Source[T], *, capacity: int = 64, loop: LoopThread | None = None) -> Feed[T]:
     """A receiver, good for `select`, of the values of an asynchronous iterable that a task on ``loop`` drives.
 

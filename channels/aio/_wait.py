@@ -108,10 +108,11 @@ class _Park:
 class AsyncReceiver(Generic[T_co]):
     """Receives from a channel in asyncio tasks. Made by `to_async`."""
 
-    __slots__ = ("_burst", "_channel", "_closed", "_ears", "_waiting")
+    __slots__ = ("_burst", "_channel", "_closed", "_ears", "_receiver", "_waiting")
 
     def __init__(self, receiver: Channel[Any] | Receiver[Any]) -> None:
         self._channel: Channel[T_co] = receiver._channel
+        self._receiver = receiver  # to be dropped with this, not before: that may end what sends
         self._closed = False
         self._burst = 0
         self._ears: list[Ear] = []

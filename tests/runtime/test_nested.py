@@ -20,7 +20,7 @@ from runtime.events import (
     SubSessionCompleted,
     ToolCallResponse,
 )
-from support.scripted import Scripted, Stall, call, say
+from support.scripted import AsyncScripted, Scripted, Stall, call, say
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
@@ -240,3 +240,86 @@ def test_a_session_that_is_busy_inside() -> None:
         assert "SessionBusy" in session.messages[2].content
     with Runtime(Agent("c", Scripted([OSError("x")]))) as other, pytest.raises(RunError, match="OSError: x"):
         other.run(session)
+
+
+@pytest.mark.parametrize("model", [Scripted, AsyncScripted])
+def test_an_agent_inside_an_asynchronous_tool(model: type[Scripted]) -> None:
+    """Its events and questions reach the consumer, and the loop goes on meanwhile, for others of its kind."""
+    inner = Agent("inner", model([call("ask")], say("inner text")), tools=[ask])
+    beside = asyncio.Event()
+
+    @tool(read_only=True)
+    async def delegate(context: ToolContext) -> str:
+        """Runs an agent."""
+        result = await context.arun_agent(inner, "your turn")
+        await asyncio.wait_for(beside.wait(), 10)
+        return result.text
+
+    @tool(read_only=True)
+    async def other() -> str:
+        """Runs beside it."""
+        beside.set()
+        return "other"
+
+    calls = [call("delegate", id="1"), call("other", id="2", index=1)]
+    with Runtime(Agent("outer", model(calls, say("ok")), tools=[delegate, other])) as runtime:
+        events = answering(runtime.run_stream(Session.from_user("go")))
+    assert {e.response for e in events if isinstance(e, ToolCallResponse) and e.agent_name == "outer"} == {
+        "inner text",
+        "other",
+    }
+    assert {e.agent_name for e in events if isinstance(e, AgentChoice)} == {"inner", "outer"}
+    assert [e.reason for e in events if isinstance(e, SubSessionCompleted)] == ["normal"]
+
+
+def test_a_task_that_is_cancelled_ends_its_agent() -> None:
+    with Stall() as stall:
+        inner = Agent("inner", Scripted([stall]))
+
+        @tool(read_only=True)
+        async def delegate(context: ToolContext) -> str:
+            """Does not wait for long."""
+            waiting = asyncio.ensure_future(context.arun_agent(inner, "your turn"))
+            await asyncio.to_thread(stall.reached.wait, 10)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            return f"cancelled: {waiting.cancelled()}"
+
+        agent = Agent("outer", Scripted([call("delegate")], say("ok")), tools=[delegate])
+        with Runtime(agent) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+            events = list(stream)
+            stall.go_on.set()
+    assert [e.response for e in events if isinstance(e, ToolCallResponse)] == ["cancelled: True"]
+    assert [e.reason for e in events if isinstance(e, SubSessionCompleted)] in ([], ["canceled"])
+
+
+def test_what_would_stop_the_loop_is_refused() -> None:
+    """In a coroutine, at once, and says what to await instead: the whole process would wait for it, for ever."""
+    inner = Agent("inner", AsyncScripted(say("never")))
+    with Runtime(inner) as other:
+        other.run_stream(Session.from_user("first")).result()
+
+        def tools() -> list[Tool]:
+            async def asks(context: ToolContext) -> str:
+                return str(context.elicit("?"))
+
+            async def delegates(context: ToolContext) -> str:
+                return context.run_agent(inner, "go").text
+
+            async def runs() -> str:
+                return other.run(Session.from_user("go")).text
+
+            async def iterates() -> str:
+                return str(list(other.run_stream(Session.from_user("go"))))
+
+            return [Tool(each.__name__, each, read_only=True) for each in (asks, delegates, runs, iterates)]
+
+        made = tools()
+        calls = [call(each.name, id=each.name, index=i) for i, each in enumerate(made)]
+        with Runtime(Agent("outer", AsyncScripted(calls, say("ok")), tools=made)) as runtime:
+            events = list(runtime.run_stream(Session.from_user("go")))
+        said = {e.tool_call.id: e.response for e in events if isinstance(e, ToolCallResponse)}
+        assert "await context.aelicit" in said["asks"]
+        assert "await context.arun_agent" in said["delegates"]
+        assert "to_thread" in said["runs"]
+        assert "to_thread" in said["iterates"]

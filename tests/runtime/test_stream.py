@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import copy
 import gc
@@ -580,3 +581,18 @@ def test_a_copy_of_a_session_is_another_session(again: Callable[[Session], Sessi
         assert runtime.run(twin).text == "ok"
     assert [message.content for message in session.messages] == ["go", ""]
     assert [message.content for message in twin.messages] == ["go", "and this", "ok"]
+
+
+def test_an_asynchronous_iterator_holds_its_stream() -> None:
+    """Nobody else does in ``to_async(runtime.run_stream(session))``, and a stream that is dropped is cancelled."""
+
+    async def main() -> list[Event]:
+        receiver = aio.to_async(runtime.run_stream(Session.from_user("go")))
+        gc.collect()
+        stall.go_on.set()
+        return [event async for event in receiver]
+
+    with Stall() as stall, Runtime(Agent("a", Scripted([stall, *say("x")]))) as runtime:
+        events = asyncio.run(main())
+    assert isinstance(events[-1], StreamStopped)
+    assert events[-1].reason == "normal"
