@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed
 
-from ._errors import NotInTime
+from ._errors import NotInTime, describe
 from ._helpers import HelperPool
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Call:
         self.task: TaskHandle | None = None
         self.future: Future[None] | None = None
         self.traceback = ""  # where it failed
+        self.said = ""  # and the exception in one line
         self._unclaimed = [None]
 
     def claim(self) -> bool:
@@ -80,6 +81,8 @@ class Call:
         try:
             if error is not None and not isinstance(error, Cancelled):
                 self.traceback = _failed(self.what, error)
+            if error is not None:
+                self.said = describe(error)
             self.inbox.send(Finished(value, error, self))
         except ChannelClosed:
             pass

@@ -13,28 +13,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from channels import Cancelled, CancelToken, Channel
 
-from . import events
+from . import _json, events
 from ._asks import Ask
 from ._calls import INBOX, Call, Finished
 from ._consumer import consumer_call
 from ._context import Asked, Context, Fire, Forwarded, Progress, posting
 from ._core import StreamCore
 from ._delegation import HandOff
-from ._errors import describe
+from ._errors import BadArguments, describe
 from ._firing import Firings
 from ._hooks import NOTHING, HookResult
 from ._results import cut, run_tool, run_tool_async
-from ._schema import problems
 from ._traffic import ConsumerCall
 from .agent import Agent
 from .permissions import Decision, Rule, decide
 from .session import Message, ToolCall
-from .tool import Answer, BadArguments, Tool, ToolResult
+from .tool import Answer, Tool, ToolResult
 
+#: A call that can be made, or the result of one that cannot.
+_Read: TypeAlias = "tuple[Tool, dict[str, Any]] | ToolResult"
 _OVER: Final = "the call that asked is over"
 _DROPPED: Final = "the call that asked does not wait for the answer any more"
 
@@ -119,6 +120,7 @@ class _Turn:
         self.inbox: Channel[Any] = Channel(INBOX, name="tool calls")
         self.waiting = deque(calls)
         self.running: dict[str, _Running] = {}
+        self.read: Mapping[str, _Read] = {}
         self.results: dict[str, ToolResult] = {}
         self.hooks = Firings(core, self.inbox)
         self.blocked = NOTHING  # or what a hook said that ends the run after these calls
@@ -126,6 +128,8 @@ class _Turn:
         self.successor: Agent | None = None
 
     def run(self) -> None:
+        # The schemas are a server's and the arguments a model's: what they take to be read is not for the worker.
+        self.read = self.core.calls.run("reading the arguments", _read, self.calls, self.tools, self.core.token)
         while self.waiting or self.running or self.hooks:
             while self.waiting and self._has_room(self.waiting[0]):
                 self._begin(self.waiting.popleft())
@@ -176,9 +180,9 @@ class _Turn:
         return not self.running or tool is None or tool.parallel
 
     def _begin(self, call: ToolCall) -> None:
-        """Its turn has come: read what the model wrote. What is wrong with it is a result that the model can mend."""
+        """Its turn has come. What is wrong with the arguments is a result that the model can mend."""
         self.core.emit(events.ToolCallStarted(call, **self.core.tags))
-        prepared = _prepare(call, self.tools)
+        prepared = self.read[call.id]
         if isinstance(prepared, ToolResult):
             self._end(call, prepared)
         else:
@@ -207,7 +211,8 @@ class _Turn:
             return
         if hooks.updated_input is not None:
             running.arguments = dict(hooks.updated_input)
-            wrong = _wrong(running.tool, running.arguments)
+            check = running.tool, running.arguments, self.core.token
+            wrong = self.core.calls.run("checking the arguments", _wrong, *check)
             if wrong:
                 self._end(running.call, ToolResult(f"a hook changed the arguments: {wrong}", is_error=True))
                 return
@@ -442,27 +447,34 @@ class _Turn:
             self._user_is_asked(running, question.message)
 
 
-def _prepare(call: ToolCall, tools: Mapping[str, Tool]) -> tuple[Tool, dict[str, Any]] | ToolResult:
+def _read(calls: Sequence[ToolCall], tools: Mapping[str, Tool], cancel: CancelToken) -> dict[str, _Read]:
+    """What the calls say, by id. Anything may stand in them, and in the schemas: for a helper thread."""
+    return {call.id: _prepare(call, tools, cancel) for call in calls}
+
+
+def _prepare(call: ToolCall, tools: Mapping[str, Tool], cancel: CancelToken) -> _Read:
     """The tool and its arguments; where the model got them wrong, an error that it can mend."""
     tool = tools.get(call.name)
     if tool is None:
         known = ", ".join(sorted(tools)) or "none"
         return ToolResult(f"there is no tool {call.name!r}; there are: {known}", is_error=True)
     try:
-        arguments = json.loads(call.arguments or "{}")
-    except (ValueError, RecursionError) as error:
+        arguments = _json.parse(call.arguments or "{}")
+    except json.JSONDecodeError as error:
         return ToolResult(f"the arguments are not JSON: {error}", is_error=True)
+    except ValueError as error:
+        return ToolResult(f"the arguments cannot be read: {error}", is_error=True)
     if not isinstance(arguments, dict):
-        return ToolResult(f"the arguments are a JSON object, not {call.arguments}", is_error=True)
-    wrong = _wrong(tool, arguments)
+        return ToolResult(f"the arguments are a JSON object, not {call.arguments:.200}", is_error=True)
+    wrong = _wrong(tool, arguments, cancel)
     return ToolResult(wrong, is_error=True) if wrong else (tool, arguments)
 
 
-def _wrong(tool: Tool, arguments: Mapping[str, Any]) -> str:
+def _wrong(tool: Tool, arguments: Mapping[str, Any], cancel: CancelToken) -> str:
     """What is wrong with the arguments, if anything is."""
     if tool.nullable:
         arguments = {k: v for k, v in arguments.items() if v is not None or k not in tool.nullable}
-    found = problems(arguments, tool.parameters)
+    found = tool.schema.problems(arguments, cancel=cancel)
     return f"wrong arguments for {tool.name}: {'; '.join(found)}" if found else ""
 
 
@@ -480,10 +492,10 @@ def _refusal(reason: str) -> ToolResult:
 def _result(message: Finished, done: _Running) -> ToolResult:
     try:
         result: ToolResult = message.result()
-    except BadArguments as error:
-        result = ToolResult(str(error), is_error=True)
-    except BaseException as error:
-        result = ToolResult(describe(error), is_error=True)
+    except BadArguments:
+        result = ToolResult(message.call.said, is_error=True)
+    except BaseException:
+        result = ToolResult(message.call.said, is_error=True)
     if done.notes:
         note = "".join(f"\n({note})" for note in done.notes)
         result = replace(result, content=result.content + note)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import traceback as _traceback
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from channels import Cancelled
+
+_LONGEST: Final = 50_000  # characters of the text of an exception: a traceback of another program may be one
 
 ModelErrorCode: TypeAlias = Literal[
     "no_key",
@@ -141,13 +143,22 @@ class HookFailed(Exception):
     """A hook broke. The stream goes on."""
 
 
+class BadArguments(ValueError):
+    """The arguments of a call are not what the tool takes. The model reads the text, and can mend them."""
+
+
 class NotInTime(TimeoutError):
     """A call did not end in time. What a function raises itself is never this."""
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line, for people."""
-    text = str(error)
-    if isinstance(error, (HookFailed, ModelError, NotInTime)):  # written for people
+    """An exception in one line, for people. Never raises: the text of an exception is foreign code."""
+    try:
+        text = str(error)
+    except Exception as failed:
+        return f"{type(error).__name__}, whose text cannot be had: {type(failed).__name__}"
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}... ({len(text)} characters)"
+    if isinstance(error, (HookFailed, ModelError, NotInTime, BadArguments)):  # written for people
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any, Final
 
+from . import _json
 from ._annotations import Schema, kind_of
 from ._schema import problems
 from .model import Model, OutputSchema
@@ -39,8 +40,8 @@ class Output:
         """The value that ``text`` says. Raises `InvalidOutput`. Calls code of the type: not for the worker."""
         fenced = _FENCED.fullmatch(text)  # as many models write JSON, whatever they are told
         try:
-            said = json.loads(fenced[1] if fenced else text)
-        except (ValueError, RecursionError) as error:
+            said = _json.parse(fenced[1] if fenced else text)
+        except ValueError as error:
             raise InvalidOutput(f"the answer is not JSON: {error}") from error
         wrong = problems(said, self.schema.schema)
         if wrong:

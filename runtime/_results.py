@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import re
 import threading
@@ -12,6 +11,7 @@ import weakref
 from collections.abc import Awaitable, Mapping
 from typing import Any, Final
 
+from . import _json
 from ._annotations import plain
 from .session import Image
 from .tool import CallContext, Tool, ToolResult
@@ -57,7 +57,7 @@ async def _result_of(value: Awaitable[Any]) -> ToolResult:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
+    return value if isinstance(value, str) else _json.write(plain(value))
 
 
 def cut(text: str, limit: int, where: str) -> str:

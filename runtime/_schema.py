@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from datetime import date, datetime
 from typing import Any, Final, TypeAlias
 
+from channels import CancelToken
+
 from ._patterns import pattern
 
 _logger = logging.getLogger(__name__)
 
 _DEPTH: Final = 100  # levels of a value, and references in between
 _STEPS: Final = 1_500_000  # schemas held against values: some seconds
+_LOOK: Final = 1000  # steps between two looks at whether anybody still waits
 _MOST: Final = 10  # problems that are told
 _SHOWN: Final = 120  # characters of a value in a message
 _NODES: Final = 10_000  # of a schema, looked through for what is not checked here
@@ -49,9 +52,11 @@ class Schema:
         self._more: bool | None = None
         self._choices: dict[int, Set[Any] | None] = {}  # by the node that says them
 
-    def problems(self, value: Any) -> list[str]:
-        """What is wrong with ``value``, in sentences; an empty list where it fits."""
-        check = _Check(self)
+    def problems(self, value: Any, *, cancel: CancelToken | None = None) -> list[str]:
+        """What is wrong with ``value``, in sentences; an empty list where it fits. Ends early where ``cancel`` is
+        cancelled, since nobody waits for the answer then.
+        """
+        check = _Check(self, cancel)
         try:
             found = check.check(value, self.root, None, 0)
         except _Enough:
@@ -64,7 +69,7 @@ class Schema:
             return found[:_MOST]
         if self._more is None:
             self._more = self._has_more()
-        return self._by_jsonschema(value) if self._more else []
+        return self._by_jsonschema(value, cancel) if self._more else []
 
     def choices(self, node: Mapping[str, Any]) -> Set[Any] | None:
         """What a value may be one of, where ``node``, a part of the schema, says so."""
@@ -95,7 +100,7 @@ class Schema:
                 left += node
         return False
 
-    def _by_jsonschema(self, value: Any) -> list[str]:
+    def _by_jsonschema(self, value: Any, cancel: CancelToken | None) -> list[str]:
         try:
             import jsonschema  # type: ignore[import-untyped, unused-ignore]
             import referencing
@@ -108,7 +113,7 @@ class Schema:
             def check(*args: Any) -> Iterator[Any]:
                 nonlocal steps
                 steps += 1
-                if steps > _STEPS // 10:
+                if steps > _STEPS // 10 or (steps % _LOOK == 0 and cancel is not None and cancel.cancelled):
                     raise _Enough
                 yield from keyword(*args) or ()
 
@@ -160,9 +165,11 @@ class _Enough(Exception):
 class _Check:
     """One check. ``left`` counts what could not be told, ``deep`` says that there was a level too many."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, cancel: CancelToken | None) -> None:
         self.schema = schema
+        self.cancel = cancel
         self.steps = _STEPS
+        self.next_look = _STEPS - _LOOK
         self.left = 0
         self.deep = False
 
@@ -175,8 +182,10 @@ class _Check:
     def check(self, value: Any, schema: Any, where: _Where, depth: int) -> list[str]:
         """What is wrong with ``value``, which stands ``where``."""
         self.steps -= 1
-        if self.steps < 0:
-            raise _Enough
+        if self.steps < self.next_look:
+            self.next_look = self.steps - _LOOK
+            if self.steps < 0 or (self.cancel is not None and self.cancel.cancelled):
+                raise _Enough
         if schema is True:
             return []
         if schema is False:

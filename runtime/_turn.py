@@ -137,7 +137,9 @@ def _is_sound(delta: Any) -> bool:
         texts = isinstance(delta.id, str) and isinstance(delta.name, str) and isinstance(delta.arguments, str)
         return texts and isinstance(delta.index, int)
     if kind is UsageDelta:
-        return isinstance(delta.input_tokens, int) and isinstance(delta.output_tokens, int)
+        read, written, *parts = _counts(delta)
+        whole = isinstance(read, int) and isinstance(written, int)
+        return whole and all(each is None or isinstance(each, int) for each in parts)
     if kind is FinishDelta:
         return isinstance(delta.reason, str)
     return kind is NativeDelta or kind is FallbackDelta
@@ -152,13 +154,24 @@ def _new_id() -> str:
 
 
 def highest(usage: Usage, delta: UsageDelta) -> Usage:
-    """A model may say several times what it has used so far."""
-    return Usage(
-        max(usage.input_tokens, delta.input_tokens),
-        max(usage.output_tokens, delta.output_tokens),
-        max(usage.cached_tokens, delta.cached_tokens),
-        max(usage.cache_write_tokens, delta.cache_write_tokens),
-        max(usage.reasoning_tokens, delta.reasoning_tokens),
+    """A model may say several times what it has used so far, and None for a part that it does not count."""
+    before = (
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cached_tokens,
+        usage.cache_write_tokens,
+        usage.reasoning_tokens,
+    )
+    return Usage(*(max(known, said or 0) for known, said in zip(before, _counts(delta), strict=True)))
+
+
+def _counts(delta: UsageDelta) -> tuple[int | None, ...]:
+    return (
+        delta.input_tokens,
+        delta.output_tokens,
+        delta.cached_tokens,
+        delta.cache_write_tokens,
+        delta.reasoning_tokens,
     )
 
 

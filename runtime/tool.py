@@ -11,7 +11,9 @@ from types import NoneType
 from typing import Any, Literal, Protocol, get_args, overload, runtime_checkable
 
 from ._annotations import hints_of, signature_of
-from ._checks import check, is_number
+from ._checks import check, check_items, is_number
+from ._errors import BadArguments
+from ._schema import Schema, properties_of
 from .model import ToolDefinition
 from .session import Image
 
@@ -59,9 +61,10 @@ class ToolResult:
     is_error: bool = False
     images: tuple[Image, ...] = ()
 
-
-class BadArguments(ValueError):
-    """The arguments of a call are not what the tool takes. The model reads the text, and can mend them."""
+    def __post_init__(self) -> None:
+        check("the content of a ToolResult", self.content, str, "text")
+        images = check_items("the images of a ToolResult", self.images, Image, "a tuple of images")
+        object.__setattr__(self, "images", images)
 
 
 class CallContext(Protocol):
@@ -115,6 +118,7 @@ class Tool:
         self.function = function
         self.description = description
         self.parameters: Mapping[str, Any] = parameters or {"type": "object", "properties": {}}
+        self.schema = Schema(self.parameters)
         self.read_only = read_only
         self.destructive = destructive
         self.parallel = parallel
@@ -145,8 +149,8 @@ class Tool:
     @property
     def defaults(self) -> dict[str, Any]:
         """What the arguments are that a call leaves out, as far as that is known."""
-        properties = self.parameters.get("properties", {})
-        return {name: schema["default"] for name, schema in properties.items() if "default" in schema}
+        properties = properties_of(self.parameters).items()
+        return {name: schema["default"] for name, schema in properties if "default" in schema}
 
     def bind(self, arguments: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         """The keyword arguments of the call. Raises `BadArguments`."""
@@ -163,7 +167,7 @@ class Tool:
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return f"<Tool {self.name}({', '.join(self.parameters.get('properties', {}))})>"
+        return f"<Tool {self.name}({', '.join(properties_of(self.parameters))})>"
 
 
 @runtime_checkable

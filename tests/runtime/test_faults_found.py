@@ -473,7 +473,7 @@ def test_arguments_that_are_nested_too_deeply() -> None:
     with Runtime(Agent("a", Scripted(turn, say("ok")), tools=[Tool("quick", lambda: "x", read_only=True)])) as runtime:
         session = Session.from_user("go")
         assert runtime.run(session).text == "ok"
-    assert "not JSON" in session.messages[2].content
+    assert "100 levels deep" in session.messages[2].content
 
 
 def test_a_bridge_that_cannot_be_entered(monkeypatch: pytest.MonkeyPatch) -> None:

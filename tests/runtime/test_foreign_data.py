@@ -14,9 +14,24 @@ from typing import Any
 
 import pytest
 
-from runtime import _patterns
+from runtime import (
+    Agent,
+    HookResult,
+    InvalidAnswer,
+    RunError,
+    Runtime,
+    Session,
+    Tool,
+    ToolContext,
+    ToolResult,
+    UsageDelta,
+    _patterns,
+    tool,
+)
 from runtime._patterns import Pattern
 from runtime._schema import Schema, problems
+from runtime.events import ElicitationRequest
+from support.scripted import Scripted, call, say
 
 
 @contextmanager
@@ -285,3 +300,158 @@ def test_jsonschema_and_this_check_agree() -> None:
         theirs = jsonschema.Draft202012Validator(made)
         for value in values:
             assert bool(problems(value, made)) != theirs.is_valid(value), json.dumps([value, made])
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("__str__ fails")
+
+
+def mute() -> str:
+    raise Mute
+
+
+def deep(levels: int) -> str:
+    return '{"x": ' + "[" * levels + "]" * levels + "}"
+
+
+TREE = {"type": "object", "properties": {"x": {"$ref": "#/$defs/N"}}}
+TREE["$defs"] = {"N": {"type": "array", "items": {"$ref": "#/$defs/N"}}}
+OBJECT: dict[str, Any] = {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "arguments", "function", "said"),
+    [
+        (OBJECT, "{}", lambda: ToolResult(None), "ToolResult is text, not None"),  # type: ignore[arg-type]
+        (OBJECT, "{}", lambda: ToolResult({"a": 1}), "ToolResult is text"),  # type: ignore[arg-type]
+        (OBJECT, "{}", lambda: ToolResult("a", images=[None]), "tuple of images"),  # type: ignore[arg-type]
+        (OBJECT, "{}", mute, "Mute, whose text cannot be had"),
+        (OBJECT, deep(90), lambda x: "ran", "ran"),
+        (TREE, deep(90), lambda x: "ran", "ran"),
+        *[(OBJECT, deep(levels), lambda x: "ran", "100 levels deep") for levels in (100, 300, 900, 5000, 100_000)],
+        *[(TREE, deep(levels), lambda x: "ran", "100 levels deep") for levels in (100, 300, 900, 5000, 100_000)],
+        (OBJECT, '{"x": "' + "a" * 2_000_000 + '"}', lambda x: "ran", "more than 1,000,000"),
+        (OBJECT, '{"x": ' + "1" * 5000 + "}", lambda x: "ran", "cannot be read"),
+        ({"type": "object", "properties": None}, "{}", lambda: "ran", "ran"),
+        ({"type": "object", "properties": {"x": True}}, '{"x": 1}', lambda x: "ran", "ran"),
+        ({"type": "object", "properties": {"x": {"type": "any"}}}, '{"x": 1}', lambda x: "ran", "ran"),
+        ({"type": "object", "required": None}, "{}", lambda: "ran", "ran"),
+        ({"properties": {"x": {"$ref": "https://example.invalid/"}}}, '{"x": 1}', lambda x: "ran", "ran"),
+    ],
+)
+def test_no_value_of_a_tool_or_a_model_ends_the_run(parameters: Any, arguments: str, function: Any, said: str) -> None:
+    """It is a result that the model reads."""
+    f = Tool("f", function, parameters=parameters, read_only=True)
+    session = Session.from_user("go")
+    with Runtime(Agent("a", Scripted([call("f", arguments)], say("done")), tools=[f])) as runtime:
+        assert runtime.run(session).text == "done"
+    assert said in session.messages[2].content
+    assert session.messages[2].is_error == (said != "ran")
+
+
+def test_nor_does_an_exception_without_a_text() -> None:
+    """Of a hook, or of a model."""
+
+    class Failing:
+        id = "failing"
+
+        def stream(self, messages: Any, tools: Any, *, cancel: Any) -> Any:
+            mute()
+
+    hooks = {"post_tool_use": [lambda given: mute()]}
+    f = Tool("f", lambda: "ran", read_only=True)
+    with Runtime(Agent("a", Scripted([call("f")], say("done")), tools=[f], hooks=hooks)) as runtime:
+        assert runtime.run(Session.from_user("go")).text == "done"
+    with Runtime(Agent("a", Failing())) as runtime, pytest.raises(RunError, match="Mute, whose text") as caught:
+        runtime.run(Session.from_user("go"))
+    assert caught.value.code == "model_error"
+    assert "Mute" in caught.value.traceback
+
+
+def test_what_a_model_does_not_count_is_none() -> None:
+    """Several servers say null; what is no number at all is the model's fault."""
+    for cached, code in ((None, ""), (-1, ""), ("3", "model_error"), (2.5, "model_error")):
+        with Runtime(Agent("a", Scripted([UsageDelta(1, 1, cached), *say("done")]))) as runtime:
+            if not code:
+                assert runtime.run(Session.from_user("go")).usage.cached_tokens == 0
+                continue
+            with pytest.raises(RunError) as caught:
+                runtime.run(Session.from_user("go"))
+            assert caught.value.code == code
+
+
+HEAVY: list[tuple[str, Any, Any]] = [
+    ("pattern", {"properties": {"x": {"pattern": r"^(\w+\s?)*$"}}}, {"x": "a" * 40 + "!"}),
+    ("many patterns", {"properties": {"x": {"items": {"pattern": "[a-z]+x|b$"}}}}, {"x": ["a" * 400] * 2000}),
+    ("numbers", {"properties": {"x": {"items": {"type": "integer"}, "uniqueItems": True}}}, {"x": [7] + [1] * 300_000}),
+    ("unfolding", {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"allOf": [{"$ref": "#/$defs/a"}] * 2}] * 2}}}, {}),
+    ("objects", {"additionalProperties": {"not": {"const": 1}}}, {f"k{i}": i for i in range(50_000)}),
+]
+
+
+@pytest.mark.parametrize(("schema", "value"), [each[1:] for each in HEAVY], ids=[each[0] for each in HEAVY])
+def test_a_cancel_leaves_a_check_of_arguments_behind(schema: Any, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker only waits for it: the stream closes at once, and nothing stands still meanwhile."""
+    checking = threading.Event()
+    problems = Schema.problems
+
+    def watched(self: Schema, value: Any, **more: Any) -> list[str]:
+        checking.set()
+        return problems(self, value, **more)
+
+    monkeypatch.setattr(Schema, "problems", watched)
+    f = Tool("f", lambda **arguments: "ran", parameters={"type": "object", **schema}, read_only=True)
+    model = Scripted([call("f", json.dumps(value))], say("done"))
+    with heartbeat() as longest, Runtime(Agent("a", model, tools=[f])) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        assert checking.wait(10)
+        began, used = time.monotonic(), time.process_time()
+        stream.cancel()
+        for _ in stream:
+            pass
+        assert min(time.monotonic() - began, time.process_time() - used) < 0.05
+        assert stream.reason in ("canceled", "normal")
+    assert longest[0] < 0.1
+
+
+def test_the_worker_checks_no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what the model wrote, nor what a hook made of it."""
+    threads = []
+    problems = Schema.problems
+
+    def watched(self: Schema, value: Any, **more: Any) -> list[str]:
+        threads.append(threading.current_thread().name)
+        return problems(self, value, **more)
+
+    monkeypatch.setattr(Schema, "problems", watched)
+    hooks = {"pre_tool_use": [lambda given: HookResult(updated_input={"x": 2})]}
+    f = Tool("f", lambda x: str(x), parameters=OBJECT, read_only=True)
+    session = Session.from_user("go")
+    with Runtime(Agent("a", Scripted([call("f", '{"x": 1}')], say("done")), tools=[f], hooks=hooks)) as runtime:
+        runtime.run(session)
+    assert session.messages[2].content == "2"
+    assert len(threads) == 2
+    assert not any("stream" in name for name in threads), threads
+
+
+@pytest.mark.parametrize(
+    "part", [part for part in UNREADABLE if not isinstance(part, dict) or "x" not in part], ids=str
+)
+def test_a_form_that_cannot_be_read_can_be_answered(part: Any) -> None:
+    """The answer goes to who asked, who knows what was meant."""
+
+    @tool(read_only=True)
+    def ask(context: ToolContext) -> str:
+        """Ask."""
+        return context.elicit("Name?", {"type": "object", "properties": {"x": part}}).action
+
+    with Runtime(Agent("a", Scripted([call("ask")], say("done")), tools=[ask])) as runtime:
+        with runtime.run_stream(Session.from_user("go")) as stream:
+            for event in stream:
+                if isinstance(event, ElicitationRequest):
+                    try:
+                        stream.respond(event, "accept", {"x": "abc"})
+                    except InvalidAnswer:
+                        stream.respond(event, "accept", {"x": ["abc"]} if "items" in str(part) else {})
+        assert stream.reason == "normal"
