@@ -20,6 +20,7 @@ if not hasattr(_channels, "CancelToken"):  # Django Channels installs a package 
 from ._errors import InvalidAnswer, MissingExtra, ModelError, NotPending, NotRunning, RunError, SessionBusy, StreamStuck
 from ._hooks import Hook, HookInput, HookResult
 from ._observe import Observer
+from ._public import publish
 from ._result import RunResult
 from ._scope import EventSink, stream_scope
 from ._tool_context import ToolContext
@@ -101,6 +102,8 @@ __all__ = [
     "stream_scope",
     "tool",
 ]
+
+publish(__name__, globals(), __all__)
 
 
 def __getattr__(name: str) -> Any:

@@ -55,7 +55,7 @@ TOOL_POINTS: Final = frozenset(
 GUARDS: Final = frozenset(("pre_tool_use",))
 TIMEOUT: Final = 60.0  # seconds
 
-Command: TypeAlias = "str | Sequence[str]"
+Command: TypeAlias = str | Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,25 @@
+"""Public objects say their public module: repr, tracebacks, help and pickles show the name that users import."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable, MutableMapping
+from types import FunctionType
+from typing import Any
+
+
+def publish(module: str, namespace: MutableMapping[str, Any], names: Iterable[str]) -> None:
+    """Let the classes and functions of these ``names`` say that they are of ``module``."""
+    for name in names:
+        value = namespace[name]
+        if not isinstance(value, (type, FunctionType)):
+            continue
+        if dataclasses.is_dataclass(value):
+            # Who reads its annotations (pydantic does) looks their names up in the module that it says: they are looked
+            # up here, where they can be found, once and for all.
+            hints = typing.get_type_hints(value, include_extras=True)
+            value.__annotations__ = hints
+            for field in dataclasses.fields(value):
+                field.type = hints[field.name]
+        value.__module__ = module
