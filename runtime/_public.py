@@ -19,7 +19,9 @@ def publish(module: str, namespace: MutableMapping[str, Any], names: Iterable[st
             # Who reads its annotations (pydantic does) looks their names up in the module that it says: they are looked
             # up here, where they can be found, once and for all.
             hints = typing.get_type_hints(value, include_extras=True)
-            value.__annotations__ = hints
+            own = value.__annotations__
+            value.__annotations__ = {each: hints[each] for each in own}
             for field in dataclasses.fields(value):
-                field.type = hints[field.name]
+                if field.name in own:  # the others are those of a base class, and shared with it
+                    field.type = hints[field.name]
         value.__module__ = module
