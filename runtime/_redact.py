@@ -1,4 +1,10 @@
-"""Takes secrets out of what is written to a record."""
+"""Takes secrets out of what is written to a record.
+
+The texts are anybody's, and may be long: what is done to them is linear in their length, and `re`, which holds the
+GIL, is called for a piece at a time. For that every pattern here keeps to a rule: from where it begins it either fails
+within `_AHEAD` characters, or takes in what it has read, so that nothing is read twice. Whether what it took in is a
+secret may be for a function to say.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 REDACTED: Final = "<redacted>"
+_PIECE: Final = 32_768  # characters that a pattern is looked for in at once
+_AHEAD: Final = 4096  # characters after them that it may look at, to see whether it begins there
 _SHORTEST: Final = 8  # characters that the value of an environment variable has, to be looked for in every text
 
 #: How names of secrets end. Tokens in the plural are counted, not kept secret.
@@ -19,9 +27,12 @@ _SECRET_NAME: Final = re.compile(rf"{_NAME}$", re.IGNORECASE)
 #: A name and its value in a text: JSON, also inside a JSON string, a header, a line of settings, a query.
 _NAMED: Final = re.compile(
     rf"""({_NAME}\\?["']?\s*[:=]\s*)"""
-    r"""("(?:[^"\\]|\\.)*"?|'[^']*'?|\\"(?:(?!\\").)*(?:\\")?|(?:(?:bearer|basic)\s+)?[^\s"'\\,;&}\])]+)""",
+    r"""("[^"\\]*+(?:\\.[^"\\]*+)*+"?|'[^']*+'?|\\"[^\\]*+(?:\\(?!")[^\\]*+)*+(?:\\")?"""
+    r"""|(?:(?:bearer|basic)\s+)?[^\s"'\\,;&}\])]+)""",
     re.IGNORECASE | re.DOTALL,
 )
+#: A JSON web token, where it has all three parts. By itself, since what has fewer may have other secrets in it.
+_WEB_TOKEN: Final = re.compile(r"\beyJ[\w-]{8,}+(?:\.[\w-]++(\.[\w-]++)?)?")
 #: What is a secret by its form.
 _FORMS: Final = re.compile(
     r"\bsk-[\w-]{16,}"
@@ -29,11 +40,11 @@ _FORMS: Final = re.compile(
     r"|\bxox[abeprs]-[\w-]{10,}"
     r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
     r"|\bAIza[\w-]{35}"
-    r"|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]+"  # a JSON web token
     r"|(?<=\bBearer )[\w.~+/=-]{8,}"
     r"|(?<=\bbearer )[\w.~+/=-]{8,}"
     r"|(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"  # user and password of an address
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*+(?:-(?!----END [A-Z ]*PRIVATE KEY-----)[^-]*+)*+"
+    r"(?:-----END [A-Z ]*PRIVATE KEY-----)?",
     re.DOTALL,
 )
 
@@ -52,13 +63,15 @@ class Redaction:
             key=len,
             reverse=True,  # one may be a part of another
         )
-        self._values = re.compile("|".join(map(re.escape, values))) if values else None
+        self._values = values
 
     def text(self, text: str) -> str:
         """``text`` without secrets."""
-        if self._values is not None:
-            text = self._values.sub(REDACTED, text)
-        text = _NAMED.sub(lambda match: match[1] + _in_place_of(match[2]), _FORMS.sub(REDACTED, text))
+        for value in self._values:
+            text = text.replace(value, REDACTED)
+        text = _sub(_WEB_TOKEN, lambda match: match[0] if match[1] is None else REDACTED, text)
+        text = _sub(_FORMS, lambda match: REDACTED, text)
+        text = _sub(_NAMED, lambda match: match[1] + _in_place_of(match[2]), text)
         return text if self._more is None else self._more(text)
 
     def plain(self, value: Any, secret: bool = False) -> Any:
@@ -66,13 +79,33 @@ class Redaction:
         if isinstance(value, str):
             return REDACTED if secret and value else self.text(value)
         if isinstance(value, Mapping):
-            return {key: self.plain(item, bool(_SECRET_NAME.search(str(key)))) for key, item in value.items()}
+            return {key: self.plain(item, bool(_SECRET_NAME.search(str(key)[-40:]))) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [self.plain(item, secret) for item in value]
         return value
 
     def __repr__(self) -> str:
         return f"<Redaction{'' if self._more is None else f' and {self._more!r}'}>"
+
+
+def _sub(pattern: re.Pattern[str], replace: Callable[[re.Match[str]], str], text: str) -> str:
+    """`re.sub`, which lets other threads go on."""
+    kept: list[str] = []
+    at = begin = 0
+    while begin < len(text):
+        end = begin + _PIECE
+        match = pattern.search(text, begin, end + _AHEAD)
+        if match is None or match.start() >= end:
+            begin = end
+            continue
+        begin = match.start()
+        match = pattern.match(text, begin)  # all of it
+        if match is None or match.end() == begin:
+            begin += 1
+            continue
+        kept += text[at:begin], replace(match)
+        at = begin = match.end()
+    return "".join((*kept, text[at:])) if kept else text
 
 
 def _in_place_of(value: str) -> str:

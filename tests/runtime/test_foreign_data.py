@@ -29,6 +29,7 @@ from runtime import (
     tool,
 )
 from runtime._patterns import Pattern
+from runtime._redact import Redaction
 from runtime._schema import Schema, problems
 from runtime.events import ElicitationRequest
 from support.scripted import Scripted, call, say
@@ -455,3 +456,56 @@ def test_a_form_that_cannot_be_read_can_be_answered(part: Any) -> None:
                     except InvalidAnswer:
                         stream.respond(event, "accept", {"x": ["abc"]} if "items" in str(part) else {})
         assert stream.reason == "normal"
+
+
+SIZE = 500_000
+UGLY = {
+    "web tokens that are none": "-eyJ" * (SIZE // 4),
+    "web tokens of two parts": "eyJaaaaaaaa." * (SIZE // 12),
+    "one long word": "eyJ" + "a" * SIZE,
+    "words": "The quick brown fox. " * (SIZE // 21),
+    "names without values": "token" * (SIZE // 5),
+    "names and spaces": "token" + " " * SIZE,
+    "names with values": '"api_key": "abc", ' * (SIZE // 18),
+    "a value of spaces": "token=" + " " * SIZE + ",",
+    "a quote that does not end": 'token="' + "a" * SIZE,
+    "a quote of backslashes": 'token="' + "\\\\" * (SIZE // 2),
+    "a quote in a quote": 'token=\\"' + "\\a" * (SIZE // 2),
+    "half an address": "://" + "a:" * (SIZE // 2),
+    "many halves": "://a:b" * (SIZE // 6),
+    "keys that do not end": "-----BEGIN PRIVATE KEY-----" * (SIZE // 27),
+    "a key with dashes": "-----BEGIN PRIVATE KEY-----" + "-" * SIZE,
+    "a key with other ends": "-----BEGIN PRIVATE KEY-----" + "-----END A" * (SIZE // 10),
+    "a key of many words": "-----BEGIN " + "A " * (SIZE // 2),
+    "beginnings": "sk- ghp_ " * (SIZE // 9),
+    "bearers": "Bearer " * (SIZE // 7) + "token: bearer " + " " * SIZE,
+}
+
+
+@pytest.mark.parametrize("text", UGLY.values(), ids=UGLY)
+def test_redaction_is_linear_and_lets_others_go_on(text: str) -> None:
+    """A page of 160 kB held up every thread for half a minute."""
+    redaction = Redaction()
+    began = time.process_time()
+    redaction.text(text[: len(text) // 8])
+    part = time.process_time() - began
+    with heartbeat() as longest:
+        began = time.process_time()
+        redaction.text(text)
+        whole = time.process_time() - began
+    assert longest[0] < 0.1
+    assert whole < 8 * part * 3 + 0.2
+
+
+def test_a_secret_is_found_wherever_the_text_is_cut_for_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces of any size, it is the same."""
+    text = (
+        'Authorization: Bearer abcdefgh, see https://ann:secret@example.org and eyJhbGciOiJ9.eyJzdWIi.c2ln; '
+        '{"api_key": "a\\"b"} -----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----'
+        ' sk-abcdefghijklmnopqrst'
+    )
+    whole = Redaction().text(text)
+    assert whole.count("<redacted>") == 6
+    for piece in range(1, 80):
+        monkeypatch.setattr("runtime._redact._PIECE", piece)
+        assert Redaction().text(text) == whole
