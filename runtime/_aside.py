@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from ._core import StreamCore
 from ._traffic import ModelAsked
-from ._turn import END, highest, next_delta, report
-from .model import Model, TextDelta, UsageDelta
+from ._turn import END, highest, next_delta, settle_usage
+from .model import FallbackDelta, Model, TextDelta, UsageDelta
 from .session import Message
 from .usage import Usage
 
@@ -18,6 +18,7 @@ def ask_aside(core: StreamCore, model: Model, messages: Sequence[Message]) -> st
         core.emit(ModelAsked(model.id, tuple(messages), (), **core.tags))
     text: list[str] = []
     usage: Usage | None = None
+    answering = model.id
     deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, (), cancel=core.token)
     try:
         while (delta := next_delta(core, model, deltas)) is not END:
@@ -25,12 +26,10 @@ def ask_aside(core: StreamCore, model: Model, messages: Sequence[Message]) -> st
                 text.append(delta.text)
             elif delta.__class__ is UsageDelta:
                 usage = highest(usage or Usage(), delta)
+            elif delta.__class__ is FallbackDelta:
+                settle_usage(core, answering, usage)
+                usage, answering = None, delta.to_model
     finally:
         deltas.close()
-        if usage is not None:
-            usage = core.shared.prices.priced(model.id, usage)
-            core.spending.add(usage)
-            core.log.count(usage)
-            if not core.token.cancelled:
-                report(core, model.id, usage)
+        settle_usage(core, answering, usage)
     return "".join(text)

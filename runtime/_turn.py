@@ -82,6 +82,8 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
             elif kind is NativeDelta:
                 native = Native(delta.provider, delta.content)
             elif kind is FallbackDelta:
+                settle_usage(core, answering, usage)
+                usage = None
                 answering = delta.to_model
                 core.emit(events.ModelFallback(delta.from_model, answering, delta.reason, **core.tags))
         whole = True
@@ -151,6 +153,16 @@ def _whole_calls(calls: dict[int, _PartialCall]) -> tuple[ToolCall, ...]:
 
 def _new_id() -> str:
     return f"call_{uuid.uuid4().hex[:16]}"
+
+
+def settle_usage(core: StreamCore, model: str, usage: Usage | None) -> None:
+    """Count what a call of ``model`` used that left no message: it failed, or was not meant for the session."""
+    if usage is not None:
+        usage = core.shared.prices.priced(model, usage)
+        core.spending.add(usage)
+        core.log.count(usage)
+        if not core.token.cancelled:
+            report(core, model, usage)
 
 
 def highest(usage: Usage, delta: UsageDelta) -> Usage:

@@ -7,6 +7,7 @@ comes first, and the names of the error and its text only tell apart what the st
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,6 +68,9 @@ _WORDS: Final[tuple[tuple[str, ModelErrorCode], ...]] = (
     ("context window", "context_overflow"),
     ("prompt is too long", "context_overflow"),
     ("credit balance", "no_credit"),
+    ("rate limit", "rate_limited"),
+    ("too many requests", "rate_limited"),
+    ("overloaded", "overloaded"),
 )
 
 
@@ -124,11 +128,16 @@ class Account:
                 return f"{where} refuses the request: see what it says"
 
 
-def classify(status: int | None, names: tuple[str | None, ...], text: str) -> ModelErrorCode:
-    """The code for an HTTP ``status`` (None within a stream), the names of the error in the body, and its text."""
-    named = next((_NAMES[name] for name in names if name is not None and name in _NAMES), None)
+def classify(status: int | None, names: tuple[object, ...], text: str) -> ModelErrorCode:
+    """The code for an HTTP ``status`` (None within a stream), the names of the error in the body, and its text.
+
+    Gateways that answer 200 write the status that it was among the names.
+    """
+    named = next((_NAMES[name] for name in names if isinstance(name, str) and name in _NAMES), None)
     if named in _PRECISE:
         return named
+    if status is None:
+        status = next((int(str(name)) for name in names if re.fullmatch("[45][0-9][0-9]", str(name))), None)
     if status is not None and status in _STATUSES:
         return _STATUSES[status]
     if status is not None and status >= 500:

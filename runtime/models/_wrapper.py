@@ -9,13 +9,24 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from typing import Any, Protocol, TypeAlias, cast
+from dataclasses import astuple
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 from channels import CancelToken
 
 from .._checks import check
 from .._output import output_for
-from ..model import Delta, Model, OutputSchema, ReasoningDelta, TextDelta, ToolCallDelta, ToolDefinition
+from ..model import (
+    Delta,
+    FallbackDelta,
+    Model,
+    OutputSchema,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    ToolDefinition,
+    UsageDelta,
+)
 from ..session import Message
 
 Messages: TypeAlias = Sequence[Message]
@@ -78,6 +89,41 @@ def on_thread(
         close: Callable[[], None] | None = getattr(source, "close", None)
         if close is not None:
             close()
+
+
+class Used:
+    """What several attempts of one model use. Each counts from nothing, and all of them are paid for."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._answering = model.id
+        self._before = self._now = _NOTHING
+
+    def add(self, delta: Delta) -> Delta:
+        """``delta``; where it says what this attempt has used, with what those before have."""
+        if isinstance(delta, FallbackDelta):  # what was used so far was another one's
+            self._answering = delta.to_model
+            self._before = self._now = _NOTHING
+        if not isinstance(delta, UsageDelta):
+            return delta
+        counts = tuple(each if isinstance(each, int) else 0 for each in astuple(delta))
+        self._now = tuple(map(max, self._now, counts))
+        return UsageDelta(*_sums(self._before, counts))
+
+    def again(self, reason: str) -> Iterator[FallbackDelta]:
+        """The model is asked anew. What is made of several may have come to another one meanwhile, and is back."""
+        self._before, self._now = _sums(self._before, self._now), _NOTHING
+        if self._answering != self._model.id:
+            before, self._answering = self._answering, self._model.id
+            self._before = _NOTHING
+            yield FallbackDelta(before, self._model.id, reason)
+
+
+_NOTHING: Final[tuple[int, ...]] = (0,) * len(astuple(UsageDelta()))
+
+
+def _sums(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(one, other, strict=True)))
 
 
 def is_said(delta: Delta) -> bool:

@@ -30,6 +30,7 @@ from ..model import (
 from ..session import Image, Message
 from ._clients import Clients
 from ._failures import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
+from ._whole import is_whole, read
 from ._windows import window_of
 
 try:
@@ -45,6 +46,13 @@ __all__ = ["AnthropicModel"]
 ANTHROPIC_URL: Final = "https://api.anthropic.com"
 _PROVIDER: Final = "anthropic"
 
+_EVENTS: Final[Mapping[str, type[anthropic.BaseModel]]] = {
+    "message_start": anthropic.types.RawMessageStartEvent,
+    "content_block_start": anthropic.types.RawContentBlockStartEvent,
+    "content_block_delta": anthropic.types.RawContentBlockDeltaEvent,
+    "message_delta": anthropic.types.RawMessageDeltaEvent,
+    "message_stop": anthropic.types.RawMessageStopEvent,
+}
 _FINISH: Final = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -119,9 +127,14 @@ class AnthropicModel:
         try:
             client = await self._clients.get()
             async with await client.messages.create(**request) as events:
-                async for event in events:
-                    for delta in reply.read(event):
-                        yield delta
+                if is_whole(events.response):
+                    for each in _events(await read(events.response, self._account, "content")):
+                        for delta in reply.read(each):
+                            yield delta
+                else:
+                    async for event in events:
+                        for delta in reply.read(event):
+                            yield delta
         except (anthropic.AnthropicError, httpx2.HTTPError, *MALFORMED) as error:
             failure = self._explain(error)
         # Raised out here: what led to it may show the key, and would be its context.
@@ -284,6 +297,29 @@ def _input(arguments: str) -> dict[str, Any]:
 
 
 # -- what comes back ---------------------------------------------------------------------------------------------------
+
+
+def _events(answers: Sequence[dict[str, Any]]) -> list[Any]:
+    """A whole answer as the events of a stream."""
+    said: list[dict[str, Any]] = []
+    for answer in answers:
+        if answer.get("type") != "message":  # events already
+            said.append(answer)
+            continue
+        said.append({"type": "message_start", "message": answer})
+        for index, block in enumerate(answer["content"]):
+            start = {"type": "content_block_start", "index": index, "content_block": block}
+            if block["type"] == "tool_use":
+                piece = {"type": "input_json_delta", "partial_json": json.dumps(block.get("input") or {})}
+                said += [
+                    {**start, "content_block": {**block, "input": {}}},
+                    {"type": "content_block_delta", "index": index, "delta": piece},
+                ]
+            else:
+                said.append(start)
+        said.append({"type": "message_delta", "delta": answer, "usage": answer.get("usage") or {}})
+        said.append({"type": "message_stop"})
+    return [_EVENTS[each["type"]].construct(**each) for each in said if each.get("type") in _EVENTS]
 
 
 class _Reply:

@@ -28,10 +28,12 @@ from ..model import (
 from ..session import Image, Message
 from ._clients import Clients
 from ._failures import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
+from ._whole import is_whole, read
 from ._windows import window_of
 
 try:
     import openai
+    from openai.types.chat import ChatCompletionChunk
 except ImportError as error:
     raise MissingExtra("OpenAIModel", "openai") from error
 
@@ -111,9 +113,14 @@ class OpenAIModel:
         try:
             client = await self._clients.get()
             async with await client.chat.completions.create(**request) as chunks:
-                async for chunk in chunks:
-                    for delta in reply.read(chunk):
-                        yield delta
+                if is_whole(chunks.response):
+                    for each in await read(chunks.response, self._account, "choices"):
+                        for delta in reply.read(_chunk(each)):
+                            yield delta
+                else:
+                    async for chunk in chunks:
+                        for delta in reply.read(chunk):
+                            yield delta
         except (openai.OpenAIError, *MALFORMED) as error:
             failure = self._explain(error)
         # Raised out here: what led to it may show the key, and would be its context.
@@ -199,7 +206,8 @@ class OpenAIModel:
             code = classify(error.status_code, (error.code, error.type), said)
             return explain(code, f"{error.status_code} {said}", retry_after(error.response.headers))
         if isinstance(error, openai.APIError):  # in the middle of a stream
-            return explain(classify(None, (error.code, error.type), error.message), error.message)
+            said = words(error.body) or error.message
+            return explain(classify(None, (error.code, error.type), said), said)
         return explain("bad_response", f"{type(error).__name__}: {error}")
 
 
@@ -212,6 +220,16 @@ def _client(account: Account, timeout: float) -> openai.AsyncOpenAI:
         max_retries=0,
         timeout=openai.Timeout(timeout, connect=min(timeout, 10.0)),
     )
+
+
+def _chunk(answer: Mapping[str, Any]) -> Any:
+    """A whole answer as one chunk of a stream."""
+    choices = [dict(choice) for choice in answer["choices"] or () if isinstance(choice, Mapping)]
+    for choice in choices:
+        if isinstance(message := choice.pop("message", None), Mapping):
+            calls = message.get("tool_calls") or ()
+            choice["delta"] = {**message, "tool_calls": [{**call, "index": at} for at, call in enumerate(calls)]}
+    return ChatCompletionChunk.construct(**{**answer, "choices": choices})
 
 
 class _Reply:

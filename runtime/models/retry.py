@@ -13,7 +13,7 @@ from channels import CancelToken, ChannelClosed
 from .._checks import check_number, is_number
 from .._errors import ModelError
 from ..model import Delta, Model, OutputSchema
-from ._wrapper import Messages, Tools, Wrapper, is_said, on_loop, on_thread
+from ._wrapper import Messages, Tools, Used, Wrapper, is_said, on_loop, on_thread
 
 __all__ = ["Retry", "exponential", "is_passing"]
 
@@ -78,39 +78,45 @@ class Retry(Wrapper):
     async def _on_loop(
         self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
     ) -> AsyncIterator[Delta]:
+        used = Used(self._model)
         for attempt in count(1):
             said = False
             try:
                 async with on_loop(self._model, messages, tools, cancel, output) as deltas:
                     async for delta in deltas:
                         said = said or is_said(delta)
-                        yield delta
+                        yield used.add(delta)
                 return
             except Exception as error:
                 wait = None if said or cancel.cancelled else self._wait(attempt, error)
                 if wait is None:
                     raise
+                reason = str(error) or type(error).__name__
             await asyncio.sleep(wait)
+            for back in used.again(reason):
+                yield back
 
     def _on_thread(
         self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
     ) -> Iterator[Delta]:
+        used = Used(self._model)
         for attempt in count(1):
             said = False
             try:
                 with on_thread(self._model, messages, tools, cancel, output) as deltas:
                     for delta in deltas:
                         said = said or is_said(delta)
-                        yield delta
+                        yield used.add(delta)
                 return
             except Exception as error:
                 wait = None if said or cancel.cancelled else self._wait(attempt, error)
                 if wait is None:
                     raise
+                reason = str(error) or type(error).__name__
             try:
                 cancel.done.recv(timeout=wait)
             except TimeoutError:
-                continue
+                yield from used.again(reason)
             except ChannelClosed:
                 return
 

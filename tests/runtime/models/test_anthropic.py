@@ -623,3 +623,42 @@ def test_what_else_is_configured_of_the_output_stays(server, own):
     assert sent.items() >= own.items()
     assert "format" in sent
     model.close()
+
+
+# -- answers that come whole -------------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_comes_whole_is_an_answer(server, model):
+    answer = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-x",
+        "content": [
+            {"type": "text", "text": "Hello"},
+            {"type": "tool_use", "id": "c1", "name": "add", "input": {"a": 1}},
+        ],
+        "stop_reason": "tool_use",
+        "usage": {"input_tokens": 3, "output_tokens": 2},
+    }
+    server.answer(Answer(json.dumps(answer).encode(), headers={"content-type": "application/json"}))
+    said = deltas(model)
+    assert [each.text for each in said if isinstance(each, TextDelta)] == ["Hello"]
+    assert "".join(each.arguments for each in said if isinstance(each, ToolCallDelta)) == '{"a": 1}'
+    assert said[-1] == FinishDelta("tool_calls")
+    assert max(each.input_tokens for each in said if isinstance(each, UsageDelta)) == 3
+
+
+def test_a_page_for_people_is_no_answer(server, model):
+    server.answer(Answer(b"<html><body>Please log in</body></html>", headers={"content-type": "text/html"}))
+    error = fails(model)
+    assert (error.code, error.retryable) == ("bad_response", False)
+    assert "(Please log in)" in str(error)
+
+
+def test_an_error_in_a_success_is_that_error(server, model):
+    error = {"type": "error", "error": {"type": "rate_limit_error", "message": "slow down"}}
+    server.answer(Answer(json.dumps(error).encode(), headers={"content-type": "application/json"}))
+    failed = fails(model)
+    assert failed.code == "rate_limited"
+    assert "slow down" in str(failed)

@@ -504,3 +504,63 @@ def test_the_output_schema_is_sent_where_the_protocol_has_a_place_for_it(server,
         deltas(model, output=wanted)
         sent.append(server.requests[-1].body.get("response_format"))
     assert sent == [{"type": "json_schema", "json_schema": {"name": "A_b_", "schema": schema}}, None]
+
+
+# -- answers that come whole -------------------------------------------------------------------------------------------
+
+
+def whole(body: Any, kind: str = "application/json") -> Answer:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Answer(data, headers={"content-type": kind})
+
+
+def test_an_answer_that_comes_whole_is_an_answer(server, model):
+    message = {
+        "role": "assistant",
+        "content": "Hello",
+        "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}],
+    }
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+    server.answer(whole({"id": "c", "object": "chat.completion", "choices": [choice], "usage": USAGE}))
+    said = deltas(model)
+    assert said[0] == TextDelta("Hello")
+    assert "".join(each.arguments for each in said if isinstance(each, ToolCallDelta)) == '{"a": 1}'
+    assert said[-2:] == [UsageDelta(20, 7, 16, 0, 3), FinishDelta("tool_calls")]
+
+
+def test_events_under_a_wrong_kind_are_events(server, model):
+    server.answer(Answer(*HELLO, *END, headers={"content-type": "application/json; charset=utf-8"}))
+    assert [each.text for each in deltas(model) if isinstance(each, TextDelta)] == ["Hel", "lo"]
+
+
+def test_a_page_for_people_is_no_answer(server, model):
+    server.answer(whole(b"<!doctype html><head><title>x</title></head><p>Please &amp; log in</p>", "text/html"))
+    error = fails(model)
+    assert (error.code, error.retryable) == ("bad_response", False)
+    assert "(Please & log in)" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        ({"message": "Rate limit exceeded: free-models-per-min", "code": 429}, "rate_limited", "free-models-per-min"),
+        ({"message": "No credits", "code": "402"}, "no_credit", "No credits"),
+        ({"message": "Too many requests"}, "rate_limited", "Too many requests"),
+        ("model runner has stopped", "server_error", "model runner has stopped"),
+    ],
+)
+def test_an_error_in_a_success_is_that_error(server, model, error, code, words):
+    """Whole, or as an event of a stream."""
+    event = b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
+    server.answer(whole({"error": error}), Answer(event))
+    for _ in range(2):
+        failed = fails(model)
+        assert failed.code == code
+        assert words in str(failed)
+
+
+def test_json_that_is_something_else_is_no_answer(server, model):
+    server.answer(whole({"status": "ok"}))
+    error = fails(model)
+    assert error.code == "bad_response"
+    assert '{"status": "ok"}' in str(error)

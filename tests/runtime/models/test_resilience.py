@@ -22,6 +22,7 @@ from runtime import (
     ModelError,
     NativeDelta,
     OutputSchema,
+    Price,
     ReasoningDelta,
     RunError,
     Runtime,
@@ -504,3 +505,40 @@ def test_a_chain_takes_what_all_its_models_take_as_far_as_they_know() -> None:
     big, small, unknown = Scripted(), Scripted(), Scripted()
     big.context_window, small.context_window = 1000, 100  # type: ignore[attr-defined]
     assert Fallback(big, unknown, small).context_window == 100
+
+
+# -- what attempts use -------------------------------------------------------------------------------------------------
+
+
+def test_all_attempts_count_as_used(kind: Any) -> None:
+    model = kind([UsageDelta(1000, 1), overloaded()], [UsageDelta(10), UsageDelta(1000, 5), *say("Hello")])
+    _, session = run(Retry(model, backoff=at_once))
+    assert (session.usage.input_tokens, session.usage.output_tokens) == (2000, 6)
+    assert session.messages[-1].usage is not None
+    assert session.messages[-1].usage.input_tokens == 2000
+
+
+def test_what_a_model_used_is_its_own(kinds: Any) -> None:
+    """Not that of the one that stands in: it is priced as the one that used it."""
+    first = named(kinds[0]([UsageDelta(1000), overloaded()]), "big")
+    second = named(kinds[1]([UsageDelta(100, 5), *say("Hello")]), "small")
+    session = Session.from_user("Hi")
+    prices = {"big": Price(1, 1), "small": Price(1000, 1000)}
+    with Runtime(Agent("a", Fallback(first, second)), prices=prices) as runtime:
+        events = list(runtime.run_stream(session))
+    usage = session.messages[-1].usage
+    assert usage is not None
+    assert (usage.input_tokens, usage.output_tokens, usage.cost) == (100, 5, pytest.approx(0.105))
+    assert session.usage.input_tokens == 1100
+    assert session.usage.cost == pytest.approx(0.106)
+    told = [(event.model, event.input_tokens) for event in events if isinstance(event, TokenUsage)]
+    assert told == [("big", 1000), ("small", 100)]
+
+
+def test_a_chain_that_is_asked_again_goes_back_to_its_first_model(kind: Any) -> None:
+    first = named(kind([UsageDelta(7), overloaded()], [UsageDelta(9), *say("Hello")]), "big")
+    second = named(kind([UsageDelta(5), overloaded()]), "small")
+    events, session = run(Retry(Fallback(first, second, cooldown=0), backoff=at_once))
+    assert session.messages[-1].model == "big"
+    told = [(event.model, event.input_tokens) for event in events if isinstance(event, TokenUsage)]
+    assert told == [("big", 7), ("small", 5), ("big", 9)]
