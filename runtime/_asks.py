@@ -1,7 +1,10 @@
 """What waits for the user's answer: registered before it is sent, settled once.
 
-Who settles it is decided by who takes it out of the dict, a single step, so an answer that races a cancellation is
-delivered or refused, never both. There is no lock, and nothing here waits.
+Which answer it gets is decided by who writes it down first, a single step: one that races a cancellation is delivered
+or refused, never both. What is written down is delivered, whatever comes in between (Ctrl-C, the end of the stack, a
+signal handler that answers while the same thread does): where the answerer cannot, its deadline's thread does, or else
+the next who has to do with the question. So to deliver twice has to be harmless. There is no lock, and nothing here
+waits.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-from channels import CancelToken, ChannelClosed
+from channels import CancelToken, ChannelClosed, WouldBlock
 
 from ._errors import InvalidAnswer, NotPending
 from ._schema import problems
@@ -28,8 +31,8 @@ _ACTIONS = ("accept", "decline", "cancel")
 class Ask(Generic[Q, A]):
     """One question that waits.
 
-    ``settled`` is called once, in the thread of whoever answers; it must not wait, and raises `ChannelClosed` where
-    nobody takes the answer any more.
+    ``settled`` is called in the thread of whoever answers, and now and then once more; it must not wait, and raises
+    `ChannelClosed` where nobody takes the answer any more.
     """
 
     def __init__(self, stream: object, root: object, call: object, question: Q, settled: Callable[[A], object]) -> None:
@@ -41,6 +44,13 @@ class Ask(Generic[Q, A]):
         self.settled = settled
         self.event: Event | None = None  # what the consumer is sent
         self.deadline: CancelToken | None = None
+        self.retry: Callable[[], object] = _nothing  # delivers what is written down, on the deadline's thread
+        self.written: dict[None, list[A]] = {}
+
+    @property
+    def answer(self) -> A | None:
+        """What it was answered, and by whom does not matter; None as long as it waits."""
+        return self.written[None][0] if self.written else None
 
     def __repr__(self) -> str:
         return f"<Ask {self.id[:8]} {self.question!r}>"
@@ -57,11 +67,11 @@ class Pending(Generic[Q, A]):
 
     def register(self, ask: Ask[Q, A], timeout: float | None) -> None:
         """Let ``ask`` be answered. After ``timeout`` seconds that is done for the user."""
+        note = "" if timeout is None else f"nobody answered within {timeout:g} s"
+        deadline = ask.deadline = CancelToken(timeout=timeout)
+        ask.retry = deadline.canceller()
         self._pending[ask.id] = ask
-        if timeout is not None:
-            note = f"nobody answered within {timeout:g} s"
-            ask.deadline = CancelToken(timeout=timeout)
-            ask.deadline.on_cancel(lambda: self._settle(ask, self._unanswered(note)))
+        deadline.on_cancel(lambda: self._settle(ask, self._unanswered(note)))
 
     def settle(self, ask: Ask[Q, A], answer: A) -> None:
         """Answer it. Raises `NotPending` where somebody was faster, or the stream ends."""
@@ -76,16 +86,21 @@ class Pending(Generic[Q, A]):
 
     def is_pending(self, ask: Ask[Q, A]) -> bool:
         """Whether ``ask`` still waits."""
-        return ask.id in self._pending
+        return ask.id in self._pending and not ask.written
 
     def pending(self, root: object = None) -> list[Ask[Q, A]]:
         """The questions that wait, of one consumer or of all; the oldest comes first."""
-        return [ask for ask in list(self._pending.values()) if root is None or ask.root is root]
+        return [
+            ask for ask in list(self._pending.values()) if not ask.written and (root is None or ask.root is root)
+        ]
 
     def find(self, ask_id: str | None, root: object = None) -> Ask[Q, A]:
         """The question with this id, or the only one. Raises `NotPending`, also where ``root`` is another stream."""
         if ask_id is not None:
             ask = self._pending.get(ask_id)
+            if ask is not None and ask.written:
+                self._deliver(ask)
+                ask = None
             if ask is None or (root is not None and ask.root is not root):
                 raise NotPending(f"no {self.kind} {ask_id} is waiting: it was answered, withdrawn or timed out")
             return ask
@@ -98,16 +113,44 @@ class Pending(Generic[Q, A]):
         return waiting[0]
 
     def _settle(self, ask: Ask[Q, A], answer: A) -> bool:
-        if self._pending.pop(ask.id, None) is None:
-            return False
+        """Whether this answer is the one, and somebody takes it."""
+        mine = [answer]
+        _have_room()
         try:
-            ask.settled(answer)
+            if ask.written.setdefault(None, mine) is mine:
+                return self._deliver(ask)
+        except BaseException as error:
+            if ask.written.get(None) is mine:
+                ask.retry()
+                if isinstance(error, WouldBlock):  # in a signal handler, which came into the same thread's answer
+                    return True
+            raise
+        if ask.id in self._pending:  # or whoever wrote it down was kept from delivering it
+            self._deliver(ask)
+        return False
+
+    def _deliver(self, ask: Ask[Q, A]) -> bool:
+        try:
+            ask.settled(ask.written[None][0])
+            taken = True
         except ChannelClosed:
-            return False
-        return True
+            taken = False
+        self._pending.pop(ask.id, None)
+        ask.deadline, ask.retry = None, _nothing  # and its timer
+        return taken
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {len(self._pending)} waiting>"
+
+
+def _nothing() -> None:
+    """It is not registered yet."""
+
+
+def _have_room(frames: int = 4) -> None:
+    """At the end of the stack an answer is refused before it is written down: to `Ask.retry` takes so many frames."""
+    if frames:
+        _have_room(frames - 1)
 
 
 class Asks(Pending[Question, Answer]):

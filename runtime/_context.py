@@ -28,7 +28,7 @@ _AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The tool of ``call_id`` asks; ``settled`` takes the answer, and does not wait.
+    """The tool of ``call_id`` asks; ``settled`` takes the answer, and does not wait. It may be called twice.
 
     ``dropped`` is cancelled when the tool does not want to know any more.
     """
@@ -134,7 +134,7 @@ class Context:
             raise Cancelled(cancel.cause)
         answers: Channel[Answer] = Channel(1, name="answer")
         dropped = CancelToken()
-        self._post(Asked(self.call_id, question, answers.try_send, dropped))
+        self._post(Asked(self.call_id, question, lambda answer: answers.close(final=answer), dropped))
         if cancel is None:
             return answers.recv(cancel=self.cancel)
         either = CancelToken(self.cancel)

@@ -48,11 +48,14 @@ class _Decided:
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Resumed:
-    """A message to the worker: what the tool waited for is over, the user or the consumer's thread."""
+    """A message to the worker: what the tool waited for is over, the user or the consumer's thread. It may come twice,
+    and counts once.
+    """
 
     running: _Running
+    taken: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +68,8 @@ class _Running:
     token: CancelToken
     task: Call | None = None
     errand: ConsumerCall | None = None
+    ask: Ask[ToolCall, Decision] | None = None  # for the user's approval
+    decided: bool = False
     notes: list[str] = field(default_factory=list)  # why nobody was asked, for the model to read
     # The clock of a tool with a timeout stands still while the tool waits for somebody.
     left: float | None = None
@@ -155,12 +160,13 @@ class _Turn:
         for running in self.running.values():
             if running.errand is not None:
                 running.errand.withdraw()
+            decision = None if running.ask is None or running.decided else running.ask.answer
+            if decision is not None:
+                self._remember(_Decided(running, decision))  # the user has said so, even if too late for the call
         while len(self.inbox):
             message = self.inbox.try_recv()
             if isinstance(message, Asked):
                 message.settled(Answer("cancel", note=_OVER))
-            elif isinstance(message, _Decided):
-                self._remember(message)  # the user has said so, even if it is too late for the call
             elif isinstance(message, Fire):
                 message.done.close()
         for call in self.calls:
@@ -248,7 +254,7 @@ class _Turn:
         def settled(decision: Decision) -> None:
             self.inbox.try_send(_Decided(running, decision))
 
-        ask = Ask(core, core.root, running, running.call, settled)
+        ask = running.ask = Ask(core, core.root, running, running.call, settled)
         ask.event = events.ToolCallConfirmation(
             running.call, ask.id, running.known, running.tool.destructive, **core.tags
         )
@@ -260,7 +266,10 @@ class _Turn:
         self._fire("on_user_input", running, lambda running, result: None, reason=reason)
 
     def _decided(self, message: _Decided) -> None:
-        """The user has answered, or the time to do so is over."""
+        """The user has answered, or the time to do so is over. That may be said twice."""
+        if message.running.decided:
+            return
+        message.running.decided = True
         self._remember(message)
         self._settle(message.running, message.decision)
 
@@ -362,7 +371,9 @@ class _Turn:
         elif isinstance(message, _Decided):
             self._decided(message)
         elif isinstance(message, _Resumed):
-            message.running.resume()
+            if not message.taken:
+                message.taken = True
+                message.running.resume()
         elif isinstance(message, Progress):
             self._progress(message)
         elif isinstance(message, Fire):
@@ -427,7 +438,8 @@ class _Turn:
 
         def settled(answer: Answer) -> None:
             resumed()
-            if answer.note and not message.dropped.cancelled:  # what the tool took back itself is no news to it
+            told = message.dropped.cancelled or answer.note in running.notes  # it took the question back; said twice
+            if answer.note and not told:
                 running.notes.append(answer.note)
             message.settled(answer)
 

@@ -30,7 +30,11 @@ def ask_for_more(core: StreamCore, limit: int) -> int:
     answer = Answer("decline")
     if core.interactive:
         answers: Channel[Answer] = Channel(1, name="more turns")
-        ask = Ask(core, core.root, None, Question("How many more turns?", MORE), answers.try_send)
+
+        def settled(answer: Answer) -> None:
+            answers.close(final=answer)
+
+        ask = Ask(core, core.root, None, Question("How many more turns?", MORE), settled)
         ask.event = events.MaxIterationsReached(limit, ask.id, **core.tags)
         core.shared.asks.register(ask, core.shared.answer_timeout)
         core.emit(ask.event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import runtime  # noqa: F401  (its copies look their annotations up in `sys.modules`)
 from interleave import CHANNELS, World, explore
 
 MODULES = (*CHANNELS, "runtime/bridge.py", "runtime/_scope.py", "runtime/_asks.py")
@@ -44,10 +45,16 @@ def streams_and_a_question(world: World) -> Callable[[], None]:
     return check
 
 
+def _asks(world: World) -> tuple[Any, Any]:
+    """The questions of a runtime, and the module; with a timer thread of this run."""
+    world.load("channels._timer")._clock._reset()
+    module = world.load("runtime._asks")
+    return module.Asks(), module
+
+
 def an_answer_and_an_end(world: World) -> Callable[[], None]:
     """A question is answered while its stream ends: settled once, and only one of them thinks that it did."""
-    asks_module, tool = world.load("runtime._asks"), world.load("runtime.tool")
-    asks = asks_module.Asks()
+    (asks, asks_module), tool = _asks(world), world.load("runtime.tool")
     settled: list[Any] = []
     refused: list[Exception] = []
     ask = asks_module.Ask("stream", "stream", "call", tool.Question("How many?"), settled.append)
@@ -65,9 +72,71 @@ def an_answer_and_an_end(world: World) -> Callable[[], None]:
 
     def check() -> None:
         assert not world.stuck
-        assert len(settled) == 1
+        assert all(answer is settled[0] for answer in settled)  # said twice, it may be, but one of them
         assert len(refused) == (1 if settled[0].action == "accept" else 2)
         assert not asks.pending()
+        assert not asks._pending
+
+    return check
+
+
+def an_answer_that_is_interrupted(world: World) -> Callable[[], None]:
+    """Ctrl-C in the middle of an answer, while another thread answers too: delivered, or still pending."""
+    (asks, asks_module), tool = _asks(world), world.load("runtime.tool")
+    settled: list[Any] = []
+    refused: list[Exception] = []
+    ask = asks_module.Ask("stream", "stream", "call", tool.Question("How many?"), settled.append)
+    asks.register(ask, None)
+
+    def answer() -> None:
+        try:
+            asks.answer(ask.id, "accept", {})
+        except asks_module.NotPending as error:
+            refused.append(error)
+
+    world.spawn("A", answer, interruptible=True)
+    world.spawn("B", answer, interruptible=True)
+
+    def check() -> None:
+        assert not world.stuck
+        if asks.pending():
+            assert not settled
+            assert not ask.written
+        else:
+            answer()  # where it has hit both the answerer and its rescue, whoever comes next delivers
+            assert settled
+        assert all(answer is settled[0] for answer in settled)
+        assert not asks._pending or asks.pending()
+
+    return check
+
+
+def an_answer_in_a_handler(world: World) -> Callable[[], None]:
+    """A signal handler answers another call in the middle of an answer of the same thread: the worker hears of both."""
+    (asks, asks_module), tool, channels = _asks(world), world.load("runtime.tool"), world.load("channels")
+    inbox = channels.Channel(8)
+    made = [
+        asks_module.Ask("stream", "stream", i, tool.Question("?"), lambda answer, i=i: inbox.try_send(i))
+        for i in (0, 1)
+    ]
+    for ask in made:
+        asks.register(ask, None)
+
+    def answer(ask: Any) -> None:
+        asks.answer(ask.id, "accept", {})
+
+    heard: set[int] = set()
+
+    def worker() -> None:
+        while heard != {0, 1}:
+            heard.add(inbox.recv())
+
+    world.spawn("A", lambda: answer(made[0]), nested=lambda: answer(made[1]) if not made[1].written else None)
+    world.spawn("W", worker, daemon=True)
+
+    def check() -> None:
+        assert 0 in heard
+        assert (1 in heard) == bool(made[1].written)
 
     return check
 
@@ -78,3 +147,16 @@ def test_bridge() -> None:
 
 def test_asks() -> None:
     assert explore(an_answer_and_an_end, preemptions=2, modules=MODULES).complete
+
+
+def test_an_interrupted_answer_is_delivered_or_pending() -> None:
+    report = explore(an_answer_that_is_interrupted, preemptions=1, interrupts=1, modules=MODULES)
+    assert report.complete
+    assert report.thrown
+    assert explore(an_answer_that_is_interrupted, preemptions=0, interrupts=2, modules=MODULES).complete
+
+
+def test_an_answer_in_a_handler_is_delivered() -> None:
+    report = explore(an_answer_in_a_handler, preemptions=0, nested=1, modules=MODULES)
+    assert report.complete
+    assert report.nested

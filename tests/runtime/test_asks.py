@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
 
-from channels import Cancelled, CancelToken
+from channels import Cancelled, CancelToken, ChannelClosed
 from runtime import Agent, Answer, EventStream, InvalidAnswer, NotPending, Runtime, Session, Tool, ToolContext, tool
-from runtime.events import ElicitationRequest, ToolCallResponse
+from runtime.events import ElicitationRequest, Event, MaxIterationsReached, ToolCallConfirmation, ToolCallResponse
 from support.scripted import Scripted, call, say
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1}}, "required": ["n"]}
@@ -294,3 +297,143 @@ def test_a_page_to_visit() -> None:
         assert (request.mode, request.url, request.schema) == ("url", "https://example.org/login", {})
         stream.respond(request, "accept")
         assert responses(stream) == ["accept"]
+
+
+# -- an answer is delivered, or its question still waits ---------------------------------------------------------------
+
+GIVE: dict[str, tuple[type[Event], Callable[[EventStream, Any], None]]] = {
+    "respond": (ElicitationRequest, lambda stream, event: stream.respond(event, "accept", {"n": 3})),
+    "approve": (ToolCallConfirmation, lambda stream, event: stream.approve(event)),
+    "reject": (ToolCallConfirmation, lambda stream, event: stream.reject(event, "no")),
+    "extend": (MaxIterationsReached, lambda stream, event: stream.extend(event, 3)),
+}
+giving = pytest.mark.parametrize("how", GIVE)
+
+
+@contextmanager
+def asking(how: str) -> Iterator[tuple[EventStream, Any]]:
+    """A stream that waits for the user, for as long as that takes, and what it asks."""
+    writing = Tool("write", lambda: "written", read_only=how == "extend")
+    agent = Agent(
+        "a",
+        Scripted([call("ask" if how == "respond" else "write")], say("ok")),
+        tools=[ask, writing],
+        max_iterations=1 if how == "extend" else 5,
+    )
+    with Runtime(agent, answer_timeout=None) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        yield stream, next(event for event in stream if isinstance(event, GIVE[how][0]))
+
+
+def ends(how: str, stream: EventStream, event: Any) -> None:
+    """It goes on to its end; where the question still waits, once that has been answered."""
+    if event in stream.pending:
+        GIVE[how][1](stream, event)
+    while True:
+        try:
+            assert stream.recv(timeout=5) is not None
+        except ChannelClosed:
+            break
+    assert stream.reason == "normal"
+    with pytest.raises(NotPending):
+        GIVE[how][1](stream, event)
+
+
+@giving
+def test_an_answer_that_is_interrupted_is_not_lost(how: str) -> None:
+    """Ctrl-C wherever one may come: the answer arrives, or may be given again. The call must not wait for ever."""
+    for number in range(1000):
+        left = number
+
+        def profile(frame: FrameType, event: str, _: object) -> None:
+            nonlocal left
+            where = frame.f_globals["__name__"]
+            if where == "runtime._schema":  # comes before, and closes generators, in which exceptions are lost
+                return
+            if event in ("call", "c_return") and where.startswith(("runtime.", "channels.")):
+                left -= 1
+                if left < 0:
+                    sys.setprofile(None)
+                    raise KeyboardInterrupt
+
+        with asking(how) as (stream, event):
+            gc.disable()  # or it is thrown into a finalizer, and lost there
+            sys.setprofile(profile)
+            try:
+                GIVE[how][1](stream, event)
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.setprofile(None)
+                gc.enable()
+            ends(how, stream, event)
+        if left >= 0:
+            assert number > 10
+            return
+    pytest.fail("more points than there can be")
+
+
+@giving
+def test_an_answer_at_the_end_of_the_stack_is_not_lost(how: str) -> None:
+    """It is refused before it is written down, or it arrives."""
+
+    def deep(frames: int, function: Callable[[], None]) -> None:
+        if frames:
+            deep(frames - 1, function)
+        else:
+            function()
+
+    def depth() -> int:
+        frame, found = sys._getframe(), 0
+        while frame is not None:
+            frame, found = frame.f_back, found + 1  # type: ignore[assignment]
+        return found
+
+    limit = sys.getrecursionlimit()
+    refused = 0
+    for left in range(1, 40):
+        with asking(how) as (stream, event):
+            sys.setrecursionlimit(300)
+            try:
+                deep(300 - depth() - left, lambda: GIVE[how][1](stream, event))
+            except RecursionError:
+                refused += 1
+            finally:
+                sys.setrecursionlimit(limit)
+            ends(how, stream, event)
+    assert 3 < refused < 39
+
+
+def test_a_signal_handler_answers_in_the_middle_of_an_answer() -> None:
+    """Another call of the same turn: both answers arrive, though the handler came where it could not send its own."""
+    writing = Tool("write", lambda: "written")
+    calls = [call("write", id=str(i), index=i) for i in range(2)]
+    for number in range(1000):
+        left = number
+        agent = Agent("a", Scripted(calls, say("ok")), tools=[writing])
+        with Runtime(agent, answer_timeout=None) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+            events = (event for event in stream if isinstance(event, ToolCallConfirmation))
+            mine, its = next(events), next(events)
+
+            def profile(frame: FrameType, event: str, _: object) -> None:
+                nonlocal left
+                if event in ("call", "c_return") and frame.f_globals["__name__"].startswith(("runtime.", "channels.")):
+                    left -= 1
+                    if left < 0:
+                        sys.setprofile(None)
+                        stream.approve(its)
+
+            sys.setprofile(profile)
+            try:
+                stream.approve(mine)
+            finally:
+                sys.setprofile(None)
+            if left >= 0:
+                assert number > 10
+                return
+            while True:
+                try:
+                    stream.recv(timeout=5)
+                except ChannelClosed:
+                    break
+            assert stream.reason == "normal"
+    pytest.fail("more points than there can be")
