@@ -2,8 +2,11 @@
 
 There is no lock here. Who cancels first is decided by setting a key of a dict, who runs a callback by deleting it from
 its list of one; both are single steps. So cancelling is safe in finalizers and signal handlers. All that follows may be
-done twice, so whoever is interrupted, or finds another at it, does it again: every channel below is closed first, then
-the callbacks run.
+done twice, so whoever is interrupted, or finds another thread at it, does it again: every channel below is closed
+first, then the callbacks run.
+
+Nothing here recurses. A thread that runs callbacks has a `_Round`; what is cancelled meanwhile in that thread, by a
+callback, a signal handler or a finalizer, is closed at once, and its callbacks wait at the end of the round.
 """
 
 from __future__ import annotations
@@ -11,23 +14,76 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any, Final
 
 from ._channel import TRIES, Channel
+from ._errors import Cancelled
 from ._park import deadline_after, monotonic
-from ._timer import Timer, call_at, call_soon, start
+from ._timer import Timer, call_apart, call_at, call_soon, start
 from ._views import Receiver
 
 _logger = logging.getLogger(__name__)
 _keys = itertools.count()
 
 
+class _Round:
+    """The callbacks that are due in a thread, and the tokens that they belong to. Both grow while it runs."""
+
+    __slots__ = ("cores", "due", "raised")
+
+    def __init__(self, cores: list[_Cancellation], due: list[tuple[_Cancellation, int]]) -> None:
+        self.cores = cores
+        self.due = due
+        self.raised: list[BaseException] = []
+
+    def carry_out(self) -> None:
+        """Run every callback to its end, and raise the first of what was no `Exception` then."""
+        for _ in range(TRIES):
+            try:
+                self._carry_out()
+                break
+            except BaseException as error:  # it came between the callbacks: the others are still to be run
+                self.raised += (error,)
+        _here.round = None
+        if self.raised:
+            first, self.raised = self.raised[0], []
+            try:
+                raise first
+            finally:
+                del first  # its traceback holds this frame
+
+    def _carry_out(self) -> None:
+        ran = -1
+        while ran != len(self.due):  # a signal handler may add to a round that is just ending
+            ran = len(self.due)
+            _here.round = self
+            for core in self.cores:
+                core.told = self
+            for core, key in self.due:
+                core.run(key, self.raised)
+            _here.round = None
+        for core in self.cores:
+            core.told = OVER
+
+
+OVER: Final[Any] = _Round([], [])
+
+
+class _Here(threading.local):
+    round: _Round | None = None  # the one that this thread is at
+
+
+_here = _Here()
+
+
 class _Cancellation(Channel[None]):
     """The channel that closes on cancel, with what else has to live as long as anyone holds its receiver."""
 
-    __slots__ = ("callbacks", "parent", "timer", "verdict")
+    __slots__ = ("callbacks", "parent", "timer", "told", "verdict")
 
     def __init__(self, parent: _Cancellation | None) -> None:
         super().__init__(name="cancelled")
@@ -35,43 +91,58 @@ class _Cancellation(Channel[None]):
         self.verdict: dict[str, tuple[object]] = {}  # "cause": what the first cancel said
         self.callbacks: dict[int, list[Callable[[], object]] | _Link] = {}
         self.timer: Timer | None = None
+        self.told: _Round | None = None  # the round that has all callbacks from here on down; OVER: they have run
 
     @property
     def cause(self) -> object:
         verdict = self.verdict.get("cause")
         return None if verdict is None else verdict[0]
 
-    def cancel(self, cause: object) -> bool:
+    def cancel(self, cause: object, apart: bool = False) -> bool:
+        """Whether this call did. ``apart``: the callbacks run on a thread of their own."""
         verdict = (cause,)
         try:
             first = self.verdict.setdefault("cause", verdict) is verdict
-            self._spread()  # also when another was first: it may have come no further than this
+            self._tell(apart)  # also when another was first: it may have come no further than this
         except BaseException:
             for _ in range(TRIES):  # nobody else would tell the rest
                 try:
                     if self.verdict:
-                        self._spread()
+                        self._tell(apart)
                     break
                 except BaseException:
                     continue
             raise
         return first
 
-    def _spread(self) -> None:
-        below = [self]
-        for core in below:  # it grows
+    def _tell(self, apart: bool) -> None:
+        round = _here.round
+        if self.told is OVER or (round is not None and self.told is round):
+            return
+        cores = [self]
+        due: list[tuple[_Cancellation, int]] = []
+        for core in cores:  # it grows
             core.close()
             if core.timer is not None:
                 core.timer.cancel()
-            for entry in list(core.callbacks.values()):
-                if isinstance(entry, _Link) and (child := entry.child()) is not None:
-                    child.verdict.setdefault("cause", core.verdict["cause"])
-                    below.append(child)
-        for core in below:
             for key in list(core.callbacks):
-                core.run(key)
+                entry = core.callbacks.get(key)
+                if not isinstance(entry, _Link):
+                    due.append((core, key))
+                elif (child := entry.child()) is not None and child.told is not OVER:
+                    child.verdict.setdefault("cause", core.verdict["cause"])
+                    cores.append(child)
+        if round is not None:
+            round.due += due  # first: interrupted in between, this is done again
+            round.cores += cores
+            for core in cores:
+                core.told = round
+        elif apart and due:
+            call_apart(_Round(cores, due).carry_out)
+        else:
+            _Round(cores, due).carry_out()
 
-    def run(self, key: int) -> None:
+    def run(self, key: int, raised: list[BaseException]) -> None:
         """Run the callback, unless somebody else has."""
         entry = self.callbacks.get(key)
         if not isinstance(entry, list):
@@ -85,8 +156,13 @@ class _Cancellation(Channel[None]):
         if function is not None:
             try:
                 function()
-            except Exception:
+            except (Exception, Cancelled):
                 _logger.exception("a cancel callback failed: %r", function)
+            except BaseException as error:
+                if raised:
+                    _logger.exception("a cancel callback failed: %r", function)
+                else:
+                    raised += (error,)
         self.callbacks.pop(key, None)
 
 
@@ -108,6 +184,8 @@ class CancelToken:
     _core: _Cancellation
 
     def __init__(self, parent: CancelToken | None = None, timeout: float | None = None) -> None:
+        if parent is not None and not isinstance(parent, CancelToken):
+            raise TypeError(_no_parent(parent))
         deadline = deadline_after(timeout)
         above = None if parent is None else parent._core
         core = self._core = _Cancellation(above)
@@ -122,16 +200,21 @@ class CancelToken:
                 core.timer = call_at(deadline, functools.partial(_expire, weakref.ref(core), timeout), core)
 
     def cancel(self, cause: object = None) -> bool:
-        """Cancel, for the reason ``cause``; whether this call did. Runs the callbacks, in the order of registration."""
+        """Cancel, for the reason ``cause``; whether this call did. Runs the callbacks, in the order of registration.
+
+        Every callback runs, once. A `SystemExit` or `KeyboardInterrupt` in one is raised here after the last. In a
+        callback (or a signal handler or finalizer in the middle of one) it does not wait for callbacks: those of what
+        it cancels run when that callback has returned.
+        """
         return self._core.cancel(cause)
 
     def canceller(self, cause: object = None) -> Callable[[], None]:
-        """A function that cancels, on the timer thread. For `weakref.finalize`: it runs no callback and takes no lock
+        """A function that cancels, on another thread. For `weakref.finalize`: it runs no callback and takes no lock
         itself.
         """
         start()
         core = self._core
-        return lambda: call_soon(lambda: core.cancel(cause))
+        return lambda: call_soon(lambda: core.cancel(cause, apart=True))
 
     @property
     def cancelled(self) -> bool:
@@ -144,16 +227,22 @@ class CancelToken:
         return self._core.cause
 
     def on_cancel(self, function: Callable[[], object]) -> Registration:
-        """Call ``function`` once on cancel, in the thread that cancels (the timer thread for a deadline).
+        """Call ``function`` once on cancel, in the thread that cancels; for a deadline, on a thread for callbacks.
 
-        If the token is cancelled already, at once. It must be quick and not block. What it raises is logged.
+        If the token is cancelled already, at once; in a callback, as soon as that has returned. It should be quick:
+        who cancels waits for it. What it raises is logged.
         """
+        if not callable(function):
+            raise TypeError(f"on_cancel takes a function to call without arguments, not {function!r}")
         core = self._core
         key = next(_keys)
         core.callbacks[key] = [function]
         if core.verdict:  # the canceller may have looked before the callback stood there
             core.close()
-            core.run(key)
+            if _here.round is None:
+                _Round([], [(core, key)]).carry_out()
+            else:
+                _here.round.due += ((core, key),)
         return Registration(core, key)
 
     def __repr__(self) -> str:
@@ -207,7 +296,14 @@ class _Link:
 def _expire(ref: weakref.ref[_Cancellation], timeout: float | None) -> None:
     core = ref()
     if core is not None:
-        core.cancel(_expired(timeout))
+        core.cancel(_expired(timeout), apart=True)
+
+
+def _no_parent(parent: object) -> str:
+    if isinstance(parent, (int, float)):
+        return f"the parent of a CancelToken is another one, not {parent!r}: for a deadline say timeout={parent!r}"
+    token = "; pass its token" if isinstance(getattr(parent, "token", None), CancelToken) else ""
+    return f"the parent of a CancelToken is another one or None, not {parent!r}{token}"
 
 
 def _expired(timeout: float | None) -> TimeoutError:

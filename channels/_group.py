@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import inspect
 import itertools
+import logging
+import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,11 +22,15 @@ from typing import Any, Final, ParamSpec, TypeVar
 from ._cancel import CancelToken
 from ._channel import Channel
 from ._errors import Cancelled, ChannelClosed
+from ._park import monotonic
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 TIDY_AT: Final = 64  # members, also ended ones, before the ended are dropped
+PATIENCE: Final = 1.0  # seconds after an interrupt before it is said whom leaving waits for
+
+_logger = logging.getLogger(__name__)
 
 
 class WorkerGroup:
@@ -39,9 +47,13 @@ class WorkerGroup:
       that is no `Exception`. Once the token is cancelled, a `Cancelled` is not part of it;
     - a `KeyboardInterrupt` or `SystemExit`, and what is no `Exception` in the block, as it is, ``from`` the group of
       the others;
-    - a `Cancelled`, where nothing failed, but the block was ended by it, or a function because of ``parent``.
+    - a `Cancelled`, where nothing failed, but the block was ended by it, or a function because of ``parent`` or of a
+      token other than this group's. (So a group in a function of another stays orderly when that is cancelled.)
 
-    A Ctrl-C while leaving waits cancels the token; the wait goes on, and `KeyboardInterrupt` is raised at its end.
+    A Ctrl-C while leaving waits cancels the token; the wait goes on, and `KeyboardInterrupt` is raised at its end. If
+    it takes longer than a second, or at the next Ctrl-C, the log says which threads are waited for, and where they are.
+
+    In a forked child, leaving does not wait for the threads that stayed in the parent.
 
     All methods are thread-safe. A group is used once. Modelled on https://docs.python.org/3/library/asyncio-task.html.
     """
@@ -57,6 +69,7 @@ class WorkerGroup:
         self._errors: list[BaseException] = []
         self._interrupts: list[BaseException] = []  # KeyboardInterrupt and SystemExit, of functions
         self._gave_up = False  # a function ended with Cancelled, as it was asked to
+        self._cancelled: Cancelled | None = None  # what ended the first function that a token of others cancelled
         self._entered = False
         self._closed = False
 
@@ -66,6 +79,12 @@ class WorkerGroup:
         If it raises, the group fails, also where somebody asks the future for it. `Cancelled` once the token is
         cancelled; `RuntimeError` outside the block. While leaving waits, the functions may still spawn others.
         """
+        if not callable(fn):
+            raise TypeError(f"spawn takes a function to call, not {fn!r}: pass the function itself and its arguments")
+        if _makes_coroutines(fn) or _makes_coroutines(type(fn).__call__):
+            raise TypeError(
+                f"spawn calls functions in threads, and {fn!r} is async: run it with channels.aio.LoopThread"
+            )
         if not self._entered:
             raise RuntimeError(f"{self!r} is not entered: spawn inside its with block")
         if len(self._members) >= self._tidy_at:
@@ -98,10 +117,12 @@ class WorkerGroup:
         while True:
             try:
                 if why is not None:
-                    self.token.cancel(why)
-                self._join()
+                    self.token.cancel(_why(why))
+                self._join(PATIENCE if why is not None and not isinstance(why, Exception) else None)
                 break
             except BaseException as caught:
+                if interrupt is not None:
+                    self._say()
                 interrupt = interrupt or caught
                 why = why or caught
         try:
@@ -115,15 +136,39 @@ class WorkerGroup:
         running = sum(not member.ended.closed for member in list(self._members))
         return f"<WorkerGroup {self.name!r} {state}, {running} running>"
 
-    def _join(self) -> None:
+    def _join(self, patience: float | None) -> None:
+        """Wait for all members; say once whom for, if that takes more than ``patience`` seconds."""
+        say_at = None if patience is None else monotonic() + patience
         while not self._closed:
             while self._members:
                 for member in list(self._members):
-                    member.join()
+                    try:
+                        member.join(None if say_at is None else max(say_at - monotonic(), 0))
+                    except TimeoutError:
+                        self._say()
+                        say_at = None
+                        break
                     self._members.pop(member, None)
             self._closed = True
             if self._members:  # somebody, not of the group, spawned just before
                 self._closed = False
+
+    def _say(self) -> None:
+        """Tell whoever pressed Ctrl-C what they are waiting for."""
+        frames = sys._current_frames()
+        waiting = []
+        for member in list(self._members):
+            if member.ran and not member.ended.closed and not member.elsewhere:
+                frame = frames.get(member.thread.ident or 0)
+                where = "" if frame is None else f" ({frame.f_code.co_filename}:{frame.f_lineno})"
+                waiting.append(f"{member.thread.name}{where}")
+        del frames
+        if waiting:
+            more = f" and {len(waiting) - 10} more" if len(waiting) > 10 else ""
+            _logger.warning(
+                "leaving %r waits for %s%s: they have been asked to end by its token",
+                self, ", ".join(waiting[:10]), more,
+            )  # fmt: skip
 
     def _tidy(self) -> None:
         for member in list(self._members):
@@ -135,12 +180,14 @@ class WorkerGroup:
         """A function raised."""
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self._interrupts.append(error)
-        elif isinstance(error, Cancelled) and (self.token.cancelled or self._parent_cancelled):
-            self._gave_up = True
-            return
+        elif isinstance(error, Cancelled):
+            if self.token.cancelled or self._parent_cancelled:
+                self._gave_up = True
+                return
+            self._cancelled = error
         else:
             self._errors.append(error)
-        self.token.cancel(error)
+        self.token.cancel(_why(error))
 
     @property
     def _parent_cancelled(self) -> bool:
@@ -150,9 +197,11 @@ class WorkerGroup:
         """Leave with what there is to raise: ``error`` came out of the block, ``interrupt`` into the wait."""
         errors = list(self._errors)
         fatal: BaseException | None = None
-        if error is not None and not isinstance(error, Exception):
+        if error is None or isinstance(error, Cancelled):
+            pass
+        elif not isinstance(error, Exception):
             fatal = error
-        elif error is not None and not isinstance(error, Cancelled):
+        else:
             errors.insert(0, error)
         for other in ([] if interrupt is None else [interrupt]) + self._interrupts:
             fatal = fatal or other
@@ -165,20 +214,24 @@ class WorkerGroup:
                     raise fatal
             elif group is not None:
                 raise group from None
+            elif error is None and self._cancelled is not None:
+                raise self._cancelled
             elif error is None and self._gave_up and self._parent_cancelled:
                 raise Cancelled(self.token.cause)
         finally:
+            self._cancelled = None
             del error, interrupt, errors, fatal, group
 
 
 class _Member:
     """One function in its thread."""
 
-    __slots__ = ("_function", "_group", "_ticket", "ended", "future", "ran", "thread")
+    __slots__ = ("_function", "_group", "_process", "_ticket", "ended", "future", "ran", "thread")
 
     def __init__(self, group: WorkerGroup, name: str, function: Callable[[], Any]) -> None:
         self._group = group
         self._function: Callable[[], Any] | None = function
+        self._process = os.getpid()
         self._ticket: list[None] = [None]  # whoever deletes the element: the thread, or who could not start it
         self.ran = False
         self.future: Future[Any] = Future()
@@ -221,8 +274,23 @@ class _Member:
         finally:
             self.ended.close()
 
-    def join(self) -> None:
+    @property
+    def elsewhere(self) -> bool:
+        """The thread stayed in the parent process."""
+        return self._process != os.getpid() and self.thread is not threading.current_thread()
+
+    def join(self, timeout: float | None) -> None:
+        if self.elsewhere:
+            return
         with contextlib.suppress(ChannelClosed):
-            self.ended.recv()
+            self.ended.recv(timeout)
         if self.ran:
             self.thread.join()
+
+
+def _why(error: BaseException) -> object:
+    return error.cause if isinstance(error, Cancelled) else error
+
+
+def _makes_coroutines(function: object) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)

@@ -1,8 +1,11 @@
 """Timers: all of a process on one thread.
 
 Everything reaches that thread through one `SimpleQueue`, whose ``put`` is safe in finalizers and signal handlers, so
-there is no lock here. The thread starts with the first timer, is a daemon, and ends with the interpreter. A forked
-child starts with no timers.
+there is no lock here. The thread starts with the first timer, is a daemon, and serves until the interpreter's very end:
+functions of ``atexit`` may wait for timers too. (In a subinterpreter, which aborts the process if a thread is left when
+it ends, it goes with `atexit`.) In a forked child the timers go on, on a thread of its own.
+
+No function of a user runs on it: they run apart, on threads that are started as needed and end when idle.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import heapq
+import importlib
 import itertools
 import logging
 import os
@@ -17,7 +21,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Final
 
 from ._channel import Channel
 from ._errors import ChannelClosed, WouldBlock
@@ -25,6 +29,9 @@ from ._park import deadline_after, monotonic
 from ._views import Receiver
 
 THREAD_NAME = "channels-timer"
+APART_NAME = "channels-callback"
+IDLE: Final = 1.0  # seconds after which a thread for callbacks ends
+GOODBYE: Final = 2.0  # seconds that the threads of a subinterpreter have to end
 
 _logger = logging.getLogger(__name__)
 _order = itertools.count()
@@ -45,17 +52,17 @@ class Timer:
     def __lt__(self, other: Timer) -> bool:
         return self._key < other._key
 
-    def cancel(self) -> None:
+    def cancel(self, _: object = None) -> None:
         """Let go of the function; it will not be called unless that has begun."""
         self._function = self._owner = None
+        _clock.pending.discard(self)
 
-    def _disown(self, _: object) -> None:
-        self._function = self._owner = None
+    _disown = cancel
 
     def take(self) -> Callable[[], object] | None:
         """The function, for the one who calls it now; None if the timer is cancelled."""
         function = self._function
-        self._function = self._owner = None
+        self.cancel()
         return function
 
     def __repr__(self) -> str:
@@ -66,19 +73,33 @@ class _Clock:
     """The thread, and the queue that leads to it."""
 
     def __init__(self) -> None:
+        self.pending: set[Timer] = set()  # neither fired nor cancelled
+        self._over = False
         self._reset()
-        atexit.register(self._stop)
+        atexit.register(self._at_exit)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)
+            os.register_at_fork(after_in_child=self._forked)
 
     def _reset(self) -> None:
         self._inbox: SimpleQueue[Timer | Callable[[], object] | None] = SimpleQueue()
         self._starting = threading.RLock()
         self._thread: threading.Thread | None = None
+        self._idle: list[_Caller] = []
+
+    def _forked(self) -> None:
+        self._reset()
+        timers = list(self.pending)
+        for timer in timers:
+            self._inbox.put(timer)
+        if timers:
+            with contextlib.suppress(RuntimeError):  # no thread to be had now: the next timer starts one
+                self.start()
 
     def start(self) -> None:
-        if self._thread is None:
+        if self._thread is None or self._over:
             with self._starting:
+                if self._over:
+                    raise RuntimeError("no timers any more: the interpreter is ending")
                 if self._thread is None:
                     # Before it is started, which takes a while: finalizers may run meanwhile, and have timers too.
                     inbox = self._inbox
@@ -92,8 +113,27 @@ class _Clock:
     def put(self, item: Timer | Callable[[], object]) -> None:
         self._inbox.put(item)
 
-    def _stop(self) -> None:
+    def call_apart(self, function: Callable[[], object]) -> None:
+        """On the timer thread: have another one call ``function``."""
+        try:
+            self._idle.pop().inbox.put(function)
+        except IndexError:
+            try:
+                _Caller(self._idle, function)
+            except RuntimeError:  # there is no other: late is better than never
+                _call(function)
+
+    def _at_exit(self) -> None:
+        if self._thread is None or not _in_subinterpreter():
+            return
+        self._over = True
         self._inbox.put(None)
+        deadline = monotonic() + GOODBYE
+        self._thread.join(GOODBYE)
+        while self._idle:
+            caller = self._idle.pop()
+            caller.inbox.put(None)
+            caller.thread.join(max(deadline - monotonic(), 0))
 
     @staticmethod
     def _run(inbox: SimpleQueue[Timer | Callable[[], object] | None]) -> None:
@@ -124,6 +164,46 @@ class _Clock:
                 function = None
 
 
+class _Caller:
+    """A thread that calls functions which may block: its first, and what it gets while it is in the list of the idle.
+
+    Whoever takes it out of the list, where it puts itself, has it: the clock to give it a function, or itself to end.
+    """
+
+    __slots__ = ("_idle", "inbox", "thread")
+
+    def __init__(self, idle: list[_Caller], function: Callable[[], object]) -> None:
+        self._idle = idle
+        self.inbox: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self.inbox.put(function)
+        self.thread = threading.Thread(target=self._run, name=APART_NAME, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                function = self.inbox.get(timeout=IDLE)
+            except Empty:
+                try:
+                    self._idle.remove(self)
+                    return
+                except ValueError:  # the clock was faster
+                    function = self.inbox.get()
+            if function is None:
+                return
+            _call(function)
+            function = None
+            self._idle.append(self)
+
+
+def _in_subinterpreter() -> bool:
+    for name in ("_interpreters", "_xxsubinterpreters"):  # its name from 3.13 on, and before
+        with contextlib.suppress(Exception):
+            module = importlib.import_module(name)
+            return bool(module.get_current() != module.get_main())
+    return False
+
+
 def _call(function: Callable[[], object]) -> None:
     try:
         function()
@@ -137,10 +217,11 @@ _clock = _Clock()
 def call_at(deadline: float, function: Callable[[], object], owner: object = None) -> Timer:
     """Call ``function`` on the timer thread at ``deadline`` (of `time.monotonic`), unless ``owner`` is gone by then.
 
-    It must be quick: it delays every timer.
+    It must be quick and never block: it delays every timer. What may, it gives to `call_apart`.
     """
     timer = Timer(deadline, function, owner)
     _clock.start()
+    _clock.pending.add(timer)
     _clock.put(timer)
     return timer
 
@@ -148,6 +229,11 @@ def call_at(deadline: float, function: Callable[[], object], owner: object = Non
 def call_soon(function: Callable[[], object]) -> None:
     """Call ``function`` on the timer thread. For finalizers: takes no lock and starts no thread (see `start`)."""
     _clock.put(function)
+
+
+def call_apart(function: Callable[[], object]) -> None:
+    """Call ``function``, which may block, on a thread for callbacks. On the timer thread only."""
+    _clock.call_apart(function)
 
 
 def start() -> None:

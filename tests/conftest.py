@@ -30,6 +30,7 @@ LONG = 10.0  # seconds after which something will never happen
 # Threads that belong to the process, not to a test.
 SERVICES = {
     "channels-timer",
+    "channels-callback",  # ends when idle
     "explored",  # the explorer's own, idle between runs
 }
 

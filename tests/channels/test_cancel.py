@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import threading
 import time
@@ -10,7 +11,18 @@ import weakref
 
 import pytest
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, WouldBlock, select
+from channels import (
+    Cancelled,
+    CancelToken,
+    Channel,
+    ChannelClosed,
+    Receiver,
+    WorkerGroup,
+    WouldBlock,
+    _timer,
+    after,
+    select,
+)
 from channels._cancel import _Cancellation
 
 
@@ -301,11 +313,45 @@ def test_a_callback_of_a_cancelled_token_runs_at_once():
     assert registration.remove() is False
 
 
-def test_a_deadline_runs_the_callbacks_on_the_timer_thread():
+def test_a_deadline_runs_the_callbacks_on_a_thread_for_callbacks():
     token = CancelToken(timeout=0.02)
     where = Channel(1)
     token.on_cancel(lambda: where.try_send(threading.current_thread().name))
-    assert where.recv(timeout=5) == "channels-timer"
+    assert where.recv(timeout=5) == "channels-callback"
+
+
+def test_a_callback_that_blocks_delays_no_timer_and_no_other_callback(threads):
+    token = CancelToken(timeout=0.02)
+    inside, go_on = Channel(1), Channel()
+    token.on_cancel(lambda: (inside.send(1), go_on.recv(timeout=10)))
+    inside.recv(timeout=5)
+    after(0.02).recv(timeout=5)
+    other = CancelToken(timeout=0.02)
+    called = Channel(1)
+    other.on_cancel(lambda: called.try_send(1))
+    assert called.recv(timeout=5) == 1
+    go_on.send(1, timeout=5)
+
+
+def test_a_callback_of_a_deadline_may_wait_for_a_timer():
+    token = CancelToken(timeout=0.02)
+    waited = Channel(1)
+    token.on_cancel(lambda: waited.send(after(0.02).recv(timeout=5)))
+    assert waited.recv(timeout=5) > 0
+
+
+def test_threads_for_callbacks_are_used_again_and_end_when_idle(monkeypatch):
+    monkeypatch.setattr(_timer, "IDLE", 0.1)
+    names = []
+    for _ in range(5):
+        token = CancelToken(timeout=0.001)
+        called = Channel(1)
+        token.on_cancel(lambda called=called: (names.append(threading.current_thread()), called.try_send(1)))
+        called.recv(timeout=5)
+        after(0.01).recv(timeout=5)
+    assert len(set(names)) <= 2
+    names[-1].join(5)
+    assert not names[-1].is_alive()
 
 
 def test_remove_says_whether_the_callback_will_never_run():
@@ -398,6 +444,131 @@ def test_an_exit_in_a_callback_gets_out_and_stops_nobody():
     assert token.cancelled
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_every_callback_runs_however_many_end_the_program(kind, caplog):
+    """More of them than cleaning up has tries."""
+    token = CancelToken()
+    calls = []
+
+    def end():
+        calls.append("end")
+        raise kind("first" if len(calls) == 1 else "later")
+
+    for _ in range(150):
+        token.on_cancel(end)
+    token.on_cancel(lambda: calls.append("last"))
+    child = CancelToken(token)
+    child.on_cancel(lambda: calls.append("child"))
+    with caplog.at_level(logging.ERROR), pytest.raises(kind, match="first"):
+        token.cancel()
+    assert calls == ["end"] * 150 + ["last", "child"]
+    assert len(caplog.records) == 149  # one is raised, the others are told of
+    assert len(token._core.callbacks) == 1  # the child's
+
+
+def test_a_cancel_in_a_callback_says_false_at_once():
+    """Callbacks do not nest: neither in order nor in depth does it matter how many say it again."""
+    token = CancelToken()
+    began, ended = [], []
+
+    def again(k):
+        began.append(k)
+        assert token.cancel("again") is False
+        assert len(began) == k + 1
+        ended.append(k)
+
+    for k in range(3000):
+        token.on_cancel(lambda k=k: again(k))
+    assert token.cancel("first") is True
+    assert ended == list(range(3000))
+    assert token.cause == "first"
+
+
+def test_children_whose_callbacks_cancel_their_parent():
+    parent = CancelToken()
+    children = [CancelToken(parent) for _ in range(3000)]
+    ended = []
+    for child in children:
+        child.on_cancel(lambda: (parent.cancel("a child"), ended.append(1)))
+    children[7].cancel("reset")
+    assert len(ended) == 3000
+    assert parent.cause == "a child"
+    assert all(child.cancelled for child in children)
+
+
+def test_tokens_that_cancel_each_other_in_a_long_row():
+    tokens = [CancelToken() for _ in range(3000)]
+    ended = []
+    for k, (one, other) in enumerate(itertools.pairwise(tokens)):
+        one.on_cancel(lambda k=k, other=other: (other.cancel(k), ended.append((k, other.cancelled))))
+    tokens[0].cancel("first")
+    assert ended == [(k, True) for k in range(2999)]
+
+
+def test_a_long_line_of_descendants_is_cancelled_and_freed():
+    root = token = CancelToken()
+    for _ in range(20_000):
+        token = CancelToken(token)
+    called = []
+    token.on_cancel(lambda: called.append(token.cause))
+    root.cancel("above")
+    assert called == ["above"]
+
+
+def test_callbacks_that_register_callbacks():
+    token = CancelToken()
+    depth = []
+
+    def register():
+        depth.append(1)
+        if len(depth) < 3000:
+            token.on_cancel(register)
+
+    token.on_cancel(register)
+    token.cancel()
+    assert len(depth) == 3000
+
+
+def test_callbacks_of_what_a_callback_cancels_run_when_it_has_returned():
+    first, second = CancelToken(), CancelToken()
+    log = []
+    second.on_cancel(lambda: log.append("second"))
+    first.on_cancel(lambda: log.extend(["begin", second.cancel(), second.cancelled, "end"]))
+    first.on_cancel(lambda: log.append("first"))
+    first.cancel()
+    assert log == ["begin", True, True, "end", "first", "second"]
+
+
+def test_a_cancelled_wait_in_a_callback_is_logged_like_any_failure(caplog):
+    token = CancelToken()
+    token.on_cancel(lambda: Channel().recv(cancel=token))
+    with caplog.at_level(logging.ERROR):
+        token.cancel()
+    assert [record.exc_info[0] for record in caplog.records] == [Cancelled]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (5, "for a deadline say timeout=5"),
+        (0.5, "for a deadline say timeout=0.5"),
+        ("x", "not 'x'"),
+        (CancelToken().done, "is another one or None"),
+        (WorkerGroup(), "pass its token"),
+    ],
+)
+def test_a_parent_is_a_token(wrong, says):
+    with pytest.raises(TypeError, match=says):
+        CancelToken(wrong)
+    with pytest.raises(TypeError, match=says):
+        WorkerGroup(wrong)
+
+
+def test_a_callback_is_a_function():
+    with pytest.raises(TypeError, match="on_cancel takes a function"):
+        CancelToken().on_cancel(None)
+
+
 def test_a_callback_may_use_the_token():
     token = CancelToken()
     seen = []
@@ -487,7 +658,7 @@ def test_cancelling_is_prompt(threads):
 
 
 def test_a_canceller_is_for_finalizers(threads):
-    """It cancels on the timer thread, so whatever the callbacks do, the finalizer does not."""
+    """It cancels on other threads, so whatever the callbacks do, the finalizer does not."""
     token = CancelToken()
     where = Channel(1)
     token.on_cancel(lambda: where.try_send(threading.current_thread().name))
@@ -502,4 +673,4 @@ def test_a_canceller_is_for_finalizers(threads):
     threads.parked(token.done, receivers=1)
     del thing
     assert waiting.raises(Cancelled).cause == "dropped"
-    assert where.recv(timeout=5) == "channels-timer"
+    assert where.recv(timeout=5) == "channels-callback"

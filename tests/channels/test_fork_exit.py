@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sysconfig
 
 import pytest
 
@@ -257,10 +260,8 @@ os._exit(0)
     assert out.splitlines() == ["('last', True)"] * 25
 
 
-def test_timers_start_anew_in_the_child(script):
-    """The parent's are not the child's, which has its own thread; deadlines of tokens made before the fork do not
-    come.
-    """
+def test_timers_go_on_in_the_child(script):
+    """On a thread of its own: deadlines and timers that were made before the fork come in both."""
     out = script(
         HEAD
         + """
@@ -274,8 +275,32 @@ print(before.recv(timeout=5) > 0, token.done.closed or token.done)
 """
     )
     first, second = out.splitlines()
-    assert first == "(True, 0, False, ['MainThread', 'channels-timer'])"
+    assert first == "(True, 1, True, ['MainThread', 'channels-timer'])"
     assert second.startswith("True")
+
+
+def test_a_group_does_not_wait_for_the_threads_of_the_parent(script):
+    out = script(
+        HEAD
+        + """
+stop = Channel()
+with WorkerGroup() as group:
+    group.spawn(stop.recv, cancel=group.token)
+    parked(stop)
+    pid = os.fork()
+    if pid:
+        print(os.waitpid(pid, 0)[1])
+        stop.send(1)
+    else:
+        signal.alarm(5)
+        group.spawn(print, "a thread of the child", flush=True).result()
+if not pid:
+    print("left", flush=True)
+    os._exit(0)
+print("left")
+"""
+    )
+    assert out.splitlines() == ["a thread of the child", "left", "0", "left"]
 
 
 # -- the end of the interpreter ----------------------------------------------------------------------------------------
@@ -353,6 +378,93 @@ def last():
         timeout=5,
     )
     assert out.splitlines() == ["True exit", "[2, 3]"]
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["first used there", "used before"])
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "after(0.02).recv() > 0",
+        "next(iter(tick(0.02))) > 0",
+        "select(Channel(), after(0.02)).index == 1",
+        "expect(Cancelled, Channel().recv, cancel=CancelToken(timeout=0.02))",
+        "expect(TimeoutError, Channel().recv, timeout=0.02)",
+        "asyncio.run(one())",
+    ],
+)
+def test_timers_serve_until_the_very_end(script, wait, used):
+    """An atexit function that was registered before the import runs after everything that the import registered."""
+    out = script(
+        """
+import atexit, sys
+@atexit.register
+def last():
+    try:
+        print(eval(sys.argv[1]))
+    except RuntimeError as error:  # from 3.12 on, no thread may be started any more
+        print("no thread" in str(error) or "new thread" in str(error))
+import asyncio, threading, time
+from channels import *
+from channels.aio import to_async
+def expect(kind, function, **how):
+    try: function(**how)
+    except kind: return True
+async def one():
+    channel = Channel()
+    asyncio.get_running_loop().call_later(0.02, channel.try_send, True)
+    return await anext(to_async(channel))
+if sys.argv[2] == "True": after(0.001).recv()
+""",
+        wait,
+        str(used),
+        timeout=10,
+    )
+    assert out == "True\n"
+
+
+SUBINTERPRETER = r"""
+#include <Python.h>
+int run(const char *code) {
+    PyThreadState *before = PyThreadState_Get(), *inside = Py_NewInterpreter();
+    int failed = PyRun_SimpleString(code);
+    Py_EndInterpreter(inside);
+    PyThreadState_Swap(before);
+    return failed;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no compiler on this system")
+def test_a_subinterpreter_ends_after_timers(script, tmp_path):
+    """As mod_wsgi has them: a thread that is left would abort the process."""
+    source, library = tmp_path / "sub.c", tmp_path / "sub.so"
+    source.write_text(SUBINTERPRETER)
+    include = f"-I{sysconfig.get_path('include')}"
+    subprocess.run(["cc", "-shared", "-fPIC", include, "-o", library, source], check=True, timeout=60)
+    out = script(
+        """
+import ctypes, sys
+code = '''
+import atexit, sys
+sys.path[:] = %r
+def last():
+    try: after(0.01)
+    except RuntimeError as error: print(error, flush=True)
+atexit.register(last)
+from channels import *
+after(0.01).recv()
+called = Channel(1)
+token = CancelToken(timeout=0.01)
+token.on_cancel(lambda: called.try_send(1))
+called.recv()
+pending = [after(1000), CancelToken(timeout=1000)]
+''' % sys.path
+for _ in range(3): print(ctypes.PyDLL(sys.argv[1]).run(code.encode()), flush=True)
+""",
+        str(library),
+        timeout=20,
+    )
+    assert out.splitlines() == ["no timers any more: the interpreter is ending", "0"] * 3
 
 
 def test_importing_starts_nothing_and_imports_little(script):

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import gc
+import logging
 import os
+import re
 import signal
 import sys
 import threading
+import time
 import traceback
 import weakref
 from concurrent.futures import Future
 
 import pytest
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed, WorkerGroup
+from channels import Cancelled, CancelToken, Channel, ChannelClosed, WorkerGroup, _group
 
 LONG = 20
 
@@ -194,16 +198,45 @@ def test_a_block_that_was_cancelled_by_a_failure_adds_nothing():
     assert [type(error) for error in caught.value.exceptions] == [ValueError]
 
 
-def test_cancelled_without_the_token_is_a_failure():
+def test_a_function_cancelled_by_a_token_of_others_cancels_the_rest_and_leaving_says_so():
     """Of a token of its own, say: nobody else would hear of it."""
     stranger = CancelToken()
     stranger.cancel("mine")
+    with pytest.raises(Cancelled) as caught, WorkerGroup() as group:
+        group.spawn(wait_for_cancel, stranger)
+        group.spawn(wait_for_cancel, group.token)
+    assert caught.value.cause == "mine"
+    assert group.token.cancelled
+
+
+def test_a_failure_counts_more_than_a_cancel_by_others():
+    stranger = CancelToken()
     with pytest.raises(ExceptionGroup) as caught, WorkerGroup() as group:
         group.spawn(wait_for_cancel, stranger)
-    (error,) = caught.value.exceptions
-    assert isinstance(error, Cancelled)
-    assert error.cause == "mine"
-    assert group.token.cancelled
+
+        def fail_then():
+            with contextlib.suppress(Cancelled):
+                wait_for_cancel(group.token)
+            raise ValueError
+
+        group.spawn(fail_then)
+        stranger.cancel("mine")
+    assert [type(error) for error in caught.value.exceptions] == [ValueError]
+
+
+def test_a_nested_group_without_a_parent_keeps_a_cancel_orderly():
+    """Its functions wait with the token of the outer group: they leave by `Cancelled`, and so does it."""
+    inside = Channel()
+
+    def inner(token):
+        with WorkerGroup() as group:
+            group.spawn(inside.recv, cancel=token)
+
+    with WorkerGroup() as outer:
+        outer.spawn(inner, outer.token)
+        with contextlib.suppress(TimeoutError):
+            Channel().recv(timeout=0.02)
+        outer.token.cancel("bye")
 
 
 def test_except_star():
@@ -599,3 +632,65 @@ def test_a_group_in_a_program_that_ends_by_sys_exit(script):
         status=3,
     )
     assert out == ""
+
+
+# -- slips ------------------------------------------------------------------------------------------------------------
+
+
+async def asynchronous():
+    pass
+
+
+class AsyncCall:
+    async def __call__(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (None, "takes a function to call, not None: pass the function itself"),
+        (5, "not 5"),
+        (asynchronous, "is async: run it with channels.aio.LoopThread"),
+        (functools.partial(asynchronous), "is async"),
+        (AsyncCall(), "is async"),
+    ],
+)
+def test_spawn_takes_a_function(wrong, says):
+    with WorkerGroup() as group, pytest.raises(TypeError, match=says):
+        group.spawn(wrong)
+    assert not group.token.cancelled
+
+
+# -- who is waited for -------------------------------------------------------------------------------------------------
+
+
+def test_after_an_interrupt_leaving_says_whom_it_waits_for(monkeypatch, caplog, threads):
+    monkeypatch.setattr(_group, "PATIENCE", 0.05)
+    go_on = Channel()
+
+    def deaf():
+        go_on.recv()
+
+    def end():
+        while not caplog.records:
+            time.sleep(0.001)
+        go_on.send(1)
+
+    ender = threads.go(end)
+    with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt), WorkerGroup(name="crawl") as group:
+        group.spawn(deaf)
+        group.spawn(wait_for_cancel, group.token)
+        threads.parked(go_on, receivers=1)
+        raise KeyboardInterrupt
+    ender.result()
+    (record,) = caplog.records
+    assert re.search(r"leaving <WorkerGroup 'crawl' .*> waits for crawl 1: .*deaf \(.*:\d+\)", record.message)
+    assert "crawl 2" not in record.message
+
+
+def test_an_interrupt_that_ends_in_time_says_nothing(caplog):
+    with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt), WorkerGroup() as group:
+        group.spawn(wait_for_cancel, group.token)
+        raise KeyboardInterrupt
+    assert not caplog.records
