@@ -47,7 +47,7 @@ class _Round:
                 self._carry_out()
                 break
             except BaseException as error:  # it came between the callbacks: the others are still to be run
-                self.raised += (error,)
+                self.raised.append(error)
         _here.round = None
         if self.raised:
             first, self.raised = self.raised[0], []
@@ -57,15 +57,12 @@ class _Round:
                 del first  # its traceback holds this frame
 
     def _carry_out(self) -> None:
-        ran = -1
-        while ran != len(self.due):  # a signal handler may add to a round that is just ending
-            ran = len(self.due)
-            _here.round = self
-            for core in self.cores:
-                core.told = self
-            for core, key in self.due:
-                core.run(key, self.raised)
-            _here.round = None
+        _here.round = self
+        for core in self.cores:
+            core.told = self
+        for core, key in self.due:  # it grows; a signal handler comes when the loop jumps back, so it is seen
+            core.run(key, self.raised)
+        _here.round = None
         for core in self.cores:
             core.told = OVER
 
@@ -133,8 +130,8 @@ class _Cancellation(Channel[None]):
                     child.verdict.setdefault("cause", core.verdict["cause"])
                     cores.append(child)
         if round is not None:
-            round.due += due  # first: interrupted in between, this is done again
-            round.cores += cores
+            round.due.extend(due)  # first: interrupted in between, this is done again
+            round.cores.extend(cores)
             for core in cores:
                 core.told = round
         elif apart and due:
@@ -162,7 +159,7 @@ class _Cancellation(Channel[None]):
                 if raised:
                     _logger.exception("a cancel callback failed: %r", function)
                 else:
-                    raised += (error,)
+                    raised.append(error)
         self.callbacks.pop(key, None)
 
 
@@ -242,7 +239,7 @@ class CancelToken:
             if _here.round is None:
                 _Round([], [(core, key)]).carry_out()
             else:
-                _here.round.due += ((core, key),)
+                _here.round.due.append((core, key))
         return Registration(core, key)
 
     def __repr__(self) -> str:

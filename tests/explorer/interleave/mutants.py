@@ -161,7 +161,47 @@ MUTANTS = [
         "if False:",
         ("callback_runs_once",),
     ),
+    Mutant(
+        "what a callback cancels is closed, and its callbacks are forgotten",
+        CANCEL,
+        "_tell",
+        "            round.due.extend(due)",
+        "            pass",
+        ("callbacks_that_cancel_each_other",),
+    ),
+    Mutant(
+        "the callbacks of a deadline are forgotten",
+        CANCEL,
+        "_tell",
+        "call_apart(_Round(cores, due).carry_out)",
+        "pass",
+        ("callback_of_a_deadline",),
+    ),
+    Mutant(
+        "a callback is looked up, then taken",
+        CANCEL,
+        "run",
+        "function = entry[0]\n            del entry[0]",
+        "function = entry[0]\n            entry.clear()",
+        ("callback_runs_once", "callbacks_that_cancel_each_other", "callback_is_removed_or_runs"),
+    ),
     # With exceptions:
+    Mutant(
+        "an exception between the callbacks ends their round",
+        CANCEL,
+        "carry_out",
+        "self.raised.append(error)",
+        "raise error",
+        ("interrupted_callbacks",),
+    ),
+    Mutant(
+        "an interrupted cancel leaves what is below",
+        CANCEL,
+        "cancel",
+        "if self.verdict:",
+        "if False:",
+        ("interrupted_callbacks", "interrupted_cancel"),
+    ),
     Mutant(
         "a value is taken by popleft",
         CHANNEL,
@@ -211,6 +251,14 @@ MUTANTS = [
         ("interrupted_close_beside_another", "interrupted_close"),
     ),
     # With nested operations:
+    Mutant(
+        "a nested cancel goes ahead of what is due",
+        CANCEL,
+        "_tell",
+        "            round.due.extend(due)",
+        "            round.due[:0] = due",
+        ("cancel_of_another_in_a_cancel", "callbacks_that_cancel_each_other"),
+    ),
     Mutant(
         "a nested operation goes ahead on a busy channel",
         CHANNEL,

@@ -407,6 +407,26 @@ def child_goes_while_parent_is_cancelled(stage: Stage) -> Any:
     return lambda: stage.expect(not parent._core.callbacks, "a link is left")
 
 
+@scenario(preemptions=1)
+def callbacks_that_cancel_each_other(stage: Stage) -> Any:
+    """Two tokens whose callbacks cancel the other, and two threads: every callback runs, once."""
+    calls: list[str] = []
+    a, b = (stage.package.CancelToken() for _ in "ab")
+    for name, one, other in (("a", a, b), ("b", b, a)):
+        one.on_cancel(partial(other.cancel, name))
+        one.on_cancel(partial(calls.append, name))
+    firsts: list[bool] = []
+    stage.world.spawn("A", lambda: firsts.append(a.cancel("A")))
+    stage.world.spawn("B", lambda: firsts.append(b.cancel("B")))
+
+    def check() -> None:
+        stage.expect(sorted(calls) == ["a", "b"], f"{calls}")
+        stage.expect(a.cancelled and b.cancelled and any(firsts), f"{a} {b} {firsts}")
+        stage.expect(not a._core.callbacks and not b._core.callbacks, "a callback is left")
+
+    return check
+
+
 # -- deadlines, with the timer thread ----------------------------------------------------------------------------------
 
 
@@ -432,6 +452,22 @@ def deadline_of_a_token(stage: Stage) -> Any:
         stage.expect(token.cancelled, "not cancelled")
 
     return check
+
+
+@scenario(preemptions=1)
+def callback_of_a_deadline(stage: Stage) -> Any:
+    """It runs on a thread of its own, once, beside one that is registered when the deadline has passed."""
+    stage.timers()
+    token = stage.package.CancelToken(timeout=5)
+    calls: list[str] = []
+    token.on_cancel(partial(calls.append, "early"))
+
+    def register() -> None:
+        stage.package.after(5).recv()
+        token.on_cancel(partial(calls.append, "late"))
+
+    stage.world.spawn("R", register)
+    return lambda: stage.expect(sorted(calls) == ["early", "late"], f"{calls}")
 
 
 @scenario(preemptions=1)
@@ -561,6 +597,33 @@ def interrupted_cancel(stage: Stage) -> None:
     stage.thread(stage.recv(channel, cancel=token))
 
 
+@interrupted()
+def interrupted_callbacks(stage: Stage) -> Any:
+    """An exception anywhere in a cancel: what was cancelled, also by a callback, has all its callbacks run, once."""
+    calls: list[str] = []
+    top, other = stage.package.CancelToken(), stage.package.CancelToken()
+    child = stage.package.CancelToken(top)
+    top.on_cancel(other.cancel)
+    top.on_cancel(partial(calls.append, "top"))
+    other.on_cancel(partial(calls.append, "other"))
+    child.on_cancel(partial(calls.append, "child"))
+
+    def cancel() -> None:
+        try:
+            top.cancel()
+        except KeyboardInterrupt:
+            pass
+
+    stage.world.spawn("T", cancel, interruptible=True)
+
+    def check() -> None:
+        wanted = (["child", "top"] if top.cancelled else []) + (["other"] if other.cancelled else [])
+        stage.expect(sorted(calls) == sorted(wanted), f"{calls}, not {wanted}")
+        stage.expect(child.cancelled == top.cancelled, "the child was not told")
+
+    return check
+
+
 # -- operations in the middle of others --------------------------------------------------------------------------------
 
 
@@ -629,6 +692,22 @@ def cancel_in_a_cancel(stage: Stage) -> None:
     channel, token = stage.channel(0), stage.token()
     stage.thread(stage.cancel(token), nested=stage.cancel(token))
     stage.thread(stage.recv(channel, cancel=token))
+
+
+@reentered(preemptions=0)
+def cancel_of_another_in_a_cancel(stage: Stage) -> Any:
+    """A signal handler cancels another token in the middle of a cancel: both have their callbacks run, once."""
+    one, other = stage.token(), stage.token()
+    calls: list[int] = []
+    for token in (one, other):
+        stage.tokens[token].on_cancel(partial(calls.append, token))
+    stage.thread(stage.cancel(one), nested=stage.cancel(other))
+
+    def check() -> None:
+        wanted = [token for token in (one, other) if stage.tokens[token].cancelled]
+        stage.expect(sorted(calls) == sorted(wanted), f"{calls}, not {wanted}")
+
+    return check
 
 
 @reentered(preemptions=1)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from .instrument import Place, instrument
 from .scheduler import ACQUIRE, OTHER, RELEASE, Scheduler
@@ -166,6 +167,25 @@ class SimpleQueue:
         return not self._items
 
 
+class Local:
+    """`threading.local`, of the tasks of one run: the threads that carry them are used again."""
+
+    _scheduler: Scheduler
+
+    def _mine(self) -> dict[str, Any]:
+        own = vars(self).setdefault("of", WeakKeyDictionary())
+        return own.setdefault(self._scheduler.current or self._scheduler, {})  # type: ignore[no-any-return]
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("_"):
+            return object.__getattribute__(self, name)
+        mine = self._mine()
+        return mine[name] if name in mine else getattr(type(self), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._mine()[name] = value
+
+
 class Logger:
     """`logging.Logger`: what is said in a run is a failure, unless the scenario takes it from ``scheduler.logged``."""
 
@@ -294,6 +314,9 @@ class Universe:
         def simple_queue(*_: object) -> SimpleQueue:
             return SimpleQueue(scheduler)
 
+        class ControlledLocal(Local):
+            _scheduler = scheduler
+
         def chance() -> float:
             return (0.0, 0.99)[scheduler.choose(2, "random")]
 
@@ -311,7 +334,7 @@ class Universe:
         simple_queue.__class_getitem__ = lambda _: simple_queue  # type: ignore[attr-defined]
         return {
             "_thread": like(_thread, allocate_lock=lock, RLock=rlock),
-            "threading": like(threading, Lock=lock, RLock=rlock, Thread=ControlledThread),
+            "threading": like(threading, Lock=lock, RLock=rlock, Thread=ControlledThread, local=ControlledLocal),
             "time": like(time, monotonic=scheduler.monotonic),
             "random": like(random, random=chance),
             "os": like(os, sched_yield=scheduler.yield_, register_at_fork=ignore),
@@ -328,13 +351,13 @@ class Universe:
 
         def get(thing: Any, where: int) -> Any:
             """Before a read of an attribute or item."""
-            if scheduler.current is not None and type(thing) not in PLAIN:
+            if scheduler.current is not None and type(thing) not in PLAIN and not isinstance(thing, Local):
                 access(thing, names[where], False, where)
             return thing
 
         def set_(thing: Any, where: int) -> Any:
             """Before a write or delete."""
-            if scheduler.current is not None:
+            if scheduler.current is not None and not isinstance(thing, Local):
                 access(thing, names[where], True, where)
             return thing
 
