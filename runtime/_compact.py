@@ -101,7 +101,7 @@ def _summary(core: StreamCore, messages: Sequence[Message]) -> str:
     for message in messages:
         if message.content:
             said.append(f"{message.role}: {shortened(message, _RESULT).content}")
-        said += [f"{message.role} calls {call.name}({call.arguments})" for call in message.tool_calls]
+        said += [f"{message.role} calls {call.name}({call.sound_arguments})" for call in message.tool_calls]
     try:
         summary = ask_aside(core, model, [Message("system", _INSTRUCTIONS), Message("user", "\n\n".join(said))]).strip()
         problem = "" if summary else "it says nothing"

@@ -1,4 +1,5 @@
-"""The tool calls of one turn: started together where the tools allow it, recorded in the order of the calls.
+"""The tool calls of one turn: started together where the tools allow it. The session has each result before it is
+seen, and has them in the order of the calls.
 
 Each call goes one way: its arguments are read (`_begin`), hooks may change them (`_checked`), it is permitted,
 confirmed by the user or refused (`_permit`, `_requested`, `_decided`), it runs (`_start`), hooks may change its result
@@ -8,17 +9,17 @@ its place as a running one does: other calls that may run beside it do.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 from channels import Cancelled, CancelToken, Channel
 
-from . import _json, events
+from . import events
 from ._asks import Ask
+from ._assembler import cut_off
 from ._calls import INBOX, Call, Finished
 from ._consumer import consumer_call
 from ._context import Asked, Context, Fire, Forwarded, Progress, posting
@@ -100,13 +101,13 @@ class Made:
     successor: Agent | None
 
 
-def dispatch(core: StreamCore, calls: Sequence[ToolCall], tools: Mapping[str, Tool]) -> Made:
-    """Make the calls and record their results. What a tool raises is a result too, which the model can read.
+def dispatch(core: StreamCore, reply: Message, tools: Mapping[str, Tool]) -> Made:
+    """Make the calls of the reply and record their results. What a tool raises is a result too, for the model to read.
 
     Raises `Cancelled` when the stream is cancelled first, `StopRun` where a hook ends it; the results that were there
     by then are recorded.
     """
-    turn = _Turn(core, calls, tools)
+    turn = _Turn(core, reply, tools)
     try:
         turn.run()
     finally:
@@ -118,12 +119,13 @@ def dispatch(core: StreamCore, calls: Sequence[ToolCall], tools: Mapping[str, To
 class _Turn:
     """The calls of one turn. Used by the worker's thread only; others post to ``inbox``."""
 
-    def __init__(self, core: StreamCore, calls: Sequence[ToolCall], tools: Mapping[str, Tool]) -> None:
+    def __init__(self, core: StreamCore, reply: Message, tools: Mapping[str, Tool]) -> None:
         self.core = core
-        self.calls = calls
+        self.reply = reply
         self.tools = tools
         self.inbox: Channel[Any] = Channel(INBOX, name="tool calls")
-        self.waiting = deque(calls)
+        self.order: dict[str | None, int] = {call.id: i for i, call in enumerate(reply.tool_calls)}
+        self.waiting = deque(reply.tool_calls)
         self.running: dict[str, _Running] = {}
         self.read: Mapping[str, _Read] = {}
         self.results: dict[str, ToolResult] = {}
@@ -134,7 +136,7 @@ class _Turn:
 
     def run(self) -> None:
         # The schemas are a server's and the arguments a model's: what they take to be read is not for the worker.
-        self.read = self.core.calls.run("reading the arguments", _read, self.calls, self.tools, self.core.token)
+        self.read = self.core.calls.run("reading the arguments", _read, self.reply, self.tools, self.core.token)
         while self.waiting or self.running or self.hooks:
             while self.waiting and self._has_room(self.waiting[0]):
                 self._begin(self.waiting.popleft())
@@ -155,7 +157,7 @@ class _Turn:
             self._expire()
 
     def close(self) -> None:
-        """Answer who still asks, and record the results there are."""
+        """Answer who still asks; the session says whom the conversation is handed to, whatever ends the stream now."""
         self.inbox.close()
         for running in self.running.values():
             if running.errand is not None:
@@ -169,13 +171,10 @@ class _Turn:
                 message.settled(Answer("cancel", note=_OVER))
             elif isinstance(message, Fire):
                 message.done.close()
-        for call in self.calls:
-            if call.id in self.results:
-                result = self.results[call.id]
-                message = Message("tool", result.content, tool_call_id=call.id, is_error=result.is_error)
-                self.core.record(replace(message, images=result.images) if result.images else message)
-                if isinstance(result, HandOff) and result.agent is not None:
-                    self.core.log.hand_over(result.agent.name)  # whatever ends the stream now: the session says so
+        for call in self.reply.tool_calls:
+            result = self.results.get(call.id)
+            if isinstance(result, HandOff) and result.agent is not None:
+                self.core.log.hand_over(result.agent.name)
 
     # -- the way of a call ---------------------------------------------------------------------------------------------
 
@@ -347,6 +346,9 @@ class _Turn:
         if limit is not None and len(result.content) > limit:
             result = replace(result, content=cut(result.content, limit, self._keep(call, result.content)))
         self.results[call.id] = result
+        message = Message("tool", result.content, tool_call_id=call.id, is_error=result.is_error, images=result.images)
+        core.log.add_result(message, self.order)  # before anyone sees it: who saves the session then has it
+        result = replace(result, content=message.content)
         core.emit(events.ToolCallResponse(call, result.content, result.is_error, result.images, **core.tags))
         return result
 
@@ -459,25 +461,22 @@ class _Turn:
             self._user_is_asked(running, question.message)
 
 
-def _read(calls: Sequence[ToolCall], tools: Mapping[str, Tool], cancel: CancelToken) -> dict[str, _Read]:
+def _read(reply: Message, tools: Mapping[str, Tool], cancel: CancelToken) -> dict[str, _Read]:
     """What the calls say, by id. Anything may stand in them, and in the schemas: for a helper thread."""
-    return {call.id: _prepare(call, tools, cancel) for call in calls}
+    return {call.id: _prepare(call, reply.finish_reason, tools, cancel) for call in reply.tool_calls}
 
 
-def _prepare(call: ToolCall, tools: Mapping[str, Tool], cancel: CancelToken) -> _Read:
-    """The tool and its arguments; where the model got them wrong, an error that it can mend."""
+def _prepare(call: ToolCall, finish: str | None, tools: Mapping[str, Tool], cancel: CancelToken) -> _Read:
+    """The tool and its arguments; where the model got them wrong, or was cut off, an error that it can mend."""
+    if too_early := cut_off(call, finish):
+        return ToolResult(too_early, is_error=True)
     tool = tools.get(call.name)
     if tool is None:
         known = ", ".join(sorted(tools)) or "none"
-        return ToolResult(f"there is no tool {call.name!r}; there are: {known}", is_error=True)
-    try:
-        arguments = _json.parse(call.arguments or "{}")
-    except json.JSONDecodeError as error:
-        return ToolResult(f"the arguments are not JSON: {error}", is_error=True)
-    except ValueError as error:
-        return ToolResult(f"the arguments cannot be read: {error}", is_error=True)
-    if not isinstance(arguments, dict):
-        return ToolResult(f"the arguments are a JSON object, not {call.arguments:.200}", is_error=True)
+        return ToolResult(f"there is no tool {call.name!r:.200}; there are: {known}", is_error=True)
+    arguments = call.parsed
+    if arguments is None:
+        return ToolResult(call.problem, is_error=True)
     wrong = _wrong(tool, arguments, cancel)
     return ToolResult(wrong, is_error=True) if wrong else (tool, arguments)
 

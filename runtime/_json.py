@@ -5,39 +5,64 @@ The reader and the writer of `json` are in C and hold the GIL: for some 20 ms a 
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+import math
+import re
 from typing import Any, Final
 
 LONGEST: Final = 1_000_000  # characters that are read; no model writes as many in one call
 DEEPEST: Final = 100  # levels; what goes through the values later on is recursive, here and in other programs
 
+_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\Z)', re.DOTALL)  # the end too, or a text of quotes is quadratic
+_NO_BRACKET: Final = re.compile(r"[^\[\]{}]+")
+_STEP: Final = {"[": 1, "{": 1, "]": -1, "}": -1}
+_MAYBE_ENDLESS: Final = re.compile(r"[eE]\+?0*[1-9]\d\d|\d{100}")
+
 _encoder: Final = json.JSONEncoder(ensure_ascii=False)
 
 
 def parse(text: str) -> Any:
-    """The value that ``text`` is the JSON of. Raises `ValueError`, which says what is wrong with it."""
+    """The value that ``text`` is the JSON of. Raises `ValueError`, which says what is wrong with it.
+
+    NaN and numbers that are infinite for others are not taken, although `json` does.
+    """
     if len(text) > LONGEST:
         raise ValueError(f"it has {len(text):,} characters, more than {LONGEST:,}")
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise ValueError(f"it goes more than {DEEPEST} levels deep") from None
-    if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
+    if _is_deep(text):
         raise ValueError(f"it goes more than {DEEPEST} levels deep")
+    try:
+        if _MAYBE_ENDLESS.search(text):  # a look at each number takes several times as long
+            return json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int)
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError:  # this is called near the end of the stack
+        raise ValueError("it goes too many levels deep") from None
+
+
+def _is_deep(text: str) -> bool:
+    """Whether lists and objects go deeper than `DEEPEST`, also in what is no JSON: `json` recurses, and where the limit
+    of that was raised, it may end the process.
+    """
+    if text.count("[") + text.count("{") <= DEEPEST:
+        return False
+    brackets = _NO_BRACKET.sub("", _STRING.sub("", text))
+    return max(itertools.accumulate(map(_STEP.__getitem__, brackets)), default=0) > DEEPEST
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number in JSON")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text:.40} is too large a number")
     return value
 
 
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(DEEPEST):
-        inside: list[Any] = []
-        for each in level:
-            inside += each.values() if isinstance(each, Mapping) else each if isinstance(each, list) else ()
-        if not inside:
-            return False
-        level = inside
-    return any(isinstance(each, (Mapping, list)) for each in level)
+def _int(text: str) -> int:
+    _float(text)  # as others read it
+    return int(text)
 
 
 def write(value: Any) -> str:

@@ -74,7 +74,7 @@ class Repeats:
             return []
         said = {result.tool_call_id: result.content for result in results}
         made = {
-            (call.name, canonical(call.arguments), said.get(call.id, ""))
+            (call.name, canonical(call), said.get(call.id, ""))
             for call in calls
             if call.name not in tools or not tools[call.name].polling
         }
@@ -85,9 +85,7 @@ class Repeats:
         return sorted({name for name, _, _ in made}) if self._times >= self._limit else []
 
 
-def canonical(arguments: str) -> str:
-    """The same text for the same JSON, whatever its spaces and the order of its keys."""
-    try:
-        return json.dumps(json.loads(arguments), sort_keys=True)
-    except (ValueError, RecursionError):
-        return arguments
+def canonical(call: ToolCall) -> str:
+    """The same text for the same arguments, whatever their spaces and the order of their keys."""
+    arguments = call.parsed
+    return call.arguments if arguments is None else json.dumps(arguments, sort_keys=True)

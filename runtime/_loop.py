@@ -129,7 +129,7 @@ class _Run:
         core.fire("after_llm_call", model=model, iteration=self.iteration, response=reply.content, usage=reply.usage)
         if reply.tool_calls:
             check_budget(core)  # calls may have effects, and nobody would see their results
-            made = dispatch(core, reply.tool_calls, tools)
+            made = dispatch(core, reply, tools)
             self._next, self._successor = made.contexts, made.successor
             repeated = self._repeats.look(reply.tool_calls, core.session.messages[-len(reply.tool_calls) :], tools)
             if repeated:

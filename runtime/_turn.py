@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from types import NoneType
 from typing import Any, Final
 
 from channels import Cancelled
 
 from . import events
+from ._assembler import Assembler
 from ._core import StopRun, StreamCore
 from ._errors import describe
 from ._output import output_for
+from ._sound import TextPieces
 from ._traffic import ModelAsked, ModelDone, ModelSaid
 from .model import (
     FallbackDelta,
@@ -25,18 +26,10 @@ from .model import (
     ToolDefinition,
     UsageDelta,
 )
-from .session import Message, Native, ToolCall
+from .session import Message, Native
 from .usage import Usage
 
 END: Final[Any] = object()
-
-
-@dataclass(slots=True)
-class _PartialCall:
-    id: str = ""
-    given: str = ""  # the id that the model gave it
-    name: str = ""
-    arguments: str = ""
 
 
 def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> Message:
@@ -48,7 +41,8 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
     model = core.agent.model
     answering = model.id
     text: list[str] = []
-    calls: dict[int, _PartialCall] = {}
+    speaking, thinking = TextPieces(), TextPieces()
+    assembler = Assembler(core.call_ids, (tool.name for tool in tools))
     usage: Usage | None = None
     finish: str | None = None
     native: Native | None = None
@@ -61,20 +55,15 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
         while (delta := next_delta(core, model, deltas)) is not END:
             kind = delta.__class__
             if kind is TextDelta:
-                text.append(delta.text)
-                core.emit(events.AgentChoice(delta.text, **core.tags))
+                said = speaking.add(delta.text)
+                text.append(said)
+                core.emit(events.AgentChoice(said, **core.tags))
             elif kind is ReasoningDelta:
-                core.emit(events.AgentChoiceReasoning(delta.text, **core.tags))
+                core.emit(events.AgentChoiceReasoning(thinking.add(delta.text), **core.tags))
             elif kind is ToolCallDelta:
-                call = calls.get(delta.index) or calls.setdefault(delta.index, _PartialCall())
-                if not call.id or (delta.id and delta.id != call.given):
-                    call.given = delta.id
-                    call.id = delta.id if delta.id and delta.id not in core.call_ids else _new_id()
-                    core.call_ids.add(call.id)
-                call.name += delta.name
-                call.arguments += delta.arguments
-                piece = ToolCall(call.id, call.name, delta.arguments)
-                core.emit(events.PartialToolCall(piece, **core.tags))
+                piece = assembler.add(delta)
+                if piece is not None:
+                    core.emit(events.PartialToolCall(piece, **core.tags))
             elif kind is UsageDelta:
                 usage = highest(usage or Usage(), delta)
             elif kind is FinishDelta:
@@ -86,10 +75,13 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
                 usage = None
                 answering = delta.to_model
                 core.emit(events.ModelFallback(delta.from_model, answering, delta.reason, **core.tags))
+        if left := speaking.end():
+            text.append(left)
+            core.emit(events.AgentChoice(left, **core.tags))
         whole = True
     finally:
-        # A call that was cut off in the middle of its arguments is not a call.
-        made = _whole_calls(calls) if whole else ()
+        made = assembler.calls(finish) if whole else ()  # a stream that broke has not said all of them
+        text.append(speaking.end())
         if usage is not None:
             usage = core.shared.prices.priced(answering, usage)
             core.spending.add(usage)
@@ -103,7 +95,7 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
             finish_reason=finish if whole else "interrupted",
             native=native if whole else None,
         )
-        if whole or text:
+        if whole or message.content:
             core.record(message)
         elif usage is not None:
             core.log.count(usage)
@@ -136,8 +128,8 @@ def _is_sound(delta: Any) -> bool:
     if kind is TextDelta or kind is ReasoningDelta:
         return isinstance(delta.text, str)
     if kind is ToolCallDelta:
-        texts = isinstance(delta.id, str) and isinstance(delta.name, str) and isinstance(delta.arguments, str)
-        return texts and isinstance(delta.index, int)
+        texts = isinstance(delta.id, str) and isinstance(delta.name, str)
+        return texts and isinstance(delta.arguments, (str, Mapping)) and isinstance(delta.index, (int, NoneType))
     if kind is UsageDelta:
         read, written, *parts = _counts(delta)
         whole = isinstance(read, int) and isinstance(written, int)
@@ -145,14 +137,6 @@ def _is_sound(delta: Any) -> bool:
     if kind is FinishDelta:
         return isinstance(delta.reason, str)
     return kind is NativeDelta or kind is FallbackDelta
-
-
-def _whole_calls(calls: dict[int, _PartialCall]) -> tuple[ToolCall, ...]:
-    return tuple(ToolCall(call.id, call.name, call.arguments or "{}") for _, call in sorted(calls.items()))
-
-
-def _new_id() -> str:
-    return f"call_{uuid.uuid4().hex[:16]}"
 
 
 def settle_usage(core: StreamCore, model: str, usage: Usage | None) -> None:

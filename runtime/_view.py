@@ -44,7 +44,7 @@ def tokens(messages: Iterable[Message], tools: Iterable[ToolDefinition] = ()) ->
     """How many tokens they are, about."""
     count = 0
     for message in messages:
-        size = len(message.content) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+        size = len(message.content) + sum(len(call.name) + len(call.sound_arguments) for call in message.tool_calls)
         count += 4 + size // _CHARACTERS + _IMAGE * len(message.images)
     for tool in tools:
         count += (len(tool.name) + len(tool.description) + len(json.dumps(tool.parameters, default=str))) // _CHARACTERS

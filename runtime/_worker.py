@@ -21,6 +21,7 @@ from ._tasks import stop_all
 from .session import Message
 
 _logger = logging.getLogger(__name__)
+_UNKNOWN: Final = "interrupted: the run ended in the middle of this call; it is not known whether it took effect"
 _INTERRUPTED: Final = "interrupted: the stream ended before this call did"
 
 
@@ -67,6 +68,7 @@ def _run(core: StreamCore, cleanup: Cleanup) -> None:
     the user said too late, for the next stream.
     """
     with core.log as log:
+        log.settle(_UNKNOWN)  # the session may have been saved in the middle of a run, or its process have died
         try:
             core.shared.run(core, cleanup)
         except StopRun as stop:

@@ -32,12 +32,14 @@ class ReasoningDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """A piece of a tool call. Pieces of one call share ``index``; names and JSON text may come in fragments."""
+    """A piece of a tool call. Pieces of one call share ``index``, or else ``id``; names and JSON text may come in
+    fragments. ``index`` is None where the server does not number its calls; ``arguments`` may be the whole object.
+    """
 
-    index: int
+    index: int | None
     id: str = ""
     name: str = ""
-    arguments: str = ""
+    arguments: str | Mapping[str, Any] = ""
 
 
 @dataclass(frozen=True, slots=True)

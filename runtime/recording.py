@@ -21,7 +21,7 @@ from ._limits import canonical
 from ._redact import Redaction
 from .agent import TEAM_TOOLS
 from .model import ToolDefinition
-from .session import Message, Session
+from .session import Message, Session, ToolCall
 from .tool import Tool, ToolResult
 
 VERSION: Final = 1
@@ -117,12 +117,12 @@ class Recording:
         results: dict[tuple[str, str], deque[ToolResult]] = {}
         for event in self.events():
             if isinstance(event, events.ToolCallResponse) and event.agent_name == agent_name:
-                key = event.tool_call.name, canonical(event.tool_call.arguments)
+                key = event.tool_call.name, canonical(event.tool_call)
                 results.setdefault(key, deque()).append(ToolResult(event.response, event.is_error))
 
         def tool(name: str, description: str, parameters: Mapping[str, Any]) -> Tool:
             def recorded(**arguments: Any) -> ToolResult:
-                key = name, canonical(json.dumps(self.redaction.plain(arguments)))
+                key = name, canonical(ToolCall("", name, json.dumps(self.redaction.plain(arguments))))
                 try:
                     return results[key].popleft()
                 except LookupError:

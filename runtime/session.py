@@ -7,34 +7,67 @@ reads.
 from __future__ import annotations
 
 import base64
-import contextlib
 import threading
 import uuid
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from types import NoneType, TracebackType
 from typing import Any, Final, Literal, get_args
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed
-
+from ._arguments import ReadArguments, read_arguments
 from ._checks import check, check_items
 from ._errors import SessionBusy
+from ._sound import sound, well_formed
 from .permissions import Permissions, Rule
 from .usage import Usage
 
-LEAVING: Final = 2.0  # seconds that a stream which is to end may keep its session from the next
 Role = Literal["system", "user", "assistant", "tool"]
 _FROM_USER: Final = "for a text, use Session.from_user('hello')"
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call a model asks for. ``arguments`` is the JSON text as the model wrote it, which may be broken."""
+    """One call a model asks for. ``arguments`` is the JSON text as the model wrote it, which may be broken: `parsed` is
+    what it says, `problem` is what is wrong with it, and `sound_arguments` is the text to show to others.
+    """
 
     id: str
     name: str
     arguments: str = "{}"
+    _read: ReadArguments | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for what in ("id", "name", "arguments"):
+            text = getattr(self, what)
+            check(f"the {what} of a call", text, str, "text")
+            if not text.isascii():
+                object.__setattr__(self, what, well_formed(text))
+
+    @property
+    def parsed(self) -> dict[str, Any] | None:
+        """The arguments, a dictionary of the caller's own; None where they are broken."""
+        return self._reading.value()
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the arguments, for the model to read: they are no JSON object, or nested too deeply, or
+        too long. Empty where they are whole.
+        """
+        return self._reading.problem
+
+    @property
+    def sound_arguments(self) -> str:
+        """The arguments as every JSON parser takes them: an empty object where they are broken."""
+        return self._reading.text
+
+    @property
+    def _reading(self) -> ReadArguments:
+        if self._read is None:  # two threads may both read them: what they say is the same
+            object.__setattr__(self, "_read", read_arguments(self.arguments))
+        assert self._read is not None
+        return self._read
 
 
 def size_of(size: int) -> str:
@@ -80,6 +113,9 @@ class Native:
     provider: str
     content: Any
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "content", sound(self.content))
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -90,6 +126,9 @@ class Message:
     ``usage`` tell what an assistant message was made with, as far as the model reported it. ``finish_reason`` is why
     the model stopped (``stop``, ``tool_calls``, ``length`` ...), or ``interrupted`` where its stream broke or was
     cancelled: the message is then what had been said by that time. ``native`` is for the provider that wrote it.
+
+    Text that UTF-8 cannot write does not get in, as no provider could be sent it: a byte of a file name that is no
+    UTF-8 is spelt ``\\xe9``, half an emoji is U+FFFD.
     """
 
     role: Role
@@ -109,6 +148,10 @@ class Message:
         if self.role not in get_args(Role):
             raise ValueError(f"the role of a message is one of {', '.join(get_args(Role))}, not {self.role!r:.200}")
         check("the content of a message", self.content, str, "text")
+        if not self.content.isascii():
+            object.__setattr__(self, "content", well_formed(self.content))
+        if self.tool_call_id is not None and not self.tool_call_id.isascii():
+            object.__setattr__(self, "tool_call_id", well_formed(self.tool_call_id))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary, without the fields that say nothing."""
@@ -198,8 +241,8 @@ class Session:
         self._usage: Usage | None = None
         for message in self._messages:
             self._count(message.usage)
-        self._leases: dict[None, SessionLog] = {}  # the one there is: who puts it there has it, in a single step
-        self._lock = threading.Lock()  # for _permissions, which several workers may write
+        self._lease: SessionLog | None = None
+        self._lock = threading.Lock()  # for _lease: two threads may start a stream at once; and for _permissions
 
     @classmethod
     def from_user(cls, text: str, *, images: Iterable[Image] = (), permissions: Permissions | None = None) -> Session:
@@ -241,7 +284,7 @@ class Session:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy gets, in this process or another: what was said, in a list of its own, and no live stream."""
-        return {**self.__dict__, "_messages": list(self._messages), "_leases": {}, "_lock": None}
+        return {**self.__dict__, "_messages": list(self._messages), "_lease": None, "_lock": None}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
@@ -282,25 +325,18 @@ class Session:
         with self.lease() as log:
             log.append(Message("user", text, images=tuple(images)))
 
-    @property
-    def _lease(self) -> SessionLog | None:
-        return self._leases.get(None)
-
     def lease(self) -> SessionLog:
         """The right to write, for one stream at a time; leaving its ``with`` block gives it back.
 
-        Where the stream that holds it was cancelled, or left by its consumer (a ``break`` in the loop), waits for its
-        end, for a few seconds at most. Raises `SessionBusy` when another holds it.
+        Raises `SessionBusy` when another holds it.
         """
         log = SessionLog(self)
-        deadline: CancelToken | None = None
-        while (holder := self._leases.setdefault(None, log)) is not log:
-            if holder.is_ending and not (deadline is not None and deadline.cancelled):
-                deadline = deadline or CancelToken(timeout=LEAVING)
-                with contextlib.suppress(ChannelClosed, Cancelled):
-                    holder.released.recv(cancel=deadline)
-                continue
-            raise SessionBusy(f"session {self.id} has a live stream; wait for its end, or close it, before the next")
+        with self._lock:
+            if self._lease is not None:
+                raise SessionBusy(
+                    f"session {self.id} has a live stream; wait for its end, or close it, before the next"
+                )
+            self._lease = log
         return log
 
     def __repr__(self) -> str:
@@ -314,14 +350,6 @@ class SessionLog:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._sealed = False
-        self.released: Channel[None] = Channel(name="session released")  # closes
-        self.token: CancelToken | None = None  # cancelled when its stream is to end
-        self.dropped = False  # by its consumer, which nobody has told the stream yet
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether it will be given back soon."""
-        return self.dropped or (self.token is not None and self.token.cancelled)
 
     @property
     def session(self) -> Session:
@@ -334,6 +362,16 @@ class SessionLog:
             raise RuntimeError("the session is sealed: its stream has ended")
         self._session._messages.append(message)
         self._session._count(message.usage)
+
+    def add_result(self, message: Message, order: Mapping[str | None, int]) -> None:
+        """Add the result of a call of the last reply, at its place in the ``order`` of the calls."""
+        if self._sealed:
+            raise RuntimeError("the session is sealed: its stream has ended")
+        messages, place = self._session._messages, order[message.tool_call_id]
+        at = len(messages)
+        while at and messages[at - 1].role == "tool" and order.get(messages[at - 1].tool_call_id, -1) > place:
+            at -= 1
+        messages.insert(at, message)
 
     def hand_over(self, agent_name: str) -> None:
         """Let the agent of this name act from the next turn on, also that of another stream."""
@@ -371,33 +409,31 @@ class SessionLog:
                 session._permissions = replace(before, allow=(*before.allow, rule))
 
     def settle(self, note: str) -> None:
-        """Give every tool call that has no result one that says ``note``: a model refuses a conversation with open
-        calls.
+        """Give every tool call that has no result one that says ``note``, and let the results follow their calls, in
+        the order of these: a model refuses a conversation with open calls.
         """
         if self._sealed:
             return
-        settled: list[Message] = []
-        answered: set[str | None] = set()
-        for message in reversed(self._session._messages):
-            if message.role == "tool":
-                answered.add(message.tool_call_id)
-            else:  # ids may come again in an earlier message
-                settled += [
-                    Message("tool", note, tool_call_id=call.id, is_error=True)
-                    for call in reversed(message.tool_calls)
-                    if call.id not in answered
-                ]
-                answered.clear()
-            settled.append(message)
-        self._session._messages[:] = reversed(settled)
+        session = self._session
+        before = list(session._messages)
+        after = _settled(before, note)
+        if len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True)):
+            return
+        place = {id(message): i for i, message in enumerate(after)}
+
+        def moved(index: int) -> int:
+            return place[id(before[index])] if index < len(before) else len(after)
+
+        was = session._compacted
+        session._messages[:] = after
+        session._compacted = replace(was, start=moved(was.start), shortened=moved(was.shortened), at=moved(was.at))
 
     def release(self) -> None:
         """Seal what was written, and let the next stream have the session."""
         with self._session._lock:
             self._sealed = True
-        if self._session._lease is self:
-            self._session._leases.pop(None, None)
-        self.released.close()
+            if self._session._lease is self:
+                self._session._lease = None
 
     def __enter__(self) -> SessionLog:
         return self
@@ -406,3 +442,29 @@ class SessionLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _settled(messages: Sequence[Message], note: str) -> list[Message]:
+    """The messages, with a result behind every call."""
+    settled: list[Message] = []
+    rest = deque(messages)
+    while rest:
+        message = rest.popleft()
+        settled.append(message)
+        if not message.tool_calls:
+            continue
+        calls = {call.id for call in message.tool_calls}
+        results: dict[str | None, Message] = {}
+        others: list[Message] = []
+        while rest and not rest[0].tool_calls:  # ids may come again with later calls
+            each = rest.popleft()
+            if each.role == "tool" and each.tool_call_id in calls and each.tool_call_id not in results:
+                results[each.tool_call_id] = each
+            else:
+                others.append(each)
+        settled += [
+            results.get(call.id) or Message("tool", note, tool_call_id=call.id, is_error=True)
+            for call in message.tool_calls
+        ]
+        settled += others
+    return settled

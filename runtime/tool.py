@@ -14,6 +14,7 @@ from ._annotations import hints_of, signature_of
 from ._checks import check, check_items, is_number
 from ._errors import BadArguments
 from ._schema import Schema, properties_of
+from ._sound import sound
 from .model import ToolDefinition
 from .session import Image
 
@@ -117,7 +118,8 @@ class Tool:
         self.name = name
         self.function = function
         self.description = description
-        self.parameters: Mapping[str, Any] = parameters or {"type": "object", "properties": {}}
+        #: Without what JSON cannot say, such as a default of infinity: no request could be sent.
+        self.parameters: Mapping[str, Any] = sound(parameters) or {"type": "object", "properties": {}}
         self.schema = Schema(self.parameters)
         self.read_only = read_only
         self.destructive = destructive

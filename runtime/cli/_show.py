@@ -115,11 +115,8 @@ class Screen:
 
 def arguments(call: ToolCall) -> str:
     """The arguments of a call, in one line."""
-    try:
-        parsed = json.loads(call.arguments or "{}")
-    except ValueError:
-        parsed = None
-    if not isinstance(parsed, dict):
+    parsed = call.parsed
+    if parsed is None:
         return _short(call.arguments)
     return ", ".join(f"{name}={_short(json.dumps(value, ensure_ascii=False))}" for name, value in parsed.items())
 

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import os
-import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from types import NoneType
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 from channels import CancelToken
 
+from .._arguments import to_text
 from .._checks import check
 from .._errors import MissingExtra, ModelError
 from ..model import (
@@ -30,6 +30,7 @@ from ..model import (
 from ..session import Image, Message
 from ._clients import Clients
 from ._failures import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
+from ._fitting import fitting
 from ._whole import is_whole, read
 from ._windows import window_of
 
@@ -45,6 +46,7 @@ __all__ = ["AnthropicModel"]
 
 ANTHROPIC_URL: Final = "https://api.anthropic.com"
 _PROVIDER: Final = "anthropic"
+_EMPTY: Final = "(an empty message)"  # what the user has said with nothing but white space; a turn has to say something
 
 _EVENTS: Final[Mapping[str, type[anthropic.BaseModel]]] = {
     "message_start": anthropic.types.RawMessageStartEvent,
@@ -251,15 +253,16 @@ def _conversation(messages: Sequence[Message], prefix: _Prefix, *, bound: bool) 
 
 
 def _blocks(message: Message, prefix: str | None) -> list[dict[str, Any]]:
-    text: list[dict[str, Any]] = [{"type": "text", "text": message.content}] if message.content else []
+    # A block of white space alone is refused, and with it the conversation.
+    text: list[dict[str, Any]] = [{"type": "text", "text": message.content}] if message.content.strip() else []
     if message.role != "assistant":
         shown = text + [_image(image) for image in message.images]
         if message.role == "user":
-            return shown
+            return shown or [{"type": "text", "text": _EMPTY}]
         result = {"type": "tool_result", "tool_use_id": _id(message.tool_call_id), "content": shown}
         return [result | {"is_error": True}] if message.is_error else [result]
     calls = [
-        {"type": "tool_use", "id": _id(call.id), "name": call.name, "input": _input(call.arguments)}
+        {"type": "tool_use", "id": _id(call.id), "name": fitting(call.name, 128), "input": call.parsed or {}}
         for call in message.tool_calls
     ]
     native = message.native
@@ -275,7 +278,11 @@ def _as_it_was(blocks: Sequence[Any], text: str, calls: list[dict[str, Any]]) ->
     if sum(block["type"] == "tool_use" for block in blocks) != len(calls):
         return []
     left = iter(calls)
-    return [next(left) if block["type"] == "tool_use" else dict(block) for block in blocks]
+    return [
+        next(left) if block["type"] == "tool_use" else dict(block)
+        for block in blocks
+        if block["type"] != "text" or block["text"].strip()
+    ]
 
 
 def _image(image: Image) -> dict[str, Any]:
@@ -285,15 +292,7 @@ def _image(image: Image) -> dict[str, Any]:
 
 def _id(call_id: str | None) -> str:
     """The id of a call, which another provider may have given it, in the letters that are allowed here."""
-    return re.sub(r"[^a-zA-Z0-9_-]", "_", call_id or "")
-
-
-def _input(arguments: str) -> dict[str, Any]:
-    try:
-        parsed = json.loads(arguments)
-    except ValueError:
-        return {}
-    return parsed if isinstance(parsed, dict) else {}
+    return fitting(call_id or "", 512)
 
 
 # -- what comes back ---------------------------------------------------------------------------------------------------
@@ -336,7 +335,7 @@ class _Reply:
         """What an event says. Kinds that are not known say nothing."""
         match event.type:
             case "message_start":
-                return [_usage(event.message.usage)]
+                return _usage(getattr(event.message, "usage", None))
             case "content_block_start":
                 return self._begin(event.index, event.content_block)
             case "content_block_delta":
@@ -345,7 +344,7 @@ class _Reply:
                 self._stop = event.delta.stop_reason or self._stop
                 details = getattr(event.delta, "stop_details", None)
                 self._explanation = getattr(details, "explanation", None) or ""
-                return [_usage(event.usage)]
+                return _usage(getattr(event, "usage", None))
             case "message_stop":
                 self.over = True
         return []
@@ -373,7 +372,9 @@ class _Reply:
                 self._blocks[index] = {"type": "redacted_thinking", "data": block.data}
             case "tool_use":
                 self._blocks[index] = {"type": "tool_use"}
-                return [ToolCallDelta(index, block.id, block.name)]
+                given = getattr(block, "input", None)  # an empty object, with the input in pieces to come; or all of it
+                whole = to_text(given) if given else ""
+                return [ToolCallDelta(index, block.id or "", block.name or "", whole)]
         return []
 
     def _go_on(self, index: int, delta: Any) -> list[Delta]:
@@ -392,15 +393,17 @@ class _Reply:
         return []
 
 
-def _usage(usage: Any) -> UsageDelta:
-    """The counts so far. What is read from the cache or written into it is not part of ``input_tokens`` there."""
-    read = usage.cache_read_input_tokens or 0
-    written = usage.cache_creation_input_tokens or 0
-    details = getattr(usage, "output_tokens_details", None)
-    return UsageDelta(
-        (usage.input_tokens or 0) + read + written,
-        usage.output_tokens or 0,
-        read,
-        written,
-        getattr(details, "thinking_tokens", None) or 0,
-    )
+def _usage(usage: Any) -> list[Delta]:
+    """The counts so far, as far as the server counts. What is read from the cache or written into it is not part of
+    ``input_tokens`` there.
+    """
+    if usage is None:
+        return []
+
+    def count(name: str, of: Any = usage) -> int:
+        value = getattr(of, name, None)
+        return value if isinstance(value, int) else 0
+
+    read, written = count("cache_read_input_tokens"), count("cache_creation_input_tokens")
+    thought = count("thinking_tokens", getattr(usage, "output_tokens_details", None))
+    return [UsageDelta(count("input_tokens") + read + written, count("output_tokens"), read, written, thought)]

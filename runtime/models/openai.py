@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 from channels import CancelToken
 
+from .._arguments import to_text
 from .._checks import is_number
 from .._errors import MissingExtra, ModelError
 from ..model import (
@@ -28,6 +28,7 @@ from ..model import (
 from ..session import Image, Message
 from ._clients import Clients
 from ._failures import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
+from ._fitting import fitting
 from ._whole import is_whole, read
 from ._windows import window_of
 
@@ -40,6 +41,8 @@ except ImportError as error:
 __all__ = ["OpenAIModel"]
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
+_LONGEST_NAME: Final = 64  # of a function
+_LONGEST_ID: Final = 40  # of a call
 # What servers call the text of their thoughts. OpenAI's own sends none.
 _REASONING: Final = ("reasoning_content", "reasoning")
 
@@ -140,7 +143,7 @@ class OpenAIModel:
         self, messages: Sequence[Message], tools: Sequence[ToolDefinition], output: OutputSchema | None
     ) -> dict[str, Any]:
         request = self._settings | {
-            "messages": self._conversation(messages),
+            "messages": self._conversation(messages, {tool.name for tool in tools}),
             "stream": True,
             "stream_options": {"include_usage": True},
             "extra_body": self._options,
@@ -159,7 +162,7 @@ class OpenAIModel:
             ]
         return request
 
-    def _conversation(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def _conversation(self, messages: Sequence[Message], known: Collection[str]) -> list[dict[str, Any]]:
         """The messages as the protocol has them. Results hold no images there: the user shows them, after the last."""
         sent: list[dict[str, Any]] = []
         shown: list[dict[str, Any]] = []
@@ -169,11 +172,12 @@ class OpenAIModel:
                 shown = []
             images = [_image(image) for image in message.images] if self._images else []
             if message.role == "tool":
-                sent.append({"role": "tool", "tool_call_id": message.tool_call_id, "content": message.content})
+                call_id = self._id(message.tool_call_id or "")
+                sent.append({"role": "tool", "tool_call_id": call_id, "content": message.content})
                 if images:
-                    shown += [{"type": "text", "text": f"Images of the result of {message.tool_call_id}:"}, *images]
+                    shown += [{"type": "text", "text": f"Images of the result of {call_id}:"}, *images]
             elif message.role == "assistant":
-                sent += self._reply(message)
+                sent += self._reply(message, known)
             elif images:
                 text = [{"type": "text", "text": message.content}] if message.content else []
                 sent.append({"role": message.role, "content": text + images})
@@ -181,18 +185,24 @@ class OpenAIModel:
                 sent.append({"role": message.role, "content": message.content})
         return [*sent, {"role": "user", "content": shown}] if shown else sent
 
-    def _reply(self, message: Message) -> list[dict[str, Any]]:
+    def _reply(self, message: Message, known: Collection[str]) -> list[dict[str, Any]]:
         if not message.tool_calls:  # with nothing in it, it was interrupted before its first word
             return [{"role": "assistant", "content": message.content}] if message.content else []
-        calls = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _sound(call.arguments)}}
-            for call in message.tool_calls
-        ]
+        calls = []
+        for call in message.tool_calls:  # a name that the server takes as that of a tool is none that it refuses
+            name = call.name if call.name in known else fitting(call.name, _LONGEST_NAME)
+            # Servers parse the arguments, and fail on the whole conversation.
+            function = {"name": name, "arguments": call.sound_arguments}
+            calls.append({"id": self._id(call.id), "type": "function", "function": function})
         sent = {"role": "assistant", "content": message.content, "tool_calls": calls}
         # A server that thinks aloud wants its thoughts back with its calls; others may refuse them.
         if message.native is not None and message.native.provider == self.id:
             sent |= message.native.content
         return [sent]
+
+    def _id(self, id: str) -> str:
+        """The id of a call. Other servers keep things of their own in theirs, which they want back."""
+        return fitting(id, _LONGEST_ID) if self._account.base_url.startswith(OPENAI_URL) or not id else id
 
     def _explain(self, error: Exception) -> ModelError:
         explain = self._account.explain
@@ -240,8 +250,6 @@ class _Reply:
         self._model_id = model_id
         self._refused = False
         self._thoughts: dict[str, str] = {}
-        self._calls: dict[int, tuple[str, int]] = {}  # by the server's index: the id of the call, and our index
-        self._count = 0
 
     def read(self, chunk: Any) -> list[Delta]:
         """What a chunk says. Servers leave out what they do not know."""
@@ -261,7 +269,7 @@ class _Reply:
                 self._refused = True
                 deltas.append(TextDelta(refusal))
             for piece in getattr(delta, "tool_calls", None) or ():
-                deltas.append(self._call(piece))
+                deltas.append(_piece(piece))
             self.finish = getattr(choice, "finish_reason", None) or self.finish
         if usage := getattr(chunk, "usage", None):
             deltas.append(_usage(usage))
@@ -276,17 +284,18 @@ class _Reply:
         deltas: list[Delta] = [NativeDelta(self._model_id, self._thoughts)] if self._thoughts else []
         return [*deltas, FinishDelta("tool_calls" if self.finish == "function_call" else self.finish)]
 
-    def _call(self, piece: Any) -> ToolCallDelta:
-        """Some servers give all calls the same index, and only the id tells them apart."""
-        given = getattr(piece, "id", None) or ""
-        slot = getattr(piece, "index", None) or 0
-        known = self._calls.get(slot)
-        if known is None or (given and given != known[0]):
-            known = self._calls[slot] = (given, self._count)
-            self._count += 1
-        function = getattr(piece, "function", None)
-        name, arguments = getattr(function, "name", None), getattr(function, "arguments", None)
-        return ToolCallDelta(known[1], given, name or "", arguments or "")
+
+def _piece(piece: Any) -> ToolCallDelta:
+    """A piece of a call, as it is: which call it belongs to is found out elsewhere."""
+    index, given = getattr(piece, "index", None), getattr(piece, "id", None)
+    function = getattr(piece, "function", None)
+    name, arguments = getattr(function, "name", None), getattr(function, "arguments", None)
+    return ToolCallDelta(
+        index if isinstance(index, int) else None,
+        str(given or ""),
+        name if isinstance(name, str) else "",
+        "" if arguments is None else to_text(arguments),
+    )
 
 
 def _usage(usage: Any) -> UsageDelta:
@@ -304,11 +313,3 @@ def _usage(usage: Any) -> UsageDelta:
 def _image(image: Image) -> dict[str, Any]:
     data = base64.b64encode(image.data).decode()
     return {"type": "image_url", "image_url": {"url": f"data:{image.media_type};base64,{data}"}}
-
-
-def _sound(arguments: str) -> str:
-    """Arguments that are no JSON object as an empty one: servers parse them, and fail on the whole conversation."""
-    try:
-        return arguments if isinstance(json.loads(arguments), dict) else "{}"
-    except ValueError:
-        return "{}"

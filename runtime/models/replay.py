@@ -14,11 +14,12 @@ from typing import Any, Final
 from channels import CancelToken
 
 from .._errors import ModelError, Portable
+from .._limits import canonical
 from .._redact import Redaction
 from ..agent import Agent, Team
 from ..model import Delta, ToolDefinition
 from ..recording import CUT_OFF, Recording, Request, same, shown, shown_tool
-from ..session import Message
+from ..session import Message, ToolCall
 
 _DELTAS: Final = {kind.__name__: kind for kind in typing.get_args(Delta)}
 _CONTEXT: Final = 2  # lines of a difference that are the same
@@ -139,7 +140,7 @@ class _Comparable:
             message = dict(message)
             if "tool_calls" in message:
                 message["tool_calls"] = [
-                    {**each, "id": number(each["id"]), "arguments": _parsed(each["arguments"])}
+                    {**each, "id": number(each["id"]), "arguments": canonical(ToolCall(**each))}
                     for each in message["tool_calls"]
                 ]
             if "tool_call_id" in message:
@@ -183,10 +184,3 @@ def _lines(said: list[dict[str, Any]]) -> list[str]:
 def _as_json(said: Iterable[dict[str, Any]], redaction: Redaction) -> list[dict[str, Any]]:
     """As the record would have it."""
     return [json.loads(json.dumps(redaction.plain(each), default=repr)) for each in said]
-
-
-def _parsed(arguments: str) -> Any:
-    try:
-        return json.loads(arguments or "{}")
-    except (ValueError, RecursionError):
-        return arguments

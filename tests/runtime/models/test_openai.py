@@ -137,12 +137,6 @@ def test_tool_calls_in_fragments_and_in_parallel(server, model):
     ]
 
 
-def test_calls_that_share_an_index_are_told_apart_by_their_ids(server, model):
-    calls = [chunk({"tool_calls": [piece(0, id, "add", "{}")]}) for id in "ab"]
-    server.answer(Answer(*calls, chunk({}, "tool_calls"), DONE))
-    assert [d.index for d in deltas(model) if isinstance(d, ToolCallDelta)] == [0, 1]
-
-
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 def test_reasoning_passes_through_and_goes_back_with_its_calls(server, model, name):
     server.answer(

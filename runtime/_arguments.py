@@ -1,0 +1,83 @@
+"""The arguments of tool calls: read here, with one idea of what is broken, for all who look at them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from . import _json
+from ._sound import sound, well_formed
+
+_MAYBE_HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
+_MARK: Final = re.compile(r'\\(?:.|\Z)|["\[\]{}]', re.DOTALL)
+_KINDS: Final = {str: "text", list: "a list", bool: "a truth value", type(None): "null"}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadArguments:
+    """What the arguments of a call say. ``problem`` is what is wrong with them, for the model to read, if anything is.
+
+    ``text`` is the JSON of an object that every parser takes: an empty one where they are broken.
+    """
+
+    text: str
+    problem: str = ""
+
+    def value(self) -> dict[str, Any] | None:
+        """The object, a new one each time; None where the arguments are broken."""
+        if self.problem:
+            return None
+        said: dict[str, Any] = json.loads(self.text)
+        return said
+
+
+def read_arguments(written: str) -> ReadArguments:
+    """Read what a model wrote as the arguments of a call: a whole JSON object, or broken."""
+    if not written.strip():
+        return ReadArguments("{}", "the arguments are missing")
+    try:
+        said = _json.parse(written)
+    except json.JSONDecodeError as error:
+        return ReadArguments("{}", f"the arguments are not JSON: {error}")
+    except ValueError as error:
+        return ReadArguments("{}", f"the arguments cannot be read: {error}")
+    if not isinstance(said, dict):
+        return ReadArguments("{}", f"the arguments are a JSON object, not {_KINDS.get(type(said), 'a number')}")
+    if _MAYBE_HALF.search(written) or well_formed(written) is not written:
+        return ReadArguments(json.dumps(sound(said), ensure_ascii=False))
+    return ReadArguments(written)
+
+
+def to_text(arguments: str | Mapping[str, Any]) -> str:
+    """Arguments as text, where a server sends the object itself."""
+    return arguments if isinstance(arguments, str) else json.dumps(sound(arguments), ensure_ascii=False)
+
+
+class WholeObject:
+    """Whether a text that grows is a whole JSON object by now: what comes after is not a part of it.
+
+    Only brackets and strings are looked at, each character once.
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = self._escaped = False
+        self.whole = False
+
+    def add(self, piece: str) -> None:
+        """Look at what was added."""
+        if self._escaped and piece:
+            piece, self._escaped = piece[1:], False
+        for mark in _MARK.findall(piece):
+            if self.whole:
+                return
+            if mark[0] == "\\":
+                self._escaped = len(mark) == 1
+            elif mark == '"':
+                self._in_string = not self._in_string
+            elif not self._in_string:
+                self._depth += 1 if mark in "[{" else -1
+                self.whole = self._depth <= 0

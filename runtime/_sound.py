@@ -1,0 +1,79 @@
+"""Makes sound what comes in from outside: texts that UTF-8 can write, values that JSON can.
+
+Nothing here raises, recurses without a bound, or takes more than linear time, whatever it is given.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ._json import DEEPEST
+
+_HALF: Final = re.compile("[\ud800-\udfff]")
+
+
+def well_formed(text: str) -> str:
+    """``text`` without lone surrogates, which UTF-8 cannot write: a request with one of them is never sent.
+
+    Two halves of one character are put together (servers that count in UTF-16 cut it in two). A byte of a file name
+    that is no UTF-8, which Python keeps as a surrogate, is spelt ``\\xe9``; any other half becomes U+FFFD.
+    """
+    if text.isascii() or not _HALF.search(text):
+        return text
+    joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    return _HALF.sub(_spelt, joined)
+
+
+def _spelt(half: re.Match[str]) -> str:
+    byte = ord(half[0]) - 0xDC00
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else "\ufffd"
+
+
+class TextPieces:
+    """Makes a text sound that comes in pieces: half a character waits for the other half."""
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def add(self, piece: str) -> str:
+        """What can be said by now."""
+        if not self._half and piece.isascii():
+            return piece
+        piece, self._half = self._half + piece, ""
+        if piece and "\ud800" <= piece[-1] <= "\udbff":
+            piece, self._half = piece[:-1], piece[-1]
+        return well_formed(piece)
+
+    def end(self) -> str:
+        """What is left."""
+        left, self._half = self._half, ""
+        return well_formed(left)
+
+
+def sound(value: Any, depth: int = DEEPEST) -> Any:
+    """``value``, made of what JSON has, as every parser takes it.
+
+    Infinite numbers are left out of objects, and are null in lists; so is what is nested too deeply.
+    """
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, Mapping):
+        if not depth:
+            return None
+        return {
+            well_formed(key) if isinstance(key, str) else key: sound(each, depth - 1)
+            for key, each in value.items()
+            if not _is_endless(each)
+        }
+    if isinstance(value, (list, tuple)):
+        if not depth:
+            return None
+        return [sound(each, depth - 1) for each in value]
+    return None if _is_endless(value) else value
+
+
+def _is_endless(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
