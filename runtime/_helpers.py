@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import threading
 import time
 import weakref
@@ -20,34 +22,35 @@ _numbers = itertools.count(1)
 class HelperPool:
     """Runs jobs, each on a thread of its own: one that is idle, or a new one. Jobs never wait for each other.
 
-    Idle helpers are parked on a rendezvous channel, so that "is anyone idle?" and "here is a job" are one step. They
-    end after a few idle seconds, and at `close`. With ``executor``, jobs go there instead, and wait when it is full.
+    Of those that are idle, the last to become so is the next to work: what a burst has left over is never needed, and
+    ends after a few idle seconds. All do at `close`. With ``executor``, jobs go there instead, and wait when it is
+    full.
     """
 
     def __init__(self, executor: Executor | None = None) -> None:
         self._executor = executor
-        self._jobs: Channel[Job] = Channel(name="helper jobs")
+        self._idle = _Idle()
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
     def submit(self, job: Job) -> Future[None] | None:
         """Run ``job``, which must not raise. The future is the executor's, if there is one."""
         if self._executor is not None:
             return self._executor.submit(job)
-        try:
-            self._jobs.try_send(job)
-        except WouldBlock:
+        if self._idle.pid != os.getpid():
+            self._idle = _Idle(self._idle.closed)  # a forked child has none of these threads
+        if self._idle.closed:
+            raise RuntimeError("the runtime is closed")
+        if not self._idle.give(job):
             thread = threading.Thread(
-                target=_help, args=(job, self._jobs), name=f"lockgate-helper-{next(_numbers)}", daemon=True
+                target=_help, args=(job, self._idle), name=f"lockgate-helper-{next(_numbers)}", daemon=True
             )
             self._threads.add(thread)
             thread.start()
-        except ChannelClosed:
-            raise RuntimeError("the runtime is closed") from None
         return None
 
     def close(self) -> None:
         """Let idle helpers end. Busy ones end after their job."""
-        self._jobs.close()
+        self._idle.close()
 
     def join(self, timeout: float) -> None:
         """Wait for the helpers to end, ``timeout`` seconds for all. Busy ones are left to themselves then."""
@@ -58,15 +61,57 @@ class HelperPool:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
     def __repr__(self) -> str:
-        return f"<HelperPool {len(self._threads)} threads{'' if not self._jobs.closed else ', closed'}>"
+        return f"<HelperPool {len(self._threads)} threads{', closed' if self._idle.closed else ''}>"
 
 
-def _help(job: Job | None, jobs: Channel[Job]) -> None:
+class _Idle:
+    """The helpers that wait for a job, as a stack. Each waits on a channel of its own, which holds the job that it is
+    given: who takes a channel off the stack is the only one to send on it.
+    """
+
+    def __init__(self, closed: bool = False) -> None:
+        self.closed = closed
+        self.pid = os.getpid()
+        self._waiting: list[Channel[Job]] = []
+
+    def give(self, job: Job) -> bool:
+        """Whether there was one to give it to."""
+        while True:
+            try:
+                helper = self._waiting.pop()
+            except IndexError:
+                return False
+            try:
+                helper.try_send(job)
+                return True
+            except (ChannelClosed, WouldBlock):  # it has waited long enough and leaves
+                pass
+
+    def wait(self, helper: Channel[Job]) -> Job | None:
+        """For a job. None after a few seconds, or when the pool is closed."""
+        self._waiting.append(helper)
+        if self.closed:
+            helper.close()
+        try:
+            return helper.recv(timeout=_IDLE)
+        except (TimeoutError, ChannelClosed):
+            helper.close()
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(helper)
+        with contextlib.suppress(ChannelClosed):
+            return helper.try_recv()  # it came a moment before
+        return None
+
+    def close(self) -> None:
+        self.closed = True
+        for helper in list(self._waiting):
+            helper.close()
+
+
+def _help(job: Job | None, idle: _Idle) -> None:
     """What a helper does. It holds no reference to its pool, and none to a job that is done."""
+    mine: Channel[Job] = Channel(1, name="helper jobs")
     while job is not None:
         job()
         job = None
-        try:
-            job = jobs.recv(timeout=_IDLE)
-        except (TimeoutError, ChannelClosed):
-            return
+        job = idle.wait(mine)
