@@ -146,7 +146,7 @@ class StreamCore:
         #: Cancelled when nobody will read the events any more; the two below are cancelled with it.
         self.gone = gone
         #: Cancelled when the consumer wants the stream to end. One token does for all, where no forwarder has to know.
-        self.stopping = CancelToken(gone) if observed else gone
+        self.stopping = log.token = CancelToken(gone) if observed else gone
         #: The stream's own: what is done for it ends with this. Cancelled at every end, and when the time is up.
         self.token = gone
         if observed or self.spending.seconds is not None:

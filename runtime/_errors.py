@@ -86,7 +86,7 @@ class RunError(Portable):
 
 
 class SessionBusy(Exception):
-    """The session already has a live stream; one at a time."""
+    """The session already has a live stream, which is not about to end; one at a time."""
 
 
 class NotRunning(LookupError):

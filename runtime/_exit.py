@@ -52,6 +52,7 @@ def _in_child() -> None:
         core.inherited = True
         core.threads.clear()
         core.calls.forget()
+        core.session._lock = threading.Lock()  # a thread that is not here may have held it
         core.log.release()
         core.shared.cores.discard(core)
         for channel in (core.events, core.out, core.finished, core.over):

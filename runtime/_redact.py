@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
 
 REDACTED: Final = "<redacted>"
 _PIECE: Final = 32_768  # characters that a pattern is looked for in at once
 _AHEAD: Final = 4096  # characters after them that it may look at, to see whether it begins there
+_BEFORE: Final = 16  # and characters before them
 _SHORTEST: Final = 8  # characters that the value of an environment variable has, to be looked for in every text
 
 #: How names of secrets end. Tokens in the plural are counted, not kept secret.
@@ -31,21 +33,50 @@ _NAMED: Final = re.compile(
     r"""|(?:(?:bearer|basic)\s+)?[^\s"'\\,;&}\])]+)""",
     re.IGNORECASE | re.DOTALL,
 )
-#: A JSON web token, where it has all three parts. By itself, since what has fewer may have other secrets in it.
-_WEB_TOKEN: Final = re.compile(r"\beyJ[\w-]{8,}+(?:\.[\w-]++(\.[\w-]++)?)?")
-#: What is a secret by its form.
-_FORMS: Final = re.compile(
-    r"\bsk-[\w-]{16,}"
-    r"|\b(?:gh[pousr]_|github_pat_|glpat-|hf_)\w{16,}"
-    r"|\bxox[abeprs]-[\w-]{10,}"
-    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
-    r"|\bAIza[\w-]{35}"
-    r"|(?<=\bBearer )[\w.~+/=-]{8,}"
-    r"|(?<=\bbearer )[\w.~+/=-]{8,}"
-    r"|(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"  # user and password of an address
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*+(?:-(?!----END [A-Z ]*PRIVATE KEY-----)[^-]*+)*+"
-    r"(?:-----END [A-Z ]*PRIVATE KEY-----)?",
-    re.DOTALL,
+Replace: TypeAlias = Callable[[re.Match[str]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What a secret looks like. One of the ``hints`` is in every text that has such a secret, in small letters: to look
+    for them takes next to nothing, and most texts have none.
+    """
+
+    hints: tuple[str, ...]
+    pattern: re.Pattern[str]
+    replace: Replace = lambda match: REDACTED
+
+
+def _rule(hint: str, pattern: str) -> _Rule:
+    return _Rule((hint.lower(),), re.compile(pattern, re.DOTALL))
+
+
+#: In this order: what is left by one is for the next.
+_RULES: Final = (
+    _Rule(  # a JSON web token, where it has all three parts
+        ("eyj",),
+        re.compile(r"\beyJ[\w-]{8,}+(?:\.[\w-]++(\.[\w-]++)?)?"),
+        lambda match: match[0] if match[1] is None else REDACTED,
+    ),
+    _rule(
+        "PRIVATE KEY-----",
+        r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*+(?:-(?!----END [A-Z ]*PRIVATE KEY-----)[^-]*+)*+"
+        r"(?:-----END [A-Z ]*PRIVATE KEY-----)?",
+    ),
+    _rule("sk-", r"\bsk-[\w-]{16,}"),
+    *(_rule(hint, rf"\b{hint}\w{{16,}}") for hint in ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "hf_")),
+    _rule("glpat-", r"\bglpat-\w{16,}"),
+    _rule("xox", r"\bxox[abeprs]-[\w-]{10,}"),
+    _rule("AKIA", r"\bAKIA[0-9A-Z]{16}\b"),
+    _rule("ASIA", r"\bASIA[0-9A-Z]{16}\b"),
+    _rule("AIza", r"\bAIza[\w-]{35}"),
+    _rule("bearer ", r"(?<=\b[Bb]earer )[\w.~+/=-]{8,}"),
+    _rule("://", r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"),  # user and password of an address
+    _Rule(
+        ("key", "secret", "passw", "pass", "credential", "authorization", "cookie", "token"),
+        _NAMED,
+        lambda match: match[1] + _in_place_of(match[2]),
+    ),
 )
 
 
@@ -69,9 +100,8 @@ class Redaction:
         """``text`` without secrets."""
         for value in self._values:
             text = text.replace(value, REDACTED)
-        text = _sub(_WEB_TOKEN, lambda match: match[0] if match[1] is None else REDACTED, text)
-        text = _sub(_FORMS, lambda match: REDACTED, text)
-        text = _sub(_NAMED, lambda match: match[1] + _in_place_of(match[2]), text)
+        for rule in _RULES:
+            text = _sub(rule, text)
         return text if self._more is None else self._more(text)
 
     def plain(self, value: Any, secret: bool = False) -> Any:
@@ -88,12 +118,19 @@ class Redaction:
         return f"<Redaction{'' if self._more is None else f' and {self._more!r}'}>"
 
 
-def _sub(pattern: re.Pattern[str], replace: Callable[[re.Match[str]], str], text: str) -> str:
-    """`re.sub`, which lets other threads go on."""
+def _sub(rule: _Rule, text: str) -> str:
+    """``text`` without the secrets that the rule is about. Lets other threads go on, unlike `re.sub`."""
     kept: list[str] = []
-    at = begin = 0
+    at = begin = looked = 0
+    pattern = rule.pattern
     while begin < len(text):
         end = begin + _PIECE
+        if begin >= looked:  # not again after each match
+            looked = end
+            piece = text[max(begin - _BEFORE, 0) : end + _AHEAD].casefold()
+            if not any(hint in piece for hint in rule.hints):
+                begin = end
+                continue
         match = pattern.search(text, begin, end + _AHEAD)
         if match is None or match.start() >= end:
             begin = end
@@ -103,7 +140,7 @@ def _sub(pattern: re.Pattern[str], replace: Callable[[re.Match[str]], str], text
         if match is None or match.end() == begin:
             begin += 1
             continue
-        kept += text[at:begin], replace(match)
+        kept += text[at:begin], rule.replace(match)
         at = begin = match.end()
     return "".join((*kept, text[at:])) if kept else text
 

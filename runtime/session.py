@@ -7,6 +7,7 @@ reads.
 from __future__ import annotations
 
 import base64
+import contextlib
 import threading
 import uuid
 from collections import deque
@@ -16,6 +17,8 @@ from datetime import UTC, datetime
 from types import NoneType, TracebackType
 from typing import Any, Final, Literal, get_args
 
+from channels import Cancelled, CancelToken, Channel, ChannelClosed
+
 from ._arguments import ReadArguments, read_arguments
 from ._checks import check, check_items
 from ._errors import SessionBusy
@@ -23,6 +26,7 @@ from ._sound import sound, well_formed
 from .permissions import Permissions, Rule
 from .usage import Usage
 
+LEAVING: Final = 2.0  # seconds that a stream which is to end may keep its session from the next
 Role = Literal["system", "user", "assistant", "tool"]
 _FROM_USER: Final = "for a text, use Session.from_user('hello')"
 
@@ -241,8 +245,8 @@ class Session:
         self._usage: Usage | None = None
         for message in self._messages:
             self._count(message.usage)
-        self._lease: SessionLog | None = None
-        self._lock = threading.Lock()  # for _lease: two threads may start a stream at once; and for _permissions
+        self._leases: dict[None, SessionLog] = {}  # the one there is: who puts it there has it, in a single step
+        self._lock = threading.Lock()  # for _permissions, which several workers may write
 
     @classmethod
     def from_user(cls, text: str, *, images: Iterable[Image] = (), permissions: Permissions | None = None) -> Session:
@@ -284,7 +288,7 @@ class Session:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy gets, in this process or another: what was said, in a list of its own, and no live stream."""
-        return {**self.__dict__, "_messages": list(self._messages), "_lease": None, "_lock": None}
+        return {**self.__dict__, "_messages": list(self._messages), "_leases": {}, "_lock": None}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
@@ -325,18 +329,25 @@ class Session:
         with self.lease() as log:
             log.append(Message("user", text, images=tuple(images)))
 
+    @property
+    def _lease(self) -> SessionLog | None:
+        return self._leases.get(None)
+
     def lease(self) -> SessionLog:
         """The right to write, for one stream at a time; leaving its ``with`` block gives it back.
 
-        Raises `SessionBusy` when another holds it.
+        Where the stream that holds it was cancelled, or left by its consumer (a ``break`` in the loop), waits for its
+        end, for a few seconds at most. Raises `SessionBusy` when another holds it.
         """
         log = SessionLog(self)
-        with self._lock:
-            if self._lease is not None:
-                raise SessionBusy(
-                    f"session {self.id} has a live stream; wait for its end, or close it, before the next"
-                )
-            self._lease = log
+        deadline: CancelToken | None = None
+        while (holder := self._leases.setdefault(None, log)) is not log:
+            if holder.is_ending and not (deadline is not None and deadline.cancelled):
+                deadline = deadline or CancelToken(timeout=LEAVING)
+                with contextlib.suppress(ChannelClosed, Cancelled):
+                    holder.released.recv(cancel=deadline)
+                continue
+            raise SessionBusy(f"session {self.id} has a live stream; wait for its end, or close it, before the next")
         return log
 
     def __repr__(self) -> str:
@@ -350,6 +361,14 @@ class SessionLog:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._sealed = False
+        self.released: Channel[None] = Channel(name="session released")  # closes
+        self.token: CancelToken | None = None  # cancelled when its stream is to end
+        self.dropped = False  # by its consumer, which nobody has told the stream yet
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it will be given back soon."""
+        return self.dropped or (self.token is not None and self.token.cancelled)
 
     @property
     def session(self) -> Session:
@@ -432,8 +451,9 @@ class SessionLog:
         """Seal what was written, and let the next stream have the session."""
         with self._session._lock:
             self._sealed = True
-            if self._session._lease is self:
-                self._session._lease = None
+        if self._session._lease is self:
+            self._session._leases.pop(None, None)
+        self.released.close()
 
     def __enter__(self) -> SessionLog:
         return self

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from ._result import RunResult
 from ._traffic import ConsumerCall
 from .events import ElicitationRequest, Event, MaxIterationsReached, StopReason, ToolCallConfirmation
 from .permissions import Decision, Scope
-from .session import Session
+from .session import Session, SessionLog
 from .tool import Action
 from .usage import Usage
 
@@ -49,7 +49,7 @@ class EventStream(Receiver[Event]):
         self._iterating = threading.RLock()
         self._in_tool: int | None = None  # the thread that runs a tool for the stream
         self._told = False  # `result` has said what is stuck
-        self._finalizer = weakref.finalize(self, core.gone.canceller("the stream was dropped"))
+        self._finalizer = weakref.finalize(self, _drop, core.log, core.gone.canceller("the stream was dropped"))
         self._finalizer.atexit = False
 
     # -- events --------------------------------------------------------------------------------------------------------
@@ -288,6 +288,12 @@ class EventStream(Receiver[Event]):
         core = self._core
         state = f"ended: {self.reason}" if core.events.closed else "cancelling" if core.token.cancelled else "live"
         return f"<EventStream {core.number} {state}, {len(core.out)} events waiting, {core.session!r}>"
+
+
+def _drop(log: SessionLog, cancel: Callable[[], object]) -> None:
+    """The consumer has gone. Said to the session at once: the next stream on it waits for this one's end."""
+    log.dropped = True
+    cancel()
 
 
 def _id(request: object, kind: type[Event], name: str) -> str:

@@ -500,7 +500,7 @@ def test_redaction_is_linear_and_lets_others_go_on(text: str) -> None:
 def test_a_secret_is_found_wherever_the_text_is_cut_for_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """In pieces of any size, it is the same."""
     text = (
-        'Authorization: Bearer abcdefgh, see https://ann:secret@example.org and eyJhbGciOiJ9.eyJzdWIi.c2ln; '
+        'Bearer abcdefgh, see https://ann:secret@example.org and eyJhbGciOiJ9.eyJzdWIi.c2ln; '
         '{"api_key": "a\\"b"} -----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----'
         ' sk-abcdefghijklmnopqrst'
     )

@@ -596,3 +596,34 @@ def test_an_asynchronous_iterator_holds_its_stream() -> None:
         events = asyncio.run(main())
     assert isinstance(events[-1], StreamStopped)
     assert events[-1].reason == "normal"
+
+
+@pytest.mark.parametrize("model", [Scripted, AsyncScripted])
+@pytest.mark.parametrize("how", ["break", "cancel", "add_user"])
+def test_a_stream_that_was_left_lets_the_next_have_the_session(model: type[Scripted], how: str) -> None:
+    """``break`` leaves it, and it ends in the background: the next waits for that, and is not told `SessionBusy`."""
+    session = Session.from_user("go")
+    with Runtime(Agent("a", model(*[say("a", "b", "c")] * 61))) as runtime:
+        for _ in range(30):
+            if how == "cancel":
+                stream = runtime.run_stream(session)
+                next(stream)
+                stream.cancel()
+            else:
+                for _ in runtime.run_stream(session):
+                    break
+            if how == "add_user":
+                session.add_user("and then")
+        assert runtime.run(session).text == "abc"
+
+
+def test_a_stream_that_is_stuck_keeps_its_session_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.session.LEAVING", 0.05)
+    session = Session.from_user("go")
+    with session.lease() as log:
+        with pytest.raises(SessionBusy):
+            session.lease()
+        log.dropped = True
+        with pytest.raises(SessionBusy):
+            session.lease()
+    session.add_user("free")
