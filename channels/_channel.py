@@ -815,13 +815,27 @@ class Channel(Generic[T]):
 
 def _look_at(cancel: SupportsDone) -> None:
     """Before a wait that ``cancel`` may end: whether it is done, and whether it can be waited for."""
-    channel = cancel.done._channel
+    channel = _done_of(cancel)
     if channel._closed:
         raise _cancelled(cancel)
     if channel._lock._is_owned():
         if channel._attention:
             raise _cancelled(cancel)
         raise channel._reentered("cancel=", "try_send or try_recv")
+
+
+def _done_of(cancel: SupportsDone) -> Channel[Any]:
+    try:
+        return cancel.done._channel
+    except AttributeError:
+        hint = ""
+        if hasattr(cancel, "_channel"):
+            hint = ": pass the token, not its done"
+        elif hasattr(getattr(cancel, "token", None), "done"):
+            hint = ": pass its token"
+        raise TypeError(
+            f"cancel= takes a CancelToken, or what else has a done that is a receiver, not {cancel!r}{hint}"
+        ) from None
 
 
 def _cancelled(cancel: SupportsDone | None) -> Cancelled:

@@ -13,15 +13,36 @@ Invariants of a `Waiter` (Go's sudog):
 
 from __future__ import annotations
 
+import _thread
 import math
 import os
+import time
 from _thread import RLock, allocate_lock, get_ident
 from collections.abc import Callable
+from importlib.machinery import BuiltinImporter
 from threading import TIMEOUT_MAX
-from time import monotonic
 from typing import Any, Final
 
-__all__ = ["NOTHING", "RLock", "Waiter", "deadline_after", "get_ident", "monotonic"]
+__all__ = ["NOTHING", "RLock", "Waiter", "deadline_after", "get_ident", "monotonic", "refuse_patched"]
+
+
+def _own_clock() -> Callable[[], float]:
+    """`time.monotonic` of a copy of the module `time` that nobody else has.
+
+    freezegun and mocks put a clock that stands still wherever they find the function, also where they begin before this
+    file is imported: timeouts would never end.
+    """
+    try:
+        spec = BuiltinImporter.find_spec("time")
+        if spec is not None and (own := BuiltinImporter.create_module(spec)) is not None:
+            BuiltinImporter.exec_module(own)
+            return own.monotonic  # type: ignore[no-any-return]
+    except Exception:  # no CPython
+        pass
+    return time.monotonic
+
+
+monotonic: Callable[[], float] = _own_clock()
 
 
 class _Nothing:
@@ -55,6 +76,8 @@ class Waiter:
     index: int  # which case of a select was served; -1 for a receive, found by its channel
 
     def __init__(self, ticket: list[None] | None = None) -> None:
+        if _thread.allocate_lock is not allocate_lock:
+            refuse_patched()
         self.park = park = allocate_lock()
         park.acquire()
         self.ticket = ticket
@@ -87,15 +110,38 @@ class Waiter:
                 self.park.acquire()  # its server is between the ticket and the unlock
 
 
+def refuse_patched() -> None:
+    """Raises `RuntimeError` where locks and threads have been replaced since the import: what waits on one of the old
+    locks stops every greenlet, also the one that it waits for.
+    """
+    if _thread.allocate_lock is not allocate_lock:
+        raise RuntimeError(
+            "gevent or eventlet has patched locks and threads after channels was imported, so that a wait here would "
+            "stop every greenlet: patch first (gevent.monkey.patch_all()), then import channels"
+        )
+
+
 def deadline_after(timeout: float | None) -> float | None:
     """The deadline ``timeout`` seconds from now; None when there is none (``None`` and ``inf``)."""
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout is a number of seconds or None, not {timeout!r}")
+        timeout = _seconds(timeout)
     if timeout != timeout or timeout < 0:
         raise ValueError(f"timeout is a number of seconds, 0 or more, not {timeout!r}")
     try:
         return None if math.isinf(timeout) else monotonic() + timeout
     except OverflowError:  # an int beyond the floats: longer than anyone waits
         return None
+
+
+def _seconds(timeout: Any) -> float:
+    """Of other numbers: numpy's, `Fraction`, `Decimal`."""
+    from decimal import Decimal
+    from numbers import Real
+
+    if isinstance(timeout, (Real, Decimal)) and not isinstance(timeout, bool):
+        return float(timeout)
+    seconds = getattr(timeout, "total_seconds", None)
+    hint = "" if seconds is None else ": say .total_seconds()"
+    raise TypeError(f"timeout is a number of seconds or None, not {timeout!r}{hint}")

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from ._channel import Channel
 from ._errors import ChannelClosed, WouldBlock
-from ._park import deadline_after, monotonic
+from ._park import deadline_after, monotonic, refuse_patched
 from ._views import Receiver
 
 THREAD_NAME = "channels-timer"
@@ -101,6 +101,7 @@ class _Clock:
                 if self._over:
                     raise RuntimeError("no timers any more: the interpreter is ending")
                 if self._thread is None:
+                    refuse_patched()  # the thread would be a greenlet, whose wait stops all others
                     # Before it is started, which takes a while: finalizers may run meanwhile, and have timers too.
                     inbox = self._inbox
                     self._thread = threading.Thread(target=self._run, args=(inbox,), name=THREAD_NAME, daemon=True)

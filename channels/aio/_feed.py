@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from .. import _timer
-from .._channel import Channel
+from .._channel import Channel, _done_of
 from .._errors import Cancelled, ChannelClosed, WouldBlock
 from .._views import Receiver, SupportsDone
 from ._task import GRACE, Run, discard, insist, named
@@ -214,6 +214,8 @@ def start_feed(
             raise TypeError(
                 f"expected an asynchronous iterable, or a function or coroutine that gives one, not {source!r}"
             )
+        if cancel is not None:
+            _done_of(cancel)
         life = owner._alive(None)
     except BaseException:
         discard(source)

@@ -18,9 +18,9 @@ from types import TracebackType
 from typing import Any, Final, TypeVar, cast
 
 from .. import _timer
-from .._channel import Channel, _cancelled
+from .._channel import Channel, _look_at
 from .._errors import Cancelled, ChannelClosed
-from .._park import RLock, monotonic
+from .._park import RLock, monotonic, refuse_patched
 from .._views import SupportsDone
 from ._feed import Feed, Source, start_feed
 from ._task import GRACE, OnDone, Run, TaskHandle, discard, insist
@@ -97,6 +97,7 @@ class Life:
     """One event loop and its thread, from start to end. A `LoopThread` has another one after a fork."""
 
     def __init__(self, name: str) -> None:
+        refuse_patched()  # the thread would be a greenlet, and the loop stop all others
         self.name = name
         self.loop = asyncio.new_event_loop()
         self.loop.set_default_executor(_Helpers(name))
@@ -213,8 +214,8 @@ class LoopThread:
         """
         try:
             life = self._alive("call")
-            if cancel is not None and cancel.done.closed:
-                raise _cancelled(cancel)
+            if cancel is not None:
+                _look_at(cancel)
         except BaseException:
             discard(target)
             raise

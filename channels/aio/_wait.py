@@ -184,4 +184,6 @@ def to_async(receiver: Channel[T] | Receiver[T]) -> AsyncReceiver[T]:
     nothing. A task that is cancelled gives back, to the front, what it was just being handed (order may suffer if
     others receive too). Several tasks, also of several loops, may share the iterator. It holds no thread.
     """
+    if not hasattr(receiver, "_channel") or not hasattr(receiver, "recv"):
+        raise TypeError(f"to_async takes a channel or its receiver, not {receiver!r}")
     return AsyncReceiver(receiver)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import gc
 import itertools
 import logging
+import numbers
 import threading
 import time
 import weakref
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
@@ -24,6 +30,7 @@ from channels import (
     select,
 )
 from channels._cancel import _Cancellation
+from channels.aio import LoopThread
 
 
 def test_a_new_token_is_not_cancelled():
@@ -674,3 +681,112 @@ def test_a_canceller_is_for_finalizers(threads):
     del thing
     assert waiting.raises(Cancelled).cause == "dropped"
     assert where.recv(timeout=5) == "channels-callback"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (5, "not 5$"),
+        (threading.Event(), "not <"),
+        (CancelToken().done, ": pass the token, not its done"),
+        (Channel(), ": pass the token, not its done"),
+        (WorkerGroup(), ": pass its token"),
+        (concurrent.futures.Future(), "not <Future"),
+        (CancelToken, "not <class"),
+    ],
+)
+@pytest.mark.parametrize("operation", ["send", "recv", "select", "call", "iterate"])
+def test_what_cancel_takes(operation, wrong, says):
+    channel = Channel(1)
+    with LoopThread() as loop, pytest.raises(TypeError, match=f"cancel= takes a CancelToken.*{says}"):
+        if operation == "send":
+            channel.send(1, cancel=wrong)
+        elif operation == "recv":
+            channel.recv(cancel=wrong)
+        elif operation == "select":
+            select(channel, cancel=wrong)
+        elif operation == "call":
+            loop.call(asyncio.sleep, 0, cancel=wrong)
+        else:
+            loop.iterate(aiter_nothing(), cancel=wrong)
+
+
+async def aiter_nothing():
+    for nothing in ():
+        yield nothing
+
+
+# -- numbers of seconds, and clocks that stand still -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [Fraction(1, 50), Decimal("0.02")], ids=str)
+def test_any_real_number_is_a_timeout(number):
+    with pytest.raises(TimeoutError):
+        Channel().recv(timeout=number)
+    assert after(number).recv(timeout=5) > 0
+    token = CancelToken(timeout=number)
+    with pytest.raises(ChannelClosed):
+        token.done.recv(timeout=5)
+
+
+def test_numbers_that_are_registered_as_such_are_timeouts():
+    """numpy's are."""
+
+    class Int64:
+        def __float__(self):
+            return 0.02
+
+    numbers.Integral.register(Int64)
+    with pytest.raises(TimeoutError):
+        Channel().recv(timeout=Int64())
+
+
+@pytest.mark.parametrize("wrong", ["1", timedelta(seconds=1), True, 1j, b"", [1]])
+def test_a_timeout_is_a_number(wrong):
+    hint = r": say \.total_seconds\(\)" if isinstance(wrong, timedelta) else ""
+    with pytest.raises(TypeError, match=f"timeout is a number of seconds or None, not .*{hint}$"):
+        Channel().recv(timeout=wrong)
+
+
+FROZEN = """
+import sys, time
+if sys.argv[1] == "before":
+    from channels import *
+real, stopped = time.monotonic, time.monotonic()
+for module in list(sys.modules.values()):  # as freezegun does it
+    for name, thing in list(vars(module).items()):
+        if thing is real:
+            setattr(module, name, lambda: stopped)
+from channels import *
+def timed_out(kind, function, **how):
+    try: function(**how)
+    except kind: return True
+print(timed_out(TimeoutError, Channel().recv, timeout=0.02),
+      timed_out(TimeoutError, lambda **how: select(None, **how), timeout=0.02),
+      timed_out(Cancelled, Channel().send, value=1, cancel=CancelToken(timeout=0.02)), after(0.02).recv() > stopped)
+"""
+
+
+@pytest.mark.parametrize("imported", ["before", "after"])
+def test_timeouts_end_where_the_clock_is_frozen(script, imported):
+    assert script(FROZEN, imported) == "True True True True\n"
+
+
+PATCHED = """
+import channels, channels.aio, _thread, threading
+before = threading.active_count()
+real = _thread.allocate_lock
+_thread.allocate_lock = lambda: real()  # as gevent and eventlet do it
+for wait in (channels.Channel().recv, lambda: channels.Channel().send(1), lambda: channels.after(1),
+             lambda: channels.select(None), lambda: channels.CancelToken(timeout=1),
+             lambda: channels.aio.LoopThread().loop):
+    try: wait()
+    except RuntimeError as error: print("patch first (gevent.monkey.patch_all()), then import channels" in str(error))
+channel = channels.Channel(1)
+channel.send(1)
+print(channel.recv(), threading.active_count() - before)
+"""
+
+
+def test_locks_that_were_patched_after_the_import_are_refused(script):
+    assert script(PATCHED).split() == ["True"] * 6 + ["1", "0"]
