@@ -25,8 +25,8 @@ def result_of(value: Any) -> ToolResult:
         return value
     if isinstance(value, str):
         return ToolResult(value)
-    if value is None:
-        return ToolResult("done")
+    if inspect.isgenerator(value) or inspect.isasyncgen(value):
+        raise TypeError("the tool returned a generator, which is no value: let it return a list")
     parts = [value] if isinstance(value, Image) else value
     if isinstance(parts, (list, tuple)) and any(isinstance(each, Image) for each in parts):
         images = tuple(each for each in parts if isinstance(each, Image))

@@ -96,6 +96,9 @@ class Agent:
         if self.max_repeated_calls is not None and not is_number(self.max_repeated_calls, least=2, whole=True):
             raise ValueError(f"max_repeated_calls is 2 or more, or None, not {self.max_repeated_calls!r}")
         tools = tuple(each if isinstance(each, Tool) else tool(each) for each in given)
+        for each in tools:
+            if each.unbound:
+                raise TypeError(f"{each.name} is a method, and has to be that of an object, such as Shop().{each.name}")
         names = [each.name for each in tools]
         for name in names:
             if names.count(name) > 1:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import NoneType
+from types import MethodType, NoneType
 from typing import Any, Literal, Protocol, get_args, overload, runtime_checkable
 
-from ._annotations import hints_of, signature_of
+from ._annotations import hints_of, is_method, signature_of
 from ._checks import check, check_items, is_number
+from ._docstrings import read as read_docstring
 from ._errors import BadArguments
 from ._schema import Schema, properties_of
 from ._sound import sound
@@ -131,7 +133,13 @@ class Tool:
         self.server = server
         self.convert = convert
         self.nullable: frozenset[str] = frozenset()  # arguments that may be null beside what `parameters` says
+        self.unbound = False  # a method, without the object that it is called on
         self.is_async = inspect.iscoroutinefunction(function)
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"tool {name!r} is a generator: let it return a list, and say how far it has come with"
+                " ToolContext.progress"
+            )
         if on not in ("helper", "consumer"):
             raise ValueError(f"a tool runs on a helper or on the consumer, not on {on!r}")
         if on == "consumer" and self.is_async:
@@ -162,6 +170,15 @@ class Tool:
             raise BadArguments(f"wrong arguments for {self.name}: {error}") from error
         if self.context_parameter is not None:
             bound[self.context_parameter] = context
+        return bound
+
+    def __get__(self, instance: object, owner: type | None = None) -> Tool:
+        """Marked in a class, it is the tool of an object: ``Shop().sell``."""
+        if instance is None or not self.unbound:
+            return self
+        bound = copy.copy(self)
+        bound.function = MethodType(self.function, instance)
+        bound.unbound = False
         return bound
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -216,17 +233,22 @@ def tool(
 ) -> Any:
     """Make a tool of a typed function: its name, its docstring and its annotations are what the model sees.
 
-    ``Args:`` in the docstring describes the parameters. ``read_only`` says that the tool changes nothing, so that the
-    user need not approve its calls; ``destructive`` that what it does cannot be undone; ``parallel=False`` that it must
-    not run beside other calls of the same turn; ``polling`` that it is called again and again until something has
-    happened, so that identical calls of it are no loop. ``timeout``, ``result_limit`` and ``on`` as for `Tool`.
+    The docstring may describe the parameters, in the form of Google (``Args:``), NumPy, Sphinx or Epydoc. ``read_only``
+    says that the tool changes nothing, so that the user need not approve its calls; ``destructive`` that what it does
+    cannot be undone; ``parallel=False`` that it must not run beside other calls of the same turn; ``polling`` that it
+    is called again and again until something has happened, so that identical calls of it are no loop. ``timeout``,
+    ``result_limit`` and ``on`` as for `Tool`.
+
+    A method that is marked in its class is a tool of each object: ``Shop().sell``. What a `functools.partial` gives,
+    a model is not asked for. Raises `TypeError` for what a model cannot call or pass: a generator, a function without a
+    name, a parameter that JSON cannot say.
     """
 
     def make(function: Callable[..., Any]) -> Tool:
         summary, notes = _docstring(function)
         signature = signature_of(function, notes, _is_context)
         made = Tool(
-            name or function.__name__,
+            name or _name_of(function),
             function,
             description=summary if description is None else description,
             parameters=signature.parameters,
@@ -240,6 +262,7 @@ def tool(
             on=on,
         )
         made.nullable = signature.nullable
+        made.unbound = is_method(function)
         return made
 
     return make if function is None else make(function)
@@ -257,18 +280,20 @@ def _is_context(annotation: object) -> bool:
 
 
 def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
-    """The text before ``Args:``, and the notes on the parameters after it."""
+    """The description of the function, and the notes on its parameters."""
+    while isinstance(function, functools.partial):  # whose own says what a partial is
+        function = function.func
     text = inspect.getdoc(function) or ""
-    head, _, rest = text.partition("\nArgs:\n")
-    notes: dict[str, str] = {}
-    name = ""
-    for line in rest.splitlines():
-        if line and not line.startswith(" "):
-            break
-        match = re.match(r" +\*{0,2}(\w+)(?: *\([^)]*\))?: *(.*)", line)
-        if match:
-            name = match[1]
-            notes[name] = match[2]
-        elif name and line.strip():
-            notes[name] += " " + line.strip()
-    return " ".join(head.split()), notes
+    if not (inspect.isroutine(function) or isinstance(function, type)):
+        text = inspect.getdoc(type(function).__call__) or text
+    return read_docstring(text)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    """What a tool is called that is given no name. Raises `TypeError` where the function has none."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__name__", "")
+    if not name.isidentifier():
+        raise TypeError(f"{function!r} has no name that a model could call: tool(name=...)(...) gives it one")
+    return str(name)

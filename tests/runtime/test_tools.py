@@ -217,7 +217,7 @@ def test_pydantic_models() -> None:
 
 @pytest.mark.parametrize(("value", "content"), [
     ("text", "text"),
-    (None, "done"),
+    (None, "null"),
     ({"a": [1, None]}, '{"a": [1, null]}'),
     ([Point(1), Colour.RED, date(2026, 12, 24)], '[{"x": 1, "y": 0.0, "colours": []}, "red", "2026-12-24"]'),
     ({Colour.RED: {1}}, '{"red": [1]}'),
@@ -688,6 +688,6 @@ def test_what_cannot_run_on_the_consumer() -> None:
     with pytest.raises(TypeError, match="coroutine function"):
         tool(on="consumer")(work)
     with pytest.raises(ValueError, match="helper or on the consumer"):
-        tool(on="moon")(lambda: None)  # type: ignore[call-overload]
+        tool(on="moon", name="f")(lambda: None)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="a number of seconds above 0"):
         tool(timeout=0)(lambda: None)
