@@ -211,6 +211,9 @@ class Compacted:
     shortened: int = 0
     at: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "summary", well_formed(self.summary))
+
 
 class Session:
     """A conversation.
@@ -405,7 +408,7 @@ class SessionLog:
     def name(self, title: str) -> None:
         """Give the session a title."""
         if not self._sealed:
-            self._session.title = title
+            self._session.title = well_formed(title)
 
     def count(self, usage: Usage) -> None:
         """Add the usage of a model call that left no message."""

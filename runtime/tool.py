@@ -16,7 +16,7 @@ from ._checks import check, check_items, is_number
 from ._docstrings import read as read_docstring
 from ._errors import BadArguments
 from ._schema import Schema, properties_of
-from ._sound import sound
+from ._sound import sound, well_formed
 from .model import ToolDefinition
 from .session import Image
 
@@ -119,7 +119,7 @@ class Tool:
             raise ValueError(f"the result_limit of tool {name!r} is a whole number of characters, not {result_limit!r}")
         self.name = name
         self.function = function
-        self.description = description
+        self.description = well_formed(description)
         #: Without what JSON cannot say, such as a default of infinity: no request could be sent.
         self.parameters: Mapping[str, Any] = sound(parameters) or {"type": "object", "properties": {}}
         self.schema = Schema(self.parameters)

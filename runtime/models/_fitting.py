@@ -1,12 +1,23 @@
-"""Names and ids as providers take them, whatever a model made up: one that is refused spoils the conversation."""
+"""What a session holds as providers take it, whatever a model, a tool or a server made up: one name, id, picture or
+result that is refused spoils the whole conversation.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from typing import Final
 
+from ..session import Image, Message
+
 _OTHER: Final = re.compile(r"[^a-zA-Z0-9_-]")
+_PICTURES: Final = {
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF8": "image/gif",
+}
 
 
 def fitting(text: str, longest: int) -> str:
@@ -18,3 +29,29 @@ def fitting(text: str, longest: int) -> str:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{_OTHER.sub('_', text[: longest - 9])}_{digest}"
+
+
+def picture(image: Image) -> tuple[str, str] | None:
+    """The kind of the picture and its data in base64; None for a kind that nobody takes, which only has its place in
+    the text then. What its data say counts: servers are wrong about their own pictures, and providers look.
+    """
+    data = image.data
+    kind = next((kind for begin, kind in _PICTURES.items() if data.startswith(begin)), image.media_type)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        kind = "image/webp"
+    if not data or kind not in (*_PICTURES.values(), "image/webp"):
+        return None
+    return kind, base64.b64encode(data).decode()
+
+
+def paired(messages: Iterable[Message]) -> Iterator[Message]:
+    """The messages without results that no call asked for."""
+    asked: set[str | None] = set()
+    for message in messages:
+        if message.role == "assistant":
+            asked = {call.id for call in message.tool_calls}
+        elif message.role == "tool":
+            if message.tool_call_id not in asked:
+                continue
+            asked.discard(message.tool_call_id)
+        yield message

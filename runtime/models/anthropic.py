@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
@@ -27,10 +26,10 @@ from ..model import (
     ToolDefinition,
     UsageDelta,
 )
-from ..session import Image, Message
+from ..session import Message
 from ._clients import Clients
 from ._failures import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
-from ._fitting import fitting
+from ._fitting import fitting, paired, picture
 from ._whole import is_whole, read
 from ._windows import window_of
 
@@ -239,7 +238,7 @@ def _conversation(messages: Sequence[Message], prefix: _Prefix, *, bound: bool) 
     thoughts come only after what they came after before.
     """
     turns: list[dict[str, Any]] = []
-    for message in messages:
+    for message in paired(messages):
         if message.role == "system":
             continue
         role = "assistant" if message.role == "assistant" else "user"
@@ -256,7 +255,7 @@ def _blocks(message: Message, prefix: str | None) -> list[dict[str, Any]]:
     # A block of white space alone is refused, and with it the conversation.
     text: list[dict[str, Any]] = [{"type": "text", "text": message.content}] if message.content.strip() else []
     if message.role != "assistant":
-        shown = text + [_image(image) for image in message.images]
+        shown = text + [_image(*taken) for image in message.images if (taken := picture(image)) is not None]
         if message.role == "user":
             return shown or [{"type": "text", "text": _EMPTY}]
         result = {"type": "tool_result", "tool_use_id": _id(message.tool_call_id), "content": shown}
@@ -285,9 +284,8 @@ def _as_it_was(blocks: Sequence[Any], text: str, calls: list[dict[str, Any]]) ->
     ]
 
 
-def _image(image: Image) -> dict[str, Any]:
-    data = base64.b64encode(image.data).decode()
-    return {"type": "image", "source": {"type": "base64", "media_type": image.media_type, "data": data}}
+def _image(kind: str, data: str) -> dict[str, Any]:
+    return {"type": "image", "source": {"type": "base64", "media_type": kind, "data": data}}
 
 
 def _id(call_id: str | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -25,10 +24,10 @@ from ..model import (
     ToolDefinition,
     UsageDelta,
 )
-from ..session import Image, Message
+from ..session import Message
 from ._clients import Clients
 from ._failures import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
-from ._fitting import fitting
+from ._fitting import fitting, paired, picture
 from ._whole import is_whole, read
 from ._windows import window_of
 
@@ -166,11 +165,12 @@ class OpenAIModel:
         """The messages as the protocol has them. Results hold no images there: the user shows them, after the last."""
         sent: list[dict[str, Any]] = []
         shown: list[dict[str, Any]] = []
-        for message in messages:
+        for message in paired(messages):
             if message.role != "tool" and shown:
                 sent.append({"role": "user", "content": shown})
                 shown = []
-            images = [_image(image) for image in message.images] if self._images else []
+            pictures = map(picture, message.images if self._images else ())
+            images = [_image(*each) for each in pictures if each is not None]
             if message.role == "tool":
                 call_id = self._id(message.tool_call_id or "")
                 sent.append({"role": "tool", "tool_call_id": call_id, "content": message.content})
@@ -310,6 +310,5 @@ def _usage(usage: Any) -> UsageDelta:
     )
 
 
-def _image(image: Image) -> dict[str, Any]:
-    data = base64.b64encode(image.data).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:{image.media_type};base64,{data}"}}
+def _image(kind: str, data: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}

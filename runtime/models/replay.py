@@ -14,7 +14,6 @@ from typing import Any, Final
 from channels import CancelToken
 
 from .._errors import ModelError, Portable
-from .._limits import canonical
 from .._redact import Redaction
 from ..agent import Agent, Team
 from ..model import Delta, ToolDefinition
@@ -140,7 +139,7 @@ class _Comparable:
             message = dict(message)
             if "tool_calls" in message:
                 message["tool_calls"] = [
-                    {**each, "id": number(each["id"]), "arguments": canonical(ToolCall(**each))}
+                    {**each, "id": number(each["id"]), "arguments": _said(ToolCall(**each))}
                     for each in message["tool_calls"]
                 ]
             if "tool_call_id" in message:
@@ -184,3 +183,8 @@ def _lines(said: list[dict[str, Any]]) -> list[str]:
 def _as_json(said: Iterable[dict[str, Any]], redaction: Redaction) -> list[dict[str, Any]]:
     """As the record would have it."""
     return [json.loads(json.dumps(redaction.plain(each), default=repr)) for each in said]
+
+
+def _said(call: ToolCall) -> Any:
+    parsed = call.parsed
+    return call.arguments if parsed is None else parsed
