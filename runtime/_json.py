@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any, Final
 
 LONGEST: Final = 1_000_000  # characters that are read; no model writes as many in one call
@@ -19,6 +20,10 @@ _NO_BRACKET: Final = re.compile(r"[^\[\]{}]+")
 _STEP: Final = {"[": 1, "{": 1, "]": -1, "}": -1}
 _MAYBE_ENDLESS: Final = re.compile(r"[eE]\+?0*[1-9]\d\d|\d{100}")
 
+_OPENING: Final = re.compile(r"[\[{]")
+_TRIES: Final = 200  # brackets in a text at which JSON may begin
+
+_decoder: Final = json.JSONDecoder()
 _encoder: Final = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -68,3 +73,21 @@ def _int(text: str) -> int:
 def write(value: Any) -> str:
     """``value`` as JSON. In pieces, which are made in Python: the GIL is never held for long."""
     return "".join(_encoder.iterencode(value))
+
+
+def found_in(text: str) -> Iterator[str]:
+    """The lists and objects that stand in a text, the outermost ones, from the last to the first."""
+    if len(text) > LONGEST or _is_deep(text):
+        return
+    found: list[str] = []
+    at = 0
+    for _ in range(_TRIES):
+        begin = _OPENING.search(text, at)
+        if begin is None:
+            break
+        try:
+            _, at = _decoder.raw_decode(text, begin.start())
+            found.append(text[begin.start() : at])
+        except (ValueError, RecursionError):
+            at = begin.end()
+    yield from reversed(found)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import pytest
 
@@ -229,3 +230,56 @@ def test_a_model_that_takes_the_schema_is_given_it() -> None:
     assert model.outputs[0] is not None
     assert model.outputs[0].name == "Table"
     assert model.outputs[0].schema["required"] == ["restaurant", "people", "day"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Here you are:\n```json\n{GOOD}\n```",
+        f"```json\n{GOOD}\n```\nAnything else?",
+        f"Here you are: {GOOD} Anything else?",
+        f"<think>It is {{1}}, or {{}}.</think>\n\n{GOOD}",
+        f"It is {{1}}.</think>\n{GOOD}",
+        f"```json {GOOD} ```",
+        f"Not {{'a': 1}}, nor [2], nor {{\"restaurant\": 1}}. It is {GOOD}",
+        f"First {GOOD.replace('2026', '2025')}. No: {GOOD}",
+    ],
+)
+def test_json_is_found_in_what_models_say_around_it(text: str) -> None:
+    result, model, _ = run(say(text))
+    assert result.output == TABLE
+    assert len(model.seen) == 1
+
+
+def test_a_text_needs_no_json() -> None:
+    result, model, _ = run(say('Hello "there".'), wanted=str)
+    assert result.output == 'Hello "there".'
+    assert [message.content for message in model.seen[0]] == ["Book.", "go"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text", "value"),
+    [
+        (list[int], '{"items": [1, 2]}', [1, 2]),
+        (int, "42", 42),
+        (int, '{"value": 42}', 42),
+        (Literal["yes", "no"], "yes", "yes"),
+        (Literal["yes", "no"], '"no"', "no"),
+        (date, "2026-12-24", date(2026, 12, 24)),
+        (Table | str, "No table is free.", "No table is free."),
+        (Table | str, GOOD, TABLE),
+    ],
+)
+def test_what_is_no_object(wanted: Any, text: str, value: Any) -> None:
+    result, model, _ = run(say(text), wanted=wanted)
+    assert result.output == value
+    assert len(model.seen) == 1
+
+
+@pytest.mark.parametrize("text", ["[" * 300_000, "{" * 100_000, '{"a":' * 50_000, "[1," * 300_000, "`" * 200_000, "```" + "a" * 300_000])
+def test_reading_is_bounded(text: str) -> None:
+    since = time.process_time()
+    with pytest.raises(RunError) as caught:
+        run(say(text), say(text))
+    assert caught.value.code == "invalid_output"
+    assert time.process_time() - since < 5

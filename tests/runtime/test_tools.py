@@ -690,4 +690,4 @@ def test_what_cannot_run_on_the_consumer() -> None:
     with pytest.raises(ValueError, match="helper or on the consumer"):
         tool(on="moon", name="f")(lambda: None)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="a number of seconds above 0"):
-        tool(timeout=0)(lambda: None)
+        tool(timeout=0, name="f")(lambda: None)
