@@ -28,6 +28,7 @@ from ._results import ResultFiles
 from ._roster import Roster
 from ._scope import stream_scope
 from ._tasks import BackgroundTask
+from ._view import Sizes
 from .agent import Agent
 from .bridge import ElicitationBridge, Events
 from .events import Event, HookBlocked, HookFinished, HookStarted, StopReason, Warning
@@ -156,6 +157,9 @@ class StreamCore:
         self.background: dict[str, BackgroundTask] = {}  # by id
         self.task_numbers: Final = itertools.count(1)  # their own, so that a replay names them as the run did
         self.recorder = recorder
+        self.sizes: Final = Sizes()  # of the messages of the session
+        self.density = 1.0  # tokens of the model for one of our count, as far as it has told
+        self.window: int | None = None  # that it has refused to exceed, where nobody knew
         self._output = output
         #: What the last reply said, where it has to be of a type. Written by the worker.
         self.said: Any = None

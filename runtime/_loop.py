@@ -9,7 +9,7 @@ from typing import Final
 from channels import Cancelled
 
 from . import _delegation, events
-from ._compact import after_overflow, conversation
+from ._compact import OVERFLOWS, after_overflow, conversation
 from ._core import EndHooks, StopRun, StreamCore
 from ._dispatch import dispatch
 from ._ends import ask_for_more, check_budget, loop_detected, over_budget
@@ -119,13 +119,15 @@ class _Run:
         definitions = [tool.definition for tool in tools.values()]
         system = _system(core, [*self._context, *context])
         shown, before = conversation(core, system, definitions), len(core.session.messages)
-        try:
-            reply = take_turn(core, shown, definitions)
-        except StopRun as failure:
-            less = after_overflow(core, failure, before, system)
-            if less is None:
-                raise
-            reply = take_turn(core, less, definitions)
+        for left in range(OVERFLOWS, -1, -1):
+            try:
+                reply = take_turn(core, shown, definitions)
+                break
+            except StopRun as failure:
+                less = after_overflow(core, failure, before, shown, definitions) if left else None
+                if less is None:
+                    raise
+                shown = less
         core.fire("after_llm_call", model=model, iteration=self.iteration, response=reply.content, usage=reply.usage)
         if reply.tool_calls:
             check_budget(core)  # calls may have effects, and nobody would see their results

@@ -21,6 +21,7 @@ from runtime import (
     TextDelta,
     ToolCall,
     UsageDelta,
+    _view,
     tool,
 )
 from runtime._view import recent, tokens
@@ -35,6 +36,7 @@ from runtime.events import (
 )
 from runtime.models.replay import ReplayModel
 from runtime.recording import Recording
+from runtime.session import Compacted
 from support.scripted import Scripted, call, say
 
 
@@ -178,7 +180,7 @@ def test_calls_keep_their_results() -> None:
 # -- after an overflow -------------------------------------------------------------------------------------------------
 
 
-def test_after_an_overflow_it_is_tried_once_more() -> None:
+def test_after_an_overflow_it_is_tried_again() -> None:
     """Where nobody knew the window."""
     session = long_session()
     events, model = run(session, [OVERFLOW], say("the summary"), say("fine"), model=Scripted)
@@ -191,12 +193,11 @@ def test_after_an_overflow_it_is_tried_once_more() -> None:
 @pytest.mark.parametrize(
     ("turns", "session", "more"),
     [
-        ([[OVERFLOW], say("summary"), [OVERFLOW]], long_session(), {}),  # again
-        ([[OVERFLOW]], Session.from_user("x" * 9000), {}),  # there is nothing to leave out
+        ([[OVERFLOW], say("summary"), *[[OVERFLOW]] * 40], long_session(), {}),  # again and again
+        ([[OVERFLOW]], Session.from_user("x"), {}),  # there is nothing to leave out
         ([[OVERFLOW]], long_session(), {"compaction": None}),
         ([[ModelError("overloaded", "busy")]], long_session(), {}),
         ([[TextDelta("I "), OVERFLOW]], long_session(), {}),  # it had begun to answer
-        ([[OVERFLOW], [LookupError("no")]], long_session(), {}),  # nobody sums it up
     ],
 )
 def test_an_overflow_that_cannot_be_helped(turns: Any, session: Session, more: Any) -> None:
@@ -206,19 +207,196 @@ def test_an_overflow_that_cannot_be_helped(turns: Any, session: Session, more: A
         runtime.run(session)
     assert caught.value.code == "model_error"
     assert isinstance(caught.value.__cause__, ModelError)
-    assert model.turns == []
+    assert len(model.seen) <= 20
+
+
+def test_what_is_too_long_by_itself_is_cut_and_asked_again() -> None:
+    """Each time it is refused it becomes shorter. The session has all of it."""
+    session = Session.from_user("begin " + "x" * 9000 + " end")
+    events, model = run(session, [OVERFLOW], [OVERFLOW], say("fine"), model=Scripted)
+    sizes = [tokens(seen) for seen in model.seen]
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert model.seen[2][1].content.startswith("begin x")
+    assert model.seen[2][1].content.endswith("x end")
+    assert "are left out here" in model.seen[2][1].content
+    assert len(session.messages[0].content) > 9000
+    assert any("the middle of the longest" in event.message for event in events if isinstance(event, Warning))
 
 
 def test_a_summary_that_fails_is_a_warning() -> None:
-    """Before the call: it is made as it is, for it may fit all the same."""
+    """Before the call: it is made as it is, where it may fit all the same."""
     session = long_session()
-    events, model = run(session, [LookupError("no")], say("fine"))
+    events, model = run(session, [LookupError("no")], say("fine"), compaction=Compaction(window=2200))
     [warning] = [event.message for event in events if isinstance(event, Warning)]
     assert "could not sum up" in warning
     assert of(events, SessionCompaction) == ["started", "failed"]
     assert list(model.seen[1][1:]) == list(session.messages[:-1])
-    events, _ = run(long_session(), say(" "), say("fine"))
+    events, _ = run(long_session(), say(" "), say("fine"), compaction=Compaction(window=2200))
     assert of(events, SessionCompaction) == ["started", "failed"]
+
+
+@pytest.mark.parametrize("turns", [([LookupError("no")],), ([OVERFLOW], [LookupError("no")])])
+def test_what_nobody_sums_up_is_left_out_where_it_cannot_be_shown(turns: Any) -> None:
+    """A session that is too long for its model can be asked all the same."""
+    session = long_session()
+    events, model = run(session, *turns, say("fine"), model=Small if len(turns) == 1 else Scripted)
+    assert "could not be summed up" in model.seen[-1][1].content
+    assert model.seen[-1][-1].content == "and now?"
+    assert tokens(model.seen[-1]) < 1000
+    assert session.messages[-1].content == "fine"
+    assert any("not shown to the model any more" in event.message for event in events if isinstance(event, Warning))
+
+
+# -- a thousand turns --------------------------------------------------------------------------------------------------
+
+
+class Reader(Scripted):
+    """Reads a page for each question, refuses what is longer than its window, and counts as we do, or ``dense``."""
+
+    def __init__(self, window: int, dense: float = 1.0, tells: bool = True, known: bool = True) -> None:
+        super().__init__()
+        self.window, self.dense, self.tells = window, dense, tells
+        if known:
+            self.context_window = window
+        self.sizes: list[int] = []
+        self.sums = self.refused = self.calls = 0
+
+    def stream(self, messages: Any, tools: Any, *, cancel: Any) -> Any:
+        size = int(tokens(messages, tools) * self.dense)
+        if size > self.window:
+            self.refused += 1
+            raise ModelError("context_overflow", f"{size} tokens")
+        if self.tells:
+            yield UsageDelta(size, 20)
+        if messages[0].content.startswith("You are given a conversation"):
+            self.sums += 1
+            yield TextDelta("A summary. " * 20)
+            return
+        self.sizes.append(size)
+        made: set[str] = set()
+        for message in messages:
+            assert message.role != "tool" or message.tool_call_id in made, "a result without its call"
+            made = {each.id for each in message.tool_calls} or made
+        if messages[-1].role == "user":
+            self.calls += 1
+            yield call("read", json.dumps({"page": self.calls}), id=f"c{self.calls}")
+        else:
+            yield TextDelta("It says x. " * 10)
+
+
+LENGTHS = [10, 300, 20_000, 3000, 100, 1_000_000, 50, 60_000]
+
+
+@tool(read_only=True)
+def read(page: int) -> str:
+    """Read a page."""
+    return f"page {page}: " + "x" * LENGTHS[page % len(LENGTHS)]
+
+
+@pytest.mark.parametrize("window", [2000, 8000, 128_000])
+def test_a_thousand_turns_stay_within_the_window(window: int) -> None:
+    """Nothing that is shown is longer, the request for a summary included, and what came before is summed up."""
+    model, session = Reader(window), Session.from_user("page 0?")
+    with Runtime(Agent("a", model, "Read.", tools=[read]), result_limit=None) as runtime:
+        for i in range(500):
+            assert runtime.run(session).reason == "normal"
+            session.add_user(f"page {i + 1}?")
+    assert len(model.sizes) == 1000
+    assert model.refused == 0
+    assert max(model.sizes) <= window
+    assert 10 <= model.sums <= 500
+    assert len(session.messages) == 2001
+
+
+@pytest.mark.parametrize(
+    ("dense", "tells", "known"), [(3.0, True, True), (1.5, False, True), (1.0, True, False), (3.0, False, False)]
+)
+def test_a_session_can_always_be_asked_again(dense: float, tells: bool, known: bool) -> None:
+    """Where the estimate is wrong, the model does not say what it has counted, or nobody knows the window: what it
+    refuses is made shorter until it does not.
+    """
+    model, session = Reader(4000, dense, tells, known), Session.from_user("page 0?")
+    with Runtime(Agent("a", model, "Read.", tools=[read])) as runtime:
+        for i in range(100):
+            assert runtime.run(session).reason == "normal"
+            session.add_user(f"page {i + 1}?")
+    assert model.sums
+    assert max(model.sizes) <= 4000
+
+
+def test_one_long_run_of_many_turns_is_summed_up() -> None:
+    """A loop of tools without a question in between; the task is still shown."""
+
+    class Loop(Reader):
+        def stream(self, messages: Any, tools: Any, *, cancel: Any) -> Any:
+            assert any("read the book" in message.content for message in messages)
+            for delta in super().stream(messages, tools, cancel=cancel):
+                if self.calls < 300 and isinstance(delta, TextDelta) and delta.text.startswith("It"):
+                    self.calls += 1
+                    yield call("read", json.dumps({"page": self.calls}), id=f"c{self.calls}")
+                else:
+                    yield delta
+
+    model, session = Loop(4000), Session.from_user("read the book")
+    with Runtime(Agent("a", model, tools=[read], max_iterations=400)) as runtime:
+        runtime.run(session)
+    assert model.sums
+    assert model.refused == 0
+
+
+def test_a_turn_estimates_what_is_new_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a turn costs does not grow with the session."""
+    counted = 0
+    estimate = _view.tokens
+
+    def count(messages: Any, tools: Any = ()) -> int:
+        nonlocal counted
+        messages = list(messages)
+        counted += len(messages)
+        return estimate(messages, tools)
+
+    monkeypatch.setattr(_view, "tokens", count)
+    costs = []
+
+    class Counting(Scripted):
+        context_window = 10_000_000
+
+        def stream(self, messages: Any, tools: Any, *, cancel: Any) -> Any:
+            nonlocal counted
+            costs.append(counted)
+            counted = 0
+            page = len(costs)
+            yield call("read", json.dumps({"page": 8 * page}), id=f"c{page}") if page < 200 else TextDelta("end")
+
+    with Runtime(Agent("a", Counting(), tools=[read], max_iterations=300)) as runtime:
+        runtime.run(Session.from_user("go"))
+    assert max(costs[1:]) <= 4
+
+
+@pytest.mark.parametrize(("more", "compacted"), [(0, False), (1, True)])
+def test_a_window_is_full_when_there_is_more_in_it_than_that(more: int, compacted: bool) -> None:
+    """Not before."""
+    session = Session([Message("user", "x" * 2000), Message("assistant", "y" * 1000), Message("user", "z" * 400)])
+    size = tokens(session.messages)
+    model = Scripted(*([say("short")] if compacted else []), say("fine"))
+    window = (size - more) * 2
+    with Runtime(Agent("a", model, compaction=Compaction(at=0.5, keep=0.3, window=window))) as runtime:
+        runtime.run(session)
+    assert bool(session.compacted.summary) is compacted
+
+
+def test_only_what_is_older_than_the_last_is_summed_up() -> None:
+    """Where the last that was said is all that is left, nobody is asked for a summary of nothing."""
+    session = Session([Message("user", "x" * 9000), Message("assistant", "y"), Message("user", "z" * 3600)])
+    _, model = run(session, say("short"), say("fine"))
+    assert len(model.seen) == 2
+    assert session.compacted.start == 2
+    session = Session(
+        [Message("user", "x"), Message("user", "z" * 3600)], compacted=Compacted("short", start=1, shortened=1, at=2)
+    )
+    events, model = run(session, say("fine"))
+    assert len(model.seen) == 1
+    assert of(events, SessionCompaction) == []
 
 
 # -- hooks, persistence, records ---------------------------------------------------------------------------------------
