@@ -131,7 +131,7 @@ class Assembler:
         if not call.name:
             return other_id and call.begun
         if call.is_said_again(delta, arguments):
-            return False
+            return at_new_index
         other_name = not self._is_repeated(call.name, delta.name)
         if not call.begun:  # a name in pieces, or in every piece; or a call without arguments, and another
             return other_name and (other_id or self._are_two(call.name, delta.name))

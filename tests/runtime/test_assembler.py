@@ -84,6 +84,7 @@ DIALECTS: dict[str, tuple[list[ToolCallDelta], list[tuple[str, str]]]] = {
         pieces((0, "a", "wipe", X), (1, "a", "wipe", X[:-1] + " }")),
         [("wipe", X), ("wipe", X[:-1] + " }")],
     ),
+    "the same call, an index each, one id": (pieces((0, "a", "wipe", X), (1, "a", "wipe", X)), [*ONE, *ONE]),
     "one index, told apart by ids": (
         pieces((0, "a", "wipe"), (0, "", "", X), (0, "b", "wipe"), (0, "", "", '{"pattern":"b"}')),
         [("wipe", X), ("wipe", '{"pattern":"b"}')],
