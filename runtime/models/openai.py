@@ -255,6 +255,8 @@ class _Reply:
         """What a chunk says. Servers leave out what they do not know."""
         deltas: list[Delta] = []
         for choice in getattr(chunk, "choices", None) or ():
+            if getattr(choice, "index", None):
+                continue  # another reply to the same, which nobody asked for
             delta = getattr(choice, "delta", None)
             for name in _REASONING:
                 thought = getattr(delta, name, None)
@@ -263,7 +265,7 @@ class _Reply:
                     if thought:
                         deltas.append(ReasoningDelta(thought))
                     break
-            if text := getattr(delta, "content", None):
+            if text := _text(getattr(delta, "content", None)):
                 deltas.append(TextDelta(text))
             if refusal := getattr(delta, "refusal", None):
                 self._refused = True
@@ -283,6 +285,15 @@ class _Reply:
             raise account.explain("unreachable", "the connection ended in the middle of the reply")
         deltas: list[Delta] = [NativeDelta(self._model_id, self._thoughts)] if self._thoughts else []
         return [*deltas, FinishDelta("tool_calls" if self.finish == "function_call" else self.finish)]
+
+
+def _text(content: Any) -> str:
+    """The text of a piece, which some servers send in parts, as it is sent to them."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else ()
+    texts = (part.get("text") for part in parts if isinstance(part, Mapping))
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _piece(piece: Any) -> ToolCallDelta:

@@ -172,6 +172,19 @@ def test_tool_calls_come_in_fragments(server, model):
     ]
 
 
+def test_the_input_of_a_call_may_come_with_its_first_event(server, model):
+    """At servers that speak like Anthropic's."""
+    whole = block(1, {"type": "tool_use", "id": "t", "name": "add", "input": {"a": 1}})
+    server.answer(Answer(START, *whole, *end("tool_use")))
+    assert [d for d in deltas(model) if isinstance(d, ToolCallDelta)] == [ToolCallDelta(1, "t", "add", '{"a": 1}')]
+
+
+def test_a_server_need_not_count(server, model):
+    start, stop = event("message_start", message={}), event("message_delta", delta={"stop_reason": "end_turn"})
+    server.answer(Answer(start, *text(0, "x"), stop, event("message_stop")))
+    assert deltas(model) == [TextDelta("x"), FinishDelta("stop")]
+
+
 def test_thoughts_go_back_signed_and_in_their_order(server, model):
     redacted = block(1, {"type": "redacted_thinking", "data": "c2VjcmV0"})
     again = block(

@@ -233,6 +233,29 @@ def test_a_server_may_leave_out_what_it_likes(server, model):
     assert deltas(model) == [UsageDelta(1), TextDelta("x"), FinishDelta("stop")]
 
 
+def test_text_may_come_in_parts_and_other_replies_are_passed_over(server, model):
+    parts = {"content": [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]}
+    other = {"index": 1, "delta": {"content": "B", "tool_calls": [piece(0, "x", "add", "{}")]}, "finish_reason": "stop"}
+    both = b"data: " + json.dumps({"choices": [{"index": 0, "delta": parts}, other]}).encode() + b"\n\n"
+    server.answer(Answer(both, chunk({}, "stop"), DONE))
+    assert deltas(model) == [TextDelta("ab"), FinishDelta("stop")]
+
+
+def test_pieces_of_calls_are_passed_on_as_they_are(server, model):
+    """Which calls they are is found out elsewhere: see `test_assembler.py`."""
+    odd = [
+        {"function": {"name": "add", "arguments": {"a": 1}}},
+        {"index": "0", "id": None, "function": None},
+        {"index": 1, "id": 7, "function": {"name": None, "arguments": None}},
+    ]
+    server.answer(Answer(chunk({"tool_calls": odd}, "tool_calls"), DONE))
+    assert deltas(model)[:-1] == [
+        ToolCallDelta(None, "", "add", '{"a": 1}'),
+        ToolCallDelta(None),
+        ToolCallDelta(1, "7"),
+    ]
+
+
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 FAILURES = {
