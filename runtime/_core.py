@@ -111,6 +111,7 @@ class Shared:
         self.roster = roster  # of the team
         self.run = run  # what a worker does between the first event and the last: a stream knows no turns
         self.cores: Final[set[StreamCore]] = set()  # the live streams
+        self.closed = False  # the runtime: set before it looks which streams are live
 
 
 class StreamCore:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from channels import Cancelled, CancelToken, ChannelClosed
+from channels import Cancelled, CancelToken, ChannelClosed, WouldBlock
+from channels._exit import exit_seconds
 
 if TYPE_CHECKING:
     from ._core import StreamCore
@@ -25,14 +26,22 @@ def end_streams(cores: set[StreamCore], cause: str, limit: float) -> None:
     ending = list(cores)
     for core in ending:
         core.gone.cancel(cause)
+    until = time.monotonic() + limit
     for core in ending:
-        with contextlib.suppress(ChannelClosed, Cancelled):
+        if not core.threads:
+            continue  # somebody is about to start it, who will find it cancelled
+        try:
             core.over.recv(cancel=deadline)
+        except (ChannelClosed, Cancelled):
+            pass
+        except WouldBlock:  # a signal handler has come into the middle of this wait, in the same thread
+            for thread in core.threads:
+                thread.join(max(0.0, until - time.monotonic()))
 
 
 def _at_exit() -> None:
     if live:
-        end_streams(live, "the interpreter exits", LIMIT)
+        end_streams(live, "the interpreter exits", exit_seconds(LIMIT))
 
 
 def register() -> None:

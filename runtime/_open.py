@@ -73,6 +73,8 @@ def open_stream(
     shared.cores.add(core)
     _exit.live.add(core)
     try:
+        if shared.closed:  # it did not see this one, so that nobody would end it
+            raise RuntimeError("the runtime is closed")
         _start(core, f"lockgate-stream-{core.number}", _work, core, Cleanup(core))
         if observing is not None:
             _start(core, f"lockgate-observe-{core.number}", _forward, core, observing)

@@ -77,6 +77,7 @@ class ResultFiles:
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         self._given = None if directory is None else os.fspath(directory)
         self._temporary = ""
+        self._owner = 0  # the process that made it
         self._lock = threading.Lock()  # for _temporary: two results may be the first
         self._finalizer: weakref.finalize[Any, ResultFiles] | None = None
 
@@ -98,15 +99,20 @@ class ResultFiles:
                 import tempfile  # slow, and rarely needed
 
                 self._temporary = tempfile.mkdtemp(prefix="lockgate-results-")
-                self._finalizer = weakref.finalize(self, _remove, self._temporary, os.getpid())
+                self._owner = os.getpid()
+                self._finalizer = weakref.finalize(self, _remove, self._temporary, self._owner)
             return self._temporary
 
     def close(self) -> None:
         """Remove what is temporary. What is kept later gets a new directory."""
-        with self._lock:
-            if self._finalizer is not None:
-                self._finalizer()
-            self._temporary = ""
+        # Without the lock: it takes its time, and a signal handler that closes the runtime may come in between. Then it
+        # is removed there, and nothing is left to be done here.
+        folder, finalizer = self._temporary, self._finalizer
+        if finalizer is not None:
+            _remove(folder, self._owner)
+            finalizer.detach()
+            if self._finalizer is finalizer:
+                self._temporary, self._finalizer = "", None
 
     def __repr__(self) -> str:
         return f"<ResultFiles in {self._given or self._temporary or 'no directory yet'}>"

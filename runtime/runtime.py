@@ -84,7 +84,6 @@ class Runtime:
             raise ValueError(f"result_limit is a whole number of characters, or None for all, not {result_limit!r}")
         check("permissions", permissions or Permissions(), Permissions, "made with Permissions(allow=[...], ...)")
         self._team = agent if isinstance(agent, Team) else Team((agent,))
-        self._closed = False
         self._shared = Shared(
             helpers=HelperPool(executor),
             loop=_default_loop,
@@ -122,7 +121,7 @@ class Runtime:
         session, `TypeError` for an ``output_type`` that JSON cannot be made into, `OSError` where the record cannot be
         written. Context variables of the caller are seen in tools, hooks and models.
         """
-        if self._closed:
+        if self._shared.closed:
             raise RuntimeError("the runtime is closed")
         check("what to run", session, Session, "a Session, such as Session.from_user('hello')")
         check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
@@ -250,12 +249,13 @@ class Runtime:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End all streams, helper threads and toolsets; bounded. Calling it twice is harmless.
+        """End all streams, helper threads and toolsets; bounded. Calling it twice is harmless, also in a signal handler
+        that comes into the middle of the first. A stream that another thread is just opening is refused there.
 
         A toolset that another runtime has started too is left to that one. What does not end in time is logged, and
         left to itself.
         """
-        self._closed = True
+        self._shared.closed = True
         _exit.end_streams(self._shared.cores, "the runtime was closed", 3 * self._shared.grace)
         self._shared.toolsets.stop(3 * self._shared.grace, self._shared.loop)
         self._shared.helpers.close()
@@ -271,7 +271,7 @@ class Runtime:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{len(self._shared.cores)} live streams"
+        state = "closed" if self._shared.closed else f"{len(self._shared.cores)} live streams"
         return f"<Runtime of {self._team.root!r}, {state}>"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import threading
 import uuid
 from collections import deque
@@ -345,6 +346,10 @@ class Session:
         log = SessionLog(self)
         deadline: CancelToken | None = None
         while (holder := self._leases.setdefault(None, log)) is not log:
+            if holder.process != log.process:  # forked in the middle: whoever has it is not here
+                self._lock = threading.Lock()
+                self._leases.pop(None, None)
+                continue
             if holder.is_ending and not (deadline is not None and deadline.cancelled):
                 deadline = deadline or CancelToken(timeout=LEAVING)
                 with contextlib.suppress(ChannelClosed, Cancelled):
@@ -366,6 +371,7 @@ class SessionLog:
         self._sealed = False
         self.released: Channel[None] = Channel(name="session released")  # closes
         self.token: CancelToken | None = None  # cancelled when its stream is to end
+        self.process = os.getpid()
         self.dropped = False  # by its consumer, which nobody has told the stream yet
 
     @property

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar, cast
 from .. import _timer
 from .._channel import Channel, _look_at
 from .._errors import Cancelled, ChannelClosed
+from .._exit import LEAST, exit_seconds
 from .._park import RLock, monotonic, refuse_patched
 from .._views import SupportsDone
 from ._feed import Feed, Source, start_feed
@@ -407,9 +408,10 @@ def _exit() -> None:
     global _exiting
     _exiting = True
     lives = list(_lives)
+    grace = exit_seconds(EXIT_GRACE)
     for life in lives:
-        life.request_close(EXIT_GRACE)
-    deadline = monotonic() + EXIT_GRACE + PATIENCE
+        life.request_close(grace)
+    deadline = monotonic() + max(exit_seconds(EXIT_GRACE + PATIENCE), grace + LEAST)
     for life in lives:
         if not _join(life, deadline):
             life.abandon()

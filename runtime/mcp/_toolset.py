@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from channels import Cancelled, CancelToken
+from channels._exit import exit_seconds
 from channels.aio import LoopThread, default_loop
 
 from .._errors import MissingExtra, Portable
@@ -382,7 +383,7 @@ def _at_exit() -> None:
     connections = [connection for toolset in list(_toolsets) for connection in toolset._connections]
     for connection in connections:
         connection.request_stop()
-    deadline = time.monotonic() + _EXIT_TIMEOUT
+    deadline = time.monotonic() + exit_seconds(_EXIT_TIMEOUT)
     for connection in connections:
         connection.wait_gone(max(deadline - time.monotonic(), 0))
 

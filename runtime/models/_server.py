@@ -25,12 +25,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from channels._exit import exit_seconds
+
 from .._errors import MissingExtra
 
 PARALLEL = 2  # requests a server works on at once
 BATCH = 32  # tokens between two chances to stop while it reads a prompt: 0.1 to 0.2 s on two cores
 POLL = 0.02  # seconds between looks at ``stopped`` while waiting for a slot
-EXIT_PATIENCE = 5.0  # seconds the exit hook waits for calls that were told to stop
+EXIT_PATIENCE = 1.5  # seconds the exit hook waits for calls that were told to stop
 REMEMBERED = 256  # embeddings: what the tools say of themselves is asked for again with every message
 
 Stopped: TypeAlias = Callable[[], bool]
@@ -276,12 +278,15 @@ class _Process:
             workers = list(self.workers)
         for worker in workers:
             worker.stop()
-        deadline = time.monotonic() + EXIT_PATIENCE
+        deadline = time.monotonic() + exit_seconds(EXIT_PATIENCE)
         for worker in workers:
             worker.join(max(0.0, deadline - time.monotonic()))
         if not any(worker.is_alive() for worker in workers):
             for server in self.servers.values():
                 server.drop()
+        elif _libc is not None and hasattr(_libc, "on_exit"):
+            # The library computes on. Its destructors, run by exit(), would pull the ground from under it, or wait.
+            _libc.on_exit(_libc._exit, None)
 
 
 _process = _Process()
