@@ -15,6 +15,7 @@ from channels import Cancelled, CancelToken, ChannelClosed, WouldBlock
 from ._calls import Calls
 from ._core import StreamCore
 from ._errors import NotInTime
+from ._recorder import RecordWriter
 from ._traffic import ConsumerCall, InBackground, Traffic
 from .events import Event, StreamStopped
 from .session import Session
@@ -74,8 +75,7 @@ def forward(core: StreamCore, calls: Calls) -> None:
     finally:
         if not core.out.closed:
             core.out.close(final=core.ending.stopped())
-        if core.recorder is not None:
-            core.recorder.close()
+        forwarder.finish()
 
 
 class _Forwarder:
@@ -84,7 +84,7 @@ class _Forwarder:
     def __init__(self, core: StreamCore, calls: Calls) -> None:
         self._core = core
         self._observers = _Watchers(core, calls, core.shared.observers)
-        self._recorders = _Watchers(core, calls, () if core.recorder is None else (core.recorder,))
+        self._record = None if core.recorder is None else RecordWriter(core.recorder, calls, core.shared.grace)
         self._began = False
         self._event: Event | None = None  # taken, and not passed on yet
         self._late: list[Event] = []  # what there was no room for
@@ -117,12 +117,19 @@ class _Forwarder:
             return
         background = isinstance(event, InBackground)
         said = event.event if isinstance(event, InBackground) else event
-        self._recorders.tell("on_event", session, said)
+        if self._record is not None:
+            self._record.tell(said)
         if background or not isinstance(event, Traffic):
             self._observers.tell("on_event", session, said)
 
+    def finish(self) -> None:
+        """Let the record be whole: its last event may have been passed on before it was written."""
+        if self._record is not None:
+            self._record.finish()
+
     def _stop(self, event: StreamStopped) -> None:
         if event.reason != "canceled":  # the cancel came after the end: nothing may be missing
+            self.finish()
             self._wait_to_pass_on()
         self._core.out.close(final=event)
 

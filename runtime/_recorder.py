@@ -6,20 +6,42 @@ of them. What came after them, in other streams too, waits for them: the record 
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import itertools
 import json
+import logging
 import os
 import stat
 import sys
+import threading
 from collections import deque
 from dataclasses import dataclass, field, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
+
+from channels import Channel, ChannelClosed, WouldBlock
 
 from . import _traffic, events
+from ._calls import Call, Calls
 from ._errors import ModelError, describe
 from .model import Delta, ReasoningDelta, TextDelta, ToolCallDelta
-from .recording import CUT_OFF, HEADER, REPLY, REQUEST, VERSION, Recording, same, shown, shown_tool
-from .session import Session
+from .recording import CUT_OFF, HEADER, REPLY, REQUEST, VERSION, Recording, shown, shown_tool
+from .session import Message, Session
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_logger = logging.getLogger(__name__)
+_BEGIN: Final = json.dumps({"type": HEADER})[:-1].encode()  # of every record
+_CHANGED: Final = 4  # messages that a request may have changed; where there are more, all after them are written anew
+
+
+QUEUE: Final = 4096  # events that wait to be written; then the run waits for the disk, within the grace time
+_PATIENCE: Final = 10  # grace times that the end of a run waits for a record that does not go on
 
 
 @dataclass(slots=True)
@@ -28,6 +50,7 @@ class _Line:
 
     said: dict[str, Any] | None
     ready: bool = True
+    clean: bool = False  # there is no secret in it: it was looked at together with its neighbours
 
 
 @dataclass(slots=True)
@@ -35,33 +58,36 @@ class _Stream:
     """What the recorder has to remember of a stream, the root or a nested one."""
 
     request: int = 0
-    messages: list[dict[str, Any]] = field(default_factory=list)  # that its last request showed to the model
+    asked: tuple[Message, ...] = ()  # what its last request showed to the model
+    tools: list[dict[str, Any]] = field(default_factory=list)
     deltas: list[Delta] | None = None  # of the reply that has begun
     pieces: list[_Line] = field(default_factory=list)  # of a text that is not complete
     key: Any = None  # of that text
 
 
 class Recorder:
-    """Writes one file, from one thread at a time. What is written is in the file when `on_event` returns."""
+    """Writes one file, from one thread at a time. What is written is in the file when `on_event` returns.
+
+    Raises `FileExistsError` for a path where another stream writes its record, or where there is a file that is none.
+    """
 
     def __init__(self, recording: Recording, agent_name: str, session: Session) -> None:
         self._redaction = recording.redaction
-        self._file = open(recording.path, "wb", buffering=0, opener=_private)  # noqa: SIM115 - closed with the last event
+        self._file = _opened(recording.path)
         self._lines: deque[_Line] = deque()  # that wait for those before them
         self._streams: dict[str, _Stream] = {}
         self._requests = 0
+        #: How many lines were written: whether it goes on.
+        self.written = 0
         try:
             python = sys.version.split()[0]
+            # Written with the first event, on a helper thread: a long session is not the caller's to wait for.
             self._add(HEADER, version=VERSION, python=python, agent_name=agent_name, session=session.to_dict())
-            self._write()
         except BaseException:
             self.close()
             raise
 
-    def on_run_start(self, session: Session) -> None:
-        """The header is there already."""
-
-    def on_event(self, session: Session, event: events.Event) -> None:
+    def on_event(self, event: events.Event) -> None:
         """Write it, or keep it until the text that it is a piece of is complete."""
         if self._file.closed:
             return
@@ -80,6 +106,8 @@ class Recorder:
 
     def close(self) -> None:
         """Close the file. Doing it twice is harmless."""
+        if not self._file.closed:
+            _unlock(self._file)
         self._file.close()
 
     def _take_event(self, stream: _Stream, event: events.Event) -> None:
@@ -101,24 +129,27 @@ class Recorder:
         pieces, stream.pieces, stream.key = stream.pieces, [], None
         said = [each.said for each in pieces if each.said is not None]
         for line, clean in itertools.zip_longest(pieces, self._clean(said)):
-            line.said, line.ready = clean, True
+            line.said, line.ready, line.clean = clean, True, True
 
     def _take(self, stream: _Stream, event: _traffic.Traffic) -> None:
         if isinstance(event, _traffic.ModelAsked):
             self._reply(stream, CUT_OFF)
-            messages = [shown(message) for message in event.messages]
-            known = same(stream.messages, messages)
+            same, changed, new = _news(stream.asked, event.messages)
+            tools = [shown_tool(tool) for tool in event.tools]
+            news: dict[str, Any] = {"changed": changed} if changed else {}
+            if tools != stream.tools or not stream.request:
+                news["tools"] = stream.tools = tools
             self._requests += 1
-            stream.request, stream.messages, stream.deltas = self._requests, messages, []
+            stream.request, stream.asked, stream.deltas = self._requests, event.messages, []
             self._add(
                 REQUEST,
                 request=stream.request,
                 agent_name=event.agent_name,
                 session_id=event.session_id,
                 model=event.model,
-                same=known,
-                messages=messages[known:],
-                tools=[shown_tool(tool) for tool in event.tools],
+                same=same,
+                messages=new,
+                **news,
             )
         elif isinstance(event, _traffic.ModelSaid) and stream.deltas is not None:
             stream.deltas.append(event.delta)
@@ -153,23 +184,161 @@ class Recorder:
     def _write(self) -> None:
         """Write what need not wait."""
         while self._lines and self._lines[0].ready:
-            said = self._lines.popleft().said
-            if said is not None:
-                line = json.dumps(self._redaction.plain(said), ensure_ascii=False, default=repr) + "\n"
-                left = memoryview(line.encode("utf-8", "backslashreplace"))  # makes JSON of half a surrogate pair
+            line = self._lines.popleft()
+            if line.said is not None:
+                said = line.said if line.clean else self._redaction.plain(line.said)
+                text = json.dumps(said, ensure_ascii=False, default=repr) + "\n"
+                left = memoryview(text.encode("utf-8", "backslashreplace"))  # makes JSON of half a surrogate pair
                 while left:
                     left = left[self._file.write(left) :]
+                self.written += 1
 
     def __repr__(self) -> str:
         return f"<Recorder of {self._file.name!r}, {self._requests} requests>"
 
 
-def _private(path: str, flags: int) -> int:
-    """Nobody else shall read what was said, also where the file was there before."""
-    file = os.open(path, flags, 0o600)
-    if hasattr(os, "fchmod") and stat.S_ISREG(os.fstat(file).st_mode):
-        os.fchmod(file, 0o600)
+class RecordWriter:
+    """What stands between the events of a stream and its recorder: they are written one after the other by a helper
+    that runs as long as there are some, and the stream does not wait for it before its end. Used by the forwarder.
+    """
+
+    def __init__(self, recorder: Recorder, calls: Calls, grace: float) -> None:
+        self._recorder = recorder
+        self._calls = calls
+        self._grace = grace
+        self._waiting: Channel[events.Event] = Channel(QUEUE, name="events to be recorded")
+        self._lock = threading.Lock()  # for _call: whether there is one that will see what is waiting
+        self._call: Call | None = None
+        self._over = False
+
+    def tell(self, event: events.Event) -> None:
+        """Let it be written. What cannot be ends the record: that is logged once, and the run goes on."""
+        if self._over:
+            return
+        try:
+            self._waiting.send(event, self._grace)
+            with self._lock:
+                if self._call is not None:
+                    return
+                call = self._call = Call("record", Channel(1, name="record"))
+            try:
+                self._calls.launch(call, self._write)
+            except BaseException:
+                self._call = None
+                raise
+        except TimeoutError:
+            self._give_up("the disk is too slow for it")
+        except BaseException as error:
+            self._give_up(describe(error))
+
+    def _write(self) -> None:
+        """On a helper: everything that waits."""
+        while True:
+            with self._lock:
+                try:
+                    event = self._waiting.try_recv()
+                except (WouldBlock, ChannelClosed):
+                    self._call = None
+                    if self._over:
+                        self._recorder.close()
+                    return
+            if self._over:
+                continue
+            try:
+                self._recorder.on_event(event)
+            except BaseException as error:
+                self._give_up(describe(error), error)
+
+    def finish(self) -> None:
+        """Wait until all is written, as long as it goes on."""
+        patience = _PATIENCE * self._grace
+        while not self._over and (call := self._call) is not None:
+            before = self._recorder.written
+            try:
+                call.done.recv(timeout=patience)
+            except TimeoutError:
+                if self._recorder.written == before:
+                    self._give_up(f"nothing was written for {patience:g} s")
+            except ChannelClosed:
+                pass
+        with self._lock:
+            self._over = True
+            if self._call is None:  # else it is in use, and closed by the call that uses it
+                self._recorder.close()
+
+    def _give_up(self, reason: str, error: BaseException | None = None) -> None:
+        if not self._over:
+            self._over = True
+            _logger.error("%r ends before its run: %s", self._recorder, reason, exc_info=error)
+
+    def __repr__(self) -> str:
+        return f"<RecordWriter of {self._recorder!r}, {len(self._waiting)} events wait>"
+
+
+def _opened(path: Path) -> io.FileIO:
+    """The file at ``path``, empty, for this stream and its owner alone."""
+    file = open(path, "r+b" if path.exists() else "x+b", buffering=0, opener=_private)  # noqa: SIM115
+    try:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            _lock(file)
+            begin = file.read(len(_BEGIN))
+            if begin and begin != _BEGIN:
+                raise FileExistsError(
+                    errno.EEXIST, "this file is not a recorded run, and is not replaced by one", str(path)
+                )
+            if hasattr(os, "fchmod"):  # nobody else shall read what was said, also where the file was there before
+                os.fchmod(file.fileno(), 0o600)
+            file.seek(0)
+            file.truncate()
+    except BaseException:
+        file.close()
+        raise
     return file
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _lock(file: io.FileIO) -> None:
+    """Two streams would write into each other. Their locks are the system's, so other processes count too."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FileExistsError(
+            errno.EEXIST, "another stream is writing its record there; every stream has a file of its own", file.name
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def _unlock(file: io.FileIO) -> None:
+    """A forked child may hold the file open, and with it the lock."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file.fileno(), fcntl.LOCK_UN)
+
+
+def _news(
+    before: tuple[Message, ...], now: tuple[Message, ...]
+) -> tuple[int, dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """How many messages are those of the request before, which of these were changed, and which came after them.
+
+    What is the same object is not looked into: what a turn costs does not grow with the run.
+    """
+    changed: dict[str, dict[str, Any]] = {}
+    same = 0
+    for old, new in zip(before, now, strict=False):
+        if old is not new:
+            said = shown(new)
+            if shown(old) != said:
+                if len(changed) == _CHANGED or old.role != new.role:
+                    break
+                changed[str(same)] = said
+        same += 1
+    return same, changed, [shown(message) for message in now[same:]]
 
 
 def _key(piece: Any) -> Any:

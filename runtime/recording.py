@@ -6,12 +6,13 @@ and what went to and from the models: ``model_request`` and ``model_reply``, whi
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -62,49 +63,79 @@ class Recording:
         lines = []
         with self.path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                try:
-                    lines.append(json.loads(line))
-                except ValueError as error:
-                    if not line.endswith("\n"):
-                        break  # the process that wrote it died there
-                    raise ValueError(f"{self.path}, line {number}: not JSON: {error}") from None
+                with self._reading(number):
+                    try:
+                        said = json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        if not line.endswith("\n") and number > 1:
+                            break  # the process that wrote it died there
+                        raise ValueError(f"not JSON: {error}") from None
+                    if number > 1 and not (isinstance(said, dict) and isinstance(said.get("type"), str)):
+                        raise ValueError("not an object that has a type")
+                    lines.append(said)
         if not lines or not isinstance(lines[0], dict) or lines[0].get("type") != HEADER:
             raise ValueError(f"{self.path} is not a recorded run: its first line is not of type {HEADER!r}")
-        if lines[0]["version"] != VERSION:
-            raise ValueError(f"{self.path} was recorded in version {lines[0]['version']} of the format, not {VERSION}")
+        if lines[0].get("version") != VERSION:
+            version = lines[0].get("version")
+            raise ValueError(f"{self.path} was recorded in version {version!r} of the format, not {VERSION}")
         return lines
+
+    @contextlib.contextmanager
+    def _reading(self, number: int) -> Iterator[None]:
+        """What is wrong with a line, which may be anybody's, is said with its number."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError, LookupError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{self.path}, line {number}: {what}") from None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the record ends with the end of the run. It does not where its process was killed meanwhile, or where
+        it could not be written to the end, which was logged then.
+        """
+        return str(self._lines[-1]["type"]) == events.StreamStopped.type
 
     @property
     def agent_name(self) -> str:
         """The agent of the run."""
-        return str(self._lines[0]["agent_name"])
+        with self._reading(1):
+            return str(self._lines[0]["agent_name"])
 
     def session(self) -> Session:
         """A new session, as the recorded one was before the run."""
-        return Session.from_dict(self._lines[0]["session"])
+        with self._reading(1):
+            return Session.from_dict(self._lines[0]["session"])
 
     def events(self) -> Iterator[events.Event]:
-        """The events of the run, nested streams' too. The last is `StreamStopped`, unless the process died."""
-        for line in self._lines:
+        """The events of the run, nested streams' too. The last is `StreamStopped`, if it is `whole`."""
+        for number, line in enumerate(self._lines, 1):
             if line["type"] not in (HEADER, REQUEST, REPLY):
-                yield events.Event.from_dict(line)
+                with self._reading(number):
+                    event = events.Event.from_dict(line)
+                    for each in fields(event):
+                        if each.type == "str" and not isinstance(getattr(event, each.name), str):
+                            raise TypeError(f"{each.name} of {event.type} is not a text")
+                yield event
 
     @cached_property
     def requests(self) -> list[Request]:
         """The model calls of the run, in the order in which they began."""
-        replies = {line["request"]: line for line in self._lines if line["type"] == REPLY}
+        replies = {line.get("request"): line for line in self._lines if line["type"] == REPLY}
         requests = []
         before: dict[str, list[dict[str, Any]]] = {}
-        for line in self._lines:
+        tools: dict[str, list[dict[str, Any]]] = {}
+        for at, line in enumerate(self._lines, 1):
             if line["type"] == REQUEST:
-                session = line["session_id"]
-                messages = before[session] = before.get(session, [])[: line["same"]] + line["messages"]
-                number = line["request"]
-                requests.append(
-                    Request(
-                        number, line["agent_name"], session, line["model"], messages, line["tools"], replies.get(number)
-                    )
-                )
+                with self._reading(at):
+                    session, number = line["session_id"], line["request"]
+                    messages = before.get(session, [])[: line["same"]]
+                    for index, message in line.get("changed", {}).items():
+                        messages[int(index)] = message
+                    messages = before[session] = messages + line["messages"]
+                    tools[session] = line.get("tools", tools.get(session, []))
+                    said = line["agent_name"], session, line["model"], messages, tools[session], replies.get(number)
+                    requests.append(Request(number, *said))
         return requests
 
     def tools(self, agent_name: str | None = None) -> list[Tool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 from channels import CancelToken
 from runtime import (
     Agent,
+    Image,
     Message,
     ModelError,
     ReasoningDelta,
@@ -89,11 +91,92 @@ def test_a_record_has_every_event_in_order_and_every_model_call(model: Any, tmp_
 def test_the_file_is_private_and_replaced(tmp_path: Path) -> None:
     """Also where there was one that everybody could read."""
     path = tmp_path / "run.jsonl"
-    path.write_text("old\n" * 1000)
+    record(Agent("a", Scripted(say("old " * 1000))), path)
     path.chmod(0o644)
     record(Agent("a", Scripted(say("x"))), path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert "old" not in path.read_text()
+
+
+@pytest.mark.parametrize("text", ["print('hello')\n", '{"a": 1}\n', '{"type": "other"}\n'])
+def test_a_record_replaces_nothing_but_a_record(text: str, tmp_path: Path) -> None:
+    """Whoever gives the path of the program by mistake keeps the program, and its permissions."""
+    path = tmp_path / "agent.py"
+    path.write_text(text)
+    path.chmod(0o644)
+    session = Session.from_user("go")
+    with Runtime(Agent("a", Scripted(say("x")))) as runtime:
+        with pytest.raises(FileExistsError, match="not a recorded run"):
+            runtime.run_stream(session, record=path)
+        assert runtime.run(session).text == "x"
+    assert path.read_text() == text
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_two_streams_do_not_write_one_record(tmp_path: Path) -> None:
+    """The second is refused where it is started; the record of the first is whole."""
+    path = tmp_path / "run.jsonl"
+    with Stall() as stall, Runtime(Agent("a", Scripted([*say("one"), stall], say("two")))) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"), record=path)
+        assert stall.reached.wait(5)
+        with pytest.raises(FileExistsError, match="another stream"):
+            runtime.run_stream(Session.from_user("go"), record=path)
+        stall.go_on.set()
+        assert list(stream) == list(Recording(path).events())
+        runtime.run(Session.from_user("again"), record=path)
+    assert Recording(path).session().messages[0].content == "again"
+
+
+@pytest.mark.parametrize("pieces", [1, 20_000])
+def test_a_record_is_whole_whatever_its_size(pieces: int, tmp_path: Path) -> None:
+    """A picture of 3 MB, a reply of many pieces: the end of the run waits until they are written."""
+    path = tmp_path / "run.jsonl"
+    session = Session.from_user("look", images=[Image(os.urandom(3_000_000 if pieces == 1 else 10))])
+    with Runtime(Agent("a", Scripted(say(*["abcd "] * pieces)))) as runtime:
+        seen = list(runtime.run_stream(session, record=path))
+    recording = Recording(path)
+    assert recording.whole
+    assert [event.type for event in recording.events()] == [event.type for event in seen]
+    assert recording.session().messages == session.messages[:1]
+
+
+def test_a_cancel_does_not_wait_for_the_record(tmp_path: Path) -> None:
+    """It is written to its end behind the consumer."""
+    path = tmp_path / "run.jsonl"
+    reached, go_on = threading.Event(), threading.Event()
+
+    def slow(text: str) -> str:
+        if text == "go":
+            reached.set()
+            go_on.wait(30)
+        return text
+
+    with Stall() as stall, Runtime(Agent("a", Scripted([*say("one"), stall]))) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"), record=Recording(path, redact=slow))
+        assert stall.reached.wait(5)
+        assert reached.wait(5)
+        stream.cancel()
+        assert isinstance(list(stream)[-1], StreamStopped)
+        go_on.set()
+        stall.go_on.set()
+        stream.close()
+    assert Recording(path).whole
+
+
+def test_what_a_turn_adds_to_a_record_does_not_grow_with_the_run(tmp_path: Path) -> None:
+    """Also where the instructions are others at each turn: what the model has seen before is not written again."""
+    path = tmp_path / "run.jsonl"
+    turns = iter(range(1000))
+    model = Scripted(*([adding(i, i, id=f"c{i}")] for i in range(60)), say("end"))
+    agent = Agent("a", model, lambda session: f"Turn {next(turns)}.", tools=[add], max_iterations=100)
+    record(agent, path)
+    sizes = [len(line) for line in path.read_text().splitlines() if '"type": "model_request"' in line]
+    assert len(sizes) == 61
+    assert max(sizes[2:]) < 1.2 * sizes[2]
+    last = Recording(path).requests[-1]
+    assert last.messages[0]["content"] == "Turn 60."
+    assert len(last.messages) == 2 + 120
+    assert [each["name"] for each in last.tools] == ["add"]
 
 
 def test_consumers_and_observers_see_no_traffic(tmp_path: Path) -> None:
@@ -210,7 +293,7 @@ def test_a_disk_that_is_full_ends_the_record_and_nothing_else(
     events = record(Agent("a", Scripted(say("x", "y"), say("z"))), path)
     assert isinstance(events[-1], StreamStopped)
     assert events[-1].reason == "normal"
-    assert ["failed in on_event" in each.getMessage() for each in caplog.records] == [True]
+    assert ["ends before its run" in each.getMessage() for each in caplog.records] == [True]
     assert "stream_stopped" not in path.read_text()
 
 
@@ -529,13 +612,42 @@ def test_a_file_that_is_no_record(tmp_path: Path) -> None:
     path.write_text("{}\n")
     with pytest.raises(ValueError, match="not a recorded run"):
         ReplayModel(path)
+    path.unlink()
     record(Agent("a", Scripted(say("x"))), path)
     whole = path.read_text()
+    assert Recording(path).whole
     path.write_text(whole + '{"type": "stre')
     assert len(list(Recording(path).events())) == sum("session_id" in line for line in whole.splitlines()) - 1
     path.write_text(whole + "nonsense\n")
     with pytest.raises(ValueError, match=rf"line {len(whole.splitlines()) + 1}"):
         ReplayModel(path)
+    path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    assert not Recording(path).whole
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "5",
+        "{}",
+        "[" * 100_000,
+        '{"type": "nope"}',
+        '{"type": "agent_choice"}',
+        '{"type": "agent_choice", "content": null}',
+        '{"type": "tool_call", "tool_call": {}}',
+        '{"type": "tool_call", "tool_call": {"id": "1", "name": "x", "arguments": "{}", "more": 1}}',
+        '{"type": "model_request"}',
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(line: str, tmp_path: Path) -> None:
+    """Records come from strangers, too."""
+    path = tmp_path / "run.jsonl"
+    record(Agent("a", Scripted(say("x"))), path)
+    whole = path.read_text()
+    path.write_text(f"{whole}{line}\n")
+    recording = Recording(path)
+    with pytest.raises(ValueError, match=rf"line {len(whole.splitlines()) + 1}: "):
+        [*recording.events(), *recording.requests]
 
 
 def test_a_cancel_reaches_a_replay(tmp_path: Path) -> None:
