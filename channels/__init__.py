@@ -7,15 +7,17 @@ from ._cancel import CancelToken, Registration
 from ._channel import Channel
 from ._errors import Cancelled, ChannelClosed, WouldBlock
 from ._group import WorkerGroup
-from ._select import Selected, merge, select
+from ._merge import merge
+from ._select import Selected, select
 from ._timer import after, tick
-from ._views import Receiver, Sender, Sending, SupportsDone
+from ._views import ChannelStatistics, Receiver, Sender, Sending, SupportsDone
 
 __all__ = [
     "CancelToken",
     "Cancelled",
     "Channel",
     "ChannelClosed",
+    "ChannelStatistics",
     "Receiver",
     "Registration",
     "Selected",

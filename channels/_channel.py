@@ -29,13 +29,12 @@ from __future__ import annotations
 import operator
 import os
 from collections import deque
-from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NoReturn, SupportsIndex, TypeVar, final
 
 from ._errors import Cancelled, ChannelClosed, WouldBlock
-from ._park import NOTHING, RLock, Waiter, deadline_after, get_ident
-from ._views import Receiver, Sender, Sending, SupportsDone
+from ._park import NOTHING, RLock, StandingWaiter, Waiter, deadline_after, get_ident
+from ._views import ChannelStatistics, Receiver, Sender, Sending, SupportsDone
 
 T = TypeVar("T")
 
@@ -47,7 +46,9 @@ _forked = False  # whether this process is a forked child, which may have inheri
 _epoch = object()  # of this process: another one in a forked child
 _survivor: int | None = None  # the thread that a forked child began with
 _refreshing = RLock()
-_closing: dict[Any, list[Any]] = {}  # closes under way: channel -> [final value, whether it closed the channel]
+# Closes under way: id of the channel -> [final value, whether it closed the channel, the channel]. By identity: a
+# subclass may have an ``__eq__`` of its own.
+_closing: dict[int, list[Any]] = {}
 
 
 class Channel(Generic[T]):
@@ -57,7 +58,8 @@ class Channel(Generic[T]):
     ``name`` is for people. All methods may be called from any thread, at any time.
 
     Iterating receives until the channel is closed and drained. ``with channel:`` closes it on exit. A channel is always
-    true, also when empty; it is itself the receive case of a `select`.
+    true, also when empty; it is itself the receive case of a `select`. It is where threads meet: it cannot be copied or
+    pickled, is itself and no other whatever ``__eq__`` says, and its operations cannot be overridden.
 
     Timeouts are seconds, ``None`` for ever; ``timeout=0`` tries once. ``cancel`` is anything with a ``done`` (a
     `CancelToken`); once it is done, operations raise `Cancelled`, also those that could have gone ahead.
@@ -100,8 +102,24 @@ class Channel(Generic[T]):
         self._epoch = _epoch
         self._lock = RLock()
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in vars(cls):
+            if getattr(getattr(Channel, name, None), "__final__", False):
+                raise TypeError(
+                    f"{cls.__qualname__} overrides {name} of Channel, but select, merge and the views go round that: "
+                    "keep the channel in an object of your own that has such a method"
+                )
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be copied or pickled: threads meet in the channel itself: hand it to them as it is, and "
+            "leave it out of dataclasses.asdict and deepcopy; for processes there is multiprocessing.Queue"
+        )
+
     # -- sending -------------------------------------------------------------------------------------------------------
 
+    @final
     def send(self, value: T, timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
         """Send ``value``, waiting while the buffer is full (at capacity 0: until a receiver takes it).
 
@@ -173,6 +191,7 @@ class Channel(Generic[T]):
             raise TimeoutError(f"send on {self!r}: nobody received within {timeout} s")
         raise _cancelled(cancel)
 
+    @final
     def try_send(self, value: T) -> None:
         """Send ``value`` if that needs no waiting, else raise `WouldBlock`. Raises `ChannelClosed`.
 
@@ -183,6 +202,7 @@ class Channel(Generic[T]):
 
     # -- receiving -----------------------------------------------------------------------------------------------------
 
+    @final
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T:
         """Receive the next value, waiting until there is one.
 
@@ -239,7 +259,7 @@ class Channel(Generic[T]):
             return value
         if waiter is None:
             if timeout != 0 or (self._closed and not self._buffer):  # a last value may have come since we looked
-                raise ChannelClosed(f"receive from {self!r}")
+                raise self._failure() or ChannelClosed(f"receive from {self!r}")
             raise TimeoutError(f"receive from {self!r}: nothing was there")
         served = waiter.channel
         waiter.channel = None  # dead entries may lie in queues for a while: neither channel nor value shall
@@ -248,34 +268,36 @@ class Channel(Generic[T]):
                 value = waiter.value
                 waiter.value = NOTHING
                 return value
-            raise ChannelClosed(f"receive from {self!r}")
+            raise self._failure() or ChannelClosed(f"receive from {self!r}")
         if served is None:
             raise TimeoutError(f"receive from {self!r}: nothing came within {timeout} s")
         raise _cancelled(cancel)
 
+    @final
     def try_recv(self) -> T:
         """Receive a value if one is there, else raise `WouldBlock`. Raises `ChannelClosed` once closed and drained.
 
         Safe in signal handlers and finalizers: if they interrupted this very channel it is `WouldBlock`.
         """
-        value: T = self._try_take()
-        if value is NOTHING:
-            raise WouldBlock(f"receive from {self!r}")
-        return value
+        try:
+            value: T = self._try_take()
+        except ChannelClosed:
+            failure = self._failure()
+            if failure is None:
+                raise
+        else:
+            if value is NOTHING:
+                raise WouldBlock(f"receive from {self!r}")
+            return value
+        raise failure  # out here, so that its own context and cause stay
 
-    def __iter__(self) -> Iterator[T]:
-        recv = self.recv
-        while True:
-            try:
-                value = recv()
-            except ChannelClosed:
-                return
-            yield value
-            del value  # not to be kept alive by the wait for the next one
+    def __iter__(self) -> Receiver[T]:
+        return Receiver(self)
 
     # -- closing -------------------------------------------------------------------------------------------------------
 
-    def close(self, final: Any = NOTHING) -> bool:
+    @final
+    def close(self, final: T = NOTHING) -> bool:
         """Close the channel; whether it was this call that closed it. Closing twice is harmless.
 
         With ``final``, that value is appended as the last one, atomically with the close and also when the buffer is
@@ -289,9 +311,9 @@ class Channel(Generic[T]):
             return False
         if _forked and self._epoch is not _epoch:
             self._refresh()
-        record = [final, False]
+        record = [final, False, self]
         try:
-            first = _closing.setdefault(self, record) is record
+            first = _closing.setdefault(id(self), record) is record
             self._attention = True  # also where another call was first: it may have come no further than this
             self._attend()
         except BaseException:
@@ -306,7 +328,7 @@ class Channel(Generic[T]):
         """After an asynchronous exception: a close on record is completed all the same."""
         for _ in range(TRIES):
             try:
-                if self in _closing:
+                if id(self) in _closing:
                     self._attention = True
                     self._attend()
                 return
@@ -334,6 +356,17 @@ class Channel(Generic[T]):
         """How many values the channel buffers; 0 is a rendezvous."""
         return self._capacity
 
+    def statistics(self) -> ChannelStatistics:
+        """What is in the channel and who waits for it, for people and their dashboards: true a moment ago."""
+        return ChannelStatistics(
+            len(self._buffer),
+            self._capacity,
+            sum(not entry[0].done for entry in _snapshot(self._senders)),
+            # Without a ticket: being served, or a merge whose consumer is busy.
+            sum(not waiter.done and waiter.ticket != [] for waiter in _snapshot(self._receivers)),
+            self.closed,
+        )
+
     def __len__(self) -> int:
         return len(self._buffer)
 
@@ -343,11 +376,10 @@ class Channel(Generic[T]):
     def __repr__(self) -> str:
         name = "" if self.name is None else f" {self.name!r}"
         state = "closed" if self.closed else "open"
-        receivers = sum(not waiter.done for waiter in _snapshot(self._receivers))
-        senders = sum(not entry[0].done for entry in _snapshot(self._senders))
+        now = self.statistics()
         waiting = "".join(
             f", {n} {what}{'s' if n > 1 else ''} waiting"
-            for n, what in ((receivers, "receiver"), (senders, "sender"))
+            for n, what in ((now.waiting_to_receive, "receiver"), (now.waiting_to_send, "sender"))
             if n
         )
         return f"<Channel{name} {len(self._buffer)}/{self._capacity} {state}{waiting}>"
@@ -377,6 +409,10 @@ class Channel(Generic[T]):
     @property
     def _channel(self) -> Channel[T]:
         return self  # what the views have
+
+    def _failure(self) -> BaseException | None:
+        """What receivers get at the end in place of `ChannelClosed`."""
+        return None
 
     def _try_put(self, value: T) -> bool:
         """Whether ``value`` could be sent at once."""
@@ -513,15 +549,11 @@ class Channel(Generic[T]):
         try:
             lock.acquire()
             if entry is None:
-                ready = self._closed or self._buffer or any(e[0] is not waiter and not e[0].done for e in self._senders)
+                ready = self._closed or self._buffer or self._another_sender(waiter)
                 if not ready:
                     self._receivers = self._queue(self._receivers, waiter)
             else:
-                ready = (
-                    self._closed
-                    or len(self._buffer) < self._capacity
-                    or any(w is not waiter and not w.done for w in self._receivers)
-                )
+                ready = self._closed or len(self._buffer) < self._capacity or self._another_receiver(waiter)
                 if not ready:
                     self._senders = self._queue(self._senders, entry)
             if ready:
@@ -559,6 +591,32 @@ class Channel(Generic[T]):
                 self._let_go()
             raise
         return not mine or waiter.channel is not None
+
+    def _stand(self, waiter: StandingWaiter) -> bool:
+        """Queue the waiter of a `merge`, which does not wait yet. False: it is not queued, a receive need not wait."""
+        if _forked and self._epoch is not _epoch:
+            self._refresh()
+        lock = self._lock
+        if lock._is_owned():
+            raise self._reentered("merge", "try_recv")
+        try:
+            lock.acquire()
+            ready = bool(self._closed or self._buffer or self._another_sender(waiter))
+            if not ready:
+                self._receivers = self._queue(self._receivers, waiter)
+            lock.release()
+            if self._attention:
+                self._attend()
+        except BaseException:
+            try:
+                self._let_go()
+            except RecursionError:
+                if lock._is_owned():
+                    lock.release()
+            except BaseException:
+                self._let_go()
+            raise
+        return not ready
 
     def _let_go(self, waiter: Waiter | None = None, value: Any = NOTHING, entry: Any = None) -> None:
         """After an asynchronous exception: free the lock, withdraw the waiter, give back what was taken.
@@ -659,7 +717,7 @@ class Channel(Generic[T]):
         """In a forked child: threads that are gone hold no lock and wait for nothing."""
         lock = RLock()
         with _refreshing:
-            closing = self in _closing
+            closing = id(self) in _closing
             ghosts = self._receivers, self._senders  # kept until the end: dropping them may run anything
             # A handler forked in the middle of an operation, which goes on here. (A new thread may have the identity of
             # one that is gone, and seem to own its locks.)
@@ -738,6 +796,9 @@ class Channel(Generic[T]):
         queue = self._receivers
         while queue:
             waiter: Waiter = queue[0]
+            left = waiter.left
+            if left is not None:
+                left.append(self)  # before it looks for the ticket (StandingWaiter)
             if not waiter.done:
                 if waiter.ticket is None:
                     del queue[0]
@@ -772,19 +833,35 @@ class Channel(Generic[T]):
             del queue[0]
         return None
 
+    # Functions of their own: Python 3.14 puts `any(...)` in line, and its jump back is outside of a `try` around it.
+
+    def _another_sender(self, waiter: Waiter) -> bool:
+        """Whether somebody else waits to send."""
+        queue = self._senders
+        while queue and queue[0][0].done:
+            del queue[0]
+        return any(entry[0] is not waiter and not entry[0].done for entry in queue)
+
+    def _another_receiver(self, waiter: Waiter) -> bool:
+        """Whether somebody else waits to receive, or did until a moment ago, which shows when it is to be served."""
+        queue = self._receivers
+        while queue and queue[0].done and queue[0].left is None:
+            del queue[0]
+        return any(other is not waiter and not other.done for other in queue)
+
     def _queue(self, queue: Any, entry: Any) -> deque[Any]:
         """``queue``, or a new one in its place, with ``entry`` at its end."""
         if queue == ():
             return deque((entry,))
         if len(queue) >= self._tidy_at:
-            queue = deque(e for e in queue if not (e[0] if e.__class__ is list else e).done)
+            queue = deque(e for e in queue if not (w := e[0] if e.__class__ is list else e).done or w.left is not None)
             self._tidy_at = 2 * len(queue) + TIDY_AT
         queue.append(entry)
         return queue  # type: ignore[no-any-return]
 
     def _complete_close(self) -> None:
         """Do what `_closing` has on record. Interrupted anywhere, it can be done again."""
-        record = _closing.get(self)
+        record = _closing.get(id(self))
         if record is not None and not self._closed:
             while (entry := self._first_sender(False)) is not None:
                 entry[0].park.release()
@@ -794,9 +871,9 @@ class Channel(Generic[T]):
                 self._buffer = buffer
             record[1] = True
             self._closed = True
-            del _closing[self]
+            del _closing[id(self)]
         elif record is not None:
-            del _closing[self]  # it came after another close was through
+            del _closing[id(self)]  # it came after another close was through
         if self._closed:
             while (waiter := self._first_receiver()) is not None:
                 buffer = self._buffer
@@ -809,7 +886,7 @@ class Channel(Generic[T]):
                 waiter.park.release()
             self._receivers = self._senders = ()
         self._attention = False
-        if self in _closing:  # recorded since we looked, and its call for attention may just have been wiped out
+        if id(self) in _closing:  # recorded since we looked, and its call for attention may just have been wiped out
             self._attention = True
 
 
@@ -825,6 +902,7 @@ def _look_at(cancel: SupportsDone) -> None:
 
 
 def _done_of(cancel: SupportsDone) -> Channel[Any]:
+    """The channel that closes when ``cancel`` is done."""
     try:
         return cancel.done._channel
     except AttributeError:

@@ -9,6 +9,8 @@ Invariants of a `Waiter` (Go's sudog):
   one element: whoever deletes the element serves it, everyone else sees ``IndexError``. Deleting is a single step that
   no signal handler and no asynchronous exception can split, which a call of ``lock.acquire`` is not.
 - ``done`` and no ``channel`` means withdrawn. Queues skip whoever is done, and drop it when they next tidy up.
+
+A `StandingWaiter` stays in the queues of many channels while it is served again and again.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ import math
 import os
 import time
 from _thread import RLock, allocate_lock, get_ident
+from collections import deque
 from collections.abc import Callable
 from importlib.machinery import BuiltinImporter
 from threading import TIMEOUT_MAX
 from typing import Any, Final
 
-__all__ = ["NOTHING", "RLock", "Waiter", "deadline_after", "get_ident", "monotonic", "refuse_patched"]
+__all__ = ["NOTHING", "RLock", "StandingWaiter", "Waiter", "deadline_after", "get_ident", "monotonic", "refuse_patched"]
 
 
 def _own_clock() -> Callable[[], float]:
@@ -74,6 +77,7 @@ class Waiter:
     value: Any
     channel: Any  # the channel that served it
     index: int  # which case of a select was served; -1 for a receive, found by its channel
+    left: Any = None  # see `StandingWaiter`
 
     def __init__(self, ticket: list[None] | None = None) -> None:
         if _thread.allocate_lock is not allocate_lock:
@@ -110,6 +114,54 @@ class Waiter:
                 self.park.acquire()  # its server is between the ticket and the unlock
 
 
+class StandingWaiter(Waiter):
+    """Waits for many channels, again and again, at a price that does not grow with their number.
+
+    It waits from `arm` until it is served or disarmed. In between it has no ticket, but keeps its places in the queues:
+    a server that finds it there takes it out and passes on. Whoever takes it out of a queue, to serve it or not, puts
+    the channel into ``left`` *before* looking for the ticket; `arm` lays out the ticket before its owner looks into
+    ``left``. So either the server sees that it waits, or its owner sees that the channel has something.
+    """
+
+    __slots__ = ("armed", "left")
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.left: deque[Any] | None = deque()  # channels in whose queue it no longer is; None: it is over
+        self.armed = False
+
+    def arm(self) -> None:
+        """Wait from now on. Its last service has been collected."""
+        ticket: Any = self.ticket
+        self.done = self.ok = False
+        self.channel = None
+        self.armed = True
+        ticket += [None]  # no call, which an interrupt could follow
+
+    def collect(self) -> None:
+        """Park until served. Takes the unlocking of each service once, or the next wait would end at once."""
+        if _yield is not None:
+            for _ in range(_YIELDS):
+                _yield()
+                if self.done:
+                    break
+        self.park.acquire()
+        self.armed = False
+
+    def disarm(self) -> None:
+        """Wait no longer. ``channel`` tells whether it has been served."""
+        try:
+            del self.ticket[0]  # type: ignore[union-attr]
+        except IndexError:
+            self.park.acquire()
+        self.armed = False
+
+    def retire(self) -> None:
+        """Queues drop it when they next tidy up. Does not wait: for finalizers too."""
+        self.done = True
+        self.left = None
+
+
 def refuse_patched() -> None:
     """Raises `RuntimeError` where locks and threads have been replaced since the import: what waits on one of the old
     locks stops every greenlet, also the one that it waits for.
@@ -141,7 +193,10 @@ def _seconds(timeout: Any) -> float:
     from numbers import Real
 
     if isinstance(timeout, (Real, Decimal)) and not isinstance(timeout, bool):
-        return float(timeout)
+        try:
+            return float(timeout)
+        except OverflowError:  # beyond the floats
+            return math.inf if timeout > 0 else -math.inf
     seconds = getattr(timeout, "total_seconds", None)
     hint = "" if seconds is None else ": say .total_seconds()"
     raise TypeError(f"timeout is a number of seconds or None, not {timeout!r}{hint}")

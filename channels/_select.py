@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from random import random
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias
 
 from . import _channel
 from ._channel import PATIENCE, TRIES, Channel, _cancelled, _look_at
@@ -12,11 +12,12 @@ from ._errors import ChannelClosed, WouldBlock
 from ._park import NOTHING, Waiter, deadline_after
 from ._views import Receiver, Sending, SupportsDone
 
-T = TypeVar("T")
+_new = object.__new__  # without the arguments of `Selected`, which take time
+
 Case: TypeAlias = "Channel[Any] | Receiver[Any] | Sending[Any] | None"
 
 
-class Selected:
+class Selected(Sequence[Any]):
     """What a `select` did: case number ``index`` fired; a receive brought ``value``.
 
     ``ok`` is False when a receive fired because its channel is closed and drained; ``case`` is the object that was
@@ -26,10 +27,16 @@ class Selected:
     # Not a NamedTuple: making one takes twice as long, a tenth of a select.
     __slots__ = __match_args__ = ("index", "value", "ok", "case")
 
-    index: int
+    index: int  # type: ignore[assignment]  # not Sequence.index
     value: Any
     ok: bool
     case: Any
+
+    def __init__(self, index: int, value: Any, ok: bool, case: Any) -> None:
+        self.index = index
+        self.value = value
+        self.ok = ok
+        self.case = case
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.index, self.value, self.ok, self.case))
@@ -48,18 +55,6 @@ class Selected:
 
     def __repr__(self) -> str:
         return f"Selected(index={self.index}, value={self.value!r}, ok={self.ok}, case={self.case!r})"
-
-
-Sequence.register(Selected)  # for `match`: case (0, value, True, _)
-
-
-def _selected(index: int, value: Any, ok: bool, case: Any) -> Selected:
-    selected = Selected()
-    selected.index = index
-    selected.value = value
-    selected.ok = ok
-    selected.case = case
-    return selected
 
 
 def select(
@@ -82,6 +77,8 @@ def select(
     deadline = None
     if timeout is not None:
         deadline = deadline_after(timeout)
+        if not block:
+            raise ValueError("select(block=False) does not wait: leave out timeout=, or block=False")
     if cancel is not None:
         _look_at(cancel)
 
@@ -128,11 +125,11 @@ def select(
                     value = case._try_take()
             elif type(case) is Sending:
                 if channel._try_put(case.value):
-                    return _selected(first, None, True, case)
+                    return Selected(first, None, True, case)
             else:
                 value = channel._try_take()
             if value is not NOTHING:
-                selected = Selected()  # _selected, spelt out
+                selected = _new(Selected)
                 selected.index = first
                 selected.value = value
                 selected.ok = True
@@ -141,7 +138,7 @@ def select(
         except ChannelClosed:
             if type(case) is Sending:
                 raise
-            return _selected(first, None, False, case)
+            return Selected(first, None, False, case)
         except BaseException:
             try:
                 channel._let_go(None, value)
@@ -242,14 +239,14 @@ def _judge(
             if channel._closed:
                 raise ChannelClosed(f"send on {channel!r}")
             if channel._put(case.value):
-                return _selected(index, None, True, case)
+                return Selected(index, None, True, case)
             continue
         value = channel._take()
         if value is not NOTHING:
             taken += (channel, value)
-            return _selected(index, value, True, case)
+            return Selected(index, value, True, case)
         if channel._closed:
-            return _selected(index, None, False, case)
+            return Selected(index, None, False, case)
     return None
 
 
@@ -272,8 +269,8 @@ def _park(
     waiter = Waiter([None])
     entries: list[list[Any]] = []
     order: Any = range(len(cases))
-    if len(set(channels)) < len(cases):  # of cases on one channel, the first in its queue is served
-        order = sorted(order, key=lambda _: random())
+    if len({id(channel) for channel in channels}) < len(cases):
+        order = _one_each(cases, channels)
     try:
         if not _queue_up(waiter, entries, order, cases, channels):
             _forget(entries, waiter)
@@ -291,15 +288,15 @@ def _park(
         if index < 0:
             if cancel is not None and served is cancel.done._channel:
                 raise _cancelled(cancel)
-            index = _receive_of(served, cases, channels)
-            done = _selected(index, waiter.value if waiter.ok else None, waiter.ok, cases[index])
+            index = _receive_of(served, order, cases, channels)
+            done = Selected(index, waiter.value if waiter.ok else None, waiter.ok, cases[index])
             waiter.channel = None
             waiter.value = NOTHING
             return done
         if not waiter.ok:
             raise ChannelClosed(f"send on {served!r}")
         waiter.channel = None
-        return _selected(index, None, True, cases[index])
+        return Selected(index, None, True, cases[index])
     except BaseException:
         try:
             _give_up(waiter, entries)
@@ -331,12 +328,24 @@ def _queue_up(
     return True
 
 
-def _receive_of(channel: Channel[Any], cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> int:
-    """The first case that receives from ``channel``."""
-    index = channels.index(channel)
-    while cases[index].__class__ is Sending:
-        index = channels.index(channel, index + 1)
-    return index
+def _one_each(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> list[int]:
+    """Of the cases that receive from one channel one, and of those that send on it: any of them may be carried out.
+
+    All of them would make a queue that each looks through.
+    """
+    chosen: dict[tuple[int, bool], int] = {}
+    for index in sorted(range(len(cases)), key=lambda _: random()):
+        if channels[index] is not None:
+            chosen.setdefault((id(channels[index]), cases[index].__class__ is Sending), index)
+    return list(chosen.values())
+
+
+def _receive_of(channel: Channel[Any], order: Any, cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> int:
+    """The case that was queued to receive from ``channel``."""
+    for index in order:
+        if channels[index] is channel and cases[index].__class__ is not Sending:
+            return int(index)
+    raise AssertionError(f"{channel!r} served a select that does not receive from it")
 
 
 def _forget(entries: list[list[Any]], waiter: Waiter) -> None:
@@ -358,24 +367,3 @@ def _give_up(waiter: Waiter, entries: list[list[Any]]) -> None:
             return
         except BaseException:
             continue
-
-
-@overload
-def merge(*receivers: Channel[T] | Receiver[T], cancel: SupportsDone | None = ...) -> Iterator[tuple[int, T]]: ...
-@overload  # where they differ in type
-def merge(*receivers: Channel[Any] | Receiver[Any], cancel: SupportsDone | None = ...) -> Iterator[tuple[int, Any]]: ...
-def merge(*receivers: Channel[Any] | Receiver[Any], cancel: SupportsDone | None = None) -> Iterator[tuple[int, Any]]:
-    """Iterate over many receivers as one: ``(index, value)`` pairs, as they come, until all are closed and drained.
-
-    Waiting raises `Cancelled` once ``cancel`` is done. Fair: of several that have a value, each is as likely.
-    """
-    open_: list[Case] = list(receivers)
-    left = len(open_)
-    while left:
-        index, value, ok, _ = select(*open_, cancel=cancel)
-        if ok:
-            yield index, value
-            del value  # not to be kept alive by the wait for the next one
-        else:
-            open_[index] = None
-            left -= 1

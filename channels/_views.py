@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
+from ._errors import ChannelClosed
 from ._park import NOTHING
 
 if TYPE_CHECKING:
@@ -21,6 +21,16 @@ class SupportsDone(Protocol):
 
     @property
     def done(self) -> Receiver[Any]: ...
+
+
+class ChannelStatistics(NamedTuple):
+    """What was in a channel, and who waited for it, at some moment. (After trio's ``MemoryChannelStatistics``.)"""
+
+    current_buffer_used: int
+    max_buffer_size: int
+    waiting_to_send: int  # threads, tasks and selects
+    waiting_to_receive: int
+    closed: bool
 
 
 class Sender(Generic[T_contra]):
@@ -43,7 +53,7 @@ class Sender(Generic[T_contra]):
         """`Channel.sending`."""
         return Sending(self._target, value)
 
-    def close(self, final: Any = NOTHING) -> bool:
+    def close(self, final: T_contra = NOTHING) -> bool:
         """`Channel.close`."""
         return self._target.close(final)
 
@@ -56,6 +66,10 @@ class Sender(Generic[T_contra]):
     def capacity(self) -> int:
         """`Channel.capacity`."""
         return self._target.capacity
+
+    def statistics(self) -> ChannelStatistics:
+        """`Channel.statistics`."""
+        return self._target.statistics()
 
     def __len__(self) -> int:
         return len(self._target)
@@ -76,7 +90,7 @@ class Sender(Generic[T_contra]):
 
 
 class Receiver(Generic[T_co]):
-    """The receiving side of a channel: Go's ``<-chan``. It is also the receive case of a `select`."""
+    """The receiving side of a channel: Go's ``<-chan``. It is also the receive case of a `select`, and an iterator."""
 
     __slots__ = ("__weakref__", "_channel")
 
@@ -107,8 +121,21 @@ class Receiver(Generic[T_co]):
         """`Channel.capacity`."""
         return self._channel.capacity
 
-    def __iter__(self) -> Iterator[T_co]:
-        return iter(self._channel)
+    def statistics(self) -> ChannelStatistics:
+        """`Channel.statistics`."""
+        return self._channel.statistics()
+
+    def __iter__(self) -> Receiver[T_co]:
+        return self
+
+    def __next__(self) -> T_co:
+        """`recv`, until the channel is closed and drained. Threads may share it, and a Ctrl-C leaves it usable."""
+        try:
+            return self.recv()
+        except ChannelClosed as error:
+            if self._channel._failure() is error:
+                raise  # the source of a feed failed with it
+        raise StopIteration
 
     def __len__(self) -> int:
         return len(self._channel)

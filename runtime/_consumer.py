@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from channels import CancelToken, Channel
+from channels import Cancelled, CancelToken, Channel
 
 from ._calls import Call
 from ._context import Context
@@ -65,7 +65,7 @@ def consumer_call(
             value = core.context.copy().run(run_tool, tool, arguments, context)
         except BaseException as caught:
             error = caught
-            if not isinstance(caught, Exception):  # the consumer's own, as if it had not iterated
+            if not isinstance(caught, (Exception, Cancelled)):  # the consumer's own, as if it had not iterated
                 raise
         finally:
             call.finish(value, error)

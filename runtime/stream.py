@@ -96,7 +96,7 @@ class EventStream(Receiver[Event]):
                 self._run(event)
                 event = super().recv(None if deadline is None else max(0.0, deadline - time.monotonic()), cancel)
             return event
-        except Exception:
+        except (Exception, Cancelled):
             raise
         except BaseException as error:
             self._core.stopping.cancel(error)

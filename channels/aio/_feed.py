@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from .. import _timer
 from .._channel import Channel, _done_of
-from .._errors import Cancelled, ChannelClosed, WouldBlock
+from .._errors import Cancelled, ChannelClosed
+from .._park import NOTHING
 from .._views import Receiver, SupportsDone
 from ._task import GRACE, Run, discard, insist, named
 from ._wait import BURST, Ear, LoopWaiter
@@ -56,22 +57,6 @@ class _Fed(Channel[T]):
     def failed_with(self, error: BaseException) -> bool:
         return error is self._error
 
-    def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T:
-        try:
-            return super().recv(timeout, cancel)
-        except ChannelClosed:
-            if self._error is None:
-                raise
-        raise self._failure()  # out here, so that its own context and cause stay
-
-    def try_recv(self) -> T:
-        try:
-            return super().try_recv()
-        except ChannelClosed:
-            if self._error is None:
-                raise
-        raise self._failure()
-
     def take_all(self) -> Iterable[T]:
         """All values that are there, which may be none. An asynchronous exception puts them back."""
         values: Any = ()
@@ -93,8 +78,9 @@ class _Fed(Channel[T]):
                 self._let_go(None, value)
             raise
 
-    def _failure(self) -> BaseException:
-        return cast(BaseException, self._error).with_traceback(self._traceback)  # each receiver adds its own to it
+    def _failure(self) -> BaseException | None:
+        error = self._error
+        return None if error is None else error.with_traceback(self._traceback)  # each receiver adds its own to it
 
 
 class _FeedRun(Run):
@@ -188,9 +174,9 @@ class Feed(Receiver[T_co]):
     def _drop(self) -> None:
         self._channel.close()
         self._run.cancel()
-        with contextlib.suppress(ChannelClosed, WouldBlock):
-            while True:
-                Channel.try_recv(self._channel)
+        with contextlib.suppress(ChannelClosed):
+            while self._channel._try_take() is not NOTHING:
+                pass
 
     def __enter__(self) -> Feed[T_co]:
         return self

@@ -101,8 +101,8 @@ def test_a_second_cancel_finishes_what_the_first_has_only_begun():
 
     class Undecided(_Cancellation):
         __slots__ = ()
-        close = stop
 
+    Undecided.close = stop
     core.__class__ = Undecided
     with pytest.raises(Stop):
         token.cancel("first")

@@ -167,7 +167,7 @@ def test_a_close_that_another_thread_had_begun_is_completed_in_the_child(script)
         + """
 from channels._channel import _closing
 channel = Channel()
-_closing[channel] = ["last", False]  # a thread that is just about to close it
+_closing[id(channel)] = ["last", False, channel]  # a thread that is just about to close it
 def work():
     return channel.close(final="mine"), list(channel), len(_closing)
 child(work)

@@ -304,9 +304,9 @@ def test_runtime_select_duplicate_channel(threads):
         e.send(9)
 
     threads.go(a)
-    threads.parked(c, receivers=2)
+    threads.parked(c, receivers=1)  # once for both
     b = threads.go(c.recv)
-    threads.parked(c, receivers=3)
+    threads.parked(c, receivers=2)
     d.send(7, timeout=10)  # wakes a, whose entries on c are dead now
     e.recv(timeout=10)
     c.send(8, timeout=10)  # must find b behind them

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CHANNEL, SELECT, CANCEL, PARK = (f"channels/_{name}.py" for name in ("channel", "select", "cancel", "park"))
+CHANNEL, SELECT, MERGE, CANCEL, PARK = (
+    f"channels/_{name}.py" for name in ("channel", "select", "merge", "cancel", "park")
+)
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,15 @@ MUTANTS = [
         "select does not look again before it queues",
         CHANNEL,
         "_enlist",
-        "ready = self._closed or self._buffer or any(",
-        "ready = False and any(",
+        "ready = self._closed or self._buffer or self._another_sender(waiter)",
+        "ready = False",
         ("select_and_senders", "select_and_close"),
     ),
     Mutant(
         "select looks again for buffered values only",
         CHANNEL,
         "_enlist",
-        "any(e[0] is not waiter and not e[0].done for e in self._senders)",
+        "self._another_sender(waiter)",
         "False",
         ("select_and_senders", "crossed_selects"),
     ),
@@ -141,7 +143,7 @@ MUTANTS = [
         "a late close stays on record",
         CHANNEL,
         "_complete_close",
-        "if self in _closing:",
+        "if id(self) in _closing:",
         "if False:",
         ("closed_means_closed",),
     ),
@@ -203,6 +205,40 @@ MUTANTS = [
         ("interrupted_callbacks", "interrupted_cancel"),
     ),
     Mutant(
+        "a merge that does not wait is taken out of a queue without a word",
+        CHANNEL,
+        "_first_receiver",
+        "if left is not None:",
+        "if left is not None and waiter.ticket:",
+        ("merged",),
+    ),
+    Mutant(
+        "a merge does not look who came before it waited",
+        MERGE,
+        "_wait",
+        "if waiter.left:",
+        "if False:",
+        ("merged",),
+    ),
+    Mutant(
+        "a server looks whether a merge waits, then says that it was there",
+        CHANNEL,
+        "_first_receiver",
+        "if left is not None:\n                left.append(self)  # before it looks for the ticket (StandingWaiter)\n"
+        "            if not waiter.done:\n",
+        "armed = bool(waiter.ticket)\n            if left is not None:\n                left.append(self)\n"
+        "            if not waiter.done and (armed or left is None):\n",
+        ("merged",),
+    ),
+    Mutant(
+        "an interrupted merge keeps what it was served",
+        MERGE,
+        "_give_up",
+        "waiter.channel._put_back(waiter)",
+        "pass",
+        ("interrupted_merge",),
+    ),
+    Mutant(
         "a value is taken by popleft",
         CHANNEL,
         "recv",
@@ -246,7 +282,7 @@ MUTANTS = [
         "an interrupted close stays on record",
         CHANNEL,
         "_insist",
-        "if self in _closing:",
+        "if id(self) in _closing:",
         "if False:",
         ("interrupted_close_beside_another", "interrupted_close"),
     ),

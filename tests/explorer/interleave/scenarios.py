@@ -258,6 +258,121 @@ def two_defaults(stage: Stage) -> None:
     stage.thread(stage.select(stage.sending(b, 2), stage.receiving(a), block=False))
 
 
+# -- merge -------------------------------------------------------------------------------------------------------------
+
+
+def _merged(stage: Stage, channels: list[Any], got: list[Any], **options: Any) -> None:
+    """A thread that collects what a merge brings. Interrupted, it goes on."""
+    merged = stage.package.merge(*channels)
+
+    def collect() -> None:
+        while True:
+            try:
+                for pair in merged:
+                    got.append(pair)
+                return
+            except KeyboardInterrupt:
+                continue
+
+    stage.world.spawn("M", collect, **options)
+
+
+def _all_came(stage: Stage, channels: list[Any], got: list[Any], *wanted: list[tuple[int, Any]]) -> Callable[[], None]:
+    def check() -> None:
+        stage.expect(not stage.world.stuck, f"stuck, with {got}")
+        stage.expect(sorted(got) in wanted, f"{got}")
+        stage.expect(not any(len(channel) for channel in channels), "values are left")
+
+    return check
+
+
+@scenario(0, 1, preemptions=1)
+def merged(stage: Stage, capacity: int) -> Any:
+    """Everything comes, once, and it ends with the last channel."""
+    channels = [stage.package.Channel(capacity) for _ in range(2)]
+    a, b = channels
+    got: list[Any] = []
+    _merged(stage, channels, got)
+    stage.world.spawn("A", lambda: (a.send(1), a.close()))
+    stage.world.spawn("B", b.close)
+    return _all_came(stage, channels, got, [(0, 1)])
+
+
+@scenario(preemptions=1)
+def merged_one_after_the_other(stage: Stage) -> Any:
+    """It loses its place in a queue to one value, and takes it again for the next."""
+    channels = [stage.package.Channel() for _ in range(2)]
+    a, b = channels
+    got: list[Any] = []
+    _merged(stage, channels, got)
+    stage.world.spawn("A", lambda: (a.send(1), b.close(2), a.close(3)))
+    return _all_came(stage, channels, got, [(0, 1), (0, 3), (1, 2)])
+
+
+@scenario(preemptions=1)
+def merged_beside_a_receiver_and_a_select(stage: Stage) -> Any:
+    """It stands in nobody's way: who sends by select is not held up by one that is busy."""
+    package = stage.package
+    channel = package.Channel()
+    got: list[Any] = []
+    _merged(stage, [channel], got)
+
+    def receive() -> None:
+        try:
+            got.append((0, channel.recv()))
+        except package.ChannelClosed:
+            pass
+
+    stage.world.spawn("R", receive)
+    stage.world.spawn("S", lambda: (package.select(channel.sending(1)), channel.close(2)))
+    return _all_came(stage, [channel], got, [(0, 1), (0, 2)])
+
+
+@scenario(preemptions=1)
+def merged_by_two_threads(stage: Stage) -> Any:
+    """They share the values of one iterator, and both end."""
+    channel = stage.package.Channel()
+    got: list[Any] = []
+    merged = stage.package.merge(channel)
+    stage.world.spawn("M", lambda: got.extend(merged))
+    stage.world.spawn("N", lambda: got.extend(merged))
+    stage.world.spawn("S", lambda: (channel.send(1), channel.close(2)))
+    return _all_came(stage, [channel], got, [(0, 1), (0, 2)])
+
+
+@scenario(0, 1, preemptions=1)
+def merged_until_cancelled(stage: Stage, capacity: int) -> Any:
+    """Cancelled, it has taken nothing that it did not deliver."""
+    package = stage.package
+    a, b, token = package.Channel(capacity), package.Channel(capacity), package.CancelToken()
+    got: list[Any] = []
+    sent: list[bool] = []
+
+    def collect() -> None:
+        try:
+            for pair in package.merge(a, b, cancel=token):
+                got.append(pair)
+        except package.Cancelled as error:
+            got.append(error.cause)
+
+    def send() -> None:
+        try:
+            a.send(1, timeout=1)
+            sent.append(True)
+        except TimeoutError:
+            sent.append(False)
+
+    stage.world.spawn("M", collect)
+    stage.world.spawn("S", send)
+    stage.world.spawn("C", lambda: token.cancel("why"))
+
+    def check() -> None:
+        stage.expect(not stage.world.stuck, f"stuck, with {got}")
+        stage.expect(got == [(0, 1)] * (sent[0] - len(a)) + ["why"], f"{got}, sent {sent}, left {len(a)}")
+
+    return check
+
+
 # -- timeouts ----------------------------------------------------------------------------------------------------------
 
 
@@ -590,6 +705,26 @@ def interrupted_cancelled_send(stage: Stage, capacity: int) -> None:
     stage.thread(stage.cancel(token))
 
 
+@interrupted(0, 1, preemptions=0)
+def interrupted_merge(stage: Stage, capacity: int) -> Any:
+    channels = [stage.package.Channel(capacity) for _ in range(2)]
+    a, b = channels
+    got: list[Any] = []
+    b.close()
+    _merged(stage, channels, got, interruptible=True)
+    stage.world.spawn("A", lambda: (a.send(1), a.close(2)))
+    return _all_came(stage, channels, got, [(0, 1), (0, 2)])
+
+
+@interrupted(preemptions=0)
+def interrupted_merge_of_a_parked_sender(stage: Stage) -> Any:
+    channel = stage.package.Channel()
+    got: list[Any] = []
+    stage.world.spawn("A", lambda: (channel.send(1), channel.close()))
+    _merged(stage, [channel], got, interruptible=True)
+    return _all_came(stage, [channel], got, [(0, 1)])
+
+
 @interrupted()
 def interrupted_cancel(stage: Stage) -> None:
     channel, token = stage.channel(0), stage.token()
@@ -708,6 +843,15 @@ def cancel_of_another_in_a_cancel(stage: Stage) -> Any:
         stage.expect(sorted(calls) == sorted(wanted), f"{calls}, not {wanted}")
 
     return check
+
+
+@reentered(0, 1, preemptions=0)
+def close_in_a_merge(stage: Stage, capacity: int) -> Any:
+    channel = stage.package.Channel(capacity)
+    got: list[Any] = []
+    _merged(stage, [channel], got, nested=lambda: channel.close(9))
+    stage.world.spawn("S", lambda: channel.close(7))
+    return _all_came(stage, [channel], got, [(0, 7)], [(0, 9)])
 
 
 @reentered(preemptions=1)
