@@ -118,7 +118,7 @@ class WorkerGroup:
             try:
                 if why is not None:
                     self.token.cancel(_why(why))
-                self._join(PATIENCE if why is not None and not isinstance(why, Exception) else None)
+                self._join(PATIENCE if why is not None and not isinstance(why, (Exception, Cancelled)) else None)
                 break
             except BaseException as caught:
                 if interrupt is not None:

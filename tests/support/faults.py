@@ -431,13 +431,15 @@ def _patched(outside: Outside) -> Iterator[None]:
             if outside.root_events is None and (name or "").startswith("events "):
                 outside.root_events = self
 
-        def send(self, value: Any, timeout: float | None = None, cancel: Any = None) -> None:
-            if (self.name or "").startswith("events "):
-                worker = threading.current_thread().name.startswith("lockgate-stream")  # or a reader of the background
-                prefix = "" if self is outside.root_events and worker else "sub "
-                # It stands still as a full channel does.
-                outside.reach(f"{prefix}send", lambda: Channel[Any]().send(value, timeout, cancel))
-            super().send(value, timeout, cancel)
+    def send(self: Any, value: Any, timeout: float | None = None, cancel: Any = None) -> None:
+        if (self.name or "").startswith("events "):
+            worker = threading.current_thread().name.startswith("lockgate-stream")  # or a reader of the background
+            prefix = "" if self is outside.root_events and worker else "sub "
+            # It stands still as a full channel does.
+            outside.reach(f"{prefix}send", lambda: Channel[Any]().send(value, timeout, cancel))
+        Channel.send(self, value, timeout, cancel)
+
+    Numbered.send = send  # type: ignore[method-assign]  # behind the back of Channel, which lets nobody override it
 
     run_command = hooks_module._run_command
 
