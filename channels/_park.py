@@ -195,8 +195,8 @@ def _seconds(timeout: Any) -> float:
     if isinstance(timeout, (Real, Decimal)) and not isinstance(timeout, bool):
         try:
             return float(timeout)
-        except OverflowError:  # beyond the floats
-            return math.inf if timeout > 0 else -math.inf
+        except OverflowError:  # a fraction beyond the floats
+            return int(timeout)
     seconds = getattr(timeout, "total_seconds", None)
     hint = "" if seconds is None else ": say .total_seconds()"
     raise TypeError(f"timeout is a number of seconds or None, not {timeout!r}{hint}")
