@@ -196,7 +196,7 @@ def _seconds(timeout: Any) -> float:
         try:
             return float(timeout)
         except OverflowError:  # a fraction beyond the floats
-            return int(timeout)
+            return int(timeout)  # type: ignore[arg-type]
     seconds = getattr(timeout, "total_seconds", None)
     hint = "" if seconds is None else ": say .total_seconds()"
     raise TypeError(f"timeout is a number of seconds or None, not {timeout!r}{hint}")
