@@ -7,7 +7,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Final
 
 from ..session import Image, Message
@@ -45,13 +47,27 @@ def picture(image: Image) -> tuple[str, str] | None:
 
 
 def paired(messages: Iterable[Message]) -> Iterator[Message]:
-    """The messages without results that no call asked for."""
-    asked: set[str | None] = set()
+    """The messages without results that no call asked for, and with an id of its own for each call: other programs, and
+    models that number their calls in each reply, use them again.
+    """
+    times: dict[str, int] = {}
+    asked: dict[str | None, deque[str]] = {}
     for message in messages:
         if message.role == "assistant":
-            asked = {call.id for call in message.tool_calls}
+            asked = {}
+            calls = []
+            for call in message.tool_calls:
+                times[call.id] = times.get(call.id, 0) + 1
+                id = call.id if times[call.id] == 1 else f"{call.id}_again_{times[call.id]}"
+                asked.setdefault(call.id, deque()).append(id)
+                calls.append(call if id == call.id else replace(call, id=id))
+            if any(sent is not call for sent, call in zip(calls, message.tool_calls, strict=True)):
+                message = replace(message, tool_calls=tuple(calls))
         elif message.role == "tool":
-            if message.tool_call_id not in asked:
+            ids = asked.get(message.tool_call_id)
+            if not ids:
                 continue
-            asked.discard(message.tool_call_id)
+            id = ids.popleft()
+            if id != message.tool_call_id:
+                message = replace(message, tool_call_id=id)
         yield message

@@ -161,7 +161,7 @@ class AnthropicModel:
             wanted = {"format": {"type": "json_schema", "schema": grammar}}
             options["output_config"] = wanted | dict(options.get("output_config") or {})
         request = self._settings | {"stream": True, "extra_body": options}
-        if system := "\n\n".join(m.content for m in messages if m.role == "system" and m.content):
+        if system := "\n\n".join(m.content for m in messages if m.role == "system" and m.content.strip()):
             request["system"] = system
         if tools:
             request["tools"] = [

@@ -85,7 +85,8 @@ def test_a_schema_says_nothing_that_json_cannot() -> None:
 
     json.dumps(wait.definition.parameters, allow_nan=False, ensure_ascii=False).encode()
     assert "default" not in wait.definition.parameters["properties"]["seconds"]
-    foreign = Tool("f", wait, description=HALF, parameters={"type": "object", "examples": [{"x": float("nan")}]})
+    schema = {"type": "object", "examples": [{"x": float("nan")}]}
+    foreign = Tool("f", wait.function, description=HALF, parameters=schema)
     json.dumps([foreign.definition.parameters, foreign.description], allow_nan=False, ensure_ascii=False).encode()
 
 
@@ -226,6 +227,7 @@ def check_openai(request: dict[str, Any]) -> None:
     """What a server of the protocol refuses."""
     json.dumps(request, allow_nan=False, ensure_ascii=False).encode()
     open_calls: list[str] = []
+    ids: set[str] = set()
     for message in request["messages"]:
         if message["role"] == "tool":
             assert message["tool_call_id"] in open_calls
@@ -234,13 +236,17 @@ def check_openai(request: dict[str, Any]) -> None:
         for each in message.get("tool_calls", ()):
             assert re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", each["function"]["name"])
             assert isinstance(json.loads(each["function"]["arguments"]), dict)
-            assert each["id"]
+            assert each["id"] not in {"", *ids}
+            ids.add(each["id"])
             open_calls.append(each["id"])
+    assert not open_calls
 
 
 def check_anthropic(request: dict[str, Any]) -> None:
     json.dumps(request, allow_nan=False, ensure_ascii=False).encode()
     open_calls: list[str] = []
+    ids: set[str] = set()
+    assert request.get("system", "x").strip()
     for message in request["messages"]:
         assert message["content"]
         for block in message["content"]:
@@ -249,12 +255,15 @@ def check_anthropic(request: dict[str, Any]) -> None:
             elif block["type"] == "tool_use":
                 assert re.fullmatch(r"[a-zA-Z0-9_-]{1,128}", block["name"])
                 assert re.fullmatch(r"[a-zA-Z0-9_-]+", block["id"])
+                assert block["id"] not in ids
+                ids.add(block["id"])
                 assert isinstance(block["input"], dict)
                 open_calls.append(block["id"])
             elif block["type"] == "tool_result":
                 assert block["tool_use_id"] in open_calls
                 open_calls.remove(block["tool_use_id"])
                 assert all(each["type"] != "text" or each["text"].strip() for each in block["content"])
+    assert not open_calls
 
 
 PROVIDERS: list[tuple[Callable[..., dict[str, Any]], Callable[[dict[str, Any]], None], str]] = [
@@ -299,11 +308,7 @@ values = st.recursive(
     st.none() | st.floats() | st.text("a\ud83d", max_size=4), lambda inner: st.lists(inner, max_size=3)
 )
 texts = st.text(alphabet=" \na\ud83d\ude00\udce9\u00e9", max_size=6)
-calls = st.lists(
-    st.builds(ToolCall, texts, texts, st.sampled_from([each[1] for each in BAD]) | texts),
-    max_size=3,
-    unique_by=lambda c: c.id,
-)
+calls = st.lists(st.builds(ToolCall, texts, texts, st.sampled_from([each[1] for each in BAD]) | texts), max_size=3)
 messages = st.one_of(
     st.builds(Message, st.sampled_from(["user", "system"]), texts),
     st.builds(
