@@ -30,7 +30,7 @@ class ReadArguments:
         """The object, a new one each time; None where the arguments are broken."""
         if self.problem:
             return None
-        said: dict[str, Any] = json.loads(self.text)
+        said: dict[str, Any] = _json.parse(self.text)
         return said
 
 

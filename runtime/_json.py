@@ -10,12 +10,14 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from json import scanner
 from typing import Any, Final
 
 LONGEST: Final = 1_000_000  # characters that are read; no model writes as many in one call
 DEEPEST: Final = 100  # levels; what goes through the values later on is recursive, here and in other programs
 
-_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\Z)', re.DOTALL)  # the end too, or a text of quotes is quadratic
+#: To the end too, or a text of quotes would take time that is quadratic.
+_STRING: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
 _NO_BRACKET: Final = re.compile(r"[^\[\]{}]+")
 _STEP: Final = {"[": 1, "{": 1, "]": -1, "}": -1}
 _MAYBE_ENDLESS: Final = re.compile(r"[eE]\+?0*[1-9]\d\d|\d{100}")
@@ -24,6 +26,9 @@ _OPENING: Final = re.compile(r"[\[{]")
 _TRIES: Final = 200  # brackets in a text at which JSON may begin
 
 _decoder: Final = json.JSONDecoder()
+_MANY: Final = 200_000  # values, about, from which on they are read in Python
+
+_scanner: Final[Any] = vars(scanner)["py_make_scanner"]  # the one in Python
 _encoder: Final = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -37,9 +42,13 @@ def parse(text: str) -> Any:
     if _is_deep(text):
         raise ValueError(f"it goes more than {DEEPEST} levels deep")
     try:
+        numbers: dict[str, Any] = {}
         if _MAYBE_ENDLESS.search(text):  # a look at each number takes several times as long
-            return json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int)
-        return json.loads(text, parse_constant=_refuse)
+            numbers = {"parse_float": _float, "parse_int": _int}
+        decoder: Any = json.JSONDecoder(parse_constant=_refuse, **numbers)
+        if text.count(",") + 5 * (text.count("[") + text.count("{")) > _MANY:
+            decoder.scan_once = _scanner(decoder)
+        return decoder.decode(text)
     except RecursionError:  # this is called near the end of the stack
         raise ValueError("it goes too many levels deep") from None
 

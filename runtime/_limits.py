@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from .limits import Budget
 from .session import Message, ToolCall
 from .tool import Tool
 from .usage import Usage
+
+_LONG: Final = 10_000  # characters of arguments; longer ones are held against each other as they are written
 
 
 class Spending:
@@ -74,7 +77,7 @@ class Repeats:
             return []
         said = {result.tool_call_id: result.content for result in results}
         made = {
-            (call.name, canonical(call), said.get(call.id, ""))
+            (call.name, canonical(call) if len(call.arguments) < _LONG else call.arguments, said.get(call.id, ""))
             for call in calls
             if call.name not in tools or not tools[call.name].polling
         }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from .. import _json
 from ..session import Image, size_of
 from ..tool import ToolResult
 
@@ -37,7 +37,7 @@ def result_of(outcome: CallToolResult) -> ToolResult:
         if len(data) >= _TELLING:
             shown[data] = part
     if outcome.structured_content is not None and not is_texted:
-        parts.append(json.dumps(_without(outcome.structured_content, shown), ensure_ascii=False))
+        parts.append(_json.write(_without(outcome.structured_content, shown)))
     elif shown:
         parts = [_without(part, shown) for part in parts]
     content = "\n".join(parts)

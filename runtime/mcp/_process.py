@@ -23,6 +23,7 @@ from mcp.shared.message import SessionMessage
 from mcp.types import ErrorData, JSONRPCError, JSONRPCRequest, jsonrpc_message_adapter
 
 LINE: Final = 64 << 20  # bytes that a message of the server may have
+VALUES: Final = 100_000  # that it may be made of, about: to read more holds the GIL, and with it every thread
 TAIL: Final = 8 << 10  # bytes of its standard error that are kept
 
 # Seconds.
@@ -34,6 +35,8 @@ MUTE: Final = 1.5  # a server has to answer the newer handshake, before it is as
 
 # The beginning of a reply, in either order that servers write it.
 _REPLY: Final = re.compile(r'\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,15})\s*,')
+#: To the end too, or a line of quotes would take time that is quadratic.
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 _logger = logging.getLogger("runtime.mcp")
@@ -72,6 +75,12 @@ class _FromServer:
                 self._ended()
                 raise anyio.EndOfStream
             text = line.decode("utf-8", "replace")
+            if _has_many_values(line):
+                self._spoken = True
+                if (refused := _refused(text)) is not None:
+                    return refused
+                self._rubbish(text[:200])
+                continue
             try:
                 message: SessionMessage | None = SessionMessage(
                     jsonrpc_message_adapter.validate_json(text, by_name=False)
@@ -101,6 +110,19 @@ class _FromServer:
 
     async def __aexit__(self, *exc: object) -> None:
         pass
+
+
+def _has_many_values(line: bytes) -> bool:
+    """Whether a message is made of so many values that it cannot be read without holding up the process."""
+    return line.count(b",") > VALUES and _STRING.sub(b"", line).count(b",") > VALUES
+
+
+def _refused(text: str) -> SessionMessage | None:
+    """The error of the call that a message answers which is not read. None where it answers none."""
+    reply = _REPLY.match(text)
+    if reply is None:
+        return None
+    return SessionMessage(_failed(int(reply[1]), f"the answer of the server has more than {VALUES:,} values"))
 
 
 def _mended(text: str) -> SessionMessage | None:

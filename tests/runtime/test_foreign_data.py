@@ -25,6 +25,7 @@ from runtime import (
     ToolContext,
     ToolResult,
     UsageDelta,
+    _json,
     _patterns,
     tool,
 )
@@ -500,12 +501,29 @@ def test_redaction_is_linear_and_lets_others_go_on(text: str) -> None:
 def test_a_secret_is_found_wherever_the_text_is_cut_for_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """In pieces of any size, it is the same."""
     text = (
-        'Bearer abcdefgh, see https://ann:secret@example.org and eyJhbGciOiJ9.eyJzdWIi.c2ln; '
+        "Bearer abcdefgh, see https://ann:secret@example.org and eyJhbGciOiJ9.eyJzdWIi.c2ln; "
         '{"api_key": "a\\"b"} -----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----'
-        ' sk-abcdefghijklmnopqrst'
+        " sk-abcdefghijklmnopqrst"
     )
     whole = Redaction().text(text)
     assert whole.count("<redacted>") == 6
     for piece in range(1, 80):
         monkeypatch.setattr("runtime._redact._PIECE", piece)
         assert Redaction().text(text) == whole
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" + "[]," * 330_000 + "1]", "[" + "{}," * 330_000 + "1]", "[" + "1," * 499_000 + "1]", "[" * 1_000_000,
+     '"' * 999_999, '"' + "\\n" * 499_000 + '"', "[" + "1e100," * 160_000 + "1]"],
+    ids=["lists", "objects", "numbers", "brackets", "quotes", "escapes", "exponents"],
+)  # fmt: skip
+def test_reading_json_lets_others_go_on(text: str) -> None:
+    """Of any kind, up to the size that is read."""
+    with heartbeat() as longest:
+        try:
+            value = _json.parse(text)
+        except ValueError:
+            value = None
+        assert _json.write(value).count("1") < 600_000
+    assert longest[0] < 0.1

@@ -160,7 +160,7 @@ OLD = """
 import json, os, sys, threading, time
 how = sys.argv[1] if len(sys.argv) > 1 else ""
 schema = {"type": "object", "properties": {}}
-tools = ["meet", "ask", "grow", "half", "bad", "cut", "sign_in", "echo", "a.b/c", "a_b_c", "n" * 80]
+tools = ["meet", "ask", "grow", "half", "bad", "cut", "sign_in", "echo", "a.b/c", "a_b_c", "n" * 80, "heap", "table"]
 waiting, questions, visits = [], {}, []
 def say(**message):
     print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
@@ -201,6 +201,10 @@ for line in sys.stdin:
             say(id=id, result={"content": "nonsense"})
         elif name == "cut":
             print('{"jsonrpc": "2.0", "id": %d, "result": {"content": [{"type"' % id, flush=True)
+        elif name == "heap":
+            say(id=id, result={"content": [], "structuredContent": {"x": list(range(1_000_000))}})
+        elif name == "table":
+            text(id, "a,b\\n" * 200_000)
         elif name == "sign_in":
             visits.append(id)
             if len(visits) < 3:
@@ -753,6 +757,13 @@ def test_what_cannot_be_decoded_fails_the_call_at_once(old: MCPToolSet) -> None:
     assert call(old, "echo").content == "echo"
 
 
+def test_what_would_take_long_to_decode_fails_the_call(old: MCPToolSet) -> None:
+    """It would hold up every thread. A text may be long."""
+    with pytest.raises(MCPServerError, match="refused to call heap: the answer of the server has more than 100,000"):
+        call(old, "heap")
+    assert len(call(old, "table").content) == 800_000
+
+
 def test_a_page_that_has_to_be_visited_first(old: MCPToolSet) -> None:
     """The call is made again when the user has been there, and not if the user refuses."""
     refusing = Context(lambda question: Answer("decline"))
@@ -793,7 +804,7 @@ def test_a_new_server_that_is_slow_to_start_is_still_a_new_one() -> None:
 def test_names_are_what_providers_take(old: MCPToolSet) -> None:
     names = [tool.name for tool in old.tools()]
     assert names[:8] == ["meet", "ask", "grow", "half", "bad", "cut", "sign_in", "echo"]
-    dotted, plain, long = names[8:]
+    dotted, plain, long = names[8:11]
     assert plain == "a_b_c"
     assert dotted.startswith("a_b_c_")
     assert len(long) == 64
