@@ -96,7 +96,7 @@ class EventStream(Receiver[Event]):
                 self._run(event)
                 event = super().recv(None if deadline is None else max(0.0, deadline - time.monotonic()), cancel)
             return event
-        except (Exception, Cancelled):
+        except (Exception, Cancelled):  # the caller does not wait any longer
             raise
         except BaseException as error:
             self._core.stopping.cancel(error)

@@ -277,3 +277,19 @@ def test_the_mailbox_tells_what_it_is() -> None:
     assert repr(box) == "<Mailbox paused, 1 waiting>"
     box.close()
     assert repr(box) == "<Mailbox closed, 0 waiting>"
+
+
+@pytest.mark.parametrize("say_it", [Runtime.steer, Runtime.follow_up])
+def test_what_is_said_while_the_last_turn_is_being_ended_is_refused(say_it: Any) -> None:
+    """The agent has nothing more to do by then, though hooks still run: taken, it would never be answered."""
+    with Stall() as stall:
+        session = Session.from_user("go")
+        agent = Agent("a", Scripted(say("Bye.")), hooks={"turn_end": [lambda given: stall()]})
+        with Runtime(agent) as runtime:
+            stream = runtime.run_stream(session)
+            assert stall.reached.wait(10)
+            with pytest.raises(NotRunning):
+                say_it(runtime, session, "late")
+            stall.go_on.set()
+            assert stream.result().text == "Bye."
+    assert said(session) == ["user: go", "assistant: Bye."]

@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
-from channels import aio, merge, select
+from channels import Cancelled, CancelToken, aio, merge, select
 from runtime import (
     Agent,
+    EventStream,
     FinishDelta,
     HookInput,
     Message,
@@ -627,3 +628,38 @@ def test_a_stream_that_is_stuck_keeps_its_session_for_a_bounded_time(monkeypatch
         with pytest.raises(SessionBusy):
             session.lease()
     session.add_user("free")
+
+
+@pytest.mark.parametrize("reading", [next, EventStream.recv], ids=["next", "recv"])
+def test_ctrl_c_in_the_loop_cancels_the_run(reading: Callable[[EventStream], Event], threads: Any) -> None:
+    """Law 8: by itself, though nobody closes the stream, which its holder may keep for long."""
+
+    def press() -> None:
+        threads.parked(stream, receivers=1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with Stall() as stall, Runtime(Agent("a", Scripted([*say("x"), stall, *say("y")]))) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        assert stall.reached.wait(10)
+        assert text_of([next(stream) for _ in range(5)]) == "x"
+        pressing = threads.go(press)
+        with pytest.raises(KeyboardInterrupt):
+            reading(stream)
+        pressing.result()
+        assert stream._core.stopping.cancelled
+        assert [type(event) for event in stream] == [StreamStopped]
+        assert stream.reason == "canceled"
+        stall.go_on.set()
+
+
+@pytest.mark.parametrize("raised", [Cancelled, TimeoutError])
+def test_who_waits_no_longer_does_not_cancel_the_run(raised: type[BaseException]) -> None:
+    token = CancelToken(timeout=0.01)
+    with Stall() as stall, Runtime(Agent("a", Scripted([stall, *say("y")]))) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        assert stall.reached.wait(10)
+        with pytest.raises(raised):
+            while True:
+                stream.recv(*((None, token) if raised is Cancelled else (0.01, None)))
+        stall.go_on.set()
+        assert stream.result().text == "y"
