@@ -20,7 +20,9 @@ from typing import Final
 import anyio
 from mcp.client.stdio import get_default_environment
 from mcp.shared.message import SessionMessage
-from mcp.types import ErrorData, JSONRPCError, JSONRPCRequest, jsonrpc_message_adapter
+from mcp.types import ErrorData, JSONRPCError, JSONRPCRequest, JSONRPCResponse, jsonrpc_message_adapter
+
+from ._sound import sound
 
 LINE: Final = 64 << 20  # bytes that a message of the server may have
 VALUES: Final = 100_000  # that it may be made of, about: to read more holds the GIL, and with it every thread
@@ -89,6 +91,8 @@ class _FromServer:
                 message = _mended(text)
             if message is not None:
                 self._spoken = True
+                if isinstance(message.message, JSONRPCResponse):
+                    message.message.result = sound(message.message.result)
                 return message
             if text.strip():
                 self._rubbish(text.strip())

@@ -20,6 +20,7 @@ from channels import Cancelled, CancelToken
 from channels._exit import exit_seconds
 from channels.aio import LoopThread, default_loop
 
+from .._checks import check, check_number
 from .._errors import MissingExtra, Portable
 from .._tool_context import ToolContext
 from ..tool import Answer, Tool, ToolResult
@@ -90,6 +91,17 @@ class MCPToolSet:
         mode: str = "auto",
         loop: LoopThread | None = None,
     ) -> None:
+        check_number("connect_timeout", connect_timeout, "seconds", above=0)
+        check_number("call_timeout", call_timeout, "seconds", above=0, optional=True)
+        check("mode", mode, str, '"auto", "legacy" or "2026-07-28"')
+        if mode not in ("auto", "legacy") and not re.fullmatch(r"\d{4}-\d\d-\d\d", mode):
+            raise ValueError(f'mode is "auto", "legacy" or "2026-07-28", not {mode!r}')
+        check("prefix", prefix, str, "text")
+        if isinstance(tools, str):
+            raise TypeError(f"tools is a list of names, such as [{tools!r}], not one text")
+        for name, value in (env or {}).items():
+            if not isinstance(value, str):  # which is not shown: it may be a secret
+                raise TypeError(f"env[{name!r}] is text, not {type(value).__name__}")
         if isinstance(command, (str, bytes)):
             raise TypeError(f"the command is a list, such as {str(command).split()!r}, not one text")
         self.command = tuple(os.fspath(part) for part in command)

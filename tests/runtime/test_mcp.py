@@ -198,7 +198,7 @@ for line in sys.stdin:
         elif name == "half":
             text(id, "half \\ud83d a smile")
         elif name == "bad":
-            say(id=id, result={"content": "nonsense"})
+            say(id=id, result={"content": 5})
         elif name == "cut":
             print('{"jsonrpc": "2.0", "id": %d, "result": {"content": [{"type"' % id, flush=True)
         elif name == "heap":
@@ -764,6 +764,57 @@ def test_what_would_take_long_to_decode_fails_the_call(old: MCPToolSet) -> None:
     assert len(call(old, "table").content) == 800_000
 
 
+STRANGE = """
+import json, sys
+def say(**message):
+    print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+deep = {"type": "string"}
+for _ in range(300):
+    deep = {"anyOf": [deep]}
+tools = [
+    {"name": "good", "inputSchema": {"type": "object"}},
+    {"name": "schemaless"},
+    {"name": "text", "inputSchema": {"type": "string"}},
+    {"name": "nulls", "title": None, "description": 5, "inputSchema": {"type": "object", "properties": None}},
+    {"name": "deep", "inputSchema": {"type": "object", "properties": {"x": deep}}, "annotations": "none"},
+    {"inputSchema": {}},
+    "nonsense",
+]
+content = [
+    {"type": "video", "data": "x"}, {"type": "text"}, "said", 7, {"type": "resource_link", "uri": "x://1"},
+    {"type": "image", "data": "!!!"}, {"type": "text", "text": "the end"},
+]
+for line in sys.stdin:
+    message = json.loads(line)
+    method, id = message.get("method"), message.get("id")
+    if method == "initialize":
+        say(id=id, result={"protocolVersion": "2025-06-18", "capabilities": {"tools": {}},
+                           "serverInfo": {"name": "strange", "version": "1"}})
+    elif method == "tools/list":
+        say(id=id, result={"tools": tools})
+    elif method == "tools/call":
+        whole = message["params"]["name"] == "good"
+        say(id=id, result={"content": content if whole else "only a text"})
+"""
+
+
+def test_what_is_wrong_with_a_piece_costs_only_the_piece() -> None:
+    with running(MCPToolSet([sys.executable, "-c", STRANGE], name="strange", mode="legacy")) as strange:
+        tools = strange.tools()
+        assert [tool.name for tool in tools] == ["good", "schemaless", "text", "nulls", "deep"]
+        assert all(tool.parameters == {"type": "object"} for tool in tools)
+        assert call(strange, "good").content.splitlines() == [
+            "[video, which cannot be read]",
+            "[text, which cannot be read]",
+            "said",
+            "[None, which cannot be read]",
+            "[resource x://1]",
+            "[image image/png, which cannot be read: its base64 is broken]",
+            "the end",
+        ]
+        assert call(strange, "text").content == "only a text"
+
+
 def test_a_page_that_has_to_be_visited_first(old: MCPToolSet) -> None:
     """The call is made again when the user has been there, and not if the user refuses."""
     refusing = Context(lambda question: Answer("decline"))
@@ -1045,6 +1096,16 @@ def test_wrong_arguments() -> None:
         MCPToolSet("npx server")
     with pytest.raises(ValueError, match="the command is empty"):
         MCPToolSet([])
+    with pytest.raises(ValueError, match="connect_timeout is a number of seconds above 0, not -1"):
+        MCPToolSet(["x"], connect_timeout=-1)
+    with pytest.raises(ValueError, match="call_timeout is a number of seconds above 0, or None, not 0"):
+        MCPToolSet(["x"], call_timeout=0)
+    with pytest.raises(ValueError, match="mode is .* not 'new'"):
+        MCPToolSet(["x"], mode="new")
+    with pytest.raises(TypeError, match="tools is a list of names"):
+        MCPToolSet(["x"], tools="search")
+    with pytest.raises(TypeError, match=r"env\['KEY'\] is text, not int"):
+        MCPToolSet(["x"], env={"KEY": 1})  # type: ignore[dict-item]
 
 
 def test_many_threads_start_one_server() -> None:
