@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import count
@@ -115,6 +116,7 @@ class MCPToolSet:
         self.wanted = None if tools is None else tuple(tools)
         self.prefix = prefix
         self.mode = mode
+        self._known: tuple[Sequence[Any], Mapping[str, Tool]] = ((), {})  # what was listed last, and what it describes
         self._loop = loop
         self._lock = threading.Lock()
         self._stopped = False
@@ -145,7 +147,11 @@ class MCPToolSet:
         """
         connection = self._connection()
         connection.wait_listed()
-        return self._make(connection.tools)
+        listed = connection.tools
+        known = self._known
+        if known[0] is not listed:  # which is another list each time that the server is asked
+            known = self._known = (listed, self._describe(listed))
+        return [self._tool(name, described) for name, described in known[1].items()]
 
     def stop(self) -> None:
         """End the server, and wait until nothing of it is left. Calls under way fail; one that is starting is given up.
@@ -226,35 +232,25 @@ class MCPToolSet:
 
     # -- tools ---------------------------------------------------------------------------------------------------------
 
-    def _make(self, listed: Sequence[Any]) -> list[Tool]:
-        wanted: dict[str, Any] = {}  # by the server's name, of which only one could be called
+    def _describe(self, listed: Sequence[Any]) -> dict[str, Tool]:
+        """By the server's names, what the tools are, without what calls them: that would hold on to this toolset."""
+        wanted: dict[str, Any] = {}
         for tool in listed:
             if self.wanted is None or any(fnmatchcase(tool.name, pattern) for pattern in self.wanted):
-                wanted.setdefault(tool.name, tool)
+                wanted.setdefault(tool.name, tool)  # of namesakes only one could be called
         names = {name: _sound_name(self.prefix + name) for name in wanted}
         taken: dict[str, str] = {}  # by the name that models are given, the server's
         for name in sorted(names, key=lambda name: names[name] != self.prefix + name):  # who can keep it, keeps it
             if taken.setdefault(names[name], name) != name:
                 names[name] = _distinct(names[name], name)
-        return [self._tool(tool, names[name]) for name, tool in wanted.items()]
+        return {name: _described(tool, names[name], self.name) for name, tool in wanted.items()}
 
-    def _tool(self, tool: Any, shown: str) -> Tool:
-        name = tool.name
-
+    def _tool(self, name: str, described: Tool) -> Tool:
         def function(**arguments: Any) -> ToolResult:
             return self._call(name, arguments.pop(_CONTEXT, None), arguments)
 
-        read_only = bool(tool.annotations and tool.annotations.read_only_hint)
-        made = Tool(
-            shown,
-            function,
-            description=tool.description or tool.title or "",
-            parameters=tool.input_schema,
-            read_only=read_only,
-            destructive=not read_only and bool(tool.annotations and tool.annotations.destructive_hint),
-            server=self.name,
-        )
-        made.context_parameter = _CONTEXT  # not a parameter of the function's: any name may be one of the tool's own
+        made = copy(described)
+        made.function = function
         return made
 
     def _call(self, name: str, context: ToolContext | None, arguments: Mapping[str, Any]) -> ToolResult:
@@ -371,6 +367,25 @@ class MCPToolSet:
         if isinstance(code, int):  # the SDK's MCPError: the server's own words
             return MCPServerError(self.name, f"refused to call {tool}: {error} (code {code})")
         return MCPServerError(self.name, f"failed to call {tool}: {type(error).__name__}: {error}")
+
+
+def _described(tool: Any, name: str, server: str) -> Tool:
+    read_only = bool(tool.annotations and tool.annotations.read_only_hint)
+    made = Tool(
+        name,
+        _uncalled,
+        description=tool.description or tool.title or "",
+        parameters=tool.input_schema,
+        read_only=read_only,
+        destructive=not read_only and bool(tool.annotations and tool.annotations.destructive_hint),
+        server=server,
+    )
+    made.context_parameter = _CONTEXT  # not a parameter of the function's: any name may be one of the tool's own
+    return made
+
+
+def _uncalled(**arguments: Any) -> ToolResult:
+    raise NotImplementedError
 
 
 def _sound_name(name: str) -> str:

@@ -874,6 +874,11 @@ def test_a_prefix_and_the_tools_that_are_wanted() -> None:
     assert children() == before
 
 
+def test_a_schema_is_read_once_for_all_turns(old: MCPToolSet) -> None:
+    first, second = old.tools()[0], old.tools()[0]
+    assert first.schema is second.schema
+
+
 def test_tools_that_change_are_noticed(old: MCPToolSet) -> None:
     assert "grown" not in [tool.name for tool in old.tools()]
     call(old, "grow")
@@ -1100,7 +1105,7 @@ def test_wrong_arguments() -> None:
         MCPToolSet(["x"], connect_timeout=-1)
     with pytest.raises(ValueError, match="call_timeout is a number of seconds above 0, or None, not 0"):
         MCPToolSet(["x"], call_timeout=0)
-    with pytest.raises(ValueError, match="mode is .* not 'new'"):
+    with pytest.raises(ValueError, match=r"mode is .* not 'new'"):
         MCPToolSet(["x"], mode="new")
     with pytest.raises(TypeError, match="tools is a list of names"):
         MCPToolSet(["x"], tools="search")
