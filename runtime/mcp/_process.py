@@ -35,10 +35,11 @@ KILLED: Final = 0.3  # until the loop has seen the end of a process that was kil
 LAST_WORDS: Final = 0.1  # until what a server that has ended wrote last has arrived
 MUTE: Final = 1.5  # a server has to answer the newer handshake, before it is asked in the older one
 
-# The beginning of a reply, in either order that servers write it.
+# The beginning of a reply, as most servers write it; those made with the TypeScript SDK say the result first.
 _REPLY: Final = re.compile(r'\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,15})\s*,')
 #: To the end too, or a line of quotes would take time that is quadratic.
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
+_REPLIED: Final = re.compile(r'"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*(\d{1,15})\s*\}\s*$')  # or the end
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 _logger = logging.getLogger("runtime.mcp")
@@ -121,12 +122,18 @@ def _has_many_values(line: bytes) -> bool:
     return line.count(b",") > VALUES and _STRING.sub(b"", line).count(b",") > VALUES
 
 
+def _answered(text: str) -> int | None:
+    """The id of the request that a message answers which is not read."""
+    reply = _REPLY.match(text) or _REPLIED.search(text[-100:])
+    return None if reply is None else int(reply[1])
+
+
 def _refused(text: str) -> SessionMessage | None:
     """The error of the call that a message answers which is not read. None where it answers none."""
-    reply = _REPLY.match(text)
-    if reply is None:
+    id = _answered(text)
+    if id is None:
         return None
-    return SessionMessage(_failed(int(reply[1]), f"the answer of the server has more than {VALUES:,} values"))
+    return SessionMessage(_failed(id, f"the answer of the server has more than {VALUES:,} values"))
 
 
 def _mended(text: str) -> SessionMessage | None:
@@ -138,11 +145,11 @@ def _mended(text: str) -> SessionMessage | None:
         read = json.loads(text)
         id = read["id"] if "method" not in read else None
         # Half a character, which JavaScript writes where a text was cut; JSON allows it, UTF-8 does not.
-        sound = json.loads(_SURROGATES.sub("\ufffd", json.dumps(read, ensure_ascii=False)))
-        return SessionMessage(jsonrpc_message_adapter.validate_python(sound, by_name=False))
+        whole = json.loads(_SURROGATES.sub("\ufffd", json.dumps(read, ensure_ascii=False)))
+        return SessionMessage(jsonrpc_message_adapter.validate_python(whole, by_name=False))
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        if id is None and (reply := _REPLY.match(text)):
-            id = int(reply[1])
+        if id is None:
+            id = _answered(text)
         if isinstance(id, (int, str)) and not isinstance(id, bool):
             return SessionMessage(_failed(id, f"the answer of the server cannot be read: {type(error).__name__}"))
         return None

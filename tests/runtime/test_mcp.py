@@ -160,7 +160,8 @@ OLD = """
 import json, os, sys, threading, time
 how = sys.argv[1] if len(sys.argv) > 1 else ""
 schema = {"type": "object", "properties": {}}
-tools = ["meet", "ask", "grow", "half", "bad", "cut", "sign_in", "echo", "a.b/c", "a_b_c", "n" * 80, "heap", "table"]
+tools = ["meet", "ask", "grow", "half", "bad", "cut", "sign_in", "echo", "a.b/c", "a_b_c", "n" * 80]
+tools += ["heap", "table", "late"]
 waiting, questions, visits = [], {}, []
 def say(**message):
     print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
@@ -203,6 +204,8 @@ for line in sys.stdin:
             print('{"jsonrpc": "2.0", "id": %d, "result": {"content": [{"type"' % id, flush=True)
         elif name == "heap":
             say(id=id, result={"content": [], "structuredContent": {"x": list(range(1_000_000))}})
+        elif name == "late":  # as the TypeScript SDK writes it, and with a number that JSON has not
+            print('{"result": {"content": [{"x": 0x1F}]}, "jsonrpc": "2.0", "id": %d}' % id, flush=True)
         elif name == "table":
             text(id, "a,b\\n" * 200_000)
         elif name == "sign_in":
@@ -754,6 +757,8 @@ def test_what_cannot_be_decoded_fails_the_call_at_once(old: MCPToolSet) -> None:
         call(old, "bad")
     with pytest.raises(MCPServerError, match="refused to call cut: the answer of the server cannot be read"):
         call(old, "cut")
+    with pytest.raises(MCPServerError, match="refused to call late: the answer of the server cannot be read"):
+        call(old, "late")
     assert call(old, "echo").content == "echo"
 
 
