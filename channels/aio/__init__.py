@@ -4,8 +4,9 @@ The two directions are not alike:
 
 - A loop wakes a thread through a `Channel`. The waiting thread can be interrupted, cancelled and timed out anywhere,
   and loses nothing. (Ctrl-C in ``get`` of a janus queue loses values, and may leave the lock held that the loop needs.)
-- A thread wakes a loop through janus. The thread may be in a signal handler or finalizer, or be hit by Ctrl-C, so it
-  does no more than hand the wake-up over, in one step, to the timer thread, which puts it into the janus queue.
+- A thread wakes a loop by a byte in a socket that the loop watches. The thread may be in a signal handler or finalizer,
+  or be hit by Ctrl-C, so it does that in one step of C. A loop that cannot watch a socket (the one of Windows) is woken
+  through janus, by the timer thread.
 
 What has piled up is moved without any of that, so a wake-up is paid once for many values.
 """

@@ -21,7 +21,8 @@ from .._errors import Cancelled, ChannelClosed
 from .._park import NOTHING
 from .._views import Receiver, SupportsDone
 from ._task import GRACE, Run, discard, insist, named
-from ._wait import BURST, Ear, LoopWaiter
+from ._wait import BURST
+from ._wake import LoopWaiter
 
 if TYPE_CHECKING:
     from ._loop import LoopThread
@@ -230,7 +231,6 @@ def _end_feed(ref: weakref.ref[_Fed[Any]], result: Any, error: BaseException | N
 async def _pump(source: Any, ref: weakref.ref[_Fed[Any]], ending: list[Callable[[], None]]) -> None:
     """Send the values of ``source``, until it ends or the channel is closed or gone."""
     iterator: Any = None
-    ear = None
     channel: _Fed[Any] | None
     entry: list[Any] | None
     burst = 0
@@ -254,14 +254,12 @@ async def _pump(source: Any, ref: weakref.ref[_Fed[Any]], ending: list[Callable[
                 channel = value = None  # not to be kept alive while the source makes the next one
                 continue
             burst = 0
-            if ear is None:
-                ear = Ear()
-            waiter = LoopWaiter(channel, ear)
+            waiter = LoopWaiter(channel)
             entry = [waiter, value, 0]
             while not channel._enlist(waiter, entry):
-                waiter = entry[0] = LoopWaiter(channel, ear)
+                waiter = entry[0] = LoopWaiter(channel)
             channel = value = None
-            await ear.wait(waiter)
+            await waiter.served()
             entry = None
             if not waiter.ok:
                 return

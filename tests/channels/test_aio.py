@@ -1660,10 +1660,10 @@ def test_a_handler_of_a_signal_may_send_to_a_waiting_task():
 
 def test_waking_a_task_calls_nothing_but_c():
     """So no interrupt can come between a sender's hand-over and the wake-up."""
-    from channels.aio._wait import Ear, LoopWaiter
+    from channels.aio._wake import LoopWaiter
 
     async def main():
-        waiter = LoopWaiter(Channel(), Ear())
+        waiter = LoopWaiter(Channel())
         events = []
         release = waiter.park.release
         gc.disable()  # a finalizer that happens to run is not what is looked at
@@ -1677,6 +1677,111 @@ def test_waking_a_task_calls_nothing_but_c():
         waiter.withdraw()
 
     asyncio.run(main())
+
+
+class BlindLoop(asyncio.SelectorEventLoop):
+    """A loop that cannot watch a socket, as the one of Windows."""
+
+    def add_reader(self, fd, callback, *args):
+        raise NotImplementedError
+
+
+def test_a_loop_that_cannot_watch_a_socket(threads):
+    channel = Channel(2)
+    values = 200
+
+    def produce():
+        with channel:
+            for value in range(values):
+                channel.send(value, timeout=LONG)
+
+    async def main():
+        return [value async for value in to_async(channel)]
+
+    threads.go(produce)
+    with asyncio.Runner(loop_factory=BlindLoop) as runner:
+        assert runner.run(main()) == list(range(values))
+
+
+def test_a_task_of_a_loop_that_cannot_watch_a_socket_is_cancelled():
+    channel = Channel(2)
+
+    async def main():
+        task = asyncio.ensure_future(to_async(channel).__anext__())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+        channel.send(1)
+
+    with asyncio.Runner(loop_factory=BlindLoop) as runner:
+        runner.run(main())
+    assert channel.recv(timeout=0) == 1
+
+
+def test_any_number_of_tasks_may_be_served_while_their_loop_is_busy(threads):
+    """What wakes them never blocks and never fails, however long nobody hears it."""
+    channel = Channel()
+    many = 2000
+
+    async def main():
+        receiver = to_async(channel)
+        tasks = [asyncio.ensure_future(receiver.__anext__()) for _ in range(many)]
+        while len(channel._receivers) < many:
+            await asyncio.sleep(0)
+        threads.all(lambda: [channel.send(value, timeout=LONG) for value in range(many)])  # in one step of the loop
+        return await asyncio.gather(*tasks)
+
+    assert asyncio.run(main()) == list(range(many))
+
+
+def test_a_closed_loop_leaves_no_descriptor(threads):
+    """Those that its tasks were woken by go with it."""
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("cannot count descriptors here")
+    before = len(os.listdir("/proc/self/fd"))
+
+    async def main():
+        channel = Channel()
+        asyncio.get_running_loop().call_later(0.001, channel.try_send, 1)
+        return await to_async(channel).__anext__()
+
+    for _ in range(10):
+        assert asyncio.run(main()) == 1
+    deadline = time.monotonic() + LONG
+    while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_an_iterator_holds_its_receiver_and_no_longer():
+    """What feeds the channel may end when the receiver is dropped."""
+    channel = Channel(1)
+    channel.send(1)
+    receiver = channel.receiver
+    gone = weakref.ref(receiver)
+    iterator = to_async(receiver)
+    del receiver
+
+    async def main():
+        assert await iterator.__anext__() == 1
+        assert gone() is not None
+
+    asyncio.run(main())
+    del iterator
+    assert gone() is None
+
+    receiver = channel.receiver
+    gone = weakref.ref(receiver)
+    iterator = to_async(receiver)
+    del receiver
+    asyncio.run(iterator.aclose())
+    assert gone() is None
+
+
+@pytest.mark.parametrize("wrong", [5, Channel().sender, [1], None, Channel(1).sending(1)], ids=repr)
+def test_to_async_takes_a_receiver(wrong):
+    with pytest.raises(TypeError, match="to_async takes a channel or its receiver, not"):
+        to_async(wrong)
 
 
 # -- fork and exit -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,222 @@
+"""How a thread wakes a task that waits for a channel.
+
+Who serves a waiter may be in a signal handler or finalizer, or be hit by Ctrl-C wherever it runs Python code. Hence
+what it calls is C all through: it notes the waiter in a dict, and sends a byte that the loop watches for, unless one is
+on its way. A loop that cannot watch a socket (the one of Windows) hears through janus; what speaks to that is the timer
+thread, for who serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import operator
+import socket
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import janus
+
+from .. import _timer
+from .._channel import Channel
+from .._park import NOTHING, Waiter
+
+
+class LoopWaiter(Waiter):
+    """A waiter that wakes a task of the running loop instead of a thread."""
+
+    __slots__ = ("_future", "_waker")
+
+    def __init__(self, channel: Channel[Any]) -> None:
+        super().__init__([None])
+        self._waker = _waker()
+        self._future: asyncio.Future[None] | None = None
+        self.park = _Park(channel._lock, self._waker.release_of(self))
+
+    async def served(self) -> None:
+        """Wait until it is. If this raises, the waiter was withdrawn, and a value it had been served given back."""
+        try:
+            if self.done:  # its server may not have let go of it yet
+                self.sever()
+            else:
+                await self._waker.wait(self)
+                self.park = None
+        except GeneratorExit:  # the garbage collector may be at it, in the middle of anything
+            _timer.call_soon(self.give_up)
+            raise
+        except BaseException:
+            self.give_up()
+            raise
+
+    def wake(self) -> None:
+        """On the loop's thread."""
+        future = self._future
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    def give_up(self) -> None:
+        """Withdraw; if it was served already, give the value back."""
+        self.withdraw()
+        self.sever()
+        self.give_back()
+
+    def give_back(self) -> None:
+        if self.channel is not None and self.value is not NOTHING:
+            self.channel._put_back(self)
+
+    def end(self) -> bool:
+        """Withdraw and wake the task; whether it had not been served. Any thread."""
+        self.withdraw()
+        park = self.park
+        if self.channel is not None or park is None:
+            return False
+        park.release()
+        return True
+
+    def sever(self) -> None:
+        """Break the cycle, now that the waiter is done and once its server has let go of it."""
+        park, self.park = self.park, None
+        if park is not None:
+            park.acquire()
+
+
+class _Park:
+    """What a `LoopWaiter` has in place of a lock. ``release`` may be called once."""
+
+    __slots__ = ("_lock", "release")
+
+    def __init__(self, lock: Any, release: Callable[[], object]) -> None:
+        self._lock = lock
+        self.release = release
+
+    def acquire(self) -> None:
+        """Wait for who is serving: it holds the lock of the channel."""
+        try:
+            self._lock.acquire()
+        finally:
+            if self._lock._is_owned():
+                self._lock.release()
+
+
+class _Bell:
+    """Wakes the tasks of one loop.
+
+    Invariants: a waiter that was served is in ``_served`` until it has been woken; while one is there, a byte lies in
+    the socket or its sender is about to send it. ``_armed`` has its key unless a byte is on its way.
+    """
+
+    __slots__ = ("__weakref__", "_armed", "_ears", "_loop", "_mouth", "_ring", "_served", "_watch", "waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.waiting: dict[LoopWaiter, None] = {}  # until their tasks have gone on
+        self._served: dict[LoopWaiter, bool] = {}
+        self._armed = {"bell": True}
+        self._ears, self._mouth = socket.socketpair()
+        self._ears.setblocking(False)
+        self._mouth.setblocking(False)
+        self._ring = (functools.partial(self._armed.pop, "bell", None), functools.partial(self._mouth.send, b"\0"))
+        self._loop = weakref.ref(loop)
+        watch = _Watch(self)
+        loop.add_reader(self._ears, watch)
+        # Closing the loop drops what it watches for with: then nobody hears any more.
+        self._watch = weakref.ref(watch, functools.partial(_loop_closed, weakref.ref(self)))
+        with contextlib.suppress(RuntimeError):  # the interpreter is ending
+            _timer.start()
+
+    def release_of(self, waiter: LoopWaiter) -> Callable[[], object]:
+        """Note the waiter; if no byte is on its way (`all` ends where that is so), send one."""
+        note = functools.partial(self._served.setdefault, waiter, True)
+        steps: tuple[Callable[[], object], ...] = (note, *self._ring)
+        return functools.partial(all, map(_call, steps))
+
+    async def wait(self, waiter: LoopWaiter) -> None:
+        waiter._future = future = asyncio.get_running_loop().create_future()
+        self.waiting[waiter] = None
+        try:
+            await future
+        finally:
+            waiter._future = None
+            self.waiting.pop(waiter, None)
+
+    def hear(self) -> None:
+        """On the loop's thread. Interrupted anywhere, the byte is still there, and it is called again."""
+        self._armed["bell"] = True  # first: who serves from now on sends a byte of its own
+        for waiter in list(self._served):
+            waiter.wake()
+            self._served.pop(waiter, None)
+        with contextlib.suppress(BlockingIOError):
+            self._ears.recv(1)
+
+    def abandon(self) -> None:
+        """The loop is closed: whatever its tasks were or would be handed belongs to others."""
+        loop = self._loop()
+        if loop is not None and _bells.get(loop) is self:
+            del _bells[loop]
+        for waiter in list(self.waiting):
+            waiter.give_up()
+
+    def __del__(self) -> None:  # no waiter is left that might ring
+        self._ears.close()
+        self._mouth.close()
+
+
+class _Watch:
+    """What a loop calls when there is a byte. Nobody but the loop holds it."""
+
+    __slots__ = ("__weakref__", "_bell")
+
+    def __init__(self, bell: _Bell) -> None:
+        self._bell = bell
+
+    def __call__(self) -> None:
+        self._bell.hear()
+
+
+def _loop_closed(ref: weakref.ref[_Bell], _: object) -> None:
+    bell = ref()
+    if bell is not None:
+        _timer.call_soon(bell.abandon)
+
+
+class _Ear:
+    """Wakes one task of a loop that cannot watch a socket."""
+
+    __slots__ = ("_loop", "_queue")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._queue: janus.Queue[None] = janus.Queue()
+        _timer.start()
+
+    def release_of(self, waiter: LoopWaiter) -> Callable[[], object]:
+        return functools.partial(_timer._clock._inbox.put, functools.partial(self._tell, waiter))
+
+    def _tell(self, waiter: LoopWaiter) -> None:
+        try:
+            if not self._loop.is_closed():
+                self._queue.sync_q.put_nowait(None)
+                return
+        except RuntimeError:  # closed meanwhile
+            pass
+        waiter.give_back()
+
+    async def wait(self, waiter: LoopWaiter) -> None:
+        await self._queue.async_q.get()
+
+
+_call: Callable[[Callable[[], object]], object] = operator.call
+_bells: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Bell] = weakref.WeakKeyDictionary()
+
+
+def _waker() -> _Bell | _Ear:
+    """Of the running loop."""
+    loop = asyncio.get_running_loop()
+    bell = _bells.get(loop)
+    if bell is None:
+        try:
+            bell = _bells[loop] = _Bell(loop)
+        except NotImplementedError:
+            return _Ear(loop)
+    return bell
