@@ -12,6 +12,11 @@ from .._schema import problems
 
 _YES = ("yes", "y", "true", "on", "1")
 _NO = ("no", "n", "false", "off", "0")
+_KINDS: dict[str, Any] = {
+    "type": str, "title": str, "description": str, "format": str, "enum": list, "enumNames": list, "oneOf": list,
+    "anyOf": list, "required": list, "properties": Mapping, "minimum": (int, float), "maximum": (int, float),
+    "minLength": int, "maxLength": int,
+}  # fmt: skip
 _FORMATS = {
     "date": "a date, YYYY-MM-DD",
     "date-time": "a date and time, YYYY-MM-DDTHH:MM",
@@ -123,7 +128,7 @@ class Field:
         raise NotUnderstood(f"{self.name} is a {'whole ' if whole else ''}number, not {text!r}")
 
     def _item(self) -> Field:
-        return Field(self.name, self.schema.get("items", {}))
+        return Field(self.name, _readable(self.schema.get("items")))
 
     def _nested(self) -> bool:
         return self._item().schema.get("type") in ("array", "object", None) and not _options(self._item().schema)
@@ -131,14 +136,29 @@ class Field:
 
 def fields_of(form: Mapping[str, Any] | None) -> list[Field]:
     """The fields of a form, in their order."""
-    form = form or {}
+    form = _readable(form)
     required = form.get("required", ())
-    return [Field(name, _plain(schema, form), name in required) for name, schema in form.get("properties", {}).items()]
+    return [Field(str(name), _plain(each, form), name in required) for name, each in form.get("properties", {}).items()]
+
+
+def _readable(schema: object) -> dict[str, Any]:
+    """What can be understood of a schema: a server may write anything there, and the form is shown all the same."""
+    if not isinstance(schema, Mapping):
+        return {}
+    said = {key: each for key, each in schema.items() if isinstance(each, _KINDS.get(key, object))}
+    for key in ("oneOf", "anyOf"):
+        if key in said:
+            said[key] = [_readable(branch) for branch in said[key]]
+    if isinstance(schema.get("type"), list):
+        kinds = [kind for kind in schema["type"] if isinstance(kind, str) and kind != "null"]
+        if len(kinds) == 1:
+            said["type"] = kinds[0]
+    return said
 
 
 def _options(schema: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """What there is to choose from, each with what people call it."""
-    if "enum" in schema:
+    if schema.get("enum"):
         names = schema.get("enumNames", ())
         values: Sequence[Any] = schema["enum"]
         return list(zip(names if len(names) == len(values) else map(str, values), values, strict=True))
@@ -157,15 +177,16 @@ def _bounds(schema: Mapping[str, Any], least: str, most: str, unit: str) -> str:
     return f", {high}{unit} or less" if high is not None else ""
 
 
-def _plain(schema: Mapping[str, Any], form: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``schema`` with its reference followed, and without the null that makes it optional."""
+def _plain(given: object, form: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema with its reference followed, and without the null that makes it optional."""
+    schema = _readable(given)
     said = {key: schema[key] for key in ("title", "description", "default") if schema.get(key) is not None}
     for _ in range(4):
         if isinstance(reference := schema.get("$ref"), str) and reference.startswith("#/"):
             target: Any = form
             for step in reference[2:].split("/"):
                 target = target.get(step, {}) if isinstance(target, Mapping) else {}
-            schema = target
+            schema = _readable(target)
         elif branches := schema.get("anyOf"):
             real = [branch for branch in branches if branch.get("type") != "null"]
             if len(real) != 1:

@@ -32,6 +32,7 @@ from runtime import (
 from runtime._patterns import Pattern
 from runtime._redact import Redaction
 from runtime._schema import Schema, problems
+from runtime.cli._fields import NotUnderstood, fields_of
 from runtime.events import ElicitationRequest
 from support.scripted import Scripted, call, say
 
@@ -527,3 +528,21 @@ def test_reading_json_lets_others_go_on(text: str) -> None:
             value = None
         assert _json.write(value).count("1") < 600_000
     assert longest[0] < 0.1
+
+
+@pytest.mark.parametrize(
+    "part",
+    [*UNREADABLE, {"enumNames": 7, "enum": ["x"]}, {"title": 5}, {"default": {"x": 1}, "type": "integer"}],
+    ids=str,
+)
+def test_a_form_that_cannot_be_read_is_shown_all_the_same(part: Any) -> None:
+    """By the command: nothing that a server writes there is an exception."""
+    forms = part, {"properties": {"x": part}, "required": part}, {"properties": {"x": {"items": part, "type": "array"}}}
+    for form in forms:
+        for field in fields_of(form):
+            assert isinstance(field.label + field.note + field.show(field.default), str)
+            for text in ("abc", "1", "yes", "[1]"):
+                try:
+                    field.read(text)
+                except NotUnderstood:
+                    pass
