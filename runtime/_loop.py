@@ -133,7 +133,9 @@ class _Run:
             check_budget(core)  # calls may have effects, and nobody would see their results
             made = dispatch(core, reply, tools)
             self._next, self._successor = made.contexts, made.successor
-            repeated = self._repeats.look(reply.tool_calls, core.session.messages[-len(reply.tool_calls) :], tools)
+            results = core.session.messages[-len(reply.tool_calls) :]
+            # What the model has written is read once more, to compare it.
+            repeated = core.calls.run("comparing calls", self._repeats.look, reply.tool_calls, results, tools)
             if repeated:
                 raise loop_detected(core, repeated)
         elif not (self._is_asked_again(reply) or self._stop_is_blocked(reply) or self._hear(core.mailbox.next())):

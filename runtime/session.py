@@ -264,7 +264,7 @@ class Session:
         return {
             "id": self.id,
             "title": self.title,
-            "messages": [message.to_dict() for message in self._messages],
+            "messages": [message.to_dict() for message in self.messages],  # which may grow meanwhile
             "permissions": {**rules, "approve_all": self._permissions.approve_all},
             "agent_name": self._agent_name,
             "compacted": asdict(self._compacted),

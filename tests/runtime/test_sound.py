@@ -415,6 +415,30 @@ def test_a_result_is_in_the_session_before_it_is_seen_and_in_the_order_of_the_ca
     assert states == [("3", ["3"]), ("2", ["2", "3"]), ("1", ["1", "2", "3"])]
 
 
+def test_a_session_that_is_saved_while_its_calls_run_goes_on_elsewhere() -> None:
+    """With the results that were there; of the other calls it is not known whether they took effect."""
+    with Stall() as slow:
+
+        @tool(read_only=True)
+        def work(n: int) -> str:
+            if n == 1:
+                slow()
+            return str(n)
+
+        turn = [call("work", json.dumps({"n": n}), id=str(n), index=n) for n in (1, 2)]
+        session = Session.from_user("go")
+        saved = ""
+        with approving(Agent("a", Scripted(turn, say("done")), tools=[work])) as runtime:
+            for event in runtime.run_stream(session):
+                if isinstance(event, events.ToolCallResponse) and event.response == "2":
+                    saved = json.dumps(session.to_dict())
+                    slow.go_on.set()
+    model = Scripted(say("ok"))
+    with approving(Agent("a", model, tools=[work])) as runtime:
+        runtime.run(Session.from_dict(json.loads(saved)))
+    assert [(m.tool_call_id, m.is_error) for m in model.seen[0][2:]] == [("1", True), ("2", False)]
+
+
 def test_what_a_tool_says_is_seen_as_the_model_will_see_it() -> None:
     @tool(read_only=True)
     def ls() -> ToolResult:
