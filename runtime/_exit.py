@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from channels import Cancelled, CancelToken, ChannelClosed, WouldBlock
+from channels import Cancelled, CancelToken, ChannelClosed
 from channels._exit import exit_seconds
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def end_streams(cores: set[StreamCore], cause: str, limit: float) -> None:
             core.over.recv(cancel=deadline)
         except (ChannelClosed, Cancelled):
             pass
-        except WouldBlock:  # a signal handler has come into the middle of this wait, in the same thread
+        except RuntimeError:  # a signal handler has come into the middle of this wait, in the same thread
             for thread in core.threads:
                 thread.join(max(0.0, until - time.monotonic()))
 

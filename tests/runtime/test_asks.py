@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
+import contextlib
+import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 from channels import Cancelled, CancelToken, ChannelClosed
 from runtime import Agent, Answer, EventStream, InvalidAnswer, NotPending, Runtime, Session, Tool, ToolContext, tool
 from runtime.events import ElicitationRequest, Event, MaxIterationsReached, ToolCallConfirmation, ToolCallResponse
+from support.interrupts import between, press_ctrl_c
 from support.scripted import Scripted, call, say
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1}}, "required": ["n"]}
@@ -342,31 +343,12 @@ def ends(how: str, stream: EventStream, event: Any) -> None:
 def test_an_answer_that_is_interrupted_is_not_lost(how: str) -> None:
     """Ctrl-C wherever one may come: the answer arrives, or may be given again. The call must not wait for ever."""
     for number in range(1000):
-        left = number
-
-        def profile(frame: FrameType, event: str, _: object) -> None:
-            nonlocal left
-            where = frame.f_globals["__name__"]
-            if where == "runtime._schema":  # comes before, and closes generators, in which exceptions are lost
-                return
-            if event in ("call", "c_return") and where.startswith(("runtime.", "channels.")):
-                left -= 1
-                if left < 0:
-                    sys.setprofile(None)
-                    raise KeyboardInterrupt
-
         with asking(how) as (stream, event):
-            gc.disable()  # or it is thrown into a finalizer, and lost there
-            sys.setprofile(profile)
-            try:
-                GIVE[how][1](stream, event)
-            except KeyboardInterrupt:
-                pass
-            finally:
-                sys.setprofile(None)
-                gc.enable()
+            hit = True
+            with contextlib.suppress(KeyboardInterrupt):
+                hit = between(number, functools.partial(GIVE[how][1], stream, event), press_ctrl_c)
             ends(how, stream, event)
-        if left >= 0:
+        if not hit:
             assert number > 10
             return
     pytest.fail("more points than there can be")
@@ -408,26 +390,12 @@ def test_a_signal_handler_answers_in_the_middle_of_an_answer() -> None:
     writing = Tool("write", lambda: "written")
     calls = [call("write", id=str(i), index=i) for i in range(2)]
     for number in range(1000):
-        left = number
         agent = Agent("a", Scripted(calls, say("ok")), tools=[writing])
         with Runtime(agent, answer_timeout=None) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
             events = (event for event in stream if isinstance(event, ToolCallConfirmation))
             mine, its = next(events), next(events)
-
-            def profile(frame: FrameType, event: str, _: object) -> None:
-                nonlocal left
-                if event in ("call", "c_return") and frame.f_globals["__name__"].startswith(("runtime.", "channels.")):
-                    left -= 1
-                    if left < 0:
-                        sys.setprofile(None)
-                        stream.approve(its)
-
-            sys.setprofile(profile)
-            try:
-                stream.approve(mine)
-            finally:
-                sys.setprofile(None)
-            if left >= 0:
+            hit = between(number, functools.partial(stream.approve, mine), functools.partial(stream.approve, its))
+            if not hit:
                 assert number > 10
                 return
             while True:

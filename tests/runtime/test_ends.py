@@ -6,39 +6,16 @@ import contextlib
 import functools
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
 
 from runtime import Agent, Runtime, Session, Tool
 from runtime._results import ResultFiles
+from support.interrupts import between
 from support.scripted import AsyncScripted, Scripted, Stall, call, say
-
-
-def nested_at(number: int, function: Callable[[], object], handler: Callable[[], object]) -> bool:
-    """Call ``function``; at the point of this number where a signal may come, ``handler`` in the middle of it. Whether
-    there was such a point.
-    """
-    left = number
-
-    def profile(frame: FrameType, event: str, _: object) -> None:
-        nonlocal left
-        if event in ("call", "c_return") and frame.f_globals.get("__name__", "").startswith(("runtime.", "channels.")):
-            left -= 1
-            if left < 0:
-                sys.setprofile(None)
-                handler()
-
-    sys.setprofile(profile)
-    try:
-        function()
-    finally:
-        sys.setprofile(None)
-    return left < 0
 
 
 def open_and_read(runtime: Runtime) -> None:
@@ -71,7 +48,7 @@ def test_closed_by_a_signal_handler(what: str) -> None:
             runtime.close()
             assert time.monotonic() - began < 5
 
-        hit = nested_at(number + number % 3, function, handler)
+        hit = between(number + number % 3, function, handler)
         runtime.close()
         assert not runtime._shared.cores
         if stream is not None:

@@ -63,6 +63,7 @@ from runtime.events import (
     StreamStopped,
     ToolCallConfirmation,
 )
+from support.interrupts import between, press_ctrl_c
 
 LONG = 10.0  # seconds after which something will never happen
 PROMPT = 0.25  # seconds from a cancel to the end of the consumer's loop; tests/runtime/test_cancel.py measures 0.05
@@ -144,6 +145,7 @@ class Scenario:
     hinge: Point | None = None  # the call that ``reason`` hangs on: when it fails, the end is normal
     answer: Callable[[ElicitationRequest], Answer] = lambda request: Answer("accept", {"n": 1})
     more: int = 0  # turns that are granted, once
+    interrupted: bool = False  # Ctrl-C comes into each answer, at another point each time; then it is given again
     decision: Callable[[ToolCallConfirmation], Decision] = lambda request: Decision(True)
 
 
@@ -556,13 +558,11 @@ class Run:
         self.outside.reach("consumer", functools.partial(self._be_absent, stream))
         if isinstance(event, ElicitationRequest):
             answer = self.scenario.answer(event)
-            with contextlib.suppress(NotPending):  # the stream was cancelled meanwhile
-                stream.respond(event, answer.action, answer.content)
+            self._answer(stream, event, lambda: stream.respond(event, answer.action, answer.content))
             self.outside.reach("consumer answered", functools.partial(self._be_absent, stream))
         elif isinstance(event, MaxIterationsReached) and event.request_id:
             first = sum(isinstance(each, MaxIterationsReached) for each in self.events) == 1
-            with contextlib.suppress(NotPending):
-                stream.extend(event, self.scenario.more if first else 0)
+            self._answer(stream, event, lambda: stream.extend(event, self.scenario.more if first else 0))
             self.outside.reach("consumer answered", functools.partial(self._be_absent, stream))
         elif isinstance(event, Paused):
             with contextlib.suppress(NotRunning):
@@ -570,12 +570,23 @@ class Run:
             self.outside.reach("consumer resumed", functools.partial(self._be_absent, stream))
         elif isinstance(event, ToolCallConfirmation):
             decision = self.scenario.decision(event)
-            with contextlib.suppress(NotPending):
-                if decision.approved:
-                    stream.approve(event, decision.scope)
-                else:
-                    stream.reject(event, decision.reason)
+            if decision.approved:
+                self._answer(stream, event, lambda: stream.approve(event, decision.scope))
+            else:
+                self._answer(stream, event, lambda: stream.reject(event, decision.reason))
             self.outside.reach("consumer decided", functools.partial(self._be_absent, stream))
+
+    def _answer(self, stream: EventStream, event: Event, give: Callable[[], object]) -> None:
+        """Interrupted, an answer has arrived, or its question waits: or the run comes to no end."""
+        if self.scenario.interrupted:
+            target = self.outside.target
+            number = 5 * len(self.events) + (0 if target is None else 3 * target.number + len(target.name))
+            with contextlib.suppress(NotPending, KeyboardInterrupt):
+                between(number % 60, give, press_ctrl_c)
+            if event not in stream.pending:
+                return
+        with contextlib.suppress(NotPending):  # the stream was cancelled meanwhile
+            give()
 
     def _be_absent(self, stream: EventStream) -> None:
         """A consumer that stands still: cancelled by another thread, the stream has to end without it."""
@@ -594,9 +605,10 @@ class Run:
 
     def _look_at_result(self, stream: EventStream) -> None:
         try:
-            stream.result()
+            self.stuck = stream.result().stuck
         except RunError as error:
             self.result_error = error
+            self.stuck = error.stuck
 
 
 def _closes(channel: Channel[Any], timeout: float) -> bool:
