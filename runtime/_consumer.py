@@ -43,7 +43,7 @@ def consumer_call(
     core: StreamCore,
     made: ToolCall,
     tool: Tool,
-    arguments: Mapping[str, Any],
+    values: Mapping[str, Any],
     token: CancelToken,
     inbox: Channel[Any],
     begun: Callable[[], None],
@@ -62,7 +62,7 @@ def consumer_call(
         begun()
         value, error = None, None
         try:
-            value = core.context.copy().run(run_tool, tool, arguments, context)
+            value = core.context.copy().run(run_tool, tool, values, context)
         except BaseException as caught:
             error = caught
             if not isinstance(caught, (Exception, Cancelled)):  # the consumer's own, as if it had not iterated

@@ -29,16 +29,30 @@ from ._errors import BadArguments, describe
 from ._firing import Firings
 from ._hooks import NOTHING, HookResult
 from ._results import cut, run_tool, run_tool_async
+from ._spelling import spelled
 from ._traffic import ConsumerCall
 from .agent import Agent
 from .permissions import Decision, Rule, decide
 from .session import Message, ToolCall
 from .tool import Answer, Tool, ToolResult
 
-#: A call that can be made, or the result of one that cannot.
-_Read: TypeAlias = "tuple[Tool, dict[str, Any]] | ToolResult"
 _OVER: Final = "the call that asked is over"
 _DROPPED: Final = "the call that asked does not wait for the answer any more"
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A call that can be made: its arguments as the model, or a hook, gave them; the ``values`` that the tool gets; and
+    these as patterns and the user see them, ``shown``. What is asked about is what runs: all three are made at once.
+    """
+
+    tool: Tool
+    arguments: Mapping[str, Any]
+    values: Mapping[str, Any]
+    shown: Mapping[str, Any]
+
+
+_Read: TypeAlias = _Ready | ToolResult  # or the result of a call that cannot be made
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +78,7 @@ class _Running:
     """A call under way. It has a ``task`` while its tool runs, and an ``errand`` where that is on the consumer."""
 
     call: ToolCall
-    tool: Tool
-    arguments: Mapping[str, Any]
+    ready: _Ready
     token: CancelToken
     task: Call | None = None
     errand: ConsumerCall | None = None
@@ -88,9 +101,8 @@ class _Running:
             self.deadline, self.left = time.monotonic() + self.left, None
 
     @property
-    def known(self) -> dict[str, Any]:
-        """The arguments that the tool will get, for a pattern or a user to see."""
-        return {**self.tool.defaults, **self.arguments}
+    def tool(self) -> Tool:
+        return self.ready.tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +203,9 @@ class _Turn:
         if isinstance(prepared, ToolResult):
             self._end(call, prepared)
         else:
-            tool, arguments = prepared
-            token = self.core.token if tool.timeout is None else CancelToken(self.core.token)
-            running = self.running[call.id] = _Running(call, tool, arguments, token, left=tool.timeout)
+            timeout = prepared.tool.timeout
+            token = self.core.token if timeout is None else CancelToken(self.core.token)
+            running = self.running[call.id] = _Running(call, prepared, token, left=timeout)
             self._fire("pre_tool_use", running, self._checked)
 
     def _fire(self, point: str, running: _Running, then: Callable[[_Running, HookResult], None], **fields: Any) -> None:
@@ -203,7 +215,7 @@ class _Turn:
             lambda result: then(running, result),
             tool_name=running.tool.name,
             tool_use_id=running.call.id,
-            tool_input=running.arguments,
+            tool_input=running.ready.arguments,
             **fields,
         )
 
@@ -215,18 +227,19 @@ class _Turn:
             self._end(running.call, _refusal(reason))
             return
         if hooks.updated_input is not None:
-            running.arguments = dict(hooks.updated_input)
-            check = running.tool, running.arguments, self.core.token
-            wrong = self.core.calls.run("checking the arguments", _wrong, *check)
-            if wrong:
-                self._end(running.call, ToolResult(f"a hook changed the arguments: {wrong}", is_error=True))
+            changed = running.tool, hooks.updated_input, self.core.token
+            read = self.core.calls.run("checking the arguments", _ready, *changed)
+            if isinstance(read, ToolResult):
+                self._end(running.call, replace(read, content=f"a hook changed the arguments: {read.content}"))
                 return
+            running.ready = read
         self._permit(running)
 
     def _permit(self, running: _Running) -> None:
         """Start it, ask first, or refuse it."""
         core, tool = self.core, running.tool
-        verdict, rule = decide(core.permissions, tool.names, running.known, read_only=tool.read_only)
+        said = core.permissions, tool.names, running.ready.shown
+        verdict, rule = decide(*said, agent=core.agent.name, read_only=tool.read_only)
         if verdict == "allow":
             self._settle(running, Decision(True, reason=_why(rule, tool)))
         elif verdict == "deny":
@@ -255,7 +268,12 @@ class _Turn:
 
         ask = running.ask = Ask(core, core.root, running, running.call, settled)
         ask.event = events.ToolCallConfirmation(
-            running.call, ask.id, running.known, running.tool.destructive, **core.tags
+            running.call,
+            ask.id,
+            running.ready.shown,
+            running.tool.destructive,
+            running.tool.server,
+            **core.tags,
         )
         core.shared.confirmations.register(ask, core.shared.answer_timeout)
         core.shared.bridge.send(ask.event, to=core.events, cancel=core.token)
@@ -286,11 +304,11 @@ class _Turn:
 
     def _remember(self, message: _Decided) -> None:
         """What is approved for longer than once holds for the whole conversation: for the session of the outermost
-        stream, whose consumer has said so.
+        stream, whose consumer has said so. A tool is that of its owner: its server, or else its agent.
         """
-        decision, log = message.decision, self.core.root.log
+        decision, log, tool = message.decision, self.core.root.log, message.running.tool
         if decision.approved and decision.scope == "tool":
-            log.allow(Rule.exactly(message.running.tool.names[-1]))
+            log.allow(Rule.exactly(tool.names[-1], "" if tool.server else self.core.agent.name))
         elif decision.approved and decision.scope == "session":
             log.allow(None)
 
@@ -299,13 +317,13 @@ class _Turn:
         if tool.on == "consumer":
             begun = posting(self.inbox, _Resumed(running))
             running.errand, running.task = consumer_call(
-                core, running.call, tool, running.arguments, running.token, self.inbox, begun
+                core, running.call, tool, running.ready.values, running.token, self.inbox, begun
             )
             core.emit(running.errand)
             return
         context = Context(core, running.call, self.inbox, running.token)
         run = run_tool_async if tool.is_async else run_tool
-        running.task = core.calls.start(f"tool {tool.name}", self.inbox, run, tool, running.arguments, context)
+        running.task = core.calls.start(f"tool {tool.name}", self.inbox, run, tool, running.ready.values, context)
         running.resume()
 
     def _ran(self, running: _Running, result: ToolResult) -> None:
@@ -477,16 +495,22 @@ def _prepare(call: ToolCall, finish: str | None, tools: Mapping[str, Tool], canc
     arguments = call.parsed
     if arguments is None:
         return ToolResult(call.problem, is_error=True)
-    wrong = _wrong(tool, arguments, cancel)
-    return ToolResult(wrong, is_error=True) if wrong else (tool, arguments)
+    return _ready(tool, arguments, cancel)
 
 
-def _wrong(tool: Tool, arguments: Mapping[str, Any], cancel: CancelToken) -> str:
-    """What is wrong with the arguments, if anything is."""
+def _ready(tool: Tool, arguments: Mapping[str, Any], cancel: CancelToken) -> _Read:
+    """The arguments, held against the schema of the tool and made into what it takes; or what is wrong with them."""
+    checked = arguments
     if tool.nullable:
-        arguments = {k: v for k, v in arguments.items() if v is not None or k not in tool.nullable}
-    found = tool.schema.problems(arguments, cancel=cancel)
-    return f"wrong arguments for {tool.name}: {'; '.join(found)}" if found else ""
+        checked = {k: v for k, v in arguments.items() if v is not None or k not in tool.nullable}
+    found = tool.schema.problems(checked, cancel=cancel)
+    if found:
+        return ToolResult(f"wrong arguments for {tool.name}: {'; '.join(found)}", is_error=True)
+    try:
+        values = tool.values(arguments)
+    except BadArguments as error:
+        return ToolResult(describe(error), is_error=True)
+    return _Ready(tool, arguments, values, spelled({**tool.defaults, **values}))
 
 
 def _why(rule: Rule | None, tool: Tool) -> str:

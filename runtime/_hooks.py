@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import json
 import os
 import shlex
-import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from channels import CancelToken
 
 from ._checks import is_number
 from ._errors import HookFailed
+from ._hook_answers import read_answer
+from ._hook_commands import run_command
 from .usage import Usage
-
-if TYPE_CHECKING:
-    import subprocess
 
 #: The hook points, and what a hook may answer there besides a reason.
 HOOK_POINTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -161,14 +158,23 @@ class Hook:
         """The call to make, as a plain or a coroutine function. ``cancel`` ends a command."""
         target = self.target
         if not callable(target):
-            return lambda: _run_command(target, given, self.timeout, cancel)
+            return lambda: self._run(target, given, cancel)
         if inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None)):  # noqa: B004
 
             async def call() -> Any:
-                return await target(given)
+                return _kept(await target(_private(given)))
 
             return call
-        return lambda: target(given)
+        return lambda: _kept(target(_private(given)))
+
+    def _run(self, command: Command, given: HookInput, cancel: CancelToken | None) -> HookResult:
+        """Exit status 0: go on, or what JSON on standard output says; 2: block, with standard error as the reason."""
+        ended = run_command(command, given.to_dict(), given.cwd, self.timeout, cancel)
+        if ended.status == 2:
+            return HookResult(block=True, reason=ended.err.strip())
+        if ended.status != 0:
+            raise HookFailed(f"exit status {ended.status}: {ended.err.strip() or 'nothing on standard error'}")
+        return HookResult(**read_answer(ended.out, HOOK_POINTS[given.hook_event_name]))
 
     def result(self, point: str, value: Any) -> HookResult:
         """What the hook answered at ``point``. Raises `HookFailed`."""
@@ -213,38 +219,16 @@ class Hooks:
         return [hook for hook in hooks if hook.matches(tool_name)]
 
 
-def _run_command(command: Command, given: HookInput, timeout: float, cancel: CancelToken | None) -> HookResult:
-    """Exit status 0: go on, or what JSON on standard output says; 2: block, with standard error as the reason."""
-    import subprocess  # a tenth of what importing this package takes, and few agents have commands
+def _private(given: HookInput) -> HookInput:
+    """With a copy of the arguments: what a hook does to them reaches neither the tool nor the other hooks."""
+    return given if given.tool_input is None else replace(given, tool_input=deepcopy(given.tool_input))
 
-    process = subprocess.Popen(
-        command,
-        shell=isinstance(command, str),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=given.cwd or None,
-        start_new_session=True,  # so that what the shell started dies with it
-    )
-    with process, contextlib.ExitStack() as stack:
-        if cancel is not None:
-            stack.enter_context(cancel.on_cancel(lambda: _kill(process)))
-        try:
-            out, err = process.communicate(json.dumps(given.to_dict(), default=str), timeout=timeout)
-        except BaseException:
-            _kill(process)
-            raise
-    if process.returncode == 2:
-        return HookResult(block=True, reason=err.strip())
-    if process.returncode != 0:
-        raise HookFailed(f"exit status {process.returncode}: {err.strip() or 'nothing on standard error'}")
-    if not out.lstrip().startswith("{"):
-        return HookResult()
-    try:
-        return HookResult(**json.loads(out))
-    except (ValueError, TypeError) as error:
-        raise HookFailed(f"its output is not a hook result: {error}") from error
+
+def _kept(value: Any) -> Any:
+    """What a hook has answered, which it cannot change any more."""
+    if isinstance(value, HookResult) and isinstance(value.updated_input, Mapping):
+        return replace(value, updated_input=deepcopy(value.updated_input))
+    return value
 
 
 def _working_directory() -> str:
@@ -252,11 +236,3 @@ def _working_directory() -> str:
         return os.getcwd()
     except OSError:  # it was removed
         return ""
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()

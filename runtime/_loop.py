@@ -218,7 +218,7 @@ def _begin(core: StreamCore) -> list[str]:
 
 def _tools(core: StreamCore) -> dict[str, Tool]:
     """The tools that the agent has now, by name. Toolsets are started with the first stream that needs them."""
-    tools: dict[str, Tool] = {tool.name: tool for tool in core.agent.tools}  # type: ignore[union-attr, misc]
+    tools: dict[str, Tool] = {tool.name: tool for tool in core.agent.made_tools}
     for toolset in core.agent.toolsets:
         name = getattr(toolset, "name", None) or type(toolset).__name__
         starts = not core.shared.toolsets.is_started(toolset)

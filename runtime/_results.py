@@ -35,9 +35,9 @@ def result_of(value: Any) -> ToolResult:
     return ToolResult(_text(value))
 
 
-def run_tool(tool: Tool, arguments: Mapping[str, Any], context: CallContext) -> Any:
+def run_tool(tool: Tool, values: Mapping[str, Any], context: CallContext) -> Any:
     """Call the tool's function, where foreign code may run; its result, or an awaitable of it."""
-    value = tool.function(**tool.bind(arguments, context))
+    value = tool.function(**tool.bind(values, context))
     if not inspect.isawaitable(value):
         return result_of(value)
     if tool.on == "consumer":
@@ -47,9 +47,9 @@ def run_tool(tool: Tool, arguments: Mapping[str, Any], context: CallContext) -> 
     return _result_of(value)
 
 
-async def run_tool_async(tool: Tool, arguments: Mapping[str, Any], context: CallContext) -> ToolResult:
+async def run_tool_async(tool: Tool, values: Mapping[str, Any], context: CallContext) -> ToolResult:
     """The same for a coroutine function."""
-    return result_of(await tool.function(**tool.bind(arguments, context)))
+    return result_of(await tool.function(**tool.bind(values, context)))
 
 
 async def _result_of(value: Awaitable[Any]) -> ToolResult:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from ._schema import properties_of
 from .agent import Agent
+from .permissions import Permissions
 
 
 class Roster:
@@ -55,6 +57,22 @@ class Roster:
     def _look_up(self, name: str) -> Agent | None:
         found = self._agents.get(name)
         return self._above._look_up(name) if found is None and self._above is not None else found
+
+    def check(self, permissions: Permissions) -> None:
+        """Raise `ValueError` for a pattern that can match no call, since the tool has no such argument. Only what is
+        sure: tools of toolsets are not known yet, and other tools may take more than they say.
+        """
+        taken: dict[str, set[str] | None] = {}
+        for agent in self._agents.values():
+            for tool in agent.made_tools:
+                strict = tool.parameters.get("additionalProperties") is False
+                before = taken.setdefault(tool.name, set())
+                if before is not None:
+                    taken[tool.name] = before | set(properties_of(tool.parameters)) if strict else None
+        for name, known in taken.items():
+            others = (agent for agent in self._agents.values() if agent.toolsets)
+            if known is not None and all(name in (tool.name for tool in agent.made_tools) for agent in others):
+                permissions.check(name, sorted(known))
 
     def of(self, agent: Agent) -> Roster:
         """The roster of a stream that begins with ``agent``: this one, where it belongs to it."""

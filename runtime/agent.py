@@ -107,6 +107,11 @@ class Agent:
         object.__setattr__(self, "tools", tools)
         object.__setattr__(self, "toolsets", toolsets)
 
+    @property
+    def made_tools(self) -> tuple[Tool, ...]:
+        """Its ``tools``, those that were given as functions too."""
+        return self.tools  # type: ignore[return-value]
+
     def __repr__(self) -> str:
         return f"<Agent {self.name!r} on {self.model.id}>"
 

@@ -119,7 +119,11 @@ class ToolCallStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class ToolCallConfirmation(Event):
-    """A tool call waits for `EventStream.approve` or `reject`. ``arguments`` are what the tool will get."""
+    """A tool call waits for `EventStream.approve` or `reject`.
+
+    ``arguments`` are what the tool will get, after hooks and with defaults; ``server`` is the MCP server that the tool
+    is of, if it is.
+    """
 
     type: ClassVar[str] = "tool_call_confirmation"
 
@@ -127,6 +131,7 @@ class ToolCallConfirmation(Event):
     confirmation_id: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     destructive: bool = False
+    server: str = ""
 
 
 @dataclass(frozen=True, slots=True)

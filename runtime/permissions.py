@@ -2,26 +2,27 @@
 
 A pattern names a tool, and may name arguments: ``shell``, ``read_*``, ``shell:cmd=git*``, ``copy:to=/etc/*:force=*``.
 Patterns are those of the shell (``*``, ``?``, ``[a-z]``; ``*`` spans everything, line breaks too) and are held against
-the parsed values that the tool gets, never against the JSON that the model wrote: there is more than one way to write a
-value. The tools of an MCP server are also known as ``mcp:SERVER:TOOL``, and all of them as ``mcp:SERVER``.
+the values that the tool gets, in the one spelling of `_spelling`, never against what the model wrote: there is more
+than one way to write a value. Where ``:NAME=`` is part of a value, it is written ``[:]NAME=``. The tools of an MCP
+server are also known as ``mcp:SERVER:TOOL``, and all of them as ``mcp:SERVER``.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from ._checks import check
+from ._spelling import as_text
 
 Scope: TypeAlias = Literal["once", "tool", "session"]
 Verdict: TypeAlias = Literal["allow", "ask", "deny"]
 
 _NO_NAME = re.compile(r"[\s(),:=]")  # as in shell(rm*) or shell:rm*, which other programs understand
-_ARGUMENT = re.compile(r":(\w+)=")  # where an argument begins; a colon by itself may be part of a name or a value
+_ARGUMENT = re.compile(r":([\w.$-]+)=")  # where an argument begins; a colon by itself may be part of a name or a value
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,15 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One pattern: for the tool's name, and for some of its arguments, all of which have to match."""
+    """One pattern: for the tool's name, and for some of its arguments, all of which have to match.
+
+    With ``agent`` it is for the calls of the agent of this name alone: what a user has approved for one agent's tool is
+    not approved for a tool of the same name that another agent has.
+    """
 
     tool: str
     arguments: tuple[tuple[str, str], ...] = ()
+    agent: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Rule:
@@ -54,26 +60,42 @@ class Rule:
         matches would deny nothing.
         """
         tool, *rest = _ARGUMENT.split(text)
-        if not tool or (_NO_NAME.search(tool) and not tool.startswith("mcp:")):
+        if not tool or (_NO_NAME.search(tool) and not tool.startswith("mcp:")) or "=" in tool:
             raise ValueError(f"a permission is TOOL or TOOL:ARGUMENT=PATTERN, such as 'shell:cmd=git*', not {text!r}")
         return cls(tool, tuple(zip(rest[::2], rest[1::2], strict=True)))
 
     @classmethod
-    def exactly(cls, name: str) -> Rule:
+    def exactly(cls, name: str, agent: str = "") -> Rule:
         """The rule for the tool ``name``, whatever characters are in it."""
-        return cls(re.sub(r"([*?[])", r"[\1]", name))
+        return cls(re.sub(r"([*?[])", r"[\1]", name), agent=agent)
 
-    def matches(self, names: Sequence[str], arguments: Mapping[str, Any], *, ignore_case: bool) -> bool:
-        """Whether it is about a call with ``arguments`` of the tool known by ``names``."""
+    def matches(
+        self, names: Sequence[str], arguments: Mapping[str, Any], *, agent: str = "", ignore_case: bool
+    ) -> bool:
+        """Whether it is about a call by ``agent``, with these `spelled` ``arguments``, of a tool known by ``names``."""
+        if self.agent and self.agent != agent:
+            return False
         if not any(_fits(name, self.tool, ignore_case) for name in names):
             return False
         return all(
-            name in arguments and _fits(_text(arguments[name]), pattern, ignore_case)
+            name in arguments and _fits(as_text(arguments[name]), pattern, ignore_case)
             for name, pattern in self.arguments
         )
 
     def __str__(self) -> str:
-        return self.tool + "".join(f":{name}={pattern}" for name, pattern in self.arguments)
+        said = self.tool + "".join(f":{name}={pattern}" for name, pattern in self.arguments)
+        return f"{said} (of agent {self.agent})" if self.agent else said
+
+    def check(self, name: str, known: Collection[str]) -> None:
+        """Raise `ValueError` where it is for the tool ``name``, which has no argument that is named here: it would
+        match no call, and deny nothing.
+        """
+        for each, _ in self.arguments:
+            if self.tool == name and each not in known:
+                raise ValueError(
+                    f"the permission {str(self)!r} matches no call: {name} has no argument {each!r}; it has:"
+                    f" {', '.join(known) or 'none'} (where ':{each}=' is part of a value, write '[:]{each}=')"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +123,31 @@ class Permissions:
             object.__setattr__(self, name, rules)
         check("approve_all", self.approve_all, bool, "True or False")  # "no" would approve everything
 
+    def check(self, name: str, known: Collection[str]) -> None:
+        """Raise `ValueError` for a pattern that matches no call of the tool ``name``, whose arguments are known."""
+        for rule in (*self.allow, *self.ask, *self.deny):
+            assert isinstance(rule, Rule)
+            rule.check(name, known)
+
 
 def decide(
-    levels: Sequence[Permissions], names: Sequence[str], arguments: Mapping[str, Any], *, read_only: bool
+    levels: Sequence[Permissions],
+    names: Sequence[str],
+    arguments: Mapping[str, Any],
+    *,
+    agent: str = "",
+    read_only: bool,
 ) -> tuple[Verdict, Rule | None]:
     """What becomes of a call, and the rule that says so. ``levels`` are in order, the one that counts most first.
+    ``arguments`` are `spelled`.
 
     A deny at any level wins, also over ``approve_all``. Then the first level that allows or asks decides; within one,
     ``allow`` comes before ``ask``. What none speaks of is free when it only reads, and asked about otherwise.
     """
 
     def first(rules: Iterable[Any], *, ignore_case: bool = True) -> Rule | None:
-        return next((rule for rule in rules if rule.matches(names, arguments, ignore_case=ignore_case)), None)
+        call = names, arguments
+        return next((rule for rule in rules if rule.matches(*call, agent=agent, ignore_case=ignore_case)), None)
 
     for level in levels:
         if rule := first(level.deny):
@@ -131,21 +166,3 @@ def _fits(text: str, pattern: str, ignore_case: bool) -> bool:
     if ignore_case:
         text, pattern = text.casefold(), pattern.casefold()
     return fnmatch.fnmatchcase(text, pattern)
-
-
-def _text(value: Any) -> str:
-    """``value`` as a pattern sees it: text as it is, everything else as JSON, written in one way only."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(_canonical(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-
-
-def _canonical(value: Any) -> Any:
-    """The same value, with 5.0 and 5e0 as 5."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, Mapping):
-        return {key: _canonical(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_canonical(item) for item in value]
-    return value

@@ -84,6 +84,9 @@ class Runtime:
             raise ValueError(f"result_limit is a whole number of characters, or None for all, not {result_limit!r}")
         check("permissions", permissions or Permissions(), Permissions, "made with Permissions(allow=[...], ...)")
         self._team = agent if isinstance(agent, Team) else Team((agent,))
+        roster = Roster(self._team.agents)
+        for level in (permissions or Permissions(), self._team.permissions):
+            roster.check(level)
         self._shared = Shared(
             helpers=HelperPool(executor),
             loop=_default_loop,
@@ -97,7 +100,7 @@ class Runtime:
             result_limit=result_limit,
             result_files=ResultFiles(result_directory),
             titles=titles,
-            roster=Roster(self._team.agents),
+            roster=roster,
             run=_loop.run,
         )
 
@@ -117,7 +120,8 @@ class Runtime:
         Starts one thread, and returns at once. With ``interactive=False`` there is nobody to answer questions and to
         approve tool calls: they are declined, and the model is told why. ``budget`` holds beside that of the agent.
         ``output_type`` takes the place of the agent's. ``record`` is a file, or a `Recording`, to write what happens
-        to, secrets left out; one that is there is replaced. Raises `SessionBusy` while another stream runs on the
+        to, secrets left out; one that is there is replaced. Raises `ValueError` for a permission of the
+        session that can match no call, `SessionBusy` while another stream runs on the
         session, `TypeError` for an ``output_type`` that JSON cannot be made into, `OSError` where the record cannot be
         written. Context variables of the caller are seen in tools, hooks and models.
         """
@@ -125,6 +129,7 @@ class Runtime:
             raise RuntimeError("the runtime is closed")
         check("what to run", session, Session, "a Session, such as Session.from_user('hello')")
         check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
+        self._shared.roster.check(session.permissions)
         return open_stream(
             self._shared,
             self._team.root,

@@ -275,7 +275,10 @@ class Session:
     def from_dict(cls, data: Mapping[str, Any]) -> Session:
         """The session that `to_dict` wrote."""
         rules = {
-            name: [Rule(each["tool"], tuple((key, value) for key, value in each["arguments"])) for each in said]
+            name: [
+                Rule(each["tool"], tuple((key, value) for key, value in each["arguments"]), each.get("agent", ""))
+                for each in said
+            ]
             for name, said in data["permissions"].items()
             if name != "approve_all"
         }

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, get_args, overload, runtime_checkable
 from ._annotations import hints_of, is_method, signature_of
 from ._checks import check, check_items, is_number
 from ._docstrings import read as read_docstring
-from ._errors import BadArguments
+from ._errors import BadArguments, describe
 from ._schema import Schema, properties_of
 from ._sound import sound, well_formed
 from .model import ToolDefinition
@@ -117,6 +117,8 @@ class Tool:
             raise ValueError(f"the timeout of tool {name!r} is a number of seconds above 0, not {timeout!r}")
         if result_limit is not None and not is_number(result_limit, least=1, whole=True):
             raise ValueError(f"the result_limit of tool {name!r} is a whole number of characters, not {result_limit!r}")
+        if name.startswith("mcp:") or ":" in server:  # it would pass for a tool of another server
+            raise ValueError(f"no tool is named 'mcp:...', and no server has a colon in its name: {server!r}, {name!r}")
         self.name = name
         self.function = function
         self.description = well_formed(description)
@@ -134,6 +136,7 @@ class Tool:
         self.convert = convert
         self.nullable: frozenset[str] = frozenset()  # arguments that may be null beside what `parameters` says
         self.unbound = False  # a method, without the object that it is called on
+        self.given: Mapping[str, Any] = {}  # what its own code gives to arguments that a call leaves out
         self.is_async = inspect.iscoroutinefunction(function)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(
@@ -160,17 +163,18 @@ class Tool:
     def defaults(self) -> dict[str, Any]:
         """What the arguments are that a call leaves out, as far as that is known."""
         properties = properties_of(self.parameters).items()
-        return {name: schema["default"] for name, schema in properties if "default" in schema}
+        return {**{name: schema["default"] for name, schema in properties if "default" in schema}, **self.given}
 
-    def bind(self, arguments: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
-        """The keyword arguments of the call. Raises `BadArguments`."""
+    def values(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments as the function takes them. Foreign code. Raises `BadArguments`."""
         try:
-            bound = dict(arguments) if self.convert is None else self.convert(arguments)
+            return dict(arguments) if self.convert is None else self.convert(arguments)
         except Exception as error:
-            raise BadArguments(f"wrong arguments for {self.name}: {error}") from error
-        if self.context_parameter is not None:
-            bound[self.context_parameter] = context
-        return bound
+            raise BadArguments(f"wrong arguments for {self.name}: {describe(error)}") from error
+
+    def bind(self, values: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
+        """The keyword arguments of the call: the `values`, and the context where it takes one."""
+        return dict(values) if self.context_parameter is None else {**values, self.context_parameter: context}
 
     def __get__(self, instance: object, owner: type | None = None) -> Tool:
         """Marked in a class, it is the tool of an object: ``Shop().sell``."""
@@ -263,6 +267,11 @@ def tool(
         )
         made.nullable = signature.nullable
         made.unbound = is_method(function)
+        made.given = {
+            each.name: each.default
+            for each in inspect.signature(function).parameters.values()
+            if each.default is not each.empty and each.name in signature.kinds
+        }
         return made
 
     return make if function is None else make(function)

@@ -157,7 +157,10 @@ def _replay(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupt
     except (OSError, ValueError) as error:
         raise CannotLoad(f"cannot replay {args.record}: {error}") from None
     if team is not None:
-        return _drive(args, team, recording.session(), None, terminal, interrupts)
+        session = recording.session()
+        if args.live_tools:  # the file may be a stranger's: what its session was allowed, the user here has not allowed
+            session = Session.from_dict({**session.to_dict(), "permissions": Session().to_dict()["permissions"]})
+        return _drive(args, team, session, None, terminal, interrupts)
     screen = Screen(terminal, recording.agent_name)
     problem = ""
     for event in recorded:
