@@ -239,7 +239,7 @@ class _Turn:
         """Start it, ask first, or refuse it."""
         core, tool = self.core, running.tool
         said = core.permissions, tool.names, running.ready.shown
-        verdict, rule = decide(*said, agent=core.agent.name, read_only=tool.read_only)
+        verdict, rule = decide(*said, owner=tool.owner, read_only=tool.read_only)
         if verdict == "allow":
             self._settle(running, Decision(True, reason=_why(rule, tool)))
         elif verdict == "deny":
@@ -304,11 +304,11 @@ class _Turn:
 
     def _remember(self, message: _Decided) -> None:
         """What is approved for longer than once holds for the whole conversation: for the session of the outermost
-        stream, whose consumer has said so. A tool is that of its owner: its server, or else its agent.
+        stream, whose consumer has said so. A tool is that of its owner.
         """
         decision, log, tool = message.decision, self.core.root.log, message.running.tool
         if decision.approved and decision.scope == "tool":
-            log.allow(Rule.exactly(tool.names[-1], "" if tool.server else self.core.agent.name))
+            log.allow(Rule.exactly(tool.names[-1], tool.owner))
         elif decision.approved and decision.scope == "session":
             log.allow(None)
 

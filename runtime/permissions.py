@@ -46,13 +46,13 @@ class Decision:
 class Rule:
     """One pattern: for the tool's name, and for some of its arguments, all of which have to match.
 
-    With ``agent`` it is for the calls of the agent of this name alone: what a user has approved for one agent's tool is
-    not approved for a tool of the same name that another agent has.
+    With ``owner`` it is for the tool of this owner alone (`Tool.owner`): what a user has approved for one tool is not
+    approved for another of the same name, which a sub-agent or a server may have.
     """
 
     tool: str
     arguments: tuple[tuple[str, str], ...] = ()
-    agent: str = ""
+    owner: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Rule:
@@ -65,15 +65,15 @@ class Rule:
         return cls(tool, tuple(zip(rest[::2], rest[1::2], strict=True)))
 
     @classmethod
-    def exactly(cls, name: str, agent: str = "") -> Rule:
+    def exactly(cls, name: str, owner: str = "") -> Rule:
         """The rule for the tool ``name``, whatever characters are in it."""
-        return cls(re.sub(r"([*?[])", r"[\1]", name), agent=agent)
+        return cls(re.sub(r"([*?[])", r"[\1]", name), owner=owner)
 
     def matches(
-        self, names: Sequence[str], arguments: Mapping[str, Any], *, agent: str = "", ignore_case: bool
+        self, names: Sequence[str], arguments: Mapping[str, Any], *, owner: str = "", ignore_case: bool
     ) -> bool:
-        """Whether it is about a call by ``agent``, with these `spelled` ``arguments``, of a tool known by ``names``."""
-        if self.agent and self.agent != agent:
+        """Whether it is about a call with these `spelled` ``arguments`` of a tool of ``owner``, known by ``names``."""
+        if self.owner and self.owner != owner:
             return False
         if not any(_fits(name, self.tool, ignore_case) for name in names):
             return False
@@ -84,7 +84,7 @@ class Rule:
 
     def __str__(self) -> str:
         said = self.tool + "".join(f":{name}={pattern}" for name, pattern in self.arguments)
-        return f"{said} (of agent {self.agent})" if self.agent else said
+        return f"{said} (of {self.owner})" if self.owner else said
 
     def check(self, name: str, known: Collection[str]) -> None:
         """Raise `ValueError` where it is for the tool ``name``, which has no argument that is named here: it would
@@ -135,7 +135,7 @@ def decide(
     names: Sequence[str],
     arguments: Mapping[str, Any],
     *,
-    agent: str = "",
+    owner: str = "",
     read_only: bool,
 ) -> tuple[Verdict, Rule | None]:
     """What becomes of a call, and the rule that says so. ``levels`` are in order, the one that counts most first.
@@ -147,7 +147,7 @@ def decide(
 
     def first(rules: Iterable[Any], *, ignore_case: bool = True) -> Rule | None:
         call = names, arguments
-        return next((rule for rule in rules if rule.matches(*call, agent=agent, ignore_case=ignore_case)), None)
+        return next((rule for rule in rules if rule.matches(*call, owner=owner, ignore_case=ignore_case)), None)
 
     for level in levels:
         if rule := first(level.deny):

@@ -276,7 +276,7 @@ class Session:
         """The session that `to_dict` wrote."""
         rules = {
             name: [
-                Rule(each["tool"], tuple((key, value) for key, value in each["arguments"]), each.get("agent", ""))
+                Rule(each["tool"], tuple((key, value) for key, value in each["arguments"]), each.get("owner", ""))
                 for each in said
             ]
             for name, said in data["permissions"].items()

@@ -160,6 +160,14 @@ class Tool:
         return (self.name, f"mcp:{self.server}", f"mcp:{self.server}:{self.name}") if self.server else (self.name,)
 
     @property
+    def owner(self) -> str:
+        """Whose it is: its server's, or the code's that it was made from. Two tools of one name may have two owners."""
+        if self.server:
+            return f"mcp:{self.server}"
+        code = self.function if hasattr(self.function, "__qualname__") else type(self.function)
+        return f"{code.__module__}.{code.__qualname__}"
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """What the arguments are that a call leaves out, as far as that is known."""
         properties = properties_of(self.parameters).items()
@@ -170,7 +178,8 @@ class Tool:
         try:
             return dict(arguments) if self.convert is None else self.convert(arguments)
         except Exception as error:
-            raise BadArguments(f"wrong arguments for {self.name}: {describe(error)}") from error
+            said = describe(error).removeprefix(f"{type(error).__name__}: ")  # which the model cannot do anything about
+            raise BadArguments(f"wrong arguments for {self.name}: {said}") from error
 
     def bind(self, values: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         """The keyword arguments of the call: the `values`, and the context where it takes one."""

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date, datetime
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
+from channels import Cancelled
 from runtime import (
     Agent,
     Decision,
     NotPending,
     Permissions,
+    Rule,
     Runtime,
     Session,
     Team,
     Tool,
     ToolContext,
+    _dispatch,
     tool,
 )
 from runtime.events import Event, StreamStopped, ToolCallConfirmation, ToolCallResponse, ToolCallStarted
@@ -128,7 +137,6 @@ def test_the_order(level: str, session: Any, team: Any, name: str, outcome: str)
     ("shell:cmd=a*:times=2", '{"cmd": "ab", "times": 2}', True),  # all of them have to match
     ("shell:cmd=a*:times=2", '{"cmd": "ab", "times": 3}', False),
     ("shell:cmd=http://*", '{"cmd": "http://x"}', True),  # colons in values
-    ("shell:nothing=*", '{"cmd": "x"}', False),
 ])  # fmt: skip
 def test_patterns_see_what_the_tool_gets(pattern: str, arguments: str, matches: bool) -> None:
     """Not the JSON that the model wrote: a deny must not be evaded by another spelling."""
@@ -413,7 +421,10 @@ def test_what_the_user_approves_holds_in_nested_streams_and_after_them() -> None
     with confirming([call("delegate")], turn("c"), tools=[delegate, shell], session=session) as (_, stream, [pending]):
         stream.approve(pending, "tool")
         assert [response for response, _ in responses(stream)] == ["ran a", "ran b", "inner done", "ran c"]
-    assert [str(rule) for rule in session.permissions.allow] == ["shell"]
+    [rule] = session.permissions.allow
+    assert isinstance(rule, Rule)
+    assert (rule.tool, rule.owner) == ("shell", f"{__name__}.shell")
+    assert Session.from_dict(session.to_dict()).permissions == session.permissions
 
 
 def test_a_deny_of_the_parent_holds_in_a_nested_stream() -> None:
@@ -421,3 +432,174 @@ def test_a_deny_of_the_parent_holds_in_a_nested_stream() -> None:
     delegate = delegating(turn("a"), turn("b"))
     with runtime_for([call("delegate")], tools=[delegate]) as runtime, runtime.run_stream(session) as stream:
         assert [error for _, error in responses(stream)] == [True, False, False]
+
+
+# -- what is asked is what runs ----------------------------------------------------------------------------------------
+
+
+def taking(annotation: Any, **more: Any) -> tuple[Tool, list[Any]]:
+    """A tool that takes ``x``, and what it got."""
+    got: list[Any] = []
+
+    def take(x: Any) -> str:
+        got.append(x)
+        return "took it"
+
+    take.__annotations__ = {"x": annotation, "return": str}
+    return tool(**more)(take), got
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(("annotation", "pattern", "written"), [
+    (date, "2026-12-24", ["2026-12-24", "20261224", "2026-W52-4"]),
+    (datetime, "2026-12-24T10:00:00Z", ["2026-12-24T10:00:00Z", "2026-12-24T11:00:00+01:00", "20261224T100000Z"]),
+    (Decimal, "1000", [1000, "1000", "1e3", "1_000", " 1000 "]),
+    (UUID, "12345678-1234-5678-1234-567812345678", ["12345678123456781234567812345678"]),
+    (Path, "/etc/passwd", ["/etc/passwd", "/etc//passwd", "/etc/./passwd"]),
+    (set[int], "[[]1,2[]]", [[1, 2], [2, 1], [2, 1, 2]]),
+    (int, "999", [999, 999.0]),
+    (dict[str, float], '{"a":5}', [{"a": 5}, {"a": 5.0}]),
+    (list[date], '[[]"2026-12-24"[]]', [["20261224"]]),
+    (Colour, "red", ["red"]),
+], ids=str)  # fmt: skip
+def test_a_pattern_sees_the_value_that_the_tool_gets_however_it_is_written(
+    annotation: Any, pattern: str, written: list[Any]
+) -> None:
+    take, got = taking(annotation)
+    calls = [call("take", json.dumps({"x": each}), id=str(i), index=i) for i, each in enumerate(written)]
+    session = Session.from_user("go")
+    denied = Permissions(approve_all=True, deny=[f"take:x={pattern}"])
+    with runtime_for(calls, tools=[take], permissions=denied) as runtime:
+        runtime.run(session)
+    assert [text.startswith("this call was rejected") for text in results(session)] == [True] * len(written)
+    assert not got
+
+
+def test_a_pattern_sees_the_default_of_an_argument_that_is_left_out() -> None:
+    @tool
+    def find(text: str | None = None) -> str:
+        return repr(text)
+
+    session = Session.from_user("go")
+    calls = [call("find", "{}", id="1"), call("find", '{"text": null}', id="2", index=1)]
+    denied = Permissions(approve_all=True, deny=["find:text=null"])
+    with runtime_for(calls, tools=[find], permissions=denied) as runtime:
+        runtime.run(session)
+    assert all(text.startswith("this call was rejected") for text in results(session))
+
+
+def test_the_user_is_asked_about_the_value_that_the_tool_gets() -> None:
+    """What the consumer does to the event's arguments changes nothing."""
+    take, got = taking(set[int])
+    with confirming([call("take", '{"x": [2, 1, 2]}')], tools=[take]) as (_, stream, [pending]):
+        assert pending.arguments == {"x": [1, 2]}
+        pending.arguments["x"].append(3)
+        stream.approve(pending)
+        assert responses(stream) == [("took it", False)]
+    assert got == [{1, 2}]
+
+
+def test_a_value_is_made_once_and_runs_as_it_was_approved() -> None:
+    made: list[int] = []
+
+    def convert(arguments: Any) -> dict[str, Any]:
+        made.append(arguments["x"])
+        return {"x": f"value {len(made)}"}
+
+    take = Tool("take", lambda x: x, convert=convert)
+    with confirming([call("take", '{"x": 1}')], tools=[take]) as (_, stream, [pending]):
+        stream.approve(pending)
+        assert responses(stream) == [("value 1", False)]
+    assert made == [1]
+
+
+@pytest.mark.parametrize(("pattern", "says"), [
+    ("shell:command=rm*", "shell has no argument 'command'; it has: cmd, times"),
+    ("shell:cmd=*:token=*", r"where ':token=' is part of a value, write '\[:\]token='"),
+])  # fmt: skip
+def test_a_pattern_that_can_match_no_call_is_an_error(pattern: str, says: str) -> None:
+    """It would deny nothing."""
+    with pytest.raises(ValueError, match=says):
+        runtime_for(permissions=Permissions(deny=[pattern]))
+    with pytest.raises(ValueError, match=says):
+        Runtime(Team([Agent("a", Scripted(), tools=[shell])], permissions=Permissions(ask=[pattern])))
+    with runtime_for() as runtime, pytest.raises(ValueError, match=says):
+        runtime.run_stream(Session.from_user("go", permissions=Permissions(deny=[pattern])))
+
+
+def test_a_value_may_hold_what_looks_like_an_argument() -> None:
+    session = Session.from_user("go", permissions=Permissions(approve_all=True, deny=["shell:cmd=*[:]token=*"]))
+    with runtime_for([call("shell", '{"cmd": "curl http://h/x:token=1"}')]) as runtime:
+        runtime.run(session)
+    assert results(session)[0].startswith("this call was rejected")
+
+
+def test_names_of_arguments_may_have_hyphens_and_dots() -> None:
+    schema = {"type": "object", "properties": {"file-path": {"type": "string"}, "a.b": {"type": "string"}}}
+    write = Tool("write", lambda **given: "written", parameters=schema)
+    calls = [
+        call("write", '{"file-path": "/etc/passwd"}', id="1"),
+        call("write", '{"a.b": "/etc/passwd"}', id="2", index=1),
+        call("write", '{"a.b": "/tmp/x"}', id="3", index=2),
+    ]
+    denied = Permissions(approve_all=True, deny=["write:file-path=/etc/*", "write:a.b=/etc/*"])
+    session = Session.from_user("go")
+    with runtime_for(calls, tools=[write], permissions=denied) as runtime:
+        runtime.run(session)
+    assert [text.startswith("this call was rejected") for text in results(session)] == [True, True, False]
+
+
+def test_no_tool_passes_for_that_of_another_server() -> None:
+    with pytest.raises(ValueError, match="no tool is named 'mcp:"):
+        Tool("mcp:trusted:read", print)
+    with pytest.raises(ValueError, match="no server has a colon"):
+        Tool("read", print, server="trusted:read")
+
+
+def namesake() -> Tool:
+    return Tool("shell", lambda cmd, times=1: f"another {cmd}", parameters=shell.parameters)
+
+
+@pytest.mark.parametrize("other", [namesake, lambda: Tool("shell", print, parameters=shell.parameters, server="s")])
+def test_an_approval_for_a_tool_is_not_for_its_namesake(other: Any) -> None:
+    """Of a sub-agent, or of a server."""
+    sub = Agent("sub", Scripted(turn("b"), say("sub done")), tools=[other()])
+    task = call("transfer_task", '{"agent": "sub", "task": "go"}', id="t")
+    root = Agent("root", Scripted(turn("a"), [task], turn("c"), say("ok")), tools=[shell], sub_agents=[sub])
+    asked = []
+    with Runtime(root) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        for event in stream:
+            if isinstance(event, ToolCallConfirmation):
+                asked.append((event.agent_name, event.server))
+                if event.agent_name == "root":
+                    stream.approve(event, "tool")
+                else:
+                    stream.reject(event)
+    assert asked == [("root", ""), ("sub", other().server)]
+
+
+def test_what_the_user_approves_too_late_for_the_call_holds_for_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream ends between the answer and the worker's look at it."""
+    waits = _dispatch._Turn._wait
+
+    def wait(turn: Any) -> None:
+        ask = next((each.ask for each in turn.running.values() if each.ask is not None), None)
+        if ask is None:
+            waits(turn)
+            return
+        assert answered.wait(10)
+        raise Cancelled("the stream ends now")
+
+    monkeypatch.setattr(_dispatch._Turn, "_wait", wait)
+    answered = threading.Event()
+    session = Session.from_user("go")
+    with runtime_for(turn("a")) as runtime, runtime.run_stream(session) as stream:
+        for event in stream:
+            if isinstance(event, ToolCallConfirmation):
+                stream.approve(event, "tool")
+                answered.set()
+    assert stream.reason == "canceled"
+    assert [str(rule) for rule in session.permissions.allow] == [f"shell (of {__name__}.shell)"]

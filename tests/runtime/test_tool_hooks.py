@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -47,10 +48,12 @@ def one(arguments: str = '{"name": "Ann"}') -> Scripted:
     return Scripted([call("greet", arguments)], say("done"))
 
 
-def run(hooks: dict[str, list[Any]], model: Scripted | None = None, *tools: Any, **more: Any) -> list[Event]:
+def run(
+    hooks: dict[str, list[Any]], model: Scripted | None = None, *tools: Any, interactive: bool = True, **more: Any
+) -> list[Event]:
     with (
         Runtime(Agent("a", model or one(), tools=tools or [GREET], hooks=hooks), **more) as runtime,
-        runtime.run_stream(Session.from_user("hi")) as stream,
+        runtime.run_stream(Session.from_user("hi"), interactive=interactive) as stream,
     ):
         return list(stream)
 
@@ -317,3 +320,138 @@ def test_the_model_is_told_json_of_what_hooks_left() -> None:
         runtime.run(session)
     assert json.loads(session.messages[1].tool_calls[0].arguments) == {"name": "Ann"}
     assert session.messages[2].content == "hello Eve"
+
+
+# -- copies, and answers in other words --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", ["pre_tool_use", "permission_request", "on_user_input", "on_tool_approval_decision"])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_a_hook_does_to_its_input_reaches_no_call(point: str, is_async: bool) -> None:
+    """It gets a copy: it may take secrets out for its log."""
+    got: list[Any] = []
+
+    @tool
+    def pay(amount: int, to: list[str]) -> str:
+        got.append((amount, to))
+        return "paid"
+
+    def audit(given: HookInput) -> None:
+        assert isinstance(given.tool_input, dict)
+        given.tool_input["amount"] = "<hidden>"
+        given.tool_input["to"].clear()
+
+    async def audit_async(given: HookInput) -> None:
+        audit(given)
+
+    model = Scripted([call("pay", '{"amount": 5, "to": ["Ann"]}')], say("done"))
+    agent = Agent("a", model, tools=[pay], hooks={point: [audit_async if is_async else audit]})
+    with Runtime(agent) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        for event in stream:
+            if isinstance(event, ToolCallConfirmation):
+                assert event.arguments == {"amount": 5, "to": ["Ann"]}
+                stream.approve(event)
+    assert got == [(5, ["Ann"])]
+
+
+def test_a_hook_cannot_change_its_answer_afterwards() -> None:
+    answer = {"name": ["Bob"]}
+    people = Tool("greet", lambda name: f"hello {name[0]}", read_only=True)
+
+    def change(given: HookInput) -> HookResult:
+        return HookResult(updated_input=answer)
+
+    def later(given: HookInput) -> None:
+        answer["name"][0] = "Eve"
+
+    events = run({"pre_tool_use": [change], "on_tool_approval_decision": [later]}, None, people)
+    assert responses(events) == [("hello Bob", False)]
+
+
+#: What a command prints, whether the call is made, and what the model reads where it is not.
+ANSWERS: list[tuple[str, bool, str]] = [
+    ('{"block": true, "reason": "no"}', False, "no"),
+    ('{"block": false}', True, ""),
+    ("", True, ""),
+    ("all is well", True, ""),
+    ("[INFO] looked at it", True, ""),
+    # a log around the answer
+    ('checking...\n{"block": true, "reason": "no"}', False, "no"),
+    ('checking...\n{\n  "block": true,\n  "reason": "no"\n}\n', False, "no"),
+    ('{"block": true, "reason": "no"}\nchecked.', False, "no"),
+    ('\ufeff{"block": true, "reason": "no"}', False, "no"),
+    # docker-agent
+    ('{"decision": "block", "reason": "no"}', False, "no"),
+    ('{"decision": "approve"}', True, ""),
+    ('{"continue": false, "stop_reason": "no"}', False, "no"),
+    ('{"continue": true, "system_message": "hm", "suppress_output": true}', True, ""),
+    (
+        '{"hook_specific_output": {"hook_event_name": "pre_tool_use", "permission_decision": "deny",'
+        ' "permission_decision_reason": "no"}}',
+        False,
+        "no",
+    ),
+    # Claude Code
+    ('{"continue": false, "stopReason": "no"}', False, "no"),
+    (
+        '{"hookSpecificOutput": {"hookEventName": "PreToolUse", "permissionDecision": "deny",'
+        ' "permissionDecisionReason": "no"}}',
+        False,
+        "no",
+    ),
+    ('{"hookSpecificOutput": {"permissionDecision": "allow"}}', True, ""),
+    # what cannot be read
+    ('{"blcok": true}', False, "'blcok' means nothing"),
+    ('{"block": "yes"}', False, "block is bool, not 'yes'"),
+    ('[{"block": true}]', False, "it is a list"),
+    ('{"block": true', False, "it is not JSON"),
+    ('{"decision": "maybe"}', False, "there is no decision 'maybe'"),
+    ('{"hookSpecificOutput": {"permissionDecision": "ask"}}', False, "there is no decision 'ask'"),
+    ('{"hookSpecificOutput": [1]}', False, "hook_specific_output is no object"),
+    ('{"reason": ' + "[" * 5000, False, "it is not JSON"),
+    ("{\n" * 200, False, "too many objects"),
+]
+
+
+@pytest.mark.parametrize(("said", "made", "reason"), ANSWERS, ids=[each[0][:40] for each in ANSWERS])
+def test_what_a_guard_answers_is_understood_or_blocks(
+    said: str, made: bool, reason: str, tmp_path: Path
+) -> None:
+    answer = tmp_path / "answer"
+    answer.write_text(said)
+    [(response, is_error)] = responses(run({"pre_tool_use": [["cat", str(answer)]]}))
+    assert is_error is not made
+    assert reason in response
+
+
+def test_what_a_command_of_another_program_changes_and_allows(tmp_path: Path) -> None:
+    """Claude Code's words for the two."""
+    change, allow = tmp_path / "change", tmp_path / "allow"
+    change.write_text('{"hookSpecificOutput": {"permissionDecision": "allow", "updatedInput": {"name": "Bob"}}}')
+    allow.write_text('{"hookSpecificOutput": {"decision": {"behavior": "allow"}}}')
+    hooks: dict[str, list[Any]] = {
+        "pre_tool_use": [["cat", str(change)]],
+        "permission_request": [["cat", str(allow)]],
+    }
+    assert responses(run(hooks, None, tool(greet), interactive=False)) == [("hello Bob", False)]
+    allow.write_text('{"hookSpecificOutput": {"decision": {"behavior": "deny", "message": "not now"}}}')
+    assert responses(run(hooks, None, tool(greet))) == [("this call was rejected: not now", True)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no `yes`")
+def test_a_command_that_writes_without_end_is_stopped() -> None:
+    [(response, is_error)] = responses(run({"pre_tool_use": [["yes"]]}))
+    assert is_error
+    assert "it writes more than 1,000,000 bytes" in response
+
+
+def test_a_command_that_does_not_read_its_input_is_no_failure() -> None:
+    """Or only a part of it: a pipe holds less than the arguments are."""
+    model = one(json.dumps({"name": "x" * 500_000}))
+    events = run({"pre_tool_use": ["head -c 10 >/dev/null; exit 0"]}, model)
+    assert responses(events)[0][0].startswith("hello x")
+
+
+def test_bytes_that_are_no_text_are_shown_as_such() -> None:
+    events = run({"pre_tool_use": [r"printf '\377no' >&2; exit 2"]})
+    assert responses(events) == [("this call was rejected: \ufffdno", True)]
