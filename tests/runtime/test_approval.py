@@ -181,7 +181,7 @@ def test_what_is_no_pattern() -> None:
     with pytest.raises(ValueError, match="TOOL:ARGUMENT=PATTERN"):
         Permissions(deny=[":cmd=x"])
     with pytest.raises(ValueError, match="both"):
-        tool(read_only=True, destructive=True)(lambda: None)
+        tool(read_only=True, destructive=True)(shell.function)
     with pytest.raises(ValueError, match="once, tool or session"):
         Decision(True, "ever")  # type: ignore[arg-type]
 
