@@ -22,6 +22,7 @@ class Spending:
         self.budgets = [budget for budget in budgets if budget is not None]
         self.usage: Usage | None = None
         self._above = above
+        self._blind: set[str] = set()
         self._lock = threading.Lock()
 
     @property
@@ -40,6 +41,13 @@ class Spending:
     def counts_cost(self) -> bool:
         """Whether a budget, of this stream or one around it, is in dollars."""
         return any(budget.cost is not None for budget in self._all_budgets())
+
+    def is_blind(self, model: str) -> bool:
+        """Whether there is a budget that cannot be kept because ``model`` reports nothing. True once for a model."""
+        if model in self._blind or all(each.tokens is None and each.cost is None for each in self._all_budgets()):
+            return False
+        self._blind.add(model)
+        return True
 
     def exceeded(self) -> tuple[str, float, float] | None:
         """The budget that is used up, of this stream or one around it: its kind, the limit, what was used."""

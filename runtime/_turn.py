@@ -102,6 +102,9 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
         deltas.close()
         if usage is not None and not core.token.cancelled:
             report(core, answering, usage)
+    if usage is None and core.spending.is_blind(answering):
+        blind = f"{answering} does not say what it uses, so the budget of tokens or dollars cannot be kept"
+        core.emit(events.Warning(blind, **core.tags))
     return message
 
 

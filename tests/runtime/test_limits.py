@@ -28,6 +28,7 @@ from runtime.events import (
     StreamStopped,
     SubSessionCompleted,
     ToolCallResponse,
+    Warning,
 )
 from support.scripted import AsyncScripted, Scripted, Stall, approving, call, say
 
@@ -189,6 +190,17 @@ def test_the_last_answer_is_not_taken_away() -> None:
     """A run that has ended by itself has not failed, though it used more than it may."""
     with approving(Agent("a", Scripted([*say("done"), UsageDelta(500, 500)]), budget=Budget(tokens=10))) as runtime:
         assert runtime.run(Session.from_user("hi")).text == "done"
+
+
+@pytest.mark.parametrize(("budget", "warnings"), [(Budget(tokens=10), 1), (Budget(cost=1), 1), (Budget(seconds=60), 0)])
+def test_a_budget_that_cannot_be_kept_is_told_once(budget: Budget, warnings: int) -> None:
+    """A model that does not say what it uses could go on for ever."""
+    model = Scripted([call("count", id="1")], [call("count", id="2")], say("done"))
+    agent = Agent("a", model, tools=[counting()], budget=budget)
+    with approving(agent, prices={"scripted": Price(1, 1)}) as runtime:
+        events = list(runtime.run_stream(Session.from_user("hi")))
+    told = [event.message for event in events if isinstance(event, Warning)]
+    assert told == ["scripted does not say what it uses, so the budget of tokens or dollars cannot be kept"] * warnings
 
 
 def test_a_budget_in_dollars_needs_a_price() -> None:
