@@ -13,19 +13,17 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from .. import _timer
 from .._channel import Channel, _done_of
 from .._errors import Cancelled, ChannelClosed
 from .._park import NOTHING
 from .._views import Receiver, SupportsDone
+from ._life import Life
 from ._task import GRACE, Run, discard, insist, named
 from ._wait import BURST
 from ._wake import LoopWaiter
-
-if TYPE_CHECKING:
-    from ._loop import LoopThread
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -131,7 +129,7 @@ class Feed(Receiver[T_co]):
         """The next value. Raises `Cancelled` once ``cancel`` is done; a Ctrl-C loses nothing and leaves it usable."""
         if self._over:
             raise StopIteration
-        self._run.owner._refuse("iterating")
+        self._run.life.refuse("iterating")
         try:
             return super().recv(None, self._cancel)
         except ChannelClosed as error:
@@ -158,7 +156,7 @@ class Feed(Receiver[T_co]):
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T_co:
         """`Channel.recv`. Raises `RuntimeError` on the loop's own thread, which waiting would stall."""
         if timeout != 0:
-            self._run.owner._refuse("receiving")
+            self._run.life.refuse("receiving")
         return super().recv(timeout, cancel)
 
     def close(self, timeout: float = GRACE) -> None:
@@ -193,7 +191,12 @@ class Feed(Receiver[T_co]):
 
 
 def start_feed(
-    owner: LoopThread, source: Any, capacity: int, cancel: SupportsDone | None, context: contextvars.Context | None
+    owner: object,
+    life: Life,
+    source: Any,
+    capacity: int,
+    cancel: SupportsDone | None,
+    context: contextvars.Context | None,
 ) -> Feed[Any]:
     channel: _Fed[Any] = _Fed(capacity)
     try:
@@ -203,7 +206,6 @@ def start_feed(
             )
         if cancel is not None:
             _done_of(cancel)
-        life = owner._alive(None)
     except BaseException:
         discard(source)
         raise

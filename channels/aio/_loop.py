@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures.thread
 import contextlib
 import contextvars
 import functools
@@ -13,17 +12,16 @@ import os
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
-from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Final, TypeVar, cast
 
 from .. import _timer
 from .._channel import Channel, _look_at
-from .._errors import Cancelled, ChannelClosed
 from .._exit import LEAST, exit_seconds
-from .._park import RLock, monotonic, refuse_patched
+from .._park import RLock, monotonic
 from .._views import SupportsDone
 from ._feed import Feed, Source, start_feed
+from ._life import Life, lives
 from ._task import GRACE, OnDone, Run, TaskHandle, discard, insist
 
 T = TypeVar("T")
@@ -32,152 +30,6 @@ EXIT_GRACE: Final = 0.5  # seconds that cancelled tasks have to end when the int
 PATIENCE: Final = 0.4  # seconds more for the thread itself
 
 _logger = logging.getLogger(__name__)
-
-
-class _Helpers(concurrent.futures.ThreadPoolExecutor):
-    """The default executor of a loop (name look-ups, ``asyncio.to_thread``), with daemon threads.
-
-    The interpreter joins the threads of an ordinary one at exit, however long they take. (asyncio wants this class.)
-    """
-
-    _MOST: Final = 32
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._work: SimpleQueue[tuple[concurrent.futures.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._guard = threading.Lock()
-        self._idle = 0
-        self._count = 0
-        self._over = False
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
-        with self._guard:
-            if self._over:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            self._work.put((future, functools.partial(fn, *args, **kwargs)))
-            if self._idle:
-                self._idle -= 1
-                return future
-            if self._count >= self._MOST:
-                return future
-            self._count += 1
-        try:
-            threading.Thread(target=self._serve, name=f"{self._name} helper", daemon=True).start()
-        except BaseException:
-            with self._guard:
-                self._count -= 1
-            raise
-        return future
-
-    def _serve(self) -> None:
-        while (item := self._work.get()) is not None:
-            future, function = item
-            if future.set_running_or_notify_cancel():
-                try:
-                    result = function()
-                except BaseException as error:
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)
-                    del result
-            del item, future, function
-            with self._guard:
-                if self._over:
-                    return
-                self._idle += 1
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        with self._guard:
-            self._over = True
-            for _ in range(self._count):
-                self._work.put(None)
-
-
-class Life:
-    """One event loop and its thread, from start to end. A `LoopThread` has another one after a fork."""
-
-    def __init__(self, name: str) -> None:
-        refuse_patched()  # the thread would be a greenlet, and the loop stop all others
-        self.name = name
-        self.loop = asyncio.new_event_loop()
-        self.loop.set_default_executor(_Helpers(name))
-        self.runs: dict[Run, None] = {}
-        self.stopping = False
-        self.over = False  # nothing more begins; what has begun is told so
-        self.ended: Channel[None] = Channel(name=f"{name} ended")
-        self.thread = threading.Thread(target=self._main, name=name, daemon=True)
-        self._closer: asyncio.Task[None] | None = None
-        _lives[self] = None
-        try:
-            self.thread.start()
-        except BaseException:
-            _lives.pop(self, None)
-            self.loop.close()
-            raise
-
-    def _main(self) -> None:
-        loop = self.loop
-        try:
-            while not (self.stopping or loop.is_closed()):
-                try:
-                    loop.run_forever()  # ends before its time if somebody calls loop.stop() or raises SystemExit
-                except BaseException:
-                    _logger.exception("%s: an exception left the loop, which goes on", self.name)
-        finally:
-            self.abandon()
-            try:
-                loop.close()
-            finally:
-                _lives.pop(self, None)
-                self.ended.close()
-
-    def abandon(self) -> None:
-        """Begin nothing more and tell who waits: on the loop's thread at its end, or in its place where it is stuck."""
-        self.over = True
-        for run in list(self.runs):
-            run.finish(None, Cancelled(f"{self.name} was closed"))
-
-    def post(self, function: Callable[..., object], *args: Any) -> bool:
-        """Call it on the loop, soon; False if the loop is closed. Any thread."""
-        if self.over:
-            return False
-        try:
-            self.loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:
-            return False
-        return True
-
-    def request_close(self, grace: float) -> None:
-        self.post(self._begin_close, grace)
-
-    def _begin_close(self, grace: float) -> None:
-        if self._closer is None:
-            self._closer = self.loop.create_task(self._close(grace))
-
-    async def _close(self, grace: float) -> None:
-        deadline = monotonic() + grace
-        asked: set[asyncio.Task[Any] | None] = {run._task for run in self.runs if run._asked}
-        try:
-            while left := self._others():
-                for task in left - asked:  # once: a second cancel would cut their cleanup short
-                    task.cancel(f"{self.name} was closed")
-                asked |= left
-                await asyncio.wait(left, timeout=max(deadline - monotonic(), 0.01))
-                if monotonic() >= deadline:
-                    break
-            generators = self.loop.create_task(self.loop.shutdown_asyncgens())
-            await asyncio.wait([generators], timeout=max(deadline - monotonic(), 0.05))
-        finally:
-            for task in self._others():
-                task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is said here
-                if not _exiting:
-                    _logger.warning("%s was closed while a task ignored its cancellation: %r", self.name, task)
-            self.stopping = True
-            self.loop.stop()
-
-    def _others(self) -> set[asyncio.Task[Any]]:
-        return {task for task in asyncio.all_tasks(self.loop) if task is not self._closer}
 
 
 class LoopThread:
@@ -276,7 +128,7 @@ class LoopThread:
         and runs ahead by up to ``buffer`` values, and one more that waits for room. Its exception is raised after the
         values that came before. Once ``cancel`` is done, waiting raises `Cancelled`, and the task is cancelled.
         """
-        return start_feed(self, source, buffer, cancel, context)
+        return start_feed(self, self._alive_for(source), source, buffer, cancel, context)
 
     # -- the loop itself -----------------------------------------------------------------------------------------------
 
@@ -300,7 +152,7 @@ class LoopThread:
         if life is None:
             return
         insist(functools.partial(life.request_close, timeout))
-        if threading.current_thread() is not life.thread and not _join(life, monotonic() + timeout + PATIENCE):
+        if threading.current_thread() is not life.thread and not life.join(monotonic() + timeout + PATIENCE):
             _logger.warning("%s was closed while something blocks its thread", self.name)
             life.abandon()
 
@@ -322,13 +174,15 @@ class LoopThread:
         if life is None or self._closed:
             life = cast(Life, self._locked(start=True))
         if waits is not None:
-            self._refuse(waits)
+            life.refuse(waits)
         return life
 
-    def _refuse(self, what: str) -> None:
-        life = self._life
-        if life is not None and threading.get_ident() == life.thread.ident:
-            raise RuntimeError(f"{what} on the thread of {self.name} would stall the loop that it waits for: use await")
+    def _alive_for(self, source: Any) -> Life:
+        try:
+            return self._alive(None)
+        except BaseException:
+            discard(source)
+            raise
 
     def _locked(self, start: bool) -> Life | None:
         """The life, once no other thread is about to begin it."""
@@ -357,19 +211,8 @@ class LoopThread:
         finalizer.atexit = False
 
 
-def _join(life: Life, deadline: float) -> bool:
-    try:
-        life.ended.recv(max(deadline - monotonic(), 0))
-    except TimeoutError:
-        return False
-    except ChannelClosed:  # by the last line of the thread
-        life.thread.join(max(deadline - monotonic(), 0.05))
-    return True
-
-
 # -- the loops of this process ----------------------------------------------------------------------------------------
 
-_lives: dict[Life, None] = {}
 _abandoned: list[Any] = []  # the loops and tasks of the parent, in a forked child
 _loops: weakref.WeakSet[LoopThread] = weakref.WeakSet()
 _default: LoopThread | None = None
@@ -392,7 +235,7 @@ def default_loop() -> LoopThread:
 def on_a_loop_thread() -> bool:
     """Whether the caller runs on the thread of a `LoopThread`, which must not wait."""
     me = threading.get_ident()
-    return any(life.thread.ident == me for life in list(_lives))
+    return any(life.thread.ident == me for life in list(lives))
 
 
 def from_async(source: Source[T], *, capacity: int = 64, loop: LoopThread | None = None) -> Feed[T]:
@@ -401,19 +244,21 @@ def from_async(source: Source[T], *, capacity: int = 64, loop: LoopThread | None
     ``source`` is what `LoopThread.iterate` takes; ``loop`` is the `default_loop` if not given. The task runs ahead by
     up to ``capacity`` values, and holds one more; at capacity 0 only that one.
     """
-    return start_feed(loop or default_loop(), source, capacity, None, None)
+    owner = loop or default_loop()
+    return start_feed(owner, owner._alive_for(source), source, capacity, None, None)
 
 
 def _exit() -> None:
     global _exiting
     _exiting = True
-    lives = list(_lives)
+    Life.silent = True
+    ending = list(lives)
     grace = exit_seconds(EXIT_GRACE)
-    for life in lives:
+    for life in ending:
         life.request_close(grace)
     deadline = monotonic() + max(exit_seconds(EXIT_GRACE + PATIENCE), grace + LEAST)
-    for life in lives:
-        if not _join(life, deadline):
+    for life in ending:
+        if not life.join(deadline):
             life.abandon()
 
 
@@ -423,9 +268,9 @@ def _forked() -> None:
     for loop in list(_loops):
         loop._starting = RLock()
         loop._life = None
-    if _lives and not _abandoned:
+    if lives and not _abandoned:
         atexit.register(_keep_abandoned)
-    for life in list(_lives):
+    for life in list(lives):
         # Its selector is shared with the parent: were the loop object to die here, its finalizer would take the
         # parent's file descriptors out of it, and coroutines would run their cleanup. So all lives on, and the loop
         # says that it is closed.
@@ -434,7 +279,7 @@ def _forked() -> None:
         life.loop.is_closed = lambda: True  # type: ignore[method-assign]
         for run in list(life.runs):
             run.forked()
-    _lives.clear()
+    lives.clear()
 
 
 def _keep_abandoned() -> None:

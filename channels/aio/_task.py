@@ -7,14 +7,12 @@ import contextvars
 import inspect
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from .._channel import Channel
 from .._errors import Cancelled
 from .._views import Receiver
-
-if TYPE_CHECKING:
-    from ._loop import Life, LoopThread
+from ._life import Life
 
 GRACE: Final = 1.0  # seconds that cancelled tasks have to end
 
@@ -42,14 +40,14 @@ class Run:
 
     def __init__(
         self,
-        owner: LoopThread,
+        owner: object,
         life: Life,
         target: Any,
         args: tuple[Any, ...],
         on_done: OnDone | None,
         context: contextvars.Context | None,
     ) -> None:
-        self.owner = owner  # not closed for being dropped while a task of it runs
+        self.owner = owner  # the `LoopThread`: not closed for being dropped while a task of it runs
         self.life = life
         self._target = target
         self._args = args
