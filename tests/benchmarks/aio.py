@@ -134,6 +134,38 @@ def janus_paced_to_async(values: int) -> float:
     return asyncio.run(main())
 
 
+def plain_paced_to_async(values: int) -> float:
+    """What asyncio itself takes: `call_soon_threadsafe` and a future."""
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        arrived: list[float] = []
+        waiting: list[asyncio.Future[None]] = []
+
+        def arrive(sent: float) -> None:
+            arrived.append(sent)
+            if waiting:
+                waiting.pop().set_result(None)
+
+        def produce() -> None:
+            for _ in range(values):
+                sleep(PAUSE)
+                loop.call_soon_threadsafe(arrive, perf_counter())
+
+        thread = threading.Thread(target=produce)
+        thread.start()
+        took = []
+        for _ in range(values):
+            if not arrived:
+                waiting.append(loop.create_future())
+                await waiting[0]
+            took.append(perf_counter() - arrived.pop(0))
+        thread.join()
+        return statistics.median(took)
+
+    return asyncio.run(main())
+
+
 def ours_paced_to_async(values: int) -> float:
     channel: Channel[float] = Channel(CAPACITY)
 
@@ -207,6 +239,13 @@ def main() -> None:
         )
         compare(
             "thread -> asyncio, paced", rounds, lambda: janus_paced_to_async(paced), lambda: ours_paced_to_async(paced)
+        )
+        compare(
+            "thread -> asyncio, paced",
+            rounds,
+            lambda: plain_paced_to_async(paced),
+            lambda: ours_paced_to_async(paced),
+            "call_soon_threadsafe",
         )
         compare(
             "asyncio -> thread, paced",
