@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 import time
 from datetime import timedelta
 
 import pytest
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, Sender, Sending, WouldBlock, select
+from channels import (
+    Cancelled,
+    CancelToken,
+    Channel,
+    ChannelClosed,
+    Receiver,
+    Sender,
+    Sending,
+    WouldBlock,
+    merge,
+    select,
+)
 
 SHORT = 0.02  # long enough for a wait to be one
 
@@ -667,3 +679,85 @@ def test_a_sending_case_keeps_its_value():
     assert isinstance(channel.receiving(), Receiver)
     receiver = channel.receiver
     assert receiver.receiving() is receiver
+
+
+# -- iterating ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_receiver_is_an_iterator():
+    channel = Channel(2)
+    channel.send(1)
+    receiver = channel.receiver
+    assert iter(receiver) is receiver
+    assert next(receiver) == 1
+    channel.close(final=2)
+    assert next(iter(channel)) == 2
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            next(receiver)
+
+
+def test_a_ctrl_c_leaves_an_iterator_usable(threads):
+    channel = Channel(1)
+    values, main = iter(channel), threading.main_thread().ident
+
+    def interrupt():
+        threads.parked(channel, receivers=1)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    task = threads.go(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(values)
+    task.result()
+    channel.send("still there")
+    assert next(values) == "still there"
+
+
+def test_threads_share_an_iterator(threads):
+    channel = Channel()
+    values = iter(channel)
+    tasks = [threads.go(list, values) for _ in range(3)]
+    for number in range(50):
+        channel.send(number, timeout=10)
+    channel.close()
+    assert sorted(value for task in tasks for value in task.result()) == list(range(50))
+
+
+def test_an_overridden_recv_of_a_receiver_is_iterated_over():
+    class Doubling(Receiver):
+        def recv(self, timeout=None, cancel=None):
+            return 2 * super().recv(timeout, cancel)
+
+    channel = Channel(1)
+    channel.close(final=4)
+    assert list(Doubling(channel)) == [8]
+
+
+# -- statistics --------------------------------------------------------------------------------------------------------
+
+
+def test_statistics(threads):
+    channel = Channel(2)
+    assert channel.statistics() == (0, 2, 0, 0, False)
+    receiving = threads.go(channel.recv)
+    threads.parked(channel, receivers=1)
+    assert channel.receiver.statistics().waiting_to_receive == 1
+    for number in range(3):
+        channel.send(number)
+    receiving.result()
+    sending = threads.go(channel.send, 3)
+    threads.parked(channel, senders=1)
+    now = channel.sender.statistics()
+    assert (now.current_buffer_used, now.max_buffer_size, now.waiting_to_send, now.closed) == (2, 2, 1, False)
+    channel.close()
+    sending.raises(ChannelClosed)
+    assert channel.statistics() == (2, 2, 0, 0, True)
+
+
+def test_a_busy_merge_is_no_waiting_receiver():
+    channel, other = Channel(), Channel(1)
+    other.send(1)
+    merged = merge(channel, other)
+    next(merged)
+    assert channel.statistics().waiting_to_receive == 0
+    assert "waiting" not in repr(channel)

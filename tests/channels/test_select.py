@@ -326,3 +326,29 @@ def test_merge_does_not_swallow_the_consumers_closed_channel():
         for _ in merge(channel):
             raise error
     assert caught.value is error
+
+
+def test_not_waiting_has_no_timeout():
+    for timeout in (0, 5):
+        with pytest.raises(ValueError, match="does not wait"):
+            select(Channel(), block=False, timeout=timeout)
+
+
+def test_many_cases_on_one_channel_stand_in_its_queue_once_each_way(threads):
+    """All of them would look through each other: a select of n receives and n sends would take n * n steps."""
+    channel = Channel()
+    n = 500
+    task = threads.go(select, *[channel.sending(k) for k in range(n)], *[channel] * n)
+    threads.parked(channel, receivers=1, senders=1)
+    done = task.running and channel.recv()
+    assert 0 <= done < n
+    assert task.result().index == done
+
+
+def test_of_parked_receives_from_one_channel_each_is_as_likely(threads):
+    channel, n = Channel(), 300
+    task = threads.go(lambda: collections.Counter(select(channel, channel).index for _ in range(n)))
+    for _ in range(n):
+        threads.parked(channel, receivers=1)
+        channel.send(1)
+    assert abs(task.result()[0] - n / 2) < 5 * (n / 4) ** 0.5

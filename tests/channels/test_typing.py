@@ -35,6 +35,13 @@ for value in channel:
 for text in named.receiver:
     assert_type(text, str)
 channel.close(final=3)
+channel.close(final="x")  # error: arg-type
+channel.sender.close(final="x")  # error: arg-type
+assert_type(next(channel.receiver), int)
+assert_type(channel.statistics().waiting_to_send, int)
+class Logged(Channel[int]):
+    def recv(self, timeout: Any = None, cancel: Any = None) -> int:  # error: misc
+        return 1
 
 # directions: chan converts to chan<- and <-chan, never back
 sender: Sender[int] = channel.sender
@@ -66,6 +73,16 @@ none: Receiver[bool] = channel.receiver  # error: assignment
 done: Selected = select(channel, receiver, channel.sending(1), None, timeout=1.5, cancel=CancelToken())
 assert_type(done.index, int)
 assert_type(done.ok, bool)
+match select(channel, receiver):
+    case (0, number, True, _):
+        undefined_name  # error: name-defined
+    case Selected(index=1, ok=ok):
+        assert_type(ok, bool)
+        undefined_name  # error: name-defined
+    case (_, _, False, closed):
+        undefined_name  # error: name-defined
+assert_type(Selected(0, "v", True, channel).index, int)
+Selected("0", "v", True, channel)  # error: arg-type
 select(sender)  # error: arg-type
 select(3)  # error: arg-type
 select(channel, block="no")  # error: arg-type
