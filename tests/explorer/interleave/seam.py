@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from .instrument import Place, instrument
 from .scheduler import ACQUIRE, OTHER, RELEASE, Scheduler
@@ -223,7 +223,8 @@ class Universe:
         self.places = [Place("", 0, None, text) for text in ("", "yield", "acquire", "release", "thread or queue")]
         self.names: list[str | None] = [None] * len(self.places)  # of the attributes that are accessed there
         self.modules: dict[str, ModuleType] = {}
-        self._ids: dict[int, tuple[int, object]] = {}
+        self._ids: dict[int, tuple[int, Callable[[], object]]] = {}
+        self._count = 0
         self._builtins = dict(vars(builtins), __import__=self._import, id=self._id)
         self._stand_ins = self._make_stand_ins()
         self._hooks = self._make_hooks()
@@ -289,12 +290,24 @@ class Universe:
         return module if fromlist else self.modules[first]
 
     def _id(self, thing: object) -> int:
-        """`id`, but the same in every run: things are numbered as they come."""
-        return self._ids.setdefault(id(thing), (len(self._ids), thing))[0]
+        """`id`, but the same in every run: things are numbered as they come. Keeps nothing alive that need not be."""
+        known = self._ids.get(id(thing))
+        if known is None or known[1]() is not thing:
+            try:
+                there: Callable[[], object] = ref(thing)
+            except TypeError:
+
+                def there() -> object:
+                    return thing
+
+            self._count += 1
+            known = self._ids[id(thing)] = (self._count, there)
+        return known[0]
 
     def fresh(self) -> None:
         """Before a run."""
         self._ids.clear()
+        self._count = 0
 
     # -- what stands for the standard library --------------------------------------------------------------------------
 
