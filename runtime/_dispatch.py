@@ -30,7 +30,7 @@ from ._firing import Firings
 from ._hooks import NOTHING, HookResult
 from ._results import cut, run_tool, run_tool_async
 from ._spelling import spelled
-from ._traffic import ConsumerCall
+from ._traffic import ConsumerCall, ToolReturned
 from .agent import Agent
 from .permissions import Decision, Rule, decide
 from .session import Message, ToolCall
@@ -340,9 +340,13 @@ class _Turn:
 
     def _transformed(self, running: _Running, result: ToolResult, hooks: HookResult) -> None:
         """It ran, and the hooks have seen what it gave back. It keeps its place until those after it have ended."""
+        returned = result
         if hooks.updated_response is not None:
             result = replace(result, content=hooks.updated_response)
         result = self._respond(running.call, result)
+        if self.core.recorded and result.content != returned.content:  # a replay gives the hooks what it returned
+            said = running.call, returned.content, returned.is_error
+            self.core.emit(ToolReturned(*said, **self.core.tags))
         self._fire("post_tool_use", running, self._over, tool_response=result.content, is_error=result.is_error)
 
     def _over(self, running: _Running, hooks: HookResult) -> None:

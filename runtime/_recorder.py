@@ -27,7 +27,7 @@ from . import _traffic, events
 from ._calls import Call, Calls
 from ._errors import ModelError, describe
 from .model import Delta, ReasoningDelta, TextDelta, ToolCallDelta
-from .recording import CUT_OFF, HEADER, REPLY, REQUEST, VERSION, Recording, shown, shown_tool
+from .recording import CUT_OFF, HEADER, REPLY, REQUEST, RETURNED, VERSION, Recording, shown, shown_tool
 from .session import Message, Session
 
 try:
@@ -155,6 +155,15 @@ class Recorder:
             stream.deltas.append(event.delta)
         elif isinstance(event, _traffic.ModelDone):
             self._reply(stream, event.error)
+        elif isinstance(event, _traffic.ToolReturned):
+            self._add(
+                RETURNED,
+                agent_name=event.agent_name,
+                session_id=event.session_id,
+                tool_call_id=event.tool_call.id,
+                content=event.content,
+                is_error=event.is_error,
+            )
 
     def _reply(self, stream: _Stream, error: BaseException | str | None) -> None:
         """The model of ``stream`` has said all that it will, if it has begun."""

@@ -46,6 +46,15 @@ class ModelDone(Traffic):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolReturned(Traffic):
+    """What a tool returned, where the model is given something else: a hook has changed it, or it is too long."""
+
+    tool_call: ToolCall
+    content: str
+    is_error: bool
+
+
+@dataclass(frozen=True, slots=True)
 class InBackground(Traffic):
     """An event of a background stream: for the record and the observers."""
 

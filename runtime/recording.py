@@ -10,9 +10,10 @@ import contextlib
 import itertools
 import json
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -20,15 +21,17 @@ from typing import Any, Final
 from . import events
 from ._limits import canonical
 from ._redact import Redaction
+from ._schema import Schema
 from .agent import TEAM_TOOLS
 from .model import ToolDefinition
 from .session import Message, Session, ToolCall
-from .tool import Tool, ToolResult
+from .tool import CallContext, Tool, ToolResult
 
 VERSION: Final = 1
 HEADER: Final = "record"
 REQUEST: Final = "model_request"
 REPLY: Final = "model_reply"
+RETURNED: Final = "tool_returned"
 CUT_OFF: Final = "cut off"  # the error of a reply whose stream was cancelled meanwhile
 _NOT_SHOWN: Final = frozenset(("created_at", "agent_name", "model", "usage", "finish_reason"))
 
@@ -110,7 +113,7 @@ class Recording:
     def events(self) -> Iterator[events.Event]:
         """The events of the run, nested streams' too. The last is `StreamStopped`, if it is `whole`."""
         for number, line in enumerate(self._lines, 1):
-            if line["type"] not in (HEADER, REQUEST, REPLY):
+            if line["type"] not in (HEADER, REQUEST, REPLY, RETURNED):
                 with self._reading(number):
                     event = events.Event.from_dict(line)
                     for each in fields(event):
@@ -139,27 +142,25 @@ class Recording:
         return requests
 
     def tools(self, agent_name: str | None = None) -> list[Tool]:
-        """Tools that do nothing but give the recorded results: the same to the same arguments, in their order.
+        """Tools that do nothing but give the recorded results: those of the same calls, or of calls with the same
+        arguments, in the order of the calls.
 
         Those of this agent, or of the one that the run began with; without the tools that it has for other agents, as
         those run again. A call that the record does not have is answered with an error.
         """
         agent_name = agent_name or self.agent_name
-        results: dict[tuple[str, str], deque[ToolResult]] = {}
-        for event in self.events():
-            if isinstance(event, events.ToolCallResponse) and event.agent_name == agent_name:
-                key = event.tool_call.name, canonical(event.tool_call)
-                results.setdefault(key, deque()).append(ToolResult(event.response, event.is_error))
+        results = _Results(self, agent_name)
 
         def tool(name: str, description: str, parameters: Mapping[str, Any]) -> Tool:
-            def recorded(**arguments: Any) -> ToolResult:
-                key = name, canonical(ToolCall("", name, json.dumps(self.redaction.plain(arguments))))
-                try:
-                    return results[key].popleft()
-                except LookupError:
-                    raise LookupError(f"the record has no (other) call of {name} with these arguments") from None
+            def recorded(context_of_the_call: CallContext, **arguments: Any) -> ToolResult:
+                id = getattr(context_of_the_call, "call_id", "")
+                return results.take(ToolCall(id, name, json.dumps(self.redaction.plain(arguments), default=repr)))
 
-            return Tool(name, recorded, description=description, parameters=parameters, read_only=True)
+            made = Tool(name, recorded, description=description, parameters=parameters, read_only=True)
+            # The record has what came of arguments that are wrong, too; and a run that was no loop is none again.
+            made.schema = Schema({"type": "object"})
+            made.polling = not results.loop
+            return made
 
         requests = [request for request in self.requests if request.agent_name == agent_name]
         known = {each["name"]: each for request in requests for each in request.tools if each["name"] not in TEAM_TOOLS}
@@ -167,6 +168,56 @@ class Recording:
 
     def __repr__(self) -> str:
         return f"<Recording {str(self.path)!r}>"
+
+
+class _Results:
+    """The results of an agent's calls, each of which is given once. Thread-safe: calls run side by side."""
+
+    def __init__(self, recording: Recording, agent_name: str) -> None:
+        returned: dict[tuple[str, str], deque[ToolResult]] = {}
+        for number, line in enumerate(recording._lines, 1):
+            if line["type"] == RETURNED:
+                with recording._reading(number):
+                    key = line["session_id"], line["tool_call_id"]
+                    returned.setdefault(key, deque()).append(ToolResult(line["content"], line["is_error"]))
+        #: Each call with its result, in the order in which they were made, and not in that in which they ended.
+        self._left: list[list[Any]] = []
+        self.loop = False  # whether the run has ended as one that goes round in circles
+        open: dict[tuple[str, str], list[Any]] = {}
+        for event in recording.events():
+            if isinstance(event, events.Error):
+                self.loop = self.loop or event.code == "loop_detected"
+            if not isinstance(event, (events.ToolCallStarted, events.ToolCallResponse)):
+                continue
+            if event.agent_name != agent_name:
+                continue
+            key = event.session_id, event.tool_call.id
+            if isinstance(event, events.ToolCallStarted):
+                open[key] = [event.tool_call, None]
+                self._left.append(open[key])
+            elif key in open:
+                result = ToolResult(event.response, event.is_error, event.images)
+                if returned.get(key):
+                    result = replace(returned[key].popleft(), images=event.images)
+                open.pop(key)[1] = result
+        self._lock = threading.Lock()
+
+    def take(self, call: ToolCall) -> ToolResult:
+        """The result of ``call``. Raises `LookupError` where there is none (any more)."""
+
+        def likeness(each: list[Any]) -> int:
+            made: ToolCall = each[0]
+            return 2 * (canonical(made) == arguments) + (made.id == call.id)
+
+        arguments = canonical(call)
+        with self._lock:
+            known = [each for each in self._left if each[0].name == call.name and each[1] is not None]
+            found = max(known, key=likeness, default=None)  # the first of those
+            if found is None or not likeness(found):
+                raise LookupError(f"the record has no (other) call of {call.name} with these arguments")
+            self._left.remove(found)
+        result: ToolResult = found[1]
+        return result
 
 
 def shown(message: Message) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import threading
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,11 +17,12 @@ from channels import CancelToken
 from .._errors import ModelError, Portable
 from .._redact import Redaction
 from ..agent import Agent, Team
-from ..model import Delta, ToolDefinition
+from ..model import Delta, Model, ToolDefinition
 from ..recording import CUT_OFF, Recording, Request, same, shown, shown_tool
 from ..session import Message, ToolCall
 
 _DELTAS: Final = {kind.__name__: kind for kind in typing.get_args(Delta)}
+_KEPT: Final = re.compile(r"the full text is in [^\n\]]{1,4096}")  # a file that is new each time
 _CONTEXT: Final = 2  # lines of a difference that are the same
 
 
@@ -58,6 +60,7 @@ class ReplayModel:
             raise ValueError(f"{self.recording.path} has no model call to answer from")
         self.id = self._left[0].model
         self._lock = threading.Lock()
+        self._seen: dict[int, tuple[Message, dict[str, Any]]] = {}
 
     @property
     def left(self) -> int:
@@ -68,7 +71,16 @@ class ReplayModel:
         self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
     ) -> Iterator[Delta]:
         """What was answered. Raises `ReplayDiverged`, and what the model raised: a `ModelError`, or `Recorded`."""
-        reply = self._find(messages, tools)
+        return self._stream(messages, tools, cancel)
+
+    def _stream(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolDefinition],
+        cancel: CancelToken,
+        part: _Part | None = None,
+    ) -> Iterator[Delta]:
+        reply = self._find(messages, tools, part)
         for each in reply["deltas"]:
             if cancel.cancelled:
                 return
@@ -80,16 +92,21 @@ class ReplayModel:
         if "error" in reply:
             raise Recorded(f"so it was in the record: {reply['error']}")
 
-    def _find(self, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> Mapping[str, Any]:
+    def _find(
+        self, messages: Sequence[Message], tools: Sequence[ToolDefinition], part: _Part | None
+    ) -> Mapping[str, Any]:
         redaction = self.recording.redaction
-        asked = _Comparable(_as_json(map(shown, messages), redaction), _as_json(map(shown_tool, tools), redaction))
+        asked = _Comparable(
+            [self._shown(message) for message in messages], _as_json(map(shown_tool, tools), redaction), part
+        )
         with self._lock:
             streams: dict[str, Request] = {}
             for request in self._left:
                 streams.setdefault(request.session_id, request)
             if not streams:
-                raise ReplayDiverged("the record has no request after its last, and the run goes on", None)
-            recorded = {id: _Comparable(next.messages, next.tools) for id, next in streams.items()}
+                cut = "" if self.recording.whole else ": it is not whole"
+                raise ReplayDiverged(f"the record has no request after its last, and the run goes on{cut}", None)
+            recorded = {id: _Comparable(next.messages, next.tools, part) for id, next in streams.items()}
             found = max(recorded, key=lambda id: asked.likeness(recorded[id]))
             request = streams[found]
             difference = asked.difference(recorded[found])
@@ -102,6 +119,14 @@ class ReplayModel:
             self._left.remove(request)
         return request.reply or {"deltas": [], "error": CUT_OFF}
 
+    def _shown(self, message: Message) -> dict[str, Any]:
+        """``message``, as the record has it. Looked into once: it comes again with every request."""
+        known = self._seen.get(id(message))
+        if known is None or known[0] is not message:
+            [said] = _as_json([shown(message)], self.recording.redaction)
+            known = self._seen[id(message)] = message, said
+        return known[1]
+
     def team(self, team: Team, *, live_tools: bool = False) -> Team:
         """``team`` ready for the replay: this is the model of every agent and of their summaries, and without
         ``live_tools`` they have the recorded tools. What they run and hand over to comes along.
@@ -109,11 +134,15 @@ class ReplayModel:
 
         def change(agent: Agent) -> Agent:
             tools: dict[str, Any] = {} if live_tools else {"tools": self.recording.tools(agent.name), "toolsets": ()}
+            # Functions and hooks say something new each time, such as what time it is; a text does not.
+            said_anew = agent._instructions.function is not None or bool(agent.hooks)
             compaction = agent.compaction
             if compaction is not None:  # it has to happen where it happened then
+                other = compaction.model and _Part(self, compaction.model, said_anew=False, recorded_tools=True)
                 window = compaction.window or getattr(agent.model, "context_window", None)
-                compaction = replace(compaction, window=window, model=self)
-            return replace(agent, model=self, compaction=compaction, **tools)
+                compaction = replace(compaction, window=window, model=other)
+            model = _Part(self, agent.model, said_anew, recorded_tools=not live_tools)
+            return replace(agent, model=model, compaction=compaction, **tools)
 
         return team.map(change)
 
@@ -125,10 +154,30 @@ class ReplayModel:
         return f"<ReplayModel of {str(self.recording.path)!r}, {self.left} requests left>"
 
 
+class _Part:
+    """The `ReplayModel` as the model of one agent: with the name and the window of the agent's own."""
+
+    def __init__(self, replay: ReplayModel, model: Model, said_anew: bool, recorded_tools: bool) -> None:
+        self.id = model.id
+        self.context_window = getattr(model, "context_window", None)
+        self.said_anew = said_anew  # the instructions may be others than in the record
+        self.recorded_tools = recorded_tools  # and so the tools may be no others
+        self._replay = replay
+
+    def stream(
+        self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
+    ) -> Iterator[Delta]:
+        """What was answered."""
+        return self._replay._stream(messages, tools, cancel, self)
+
+    def __repr__(self) -> str:
+        return f"<{self.id} of {self._replay!r}>"
+
+
 class _Comparable:
     """A request, without what differs each time: the ids of calls are numbers, arguments are JSON."""
 
-    def __init__(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> None:
+    def __init__(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], part: _Part | None) -> None:
         ids: dict[str, str] = {}
 
         def number(id: str) -> str:
@@ -136,7 +185,9 @@ class _Comparable:
 
         self.messages = []
         for message in messages:
-            message = dict(message)
+            message = {**message, "content": _KEPT.sub("the full text is in a file", message.get("content", ""))}
+            if part is not None and part.said_anew and message["role"] == "system":
+                message["content"] = "instructions"
             if "tool_calls" in message:
                 message["tool_calls"] = [
                     {**each, "id": number(each["id"]), "arguments": _said(ToolCall(**each))}
@@ -146,6 +197,8 @@ class _Comparable:
                 message["tool_call_id"] = number(message["tool_call_id"])
             self.messages.append(message)
         self.tools = sorted(tools, key=lambda tool: str(tool["name"]))
+        if part is not None and part.recorded_tools:
+            self.tools = []
 
     def likeness(self, other: _Comparable) -> tuple[bool, int, bool]:
         """The most like is the highest."""

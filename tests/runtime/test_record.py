@@ -6,16 +6,18 @@ import json
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
 from channels import CancelToken
 from runtime import (
     Agent,
+    HookResult,
     Image,
     Message,
     ModelError,
@@ -26,6 +28,7 @@ from runtime import (
     Session,
     SessionBusy,
     TextDelta,
+    Tool,
     ToolCallDelta,
     ToolContext,
     UsageDelta,
@@ -33,6 +36,7 @@ from runtime import (
 )
 from runtime._redact import REDACTED, Redaction
 from runtime.events import AgentChoice, Error, Event, StreamStopped, ToolCallResponse
+from runtime.models import Retry
 from runtime.models.replay import Recorded, ReplayDiverged, ReplayModel
 from runtime.session import Compacted
 from support.scripted import AsyncScripted, Scripted, Stall, approving, call, say
@@ -455,6 +459,104 @@ def diverging(path: Path, agent: Agent) -> tuple[str, ReplayDiverged]:
         runtime.run(Recording(path).session())
     assert isinstance(caught.value.__cause__, ReplayDiverged)
     return caught.value.message, caught.value.__cause__
+
+
+def _varying(*results: Any, slow: bool = False) -> Tool:
+    """A tool without arguments whose results are others each time; the first call ends last, if ``slow``."""
+    left, last = list(results), threading.Event()
+
+    def vary(x: int | None = None) -> Any:
+        result = left.pop(0)
+        if slow and left:
+            last.wait(10)
+        last.set()
+        return result
+
+    return Tool("vary", vary, parameters=tool(vary).parameters, read_only=True)
+
+
+@tool(read_only=True, name="vary")
+def optional(x: Optional[int] = None) -> str:  # noqa: UP045 - what a model may leave out or say null for
+    """Says it."""
+    return f"x is {x}"
+
+
+@tool(polling=True, name="vary")
+def poll() -> str:
+    """Not yet."""
+    return "not yet"
+
+
+VARY = call("vary")
+KINDS: dict[str, tuple[Any, list[Any], dict[str, Any]]] = {
+    "an image": (_varying(Image(b"1")), [VARY], {}),
+    "a long result": (_varying("x" * 60_000), [VARY], {}),
+    "null": (optional, [call("vary", '{"x": null}')], {}),
+    "wrong arguments": (optional, [call("vary", '{"x": "y"}')], {}),
+    "broken arguments": (optional, [call("vary", '{"x": ')], {}),
+    "a call that is refused": (poll, [VARY], {"hooks": {"pre_tool_use": [lambda given: HookResult(block=True)]}}),
+    "two calls alike": (
+        _varying("first", "second", slow=True),
+        [call("vary", id="a", index=0), call("vary", id="b", index=1)],
+        {},
+    ),
+    "a tool that fails": (_varying(), [VARY], {}),
+    "polling": (poll, [call("vary", index=i, id=f"c{i}") for i in range(8)], {"max_repeated_calls": 3}),
+    "arguments from a hook": (
+        optional,
+        [call("vary", '{"x": 1}')],
+        {"hooks": {"pre_tool_use": [lambda given: HookResult(updated_input={"x": 5})]}},
+    ),
+    "a result from a hook": (
+        _varying("r"),
+        [VARY],
+        {"hooks": {"tool_response_transform": [lambda given: HookResult(updated_response=f"[{given.tool_response}]")]}},
+    ),
+    "context from a hook": (
+        _varying("r"),
+        [VARY],
+        {"hooks": {"turn_start": [lambda given: HookResult(context=f"It is {time.monotonic_ns()}.")]}},
+    ),
+    "instructions of the moment": (_varying("r"), [VARY], {"instructions": lambda session: f"{time.monotonic_ns()}"}),
+    "a retry": (_varying("r"), [VARY], {"retry": True}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_is_unchanged_does_not_part_from_its_record(kind: str, tmp_path: Path) -> None:
+    """With the recorded results of the tools, whatever is new each time."""
+    made, calls, more = KINDS[kind]
+    path, more = tmp_path / "run.jsonl", dict(more)
+    model: Any = Scripted(calls, say("end"))
+    if more.pop("retry", False):
+        busy = ModelError("overloaded", "busy", retryable=True)
+        model = Retry(Scripted([busy], calls, say("end")), backoff=lambda attempt: 0.001)
+    agent = Agent("a", model, tools=[made], **more)
+    recorded = record(agent, path)
+    replayed = ReplayModel(path)
+    with approving(replayed.agent(agent)) as runtime:
+        again = list(runtime.run_stream(Recording(path).session()))
+    assert again[-1].to_dict()["reason"] == recorded[-1].to_dict()["reason"] == "normal"
+    assert replayed.left == 0
+
+
+def test_a_replay_has_the_names_of_the_models(tmp_path: Path) -> None:
+    """Each agent's own, in its messages and events."""
+    path = tmp_path / "run.jsonl"
+
+    def named(id: str, *turns: Any) -> Scripted:
+        model = Scripted(*turns)
+        model.id = id
+        return model
+
+    other = Agent("b", named("second", say("done")))
+    agent = Agent("a", named("first", [call("handoff", '{"agent": "b"}')]), handoffs=[other])
+    seen = record(agent, path)
+    with approving(ReplayModel(path).agent(agent)) as runtime:
+        session = Recording(path).session()
+        again = list(runtime.run_stream(session))
+    assert [message.model for message in session.messages if message.role == "assistant"] == ["first", "second"]
+    assert [event.type for event in again] == [event.type for event in seen]
 
 
 def test_it_says_where_a_replay_parts_from_the_record(tmp_path: Path) -> None:
