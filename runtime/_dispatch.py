@@ -9,6 +9,7 @@ its place as a running one does: other calls that may run beside it do.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ from .permissions import Decision, Rule, decide
 from .session import Message, ToolCall
 from .tool import Answer, Tool, ToolResult
 
+_LONG: Final = 10_000  # characters of arguments
 _OVER: Final = "the call that asked is over"
 _DROPPED: Final = "the call that asked does not wait for the answer any more"
 
@@ -239,7 +241,9 @@ class _Turn:
         """Start it, ask first, or refuse it."""
         core, tool = self.core, running.tool
         said = core.permissions, tool.names, running.ready.shown
-        verdict, rule = decide(*said, owner=tool.owner, read_only=tool.read_only)
+        judge = functools.partial(decide, *said, owner=tool.owner, read_only=tool.read_only)
+        # Patterns are held against the values: where these are long, not here.
+        verdict, rule = judge() if len(running.call.arguments) < _LONG else core.calls.run("permissions", judge)
         if verdict == "allow":
             self._settle(running, Decision(True, reason=_why(rule, tool)))
         elif verdict == "deny":

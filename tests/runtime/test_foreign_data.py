@@ -18,6 +18,7 @@ from runtime import (
     Agent,
     HookResult,
     InvalidAnswer,
+    Permissions,
     RunError,
     Runtime,
     Session,
@@ -34,6 +35,7 @@ from runtime._redact import Redaction
 from runtime._schema import Schema, problems
 from runtime.cli._fields import NotUnderstood, fields_of
 from runtime.events import ElicitationRequest
+from runtime.permissions import decide
 from support.scripted import Scripted, call, say
 
 
@@ -435,6 +437,26 @@ def test_the_worker_checks_no_arguments(monkeypatch: pytest.MonkeyPatch) -> None
         runtime.run(session)
     assert session.messages[2].content == "2"
     assert len(threads) == 2
+    assert not any("stream" in name for name in threads), threads
+
+
+def test_patterns_of_permissions_see_long_arguments_on_a_helper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To hold them against all of the values takes time that a cancel does not wait for."""
+    threads = []
+
+    def watched(*args: Any, **more: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return decide(*args, **more)
+
+    monkeypatch.setattr("runtime._dispatch.decide", watched)
+    f = Tool("f", lambda x: "ran", parameters={"type": "object", "properties": {"x": {}}})
+    session = Session.from_user("go")
+    permissions = Permissions(deny=["f:x=*secret*"], approve_all=True)
+    model = Scripted([call("f", json.dumps({"x": [1] * 100_000 + ["secret"]}))], say("done"))
+    with Runtime(Agent("a", model, tools=[f]), permissions=permissions) as runtime:
+        runtime.run(session)
+    assert "denied" in session.messages[2].content
+    assert threads
     assert not any("stream" in name for name in threads), threads
 
 
