@@ -350,10 +350,12 @@ class _Check:
     def _one_of(self, value: Any, options: list[Any], where: _Where, depth: int, *, exactly: bool) -> list[str]:
         left, fitting = self.left, 0
         best: list[str] | None = None
+        alone: list[str] = []  # what is wrong where only one thing is: any of them would mend it
         for option in options:
             found = self.check(value, option, where, depth + 1)
             if found:
                 best = found if best is None or len(found) < len(best) else best
+                alone += found if len(found) == 1 and found[0] not in alone else []
                 continue
             fitting += 1
             if not exactly:
@@ -363,6 +365,8 @@ class _Check:
             return []
         if fitting:
             return [f"{_name(where)} fits {fitting} of what it is exactly one of: {_shown(value)}"]
+        if best is not None and len(best) == 1 and len(alone) <= 4:
+            return ["; or ".join(alone)]
         return best or []
 
     def _matches(self, wanted: str, text: str) -> bool | None:

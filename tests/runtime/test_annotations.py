@@ -81,7 +81,7 @@ def test_annotations_get_what_they_name(annotation: Any, said: Any, got: Any) ->
     keep.__annotations__ = {"x": annotation}
     made = tool(keep)
     assert not made.schema.problems({"x": said})
-    assert made.bind({"x": said}, None) == {"x": got}  # type: ignore[arg-type]
+    assert made.values({"x": said}) == {"x": got}
     json.dumps(made.parameters)
 
 
@@ -94,7 +94,7 @@ def test_type_statements() -> None:
         """Keep."""
 
     keep.__annotations__ = {"x": names["Names"], "y": names["Pair"][int]}
-    assert tool(keep).bind({"x": ["a"], "y": [1, 2]}, None) == {"x": ["a"], "y": (1, 2)}  # type: ignore[arg-type]
+    assert tool(keep).values({"x": ["a"], "y": [1, 2]}) == {"x": ["a"], "y": (1, 2)}
     keep.__annotations__ = {"x": names["Deep"], "y": int}
     with pytest.raises(TypeError, match="cannot contain itself"):
         tool(keep)
@@ -108,6 +108,15 @@ def test_what_json_cannot_say_is_refused_where_it_is_declared(annotation: Any) -
     keep.__annotations__ = {"x": annotation}
     with pytest.raises(TypeError, match=r"cannot be (annotated|made of)"):
         tool(keep)
+
+
+def test_what_is_none_of_a_union_is_told_all_that_it_may_be() -> None:
+    def keep(x: int | Literal["auto"]) -> None:
+        """Keep."""
+
+    assert tool(keep).schema.problems({"x": "often"}) == [
+        "x is a whole number, not 'often'; or x is one of 'auto', not 'often'"
+    ]
 
 
 class Shop:
@@ -185,7 +194,7 @@ def test_a_default_of_none_may_be_said() -> None:
 
     made = tool(later)
     assert made.nullable == {"x"}
-    assert made.bind({"x": None}, None) == {"x": None}  # type: ignore[arg-type]
+    assert made.values({"x": None}) == {"x": None}
 
 
 def test_none_is_null() -> None:
@@ -213,7 +222,7 @@ def test_pydantic_s_fields_as_defaults() -> None:
         "type": "integer", "description": "how many", "default": 5, "maximum": 9,
     }  # fmt: skip
     assert made.parameters["required"] == ["y"]
-    assert made.bind({"y": "Ann"}, None) == {"x": 5, "y": "Ann"}  # type: ignore[arg-type]
+    assert made.values({"y": "Ann"}) == {"x": 5, "y": "Ann"}
 
 
 def test_strict_models_take_what_json_can_say() -> None:
@@ -229,10 +238,10 @@ def test_strict_models_take_what_json_can_say() -> None:
 
     book.__annotations__ = {"booking": Booking}
     made = tool(book)
-    booked = made.bind({"booking": {"day": "2026-12-24", "hue": "red"}}, None)  # type: ignore[arg-type]
+    booked = made.values({"booking": {"day": "2026-12-24", "hue": "red"}})
     assert booked == {"booking": Booking(day=date(2026, 12, 24), hue=Hue.RED)}
     with pytest.raises(BadArguments, match=r"wrong arguments for book: day: Input should be a valid date[^\n]*$"):
-        made.bind({"booking": {"day": "never", "hue": "red"}}, None)  # type: ignore[arg-type]
+        made.values({"booking": {"day": "never", "hue": "red"}})
 
 
 def test_unions_of_models_that_hold_models() -> None:
@@ -249,7 +258,7 @@ def test_unions_of_models_that_hold_models() -> None:
     made = tool(send)
     for at, kind in (({"name": "Main"}, home), ({"value": 5}, phone)):
         assert not made.schema.problems({"to": {"at": at}})
-        bound = made.bind({"to": {"at": at}, "back": {"at": {"name": "Main"}}}, None)  # type: ignore[arg-type]
+        bound = made.values({"to": {"at": at}, "back": {"at": {"name": "Main"}}})
         assert (type(bound["to"]), type(bound["back"])) == (kind, home)
 
 
