@@ -234,6 +234,7 @@ class RecordWriter:
                 self._calls.launch(call, self._write)
             except BaseException:
                 self._call = None
+                self._calls.withdraw(call)  # or the stream waits for what was never begun
                 raise
         except TimeoutError:
             self._give_up("the disk is too slow for it")
