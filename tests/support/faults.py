@@ -443,7 +443,7 @@ def _patched(outside: Outside) -> Iterator[None]:
 
     Numbered.send = send  # type: ignore[method-assign]  # behind the back of Channel, which lets nobody override it
 
-    run_command = hooks_module._run_command
+    run_command = hooks_module.run_command
 
     def numbered_command(*args: Any) -> Any:
         outside.reach("command")
@@ -460,7 +460,7 @@ def _patched(outside: Outside) -> Iterator[None]:
         patch.setattr(threading.Thread, "start", numbered_start)
         patch.setattr(threading, "excepthook", lambda args: None)  # of a worker that was interrupted
         patch.setattr(core_module, "Channel", Numbered)
-        patch.setattr(hooks_module, "_run_command", numbered_command)
+        patch.setattr(hooks_module, "run_command", numbered_command)
         yield
 
 
