@@ -83,7 +83,7 @@ def test_a_tool_from_a_function() -> None:
         return dish
 
     assert order.name == "order"
-    assert order.description == "Order a dish, from the kitchen."
+    assert order.description == "Order a dish, from the kitchen.\n\nReturns:\n    A number."
     schema = order.parameters
     assert schema["required"] == ["dish"]
     properties = schema["properties"]
