@@ -254,7 +254,8 @@ def test_colours_only_on_a_terminal_that_wants_them(terminal: Any, lockgate: Any
 
 def test_says_what_it_waits_for(lockgate: Any) -> None:
     done = lockgate("run", "agents.py:sleeping", "Sleep")
-    assert re.fullmatch(r"still waiting for slow \.\.\. \d s\n", done.stderr)
+    # On a busy machine the model takes its time too, or the tool more than it was told to.
+    assert re.fullmatch(r"(still .+ \.\.\. \d s\n)*?still waiting for slow \.\.\. \d s\n", done.stderr)
 
 
 def test_draws_what_it_waits_for_on_a_terminal_and_takes_it_away(terminal: Any) -> None:
