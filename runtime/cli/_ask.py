@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from .._errors import InvalidAnswer, NotPending
-from ..events import ElicitationRequest, ToolCallConfirmation
+from ..events import ElicitationRequest, Event, ToolCallConfirmation
 from ..permissions import Scope
 from ..stream import EventStream
 from ..tool import Action, Answer
 from ._fields import Field, NotUnderstood, fields_of
-from ._show import arguments
-from ._terminal import Over, Terminal
+from ._show import named, said
+from ._terminal import Over, Terminal, escaped, printable
 
 Read: TypeAlias = Callable[[str, Callable[[], bool]], str]
 
 _ACTIONS: Final[dict[str, Action]] = {"/decline": "decline", "/cancel": "cancel"}
-_SCOPES: Final[dict[str, Scope]] = {"y": "once", "yes": "once", "t": "tool", "tool": "tool", "s": "session"}
+_SCOPES: Final[dict[str, Scope]] = {
+    "y": "once", "yes": "once", "t": "tool", "tool": "tool", "s": "session", "session": "session"
+}  # fmt: skip
+_KEYS: Final = "y: yes, n: no (n REASON tells the model why), t: always this tool, s: always"
+_SHOWN: Final = 4_000  # characters of an argument that is decided on; v shows all of it
 _NOTHING: Final = object()  # an optional field that was left empty
+
+
+def _tool(request: ToolCallConfirmation) -> tuple[str, ...]:
+    """Which tool it is, and not a namesake."""
+    return request.session_id, request.agent_name, request.server, request.tool_call.name
 
 
 class _Left(Exception):
@@ -33,26 +43,32 @@ class Questions:
     """Has the questions of a stream answered.
 
     ``given`` are the answers of the command line, by field: proposals where there is a terminal, otherwise all there
-    is, and a question that they leave open is declined. ``read`` is `Terminal.read`.
+    is, and a question that they leave open is declined. ``read`` is `Terminal.read`, ``agent`` who is spoken to: others
+    are named when they ask.
     """
 
-    def __init__(self, terminal: Terminal, given: Mapping[str, str], read: Read) -> None:
+    def __init__(self, terminal: Terminal, given: Mapping[str, str], read: Read, agent: str = "") -> None:
+        self._agent = agent
         self._terminal = terminal
         self._given = given
         self._read = read
         self._over: Callable[[], bool] = lambda: False
-        self._approved: set[str] = set()  # the tools of which the user wants to hear no more, "" for all
+        # The tools of which the user wants to hear no more: of which session, agent and server they are; () for all.
+        self._approved: set[tuple[str, ...]] = set()
 
     def confirm(self, stream: EventStream, request: ToolCallConfirmation) -> None:
         """Have a tool call approved or rejected."""
         terminal, call = self._terminal, request.tool_call
         self._over = lambda: stream.reason is not None
         try:
-            if self._approved & {"", call.name}:  # it was waiting already when the user said so
+            if self._approved & {(), _tool(request)}:  # it was waiting already when the user said so
                 return stream.approve(request)
             terminal.part(f"confirmation {request.confirmation_id}")
-            what = f"{call.name}({arguments(call)})"
-            terminal.ask(f"? Run {what}?{' What it does cannot be undone.' if request.destructive else ''}", "cyan")
+            server = f" (of server {escaped(request.server)})" if request.server else ""
+            what = f"{self._who(request)}{named(call)}({said(request.arguments, _SHOWN)}){server}"
+            undone = " What it does cannot be undone." if request.destructive else ""
+            terminal.forget_typed()
+            terminal.ask(f"? Run {what}?{undone}", "cyan", whole=True)
             if terminal.asks:
                 self._decide(stream, request)
             else:
@@ -62,24 +78,37 @@ class Questions:
             terminal.ask("  Nobody waits for this answer any more.", "yellow")
 
     def _decide(self, stream: EventStream, request: ToolCallConfirmation) -> None:
-        self._terminal.ask("  y: yes, n: no (n REASON tells the model why), t: always this tool, s: always", "dim")
+        whole = said(request.arguments, _SHOWN) == said(request.arguments, sys.maxsize)
+        keys = _KEYS if whole else f"{_KEYS}, v: view all of it"
+        self._terminal.ask(f"  {keys}", "dim")
         while True:
             try:
-                said, _, reason = self._read("  > ", self._over).strip().partition(" ")
+                typed, _, reason = self._read("  > ", self._over).strip().partition(" ")
             except EOFError:
                 return stream.reject(request)
-            if said.lower() in ("n", "no"):
+            key = typed.lower()
+            if key in ("n", "no"):
                 return stream.reject(request, reason.strip())
-            if scope := _SCOPES.get(said.lower()):
+            if key == "v" and not reason:
+                self._terminal.ask(f"  {named(request.tool_call)}({said(request.arguments, sys.maxsize)})", whole=True)
+            elif (scope := _SCOPES.get(key)) and not reason:
                 if scope != "once":
-                    self._approved.add("" if scope == "session" else request.tool_call.name)
+                    self._approved.add(() if scope == "session" else _tool(request))
                 return stream.approve(request, scope)
+            else:
+                self._terminal.ask(f"  That is no answer. {keys}", "yellow")
+            self._terminal.forget_typed()
+
+    def _who(self, event: Event) -> str:
+        return "" if event.agent_name in ("", self._agent) else f"[{escaped(event.agent_name)}] "
 
     def answer(self, stream: EventStream, request: ElicitationRequest) -> None:
         """Show the question, have it answered, and send the answer, until one fits."""
         terminal = self._terminal
         terminal.part(f"question {request.elicitation_id}")
-        terminal.ask(f"? {request.message}", "cyan")
+        terminal.forget_typed()
+        # Set off line by line, so that nothing in it passes for a question of another kind.
+        terminal.ask(f"? {self._who(request)}" + printable(request.message).replace("\n", "\n  | "), "cyan")
         if request.mode == "url":
             terminal.ask(f"  {request.url}", "bold")
         self._over = lambda: stream.reason is not None
@@ -131,7 +160,7 @@ class Questions:
     def _ask_field(self, field: Field, proposal: str | None) -> Any:
         self._terminal.ask(f"  {field.label} - {field.note}")
         while True:
-            entered = self._enter("  > " if proposal is None else f"  [{proposal}] > ") or proposal or ""
+            entered = self._enter("  > " if proposal is None else f"  [{escaped(proposal)}] > ") or proposal or ""
             try:
                 if entered:
                     return field.read(entered)

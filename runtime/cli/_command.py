@@ -26,7 +26,7 @@ from ..stream import EventStream
 from ._ask import Questions, Read
 from ._load import CannotLoad, load, replayed
 from ._show import Screen
-from ._terminal import Terminal
+from ._terminal import Guarded, Terminal
 
 OK: Final = 0
 FAILED: Final = 1
@@ -42,7 +42,8 @@ On a terminal you are asked whether tools may run that do more than read, and wh
 --answer, or declined. Ctrl-C ends the run in good order, twice ends it at once.
 
 Exit status: 0 when the run ended normally, 1 when it did not (the last line names the error's code), 2 when
-it could not begin, 130 when it was interrupted.
+it could not begin, 130 when it was interrupted, 129 and 143 when SIGHUP or SIGTERM ended it, 141 when
+nobody reads its output any more.
 
 Example:
   lockgate run examples/booking.py "Book a table at Luigi's" --yes --answer people=2
@@ -66,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return UNUSABLE
     terminal = Terminal()
-    with _Interrupts() as interrupts:
+    guarded = Guarded(sys.stderr) if sys.stderr is not None else None
+    with _Interrupts() as interrupts, contextlib.redirect_stderr(guarded):
         try:
             return _COMMANDS[args.command](args, terminal, interrupts)
         except CannotLoad as error:
@@ -74,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return UNUSABLE
         except KeyboardInterrupt:
             terminal.interrupted()
-            terminal.note("stopped: interrupted by the user", "yellow")
-            return INTERRUPTED
+            terminal.note(f"stopped: {interrupts.cause}", "yellow")
+            return interrupts.status
         except BrokenPipeError:  # what we print is not wanted any more, as with `| head`
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -94,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument("agent", metavar="AGENT", help="the agent, such as examples/booking.py")
-    run.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to say to it; asked for when left out")
+    run.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to say to it; - or none: standard input")
     run.add_argument("--model", metavar="FILE.gguf", help="use this local model in place of the agent's own")
     run.add_argument("--record", metavar="FILE", help="write what happens to this file, for `lockgate replay`")
     replay = commands.add_parser(
@@ -117,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
             default=[],
             type=_answer,
             help="the answer to a field that a question asks for; may be given more than once",
+        )
+        command.add_argument(
+            "--traceback", action="store_true", help="show where in their code tools and models failed"
         )
         command.add_argument(
             "-y", "--yes", action="store_true", help="approve every tool call that the agent does not forbid"
@@ -143,7 +148,9 @@ def _answer(text: str) -> tuple[str, str]:
 def _run(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) -> int:
     with terminal.busy(f"loading {args.agent}"):
         team = load(args.agent, args.model)
-    prompt = args.prompt if args.prompt is not None else _ask_prompt(terminal, team.root)
+    prompt = _piped() if args.prompt == "-" else args.prompt
+    if not prompt or not prompt.strip():
+        prompt = _ask_prompt(terminal, team.root)
     _load_model(terminal, team.root)
     return _drive(args, team, Session.from_user(prompt), args.record, terminal, interrupts)
 
@@ -184,7 +191,7 @@ def _drive(
     interrupts: _Interrupts,
 ) -> int:
     """Run the team on the session, and show it; the exit status."""
-    questions = Questions(terminal, dict(args.answer), interrupts.reading(terminal))
+    questions = Questions(terminal, dict(args.answer), interrupts.reading(terminal), team.root.name)
     runtime = Runtime(team, permissions=Permissions(approve_all=args.yes))
     try:
         try:
@@ -195,7 +202,9 @@ def _drive(
             with interrupts.ending(stream):
                 problem = _follow(stream, terminal, Screen(terminal, team.root.name), questions, interrupts)
             terminal.finish()
-            return _report(stream, terminal, problem)
+            if args.traceback:
+                _show_traceback(stream, terminal)
+            return _report(stream, terminal, problem, interrupts)
         finally:
             with terminal.busy("ending the run"):
                 _close(stream, terminal)
@@ -209,9 +218,19 @@ def _ask_prompt(terminal: Terminal, agent: Agent) -> str:
     if terminal.asks:
         with contextlib.suppress(EOFError):
             prompt = terminal.read(f"What should {agent.name} do? > ").strip()
+    elif sys.stdin is not None and not sys.stdin.isatty():
+        prompt = _piped()
     if not prompt:
         raise CannotLoad('no prompt: say what to do after the agent, in quotes, such as "Book a table at Luigi\'s"')
     return prompt
+
+
+def _piped() -> str:
+    """What standard input says, to its end."""
+    try:
+        return sys.stdin.read().strip()
+    except (OSError, ValueError) as error:
+        raise CannotLoad(f"the prompt cannot be read from standard input: {error}") from None
 
 
 def _load_model(terminal: Terminal, agent: Agent) -> None:
@@ -282,13 +301,13 @@ def _problem(event: events.Event) -> str:
     return ""
 
 
-def _report(stream: EventStream, terminal: Terminal, problem: str) -> int:
+def _report(stream: EventStream, terminal: Terminal, problem: str, interrupts: _Interrupts) -> int:
     """Say how the stream ended; the exit status."""
     if stream.reason == "normal":
         return OK
     if stream.reason == "canceled":
-        terminal.note("stopped: canceled, interrupted by the user", "yellow")
-        return INTERRUPTED
+        terminal.note(f"stopped: canceled, {interrupts.cause}", "yellow")
+        return interrupts.status
     cause = _cause(stream)
     if isinstance(cause, MissingExtra):
         terminal.note(f"error: {cause}", "red")
@@ -306,6 +325,17 @@ def _cause(stream: EventStream) -> BaseException | None:
     return None
 
 
+def _show_traceback(stream: EventStream, terminal: Terminal) -> None:
+    """What was raised in tools, and what ended the run."""
+    try:
+        text = "\n".join(stream.failures)
+        stream.result()
+    except RunError as error:
+        text = error.traceback
+    if text:
+        terminal.note(text.rstrip(), "dim")
+
+
 def _close(stream: EventStream, terminal: Terminal) -> None:
     try:
         stream.close()
@@ -314,31 +344,40 @@ def _close(stream: EventStream, terminal: Terminal) -> None:
 
 
 class _Interrupts:
-    """Ctrl-C: the first ends the stream, the second the process."""
+    """Ctrl-C, SIGTERM and SIGHUP: the first ends the stream, the second the process."""
 
     def __init__(self) -> None:
         self.pressed = 0
+        self.status = INTERRUPTED
+        self.cause = "interrupted by the user"
         self._stream: EventStream | None = None
         self._reading = False
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Interrupts:
-        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as in the background of a script
-        if threading.current_thread() is threading.main_thread() and not ignored:
-            self._before = signal.signal(signal.SIGINT, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)
+                # Ignored: as in the background of a script, or under nohup.
+                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.pressed += 1
         if self.pressed > 1:
-            os.write(2, b"\n")
-            os._exit(INTERRUPTED)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, b"\n")
+            os._exit(128 + number)
+        self.status = 128 + number
+        if number != signal.SIGINT:
+            self.cause = f"ended by {signal.Signals(number).name}"
         if self._stream is not None:
-            self._stream.cancel("interrupted by the user")
+            self._stream.cancel(self.cause)
         if self._stream is None or self._reading:
             raise KeyboardInterrupt
 

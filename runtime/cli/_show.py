@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from functools import singledispatchmethod
-from typing import Final
+from typing import Any, Final
 
 from .. import events
 from ..session import ToolCall
-from ._terminal import Terminal
+from ._terminal import Terminal, escaped
 
 _ARGUMENT: Final = 200  # characters of one argument
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_.:/-]+")
 _RESULT_LINES: Final = 20
 _RESULT: Final = 2000  # characters of one result
 
@@ -65,22 +68,24 @@ class Screen:
             self._twins.add(call.name)
         self._calls[call.id] = call.name
         self._terminal.part("calls")
-        self._terminal.line(f"-> {self._who(event)}{call.name}({arguments(call)})", "bold")
+        self._terminal.line(f"-> {self._who(event)}{named(call)}({arguments(call)})", "bold")
 
     @_show.register
     def _(self, event: events.ToolCallOutput) -> None:
         of = "" if event.total is None else f"/{event.total:g}"
         progress = "" if event.progress is None else f" {event.progress:g}{of}"
         self._terminal.part("calls")
-        self._terminal.line(f"   {self._who(event)}{event.tool_call.name}{progress}: {event.output}", "dim")
+        self._terminal.line(f"   {self._who(event)}{named(event.tool_call)}{progress}: {event.output}", "dim")
 
     @_show.register
     def _(self, event: events.ToolCallResponse) -> None:
         call = event.tool_call
         self._terminal.part("calls")
-        which = f"{call.name}({arguments(call)})" if call.name in self._twins else call.name
-        said = f"{which} failed" if event.is_error else which
-        self._terminal.line(f"<- {self._who(event)}{said}: {_result(event.response)}", "red" if event.is_error else "")
+        which = f"{named(call)}({arguments(call)})" if call.name in self._twins else named(call)
+        verdict = f"{which} failed" if event.is_error else which
+        self._terminal.line(
+            f"<- {self._who(event)}{verdict}: {_result(event.response)}", "red" if event.is_error else ""
+        )
         self._calls.pop(call.id, None)
         if not self._calls:
             self._twins.clear()
@@ -117,12 +122,34 @@ def arguments(call: ToolCall) -> str:
     """The arguments of a call, in one line."""
     parsed = call.parsed
     if parsed is None:
-        return _short(call.arguments)
-    return ", ".join(f"{name}={_short(json.dumps(value, ensure_ascii=False))}" for name, value in parsed.items())
+        return _short(escaped(call.arguments), _ARGUMENT)
+    return said(parsed, _ARGUMENT)
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _ARGUMENT else f"{text[:_ARGUMENT]}... ({len(text)} characters)"
+def said(arguments: Mapping[str, Any], most: int) -> str:
+    """Arguments by name, in one line, at most ``most`` characters of each. None can pass for something else."""
+    return ", ".join(
+        f"{_name(name)}={_short(escaped(json.dumps(value, ensure_ascii=False)), most)}"
+        for name, value in arguments.items()
+    )
+
+
+def named(call: ToolCall) -> str:
+    """The name of the tool that is called."""
+    return _name(call.name)
+
+
+def _name(name: str) -> str:
+    """As it is where it cannot pass for something else, otherwise quoted."""
+    return name if _PLAIN.fullmatch(name) else escaped(json.dumps(name, ensure_ascii=False))
+
+
+def _short(text: str, most: int) -> str:
+    """The beginning, and of what is decided on the end too: there it may say what matters."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]} ... ({len(text)} characters) ... {text[-half:]}"
 
 
 def _result(text: str) -> str:

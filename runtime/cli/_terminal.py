@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from select import select
-from typing import IO
+from typing import IO, Any
 
 PATIENCE = 1.0  # seconds in which nothing needs to be said
 _FRAME = 0.125  # seconds between two pictures of the spinner
@@ -20,6 +21,11 @@ _CLEAR = "\r\x1b[K"
 # What a model or a server says must not move the cursor, retitle the window or hide what stood there before.
 _CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
 _CONTROLS |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
+# Nor may it change the order of what is read, or end a line where none ends.
+_CONTROLS |= dict.fromkeys(
+    (0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xFEFF), "\N{REPLACEMENT CHARACTER}"
+)
+_LINE = 10_000  # characters of one line: a terminal that wraps more than that shows nothing else any more
 
 
 class Over(Exception):
@@ -29,6 +35,44 @@ class Over(Exception):
 def printable(text: str) -> str:
     """``text`` without what a terminal would obey."""
     return text.translate(_CONTROLS)
+
+
+def escaped(text: str) -> str:
+    """``text`` in one line, where everything that cannot be seen is written as an escape: for what is decided on."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def _bounded(text: str) -> str:
+    """``text`` with the middle of overlong lines left out."""
+    if len(text) <= _LINE:
+        return text
+    half = _LINE // 2
+    return "\n".join(
+        line if len(line) <= _LINE else f"{line[:half]} ... {len(line) - 2 * half} characters ... {line[-half:]}"
+        for line in text.split("\n")
+    )
+
+
+class Guarded:
+    """Standard error, for everybody else in the process: what logging, warnings and tracebacks quote is foreign too."""
+
+    def __init__(self, io: IO[str]) -> None:
+        self._io = io
+
+    def write(self, text: str) -> int:
+        """Write it, made printable."""
+        self._io.write(printable(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write them, made printable."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._io, name)
 
 
 class _Place:
@@ -57,16 +101,28 @@ class _Stream:
         with contextlib.suppress(AttributeError, OSError, ValueError):
             io.reconfigure(errors="replace")  # type: ignore[attr-defined]
 
-    def write(self, text: str, style: str = "") -> None:
-        if not text:
+    def write(self, text: str, style: str = "", end: str = "") -> None:
+        """The only way for text to get here: what it says is made printable, and nobody can forget to."""
+        text = printable(text)
+        if not text and not end:
             return
-        self.io.write(self.styled(text, style))
-        self.io.flush()
-        self.place.move(text)
+        self.raw(self.styled(text, style) + end)
+        self.place.move(text + end)
 
-    def line(self, text: str, style: str = "") -> None:
+    def line(self, text: str, style: str = "", *, whole: bool = False) -> None:
         self.write("" if self.place.fresh else "\n")
-        self.write(self.styled(printable(text), style) + "\n")
+        self.write(text if whole else _bounded(text), style, "\n")
+
+    def raw(self, text: str) -> None:
+        """What has been made printable already, and what moves the cursor: from this file only."""
+        try:
+            self.io.write(text)
+            self.io.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if error.errno != errno.EIO:  # the terminal is gone, and the run shall end in good order all the same
+                raise
 
     def styled(self, text: str, style: str) -> str:
         return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if style and self.colour else text
@@ -104,7 +160,7 @@ class Terminal:
     def text(self, text: str, style: str = "") -> None:
         """A piece of text, as it comes."""
         self._clear()
-        self._out.write(printable(text), style)
+        self._out.write(text, style)
 
     def line(self, text: str, style: str = "") -> None:
         """A line of the conversation."""
@@ -124,10 +180,18 @@ class Terminal:
 
     # -- questions -----------------------------------------------------------------------------------------------------
 
-    def ask(self, text: str, style: str = "") -> None:
-        """A line of a question."""
+    def ask(self, text: str, style: str = "", *, whole: bool = False) -> None:
+        """A line of a question; ``whole`` however long it is."""
         self._clear()
-        self._questions.line(text, style)
+        self._questions.line(text, style, whole=whole)
+
+    def forget_typed(self) -> None:
+        """Drop what was typed before a question could be read: it is no answer to it."""
+        with contextlib.suppress(ImportError, OSError, ValueError):  # not on Windows; no terminal
+            import termios
+
+            with contextlib.suppress(termios.error):
+                termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
     def read(self, prompt: str, over: Callable[[], bool] = lambda: False) -> str:
         """A line that the user enters. Raises `EOFError`, and `Over` once ``over()`` says that nobody waits for it."""
@@ -204,7 +268,7 @@ class Terminal:
         column = self._err.place.column
         if column and column % width == 0:
             return  # a line that is just full cannot be come back to
-        line = _CLEAR + self._err.styled(text[: width - 1], "dim")
+        line = _CLEAR + self._err.styled(escaped(text)[: width - 1], "dim")
         self._drawn = "below" if column else "here"  # below a text that may go on
         self._raw(_below(line) if column else line)
 
@@ -220,8 +284,7 @@ class Terminal:
             self._drawn = ""
 
     def _raw(self, text: str) -> None:
-        self._err.io.write(text)
-        self._err.io.flush()
+        self._err.raw(text)
 
 
 def _read_line(over: Callable[[], bool]) -> str:

@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LONG = 30.0  # seconds after which something will never happen, on a busy machine
 SEQUENCE = re.compile(r"\x1b(\[[?0-9;]*[a-zA-Z]|[78DM])")
 
-AGENT = """
+AGENT = r"""
+import json
+import logging
 import time
 from typing import Literal
 from runtime import Agent, HookResult, ToolContext, tool
@@ -72,8 +74,8 @@ def team(*turns, **more):
     tools = [tool(read_only=True)(each) for each in (book, visit, hurry, agree, slow, fail)]
     return Agent("cook", Scripted(*turns), tools=[*tools, burn, bake], **more)
 
-talk = team(say("Once upon ", "a time\\n", "there was\\tan \\x1b[2Jend."))
-booking = team([call("book", '{"restaurant": "Luigi\\'s"}')], say("Done."))
+talk = team(say("Once upon ", "a time\n", "there was\tan \x1b[2Jend."))
+booking = team([call("book", '{"restaurant": "Luigi\'s"}')], say("Done."))
 visiting = team([call("visit")], say("Done."))
 hurrying = team([call("hurry")], say("Done."))
 agreeing = team([call("agree")], say("Done."))
@@ -89,8 +91,21 @@ broken = team([RuntimeError("the wire is cut")])
 endless = team(*[[call("fail", id=f"call-{n}")] for n in range(5)], max_iterations=2)
 no = HookResult(block=True, reason="not on Sundays")
 barred = team(say("Done."), hooks={"user_prompt_submit": [lambda given: no]})
-chatty = team(say(*(f"word {n}\\n" for n in range(20_000))))
+chatty = team(say(*(f"word {n}\n" for n in range(20_000))))
 number = 7
+hidden = "echo " + "a" * 20_000 + " ; rm \u202e -rf"
+baking_much = team([call("bake", json.dumps({"what": hidden}))], say("Done."))
+change = HookResult(updated_input={"what": "stones"})
+changing = team([call("bake", '{"what": "bread"}')], say("Done."), hooks={"pre_tool_use": [lambda given: change]})
+posing = team([call("pose", json.dumps({"a=1)?\n? Run harmless(b": 2}))], say("Done."))
+def pose(ctx: ToolContext) -> str:
+    form = {"type": "object", "properties": {"name": {"type": "string", "default": "\x1b]0;title\x07me"}}}
+    return str(ctx.elicit("Who?\n? Run rm()?", form).content)
+form_posing = Agent("cook", Scripted([call("pose")], say("Done.")), tools=[tool(read_only=True)(pose)])
+def log() -> str:
+    logging.getLogger("server").warning("it says \x1b]0;title\x07")
+    raise ValueError("no \x1b[2Jflour")
+logging_agent = Agent("cook", Scripted([call("log")], say("Done.")), tools=[tool(read_only=True)(log)])
 agent = talk
 """
 
@@ -560,6 +575,92 @@ def test_approved_for_good_is_asked_once(terminal: Any, typed: str) -> None:
     screen.enter(typed)
     screen.expect("baked bread", "Done.")
     assert screen.end().count("? Run") == 1
+
+
+def test_what_is_asked_is_the_whole_call_that_runs(terminal: Any) -> None:
+    screen = terminal("run", "agents.py:changing", "Bake")
+    screen.expect('? Run bake(what="stones")?', "  > ")
+    screen.enter("y")
+    assert "baked stones" in screen.end()
+
+
+def test_the_end_of_a_long_argument_is_shown_and_all_of_it_on_demand(terminal: Any) -> None:
+    screen = terminal("run", "agents.py:baking_much", "Bake")
+    screen.expect('; rm \\u202e -rf")?', "v: view all of it", "  > ")
+    screen.enter("v")
+    screen.expect("a" * 1000, '; rm \\u202e -rf")', "  > ")
+    screen.enter("n")
+    assert "\u202e" not in screen.end()
+
+
+def test_a_wrong_key_says_which_there_are(terminal: Any) -> None:
+    screen = terminal("run", "agents.py:burning", "Burn it")
+    screen.expect("? Run burn", "  > ")
+    screen.enter("maybe")
+    screen.expect("That is no answer. y: yes, n: no", "  > ")
+    screen.enter("y")
+    assert "burnt toast" in screen.end()
+
+
+def test_what_was_typed_before_the_question_does_not_answer_it(terminal: Any) -> None:
+    screen = terminal("run", "agents.py:burning")
+    screen.expect("do? > ")
+    screen.enter("Burn it\ry")
+    screen.expect("? Run burn", "  > ")
+    screen.enter("n")
+    assert "rejected by the user" in screen.end()
+
+
+def test_defaults_and_messages_of_a_form_cannot_steer_the_terminal_or_pass_for_a_question(terminal: Any) -> None:
+    screen = terminal("run", "agents.py:form_posing", "Ask")
+    screen.expect("? Who?\n  | ? Run rm()?", "[\\x1b]0;title\\x07me] > ")
+    screen.enter("me")
+    assert "\x1b]0;" not in screen.end()
+
+
+def piped(place: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("run", *args),
+        cwd=place,
+        env=environment(),
+        input="Tell me\n",
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+        check=False,
+    )
+
+
+def test_log_lines_and_tracebacks_cannot_steer_the_terminal(place: Path) -> None:
+    done = piped(place, "agents.py:logging_agent", "Log", "--traceback")
+    assert "it says \ufffd]0;title" in done.stderr
+    assert "in log" in done.stderr
+    assert "ValueError: no \ufffd[2Jflour" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("args", [(), ("-",)])
+def test_the_prompt_comes_from_standard_input(place: Path, args: tuple[str, ...]) -> None:
+    done = piped(place, "agents.py", *args)
+    assert done.returncode == 0
+    assert "> Tell me" in done.stdout
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there are no such signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_end_it_in_good_order(place: Path, name: str) -> None:
+    number = getattr(signal, name)
+    args = command("run", "agents.py:stuck", "Wait")
+    with subprocess.Popen(
+        args, cwd=place, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        while b"slow" not in process.stdout.readline():
+            pass
+        process.send_signal(number)
+        _, said = process.communicate(timeout=LONG)
+    assert process.returncode == 128 + number
+    assert f"stopped: canceled, ended by {name}".encode() in said
 
 
 def test_without_a_terminal_calls_are_rejected_or_approved_by_the_command_line(lockgate: Any) -> None:
