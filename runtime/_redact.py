@@ -8,6 +8,7 @@ secret may be for a function to say.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -18,20 +19,30 @@ REDACTED: Final = "<redacted>"
 _PIECE: Final = 32_768  # characters that a pattern is looked for in at once
 _AHEAD: Final = 4096  # characters after them that it may look at, to see whether it begins there
 _BEFORE: Final = 16  # and characters before them
+_JSON: Final = 4_000_000  # characters of a text that is read as JSON
+_DEPTH: Final = 8  # texts of JSON in texts of JSON
 _SHORTEST: Final = 8  # characters that the value of an environment variable has, to be looked for in every text
 
 #: How names of secrets end. Tokens in the plural are counted, not kept secret.
 _NAME: Final = (
-    r"(?:api[_-]?keys?|access[_-]?keys?|private[_-]?keys?|secrets?|passw(?:or)?ds?|passphrases?|credentials?"
-    r"|authorization|cookies?|token)"
+    r"(?:api[ _-]?keys?|access[_-]?keys?|private[_-]?keys?|auth[_-]?keys?|secrets?|passw(?:or)?ds?|pwd|passphrases?"
+    r"|credentials?|authorization|cookies?|sessionid|token)"
 )
 _SECRET_NAME: Final = re.compile(rf"{_NAME}$", re.IGNORECASE)
 #: A name and its value in a text: JSON, also inside a JSON string, a header, a line of settings, a query.
 _NAMED: Final = re.compile(
     rf"""({_NAME}\\?["']?\s*[:=]\s*)"""
     r"""("[^"\\]*+(?:\\.[^"\\]*+)*+"?|'[^']*+'?|\\"[^\\]*+(?:\\(?!")[^\\]*+)*+(?:\\")?"""
-    r"""|(?:(?:bearer|basic)\s+)?[^\s"'\\,;&}\])]+)""",
+    r"""|\[[^\[\]]{0,2048}\]|\{[^{}]{0,2048}\}"""
+    r"""|(?:(?:bearer|basic|token|digest|apikey|key|bot)\s+)?[^\s"'\\,;&}\])]+)""",
     re.IGNORECASE | re.DOTALL,
+)
+#: What a list or a block of YAML says: its indented lines.
+_LISTED: Final = re.compile(
+    rf"(?<![^\s\"'._-])([\"']?[\w.-]{{0,40}}{_NAME}[\"']?:[ \t]{{0,8}}"
+    r"(?:[|>][+-]?[ \t]{0,8}\n(?=[ \t])|\n(?=[ \t]{0,40}- ))[ \t]{0,40})"
+    r"[^\n]++(?:\n[ \t]++[^\n]++)*+",
+    re.IGNORECASE,
 )
 Replace: TypeAlias = Callable[[re.Match[str]], str]
 
@@ -51,11 +62,13 @@ def _rule(hint: str, pattern: str) -> _Rule:
     return _Rule((hint.lower(),), re.compile(pattern, re.DOTALL))
 
 
+_HINTS: Final = ("key", "secret", "passw", "pass", "pwd", "credential", "authorization", "cookie", "sessionid", "token")
+
 #: In this order: what is left by one is for the next.
 _RULES: Final = (
     _Rule(  # a JSON web token, where it has all three parts
         ("eyj",),
-        re.compile(r"\beyJ[\w-]{8,}+(?:\.[\w-]++(\.[\w-]++)?)?"),
+        re.compile(r"\beyJ[\w-]{8,}+(?:\.[\w-]++(\.[\w-]*+)?)?"),
         lambda match: match[0] if match[1] is None else REDACTED,
     ),
     _rule(
@@ -70,12 +83,42 @@ _RULES: Final = (
     _rule("AKIA", r"\bAKIA[0-9A-Z]{16}\b"),
     _rule("ASIA", r"\bASIA[0-9A-Z]{16}\b"),
     _rule("AIza", r"\bAIza[\w-]{35}"),
-    _rule("bearer ", r"(?<=\b[Bb]earer )[\w.~+/=-]{8,}"),
-    _rule("://", r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"),  # user and password of an address
+    *(_rule(hint, rf"\b{hint}\w{{10,}}") for hint in ("sk_live_", "sk_test_", "rk_live_", "rk_test_", "dckr_pat_")),
+    _rule("npm_", r"\bnpm_\w{30,}"),
+    _rule("SG.", r"\bSG\.[\w-]{16,64}\.[\w-]{16,}"),
+    _rule("ya29.", r"\bya29\.[\w-]{20,}"),
+    _rule("hooks.slack.com/", r"(?<=hooks\.slack\.com/)services/[\w/]+"),
+    _rule("bearer ", r"(?i:(?<=\bbearer ))[\w.~+/=-]{8,}"),
+    _Rule(  # user and password of an address, a password that has an @, or a token alone
+        ("://",),
+        re.compile(r"(?<=://)(?:[^\s/:@\"']{0,128}:[^\s/\"']{1,256}|[^\s/:@\"'<>]{16,256})@"),
+        lambda match: f"{REDACTED}@",
+    ),
+    _rule("-u ", r"""(?<=\s-u )[^\s:"']{1,64}:[^\s"']+"""),
+    _Rule(  # all of the cookies, and what is said of them
+        ("cookie",),
+        re.compile(
+            r"""(cookies?\\?["']?\s{0,16}[:=]\s{0,16}\\?["']?)[\w.!#$%&*+^`|~-]{1,128}=[^\s"'\\;,]*+"""
+            r"""(?:;[ \t]{0,4}[\w.-]{1,128}(?:=[^\s"'\\;,]*+)?)*+""",
+            re.IGNORECASE,
+        ),
+        lambda match: match[1] + REDACTED,
+    ),
+    _Rule(  # options of commands
+        ("--",),
+        re.compile(rf"(?<![\w-])(--[\w-]{{0,40}}{_NAME}[ \t]{{1,8}})[^\s\"'\\-][^\s\"'\\]*+", re.IGNORECASE),
+        lambda match: match[1] + REDACTED,
+    ),
+    _Rule(  # elements of XML
+        ("key>", "keys>", "secret>", "secrets>", "sword>", "passwd>", "pwd>", "phrase>", "credentials>", "token>"),
+        re.compile(rf"(<[\w:.-]{{0,40}}{_NAME}>)[^<]{{1,2048}}(?=</)", re.IGNORECASE),
+        lambda match: match[1] + REDACTED,
+    ),
+    _Rule(_HINTS, _LISTED, lambda match: match[1] + REDACTED),
     _Rule(
-        ("key", "secret", "passw", "pass", "credential", "authorization", "cookie", "token"),
+        _HINTS,
         _NAMED,
-        lambda match: match[1] + _in_place_of(match[2]),
+        lambda match: match[1] + _in_place_of(match[1], match[2]),
     ),
 )
 
@@ -97,22 +140,56 @@ class Redaction:
         self._values = values
 
     def text(self, text: str) -> str:
-        """``text`` without secrets."""
+        """``text`` without secrets. What is JSON is JSON again."""
+        text = self._text(text)
+        return text if self._more is None else self._more(text)
+
+    def _text(self, text: str, depth: int = 0) -> str:
+        begin = text[:64].lstrip()[:1]
+        if begin and begin in "{[" and len(text) <= _JSON and depth < _DEPTH:
+            try:
+                said = json.loads(text)
+                clean = self._plain(said, False, depth + 1)
+                return text if clean == said else json.dumps(clean, ensure_ascii=False)
+            except (ValueError, RecursionError):
+                pass  # it only looks like it
         for value in self._values:
             text = text.replace(value, REDACTED)
         for rule in _RULES:
             text = _sub(rule, text)
-        return text if self._more is None else self._more(text)
+        return text
 
-    def plain(self, value: Any, secret: bool = False) -> Any:
-        """``value``, as JSON has it, without secrets. ``secret``: it stands under a name that says so."""
+    def plain(self, value: Any) -> Any:
+        """``value``, as JSON has it, without secrets: all that stands under a name that says so, in lists and objects
+        too, but for true, false and null, which tell nothing.
+        """
+        return self._plain(value, False, 0)
+
+    def _plain(self, value: Any, secret: bool, depth: int, schema: bool = False) -> Any:
         if isinstance(value, str):
-            return REDACTED if secret and value else self.text(value)
+            if secret:
+                return REDACTED if value else value
+            return self._text(value, depth) if depth or self._more is None else self.text(value)
         if isinstance(value, Mapping):
-            return {key: self.plain(item, bool(_SECRET_NAME.search(str(key)[-40:]))) for key, item in value.items()}
+            # The names of a schema are those of parameters: what is said of one is no secret.
+            return {
+                self._name(key): self._plain(
+                    item,
+                    secret or (_tells(key) and not (schema and isinstance(item, Mapping))),
+                    depth,
+                    schema=key == "properties" and not schema,
+                )
+                for key, item in value.items()
+            }
         if isinstance(value, (list, tuple)):
-            return [self.plain(item, secret) for item in value]
+            return [self._plain(item, secret, depth) for item in value]
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return REDACTED if secret or str(value) in self._values else value
         return value
+
+    def _name(self, key: Any) -> Any:
+        """A key of an object; some have a secret there."""
+        return self._text(key, _DEPTH) if isinstance(key, str) and len(key) >= 16 else key
 
     def __repr__(self) -> str:
         return f"<Redaction{'' if self._more is None else f' and {self._more!r}'}>"
@@ -145,7 +222,16 @@ def _sub(rule: _Rule, text: str) -> str:
     return "".join((*kept, text[at:])) if kept else text
 
 
-def _in_place_of(value: str) -> str:
-    """JSON shall stay JSON."""
+def _tells(name: Any) -> bool:
+    return bool(_SECRET_NAME.search(str(name)[-40:]))
+
+
+def _in_place_of(name: str, value: str) -> str:
+    """JSON shall stay JSON, also where it is a part of a text."""
     quote = next((each for each in ('\\"', '"', "'") if value.startswith(each)), "")
-    return f"{quote}{REDACTED}{quote}" if len(value) > 2 * len(quote) else value
+    if quote:
+        return f"{quote}{REDACTED}{quote}" if len(value) > 2 * len(quote) else value
+    if value in ("null", "true", "false", "None", "True", "False"):
+        return value
+    quote = next((each for each in ('\\"', '"', "'") if each in name), "")
+    return f"{quote}{REDACTED}{quote}"

@@ -315,9 +315,31 @@ SECRETS = [
     ("postgres://me:secret@host/db", f"postgres://{REDACTED}@host/db"),
     ("-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----\n.", f"{REDACTED}\n."),
     ("ghp_" + "a" * 36, REDACTED),
+    ("sk_live_" + "a" * 20, REDACTED),
+    ("redis://:secret@host:6379/0", f"redis://{REDACTED}@host:6379/0"),
+    ("amqp://u:p@ss@host", f"amqp://{REDACTED}@host"),
+    ("Authorization: Token abc", f"Authorization: {REDACTED}"),
+    ("Cookie: a=1; sid=abc", f"Cookie: {REDACTED}"),
+    ("password = ['a', 'b']", f"password = {REDACTED}"),
+    ("passwords:\n  - abc\n  - def\nuser: x", f"passwords:\n  {REDACTED}\nuser: x"),
+    ("--password abc -v", f"--password {REDACTED} -v"),
+    ("<password>abc</password>", f"<password>{REDACTED}</password>"),
+    ('{"passwords": ["a", 5]}', f'{{"passwords": ["{REDACTED}", "{REDACTED}"]}}'),
+    ('{"credentials": {"pin": "a", "on": true}}', f'{{"credentials": {{"pin": "{REDACTED}", "on": true}}}}'),
+    ('so {"secret": ["a"], "token": 12}', f'so {{"secret": "{REDACTED}", "token": "{REDACTED}"}}'),
     ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln", REDACTED),
 ]
-HARMLESS = ["max_tokens=100", "the token limit", '{"input_tokens": 3}', "tokens: 3", "skip-to-the-end-of-all", ""]
+HARMLESS = [
+    '{"password": null}',
+    '[1, {"properties": {"password": {"type": "string"}}}]',
+    "https://host:80/a/b",
+    "max_tokens=100",
+    "the token limit",
+    '{"input_tokens": 3}',
+    "tokens: 3",
+    "skip-to-the-end-of-all",
+    "",
+]
 
 
 @pytest.mark.parametrize(("text", "clean"), SECRETS)
@@ -335,11 +357,11 @@ def test_what_is_no_secret_stays(text: str) -> None:
 
 
 def test_secrets_by_the_name_of_their_key() -> None:
-    """Whatever they look like, also in lists; what is no text stays."""
+    """Whatever they look like, also in lists, numbers too; what tells nothing stays."""
     said = {"api_key": "a", "nested": {"password": ["b", 3], "max_tokens": "c"}, "token": None, "secret": ""}
     assert Redaction().plain(said) == {
         "api_key": REDACTED,
-        "nested": {"password": [REDACTED, 3], "max_tokens": "c"},
+        "nested": {"password": [REDACTED, REDACTED], "max_tokens": "c"},
         "token": None,
         "secret": "",
     }
