@@ -478,7 +478,14 @@ class _Turn:
         asks = core.shared.asks
         ask = Ask(core, core.root, running, question, settled)
         ask.event = events.ElicitationRequest(
-            ask.id, question.message, question.mode, question.schema or {}, question.url, **core.tags
+            ask.id,
+            question.message,
+            question.mode,
+            question.schema or {},
+            question.url,
+            running.tool.name,
+            running.tool.server,
+            **core.tags,
         )
         asks.register(ask, core.shared.answer_timeout if question.timeout is None else question.timeout)
         message.dropped.on_cancel(lambda: asks.withdraw(ask, _DROPPED))

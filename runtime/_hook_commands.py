@@ -37,9 +37,14 @@ def run_command(
     """
     import subprocess  # a tenth of what importing this package takes, and few agents have commands
 
+    from ._orphans import tied
+
+    shell = isinstance(command, str) and os.name != "posix"
+    if isinstance(command, str) and not shell:
+        command = ["/bin/sh", "-c", command]
     process = subprocess.Popen(
-        command,
-        shell=isinstance(command, str),
+        command if isinstance(command, str) else tied(command),
+        shell=shell,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -195,6 +195,7 @@ class ElicitationRequest(Event):
     """A tool asks the user something. Answer with `EventStream.respond`.
 
     ``mode`` is ``form`` (``schema`` is the JSON schema of the answer) or ``url`` (the user goes to ``url``).
+    ``tool_name`` is the tool that asks, ``server`` the MCP server that it is of, if it is.
     """
 
     type: ClassVar[str] = "elicitation_request"
@@ -204,6 +205,8 @@ class ElicitationRequest(Event):
     mode: str = "form"
     schema: Mapping[str, Any] = field(default_factory=dict)
     url: str = ""
+    tool_name: str = ""
+    server: str = ""
 
 
 @dataclass(frozen=True, slots=True)

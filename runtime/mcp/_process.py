@@ -22,6 +22,7 @@ from mcp.client.stdio import get_default_environment
 from mcp.shared.message import SessionMessage
 from mcp.types import ErrorData, JSONRPCError, JSONRPCRequest, JSONRPCResponse, jsonrpc_message_adapter
 
+from .._orphans import tied
 from ._sound import sound
 
 LINE: Final = 64 << 20  # bytes that a message of the server may have
@@ -216,7 +217,8 @@ class Process:
             self.ended = True
             ended()
 
-        program, *arguments = self.command
+        env = get_default_environment() | dict(self.env or {})
+        program, *arguments = tied(self.command, env)
         if sys.platform == "win32":
             program = shutil.which(program) or program  # npx is npx.cmd there
         process = self._process = await asyncio.create_subprocess_exec(
@@ -226,7 +228,7 @@ class Process:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=LINE,
-            env=get_default_environment() | dict(self.env or {}),
+            env=env,
             cwd=self.cwd,
             start_new_session=True,  # a Ctrl-C in the terminal is ours, and signals reach its children too
         )

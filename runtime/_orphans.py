@@ -1,0 +1,37 @@
+"""Processes that end with this one, whatever signal it got: SIGKILL leaves no time to end them.
+
+On Linux the kernel kills them. It has to be asked by the process itself before it becomes the program that is wanted,
+which `setpriv` does; code of ours cannot, between a fork and an exec in a process with threads. Elsewhere, and where
+there is no such `setpriv`, programs are started as they are, and see the end of their input.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+
+def tied(command: Sequence[str], env: Mapping[str, str] | None = None) -> list[str]:
+    """``command``, so that its process is killed when the thread that starts it ends, with its process or before.
+
+    A program that cannot be found is left as it is: the error shall name it.
+    """
+    path = None if env is None else env.get("PATH")
+    wrapper = _wrapper() if shutil.which(command[0], path=path) else []
+    return [*wrapper, *command]
+
+
+@functools.cache
+def _wrapper() -> list[str]:
+    setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
+    if setpriv is None:
+        return []
+    wrapper = [setpriv, "--pdeathsig", "KILL", "--"]
+    try:  # one of busybox, or an old one, does not know the option
+        worked = subprocess.run([*wrapper, "true"], capture_output=True, timeout=5).returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        worked = False
+    return wrapper if worked else []
