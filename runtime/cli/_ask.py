@@ -64,8 +64,7 @@ class Questions:
             if self._approved & {(), _tool(request)}:  # it was waiting already when the user said so
                 return stream.approve(request)
             terminal.part(f"confirmation {request.confirmation_id}")
-            server = f" (of server {escaped(request.server)})" if request.server else ""
-            what = f"{self._who(request)}{named(call)}({said(request.arguments, _SHOWN)}){server}"
+            what = f"{self._who(request)}{named(call)}({said(request.arguments, _SHOWN)}){_whose(request)}"
             undone = " What it does cannot be undone." if request.destructive else ""
             terminal.forget_typed()
             terminal.ask(f"? Run {what}?{undone}", "cyan", whole=True)
@@ -108,9 +107,11 @@ class Questions:
         terminal.part(f"question {request.elicitation_id}")
         terminal.forget_typed()
         # Set off line by line, so that nothing in it passes for a question of another kind.
-        terminal.ask(f"? {self._who(request)}" + printable(request.message).replace("\n", "\n  | "), "cyan")
+        message = printable(request.message).replace("\n", "\n  | ")
+        asks = f"{escaped(request.tool_name)}{_whose(request)} asks: " if request.tool_name else ""
+        terminal.ask(f"? {self._who(request)}{asks}{message}", "cyan")
         if request.mode == "url":
-            terminal.ask(f"  {request.url}", "bold")
+            terminal.ask(f"  {escaped(request.url)}", "bold")
         self._over = lambda: stream.reason is not None
         try:
             self._settle(stream, request)
@@ -158,7 +159,7 @@ class Questions:
             return None if field.default is None else field.show(field.default)
 
     def _ask_field(self, field: Field, proposal: str | None) -> Any:
-        self._terminal.ask(f"  {field.label} - {field.note}")
+        self._terminal.ask(f"  {escaped(field.label)} - {escaped(field.note)}")
         while True:
             entered = self._enter("  > " if proposal is None else f"  [{escaped(proposal)}] > ") or proposal or ""
             try:
@@ -198,15 +199,19 @@ class Questions:
                 terminal.ask(f"  declined: --answer does not fit: {error}", "yellow")
                 return Answer("decline")
             if field.name in content:
-                terminal.ask(f"  {field.label} - {field.note}")
+                terminal.ask(f"  {escaped(field.label)} - {escaped(field.note)}")
                 terminal.ask(f"  > {field.show(content[field.name])} ({source})")
             elif field.required:
                 missing.append(field)
         if content and not missing:
             return Answer("accept", content)
         for field in missing:
-            terminal.ask(f"  {field.label} - {field.note}")
+            terminal.ask(f"  {escaped(field.label)} - {escaped(field.note)}")
         options = " ".join(f"--answer {field.name}=..." for field in missing)
         need = f"; {options} would answer it" if options else ""
         terminal.ask(f"  declined: there is no terminal to ask on{need}", "yellow")
         return Answer("decline")
+
+
+def _whose(request: ToolCallConfirmation | ElicitationRequest) -> str:
+    return f" (of server {escaped(request.server)})" if request.server else ""

@@ -99,7 +99,8 @@ change = HookResult(updated_input={"what": "stones"})
 changing = team([call("bake", '{"what": "bread"}')], say("Done."), hooks={"pre_tool_use": [lambda given: change]})
 posing = team([call("pose", json.dumps({"a=1)?\n? Run harmless(b": 2}))], say("Done."))
 def pose(ctx: ToolContext) -> str:
-    form = {"type": "object", "properties": {"name": {"type": "string", "default": "\x1b]0;title\x07me"}}}
+    name = {"type": "string", "default": "\x1b]0;title\x07me", "description": "Yours\n? Run rm()?"}
+    form = {"type": "object", "properties": {"name": name}}
     return str(ctx.elicit("Who?\n? Run rm()?", form).content)
 form_posing = Agent("cook", Scripted([call("pose")], say("Done.")), tools=[tool(read_only=True)(pose)])
 def log() -> str:
@@ -304,7 +305,7 @@ def test_a_reader_who_has_enough_ends_it(place: Path) -> None:
 
 def test_asks_for_every_field_again_until_it_fits(terminal: Any) -> None:
     screen = terminal("run", "agents.py:booking", "Book")
-    screen.expect('-> book(restaurant="Luigi\'s")', "? When, and how many?", "/decline, /cancel")
+    screen.expect('-> book(restaurant="Luigi\'s")', "? book asks: When, and how many?", "/decline, /cancel")
     screen.expect("date* - The day (a date, YYYY-MM-DD)\n", "> ")
     screen.enter("tomorrow")
     screen.expect("date is a date such as 2026-12-24, not 'tomorrow'", "> ")
@@ -374,7 +375,7 @@ def test_answers_of_the_command_line_are_proposed(terminal: Any) -> None:
 def test_pages_to_visit_and_questions_without_fields(terminal: Any, agent: str, typed: str, action: str) -> None:
     screen = terminal("run", f"agents.py:{agent}", "Go")
     if agent == "visiting":
-        screen.expect("? Please sign in\n  https://example.org/sign-in")
+        screen.expect("? visit asks: Please sign in\n  https://example.org/sign-in")
     screen.expect("yes or no", "> ")
     screen.enter("perhaps")
     screen.expect("is yes or no, not 'perhaps'", "> ")
@@ -385,7 +386,7 @@ def test_pages_to_visit_and_questions_without_fields(terminal: Any, agent: str, 
 
 def test_an_answer_that_comes_too_late_is_told_so(terminal: Any) -> None:
     screen = terminal("run", "agents.py:hurrying", "Go")
-    screen.expect("? Quick!", "> ")
+    screen.expect("? hurry asks: Quick!", "> ")
     time.sleep(1.0)
     screen.enter("here")
     screen.expect("Nobody waits for this answer any more.", "<- hurry: decline", "Done.")
@@ -404,7 +405,7 @@ def test_questions_are_seen_when_the_rest_goes_into_a_file(place: Path) -> None:
     line = f"{' '.join(command('run', 'agents.py:booking', 'Book'))} > out.txt"
     screen = Screen(["/bin/sh", "-c", line], place)
     try:
-        screen.expect("? When, and how many?", "> ")
+        screen.expect("? book asks: When, and how many?", "> ")
         screen.enter("/decline")
         screen.end()
     finally:
@@ -420,7 +421,8 @@ def test_questions_are_seen_when_the_rest_goes_into_a_file(place: Path) -> None:
 def test_answers_come_from_the_command_line(lockgate: Any) -> None:
     given = ["--answer", "date=2026-12-24", "--answer", "people=4", "--answer", "table=garden"]
     done = lockgate("run", "agents.py:booking", "Book", *given)
-    assert "? When, and how many?\n  date* - The day (a date, YYYY-MM-DD)\n  > 2026-12-24 (from" in done.stdout
+    assert "? book asks: When, and how many?\n  date* - The day (a date, YYYY-MM-DD)\n" in done.stdout
+    assert "  > 2026-12-24 (from --answer)" in done.stdout
     assert "<- book: accept {'date': '2026-12-24', 'people': 4, 'table': 'garden'}\n\nDone.\n" in done.stdout
 
 
@@ -613,7 +615,7 @@ def test_what_was_typed_before_the_question_does_not_answer_it(terminal: Any) ->
 
 def test_defaults_and_messages_of_a_form_cannot_steer_the_terminal_or_pass_for_a_question(terminal: Any) -> None:
     screen = terminal("run", "agents.py:form_posing", "Ask")
-    screen.expect("? Who?\n  | ? Run rm()?", "[\\x1b]0;title\\x07me] > ")
+    screen.expect("? pose asks: Who?\n  | ? Run rm()?", "Yours\\n? Run rm()?", "[\\x1b]0;title\\x07me] > ")
     screen.enter("me")
     assert "\x1b]0;" not in screen.end()
 
@@ -684,7 +686,7 @@ def test_books_a_table(lockgate: Any) -> None:
     given = ["--answer", "date=2026-12-24", "--answer", "people=4", "--answer", "confirm=yes"]
     done = lockgate("run", str(ROOT / "examples/booking.py"), "Book a table at Luigi's", "-y", *given, timeout=55)
     assert '-> book_table(restaurant="Luigi\'s")\n' in done.stdout
-    assert "? Book Luigi's, 2026-12-24, 4 people?\n" in done.stdout
+    assert "? book_table (of server booking desk) asks: Book Luigi's, 2026-12-24, 4 people?\n" in done.stdout
     assert done.stdout.endswith("\n\nBooked: Luigi's, 2026-12-24, 4 people (booking 1)\n")
 
 
