@@ -22,11 +22,11 @@ from ._ending import Ending, Tags
 from ._errors import Portable, describe
 from ._helpers import HelperPool
 from ._hooks import GUARDS, NOTHING, Hook, HookInput, HookResult, Hooks
-from ._limits import Spending
 from ._mailbox import Mailbox
-from ._results import ResultFiles
+from ._result_files import ResultFiles
 from ._roster import Roster
 from ._scope import stream_scope
+from ._spending import Spending
 from ._tasks import BackgroundTask
 from ._view import Sizes
 from .agent import Agent
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from channels.aio import LoopThread
 
     from ._output import Output
-    from ._recorder import Recorder
+    from ._record_writer import Recorder
     from ._toolsets import ToolSets
 
 _logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from ._dispatch import dispatch
 from ._ends import ask_for_more, check_budget, loop_detected, over_budget
 from ._errors import describe
 from ._instructions import instructions_text
-from ._limits import Repeats
 from ._mailbox import Said
 from ._output import InvalidOutput
+from ._repeats import Repeats
 from ._turn import take_turn
 from .agent import Agent
 from .session import Message

@@ -15,7 +15,7 @@ from channels import Cancelled, CancelToken, ChannelClosed, WouldBlock
 from ._calls import Calls
 from ._core import StreamCore
 from ._errors import NotInTime
-from ._recorder import RecordWriter
+from ._record_writer import RecordWriter
 from ._traffic import ConsumerCall, InBackground, Traffic
 from .events import Event, StreamStopped
 from .session import Session

@@ -16,11 +16,10 @@ from ._cleanup import Cleanup
 from ._core import Shared, StreamCore
 from ._observe import forward, observing_calls
 from ._output import Output
-from ._recorder import Recorder
+from ._record_writer import Recorder
 from ._worker import finish, leave, work
 from .agent import Agent
 from .limits import Budget
-from .recording import Recording
 from .session import Session
 from .stream import EventStream
 
@@ -34,7 +33,7 @@ def open_stream(
     context: Context,
     budget: Budget | None = None,
     output: Output | None = None,
-    record: Recording | None = None,
+    record: Callable[[str, Session], Recorder] | None = None,
     parent: StreamCore | None = None,
     within: CancelToken | None = None,
 ) -> EventStream:
@@ -47,7 +46,7 @@ def open_stream(
     recorder: Recorder | None = None
     try:
         if record is not None:  # not before the lease: it may be the file of the stream that has it
-            recorder = Recorder(record, agent.name, session)
+            recorder = record(agent.name, session)
         observed = parent is None and (bool(shared.observers) or recorder is not None)
         core = StreamCore(
             shared,

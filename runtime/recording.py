@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from . import events
-from ._limits import canonical
 from ._redact import Redaction
 from ._schema import Schema
 from .agent import TEAM_TOOLS
 from .model import ToolDefinition
-from .session import Message, Session, ToolCall
+from .session import Message, Session, ToolCall, canonical
 from .tool import CallContext, Tool, ToolResult
 
 VERSION: Final = 1

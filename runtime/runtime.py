@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -20,8 +21,10 @@ from ._mailbox import Mailbox
 from ._observe import AnyObserver, checked
 from ._open import open_stream
 from ._output import Output
+from ._recorder import Recorder
 from ._result import RunResult
-from ._results import LIMIT, ResultFiles
+from ._result_files import ResultFiles
+from ._results import LIMIT
 from ._roster import Roster
 from ._toolsets import ToolSets
 from .agent import Agent, Team
@@ -138,7 +141,7 @@ class Runtime:
             context=contextvars.copy_context(),
             budget=budget,
             output=None if output_type is None else Output(output_type),
-            record=record if record is None or isinstance(record, Recording) else Recording(record),
+            record=None if record is None else _recorder(record),
         )
 
     @overload
@@ -278,6 +281,11 @@ class Runtime:
     def __repr__(self) -> str:
         state = "closed" if self._shared.closed else f"{len(self._shared.cores)} live streams"
         return f"<Runtime of {self._team.root!r}, {state}>"
+
+
+def _recorder(record: Recording | str | os.PathLike[str]) -> Callable[[str, Session], Recorder]:
+    """What opens the file of a record, once the stream has the session."""
+    return functools.partial(Recorder, record if isinstance(record, Recording) else Recording(record))
 
 
 def _settle(stream: EventStream, request: Request, answer: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
 import threading
 import uuid
@@ -73,6 +74,12 @@ class ToolCall:
             object.__setattr__(self, "_read", read_arguments(self.arguments))
         assert self._read is not None
         return self._read
+
+
+def canonical(call: ToolCall) -> str:
+    """The same text for the same arguments, whatever their spaces and the order of their keys."""
+    arguments = call.parsed
+    return call.arguments if arguments is None else json.dumps(arguments, sort_keys=True)
 
 
 def size_of(size: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from runtime import Agent, Runtime, Session, Tool
-from runtime._results import ResultFiles
+from runtime._result_files import ResultFiles
 from support.interrupts import between
 from support.scripted import AsyncScripted, Scripted, Stall, call, say
 
