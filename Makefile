@@ -22,7 +22,7 @@ export PROMPT
 help:
 	@echo "make run       run the example agent; PROMPT=\"...\" says something else to it"
 	@echo "make test      run the tests; ARGS=\"...\" goes to pytest"
-	@echo "make lint      ruff and mypy --strict"
+	@echo "make lint      ruff, mypy --strict, and which room may import which"
 	@echo "make stress    minutes of randomised load"
 	@echo "make soak      minutes of concurrent streams"
 	@echo "make explore   the explorer of thread interleavings, one preemption further than make test"
@@ -56,6 +56,7 @@ free-threaded:
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict
+	$(BIN)/lint-imports --no-logo
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

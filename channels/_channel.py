@@ -904,7 +904,7 @@ def _look_at(cancel: SupportsDone) -> None:
 def _done_of(cancel: SupportsDone) -> Channel[Any]:
     """The channel that closes when ``cancel`` is done."""
     try:
-        return cancel.done._channel
+        return cancel.done._channel  # type: ignore[return-value] # there is no other
     except AttributeError:
         hint = ""
         if hasattr(cancel, "_channel"):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ._errors import ChannelClosed
 from ._park import NOTHING
-
-if TYPE_CHECKING:
-    from ._channel import Channel
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -33,12 +30,32 @@ class ChannelStatistics(NamedTuple):
     closed: bool
 
 
+class Ends(Protocol):
+    """Both sides of a channel, as its views know them; `Channel` is the one that there is."""
+
+    def send(self, value: Any, timeout: float | None = None, cancel: SupportsDone | None = None) -> None: ...
+    def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> Any: ...
+    def try_send(self, value: Any) -> None: ...
+    def try_recv(self) -> Any: ...
+    def close(self, final: Any = ...) -> bool: ...
+    def statistics(self) -> ChannelStatistics: ...
+    def _failure(self) -> BaseException | None: ...
+    def _try_take(self) -> Any: ...
+    def _put_back(self, holder: Any) -> None: ...
+    def _await_close(self, waiter: Any) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def capacity(self) -> int: ...
+    def __len__(self) -> int: ...
+
+
 class Sender(Generic[T_contra]):
     """The sending side of a channel: Go's ``chan<-``. It can also close it."""
 
     __slots__ = ("__weakref__", "_target")  # no _channel: it is not a case of select
 
-    def __init__(self, channel: Channel[Any]) -> None:
+    def __init__(self, channel: Ends) -> None:
         self._target = channel
 
     def send(self, value: T_contra, timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
@@ -94,7 +111,7 @@ class Receiver(Generic[T_co]):
 
     __slots__ = ("__weakref__", "_channel")
 
-    def __init__(self, channel: Channel[Any]) -> None:
+    def __init__(self, channel: Ends) -> None:
         self._channel = channel
 
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T_co:
@@ -152,7 +169,7 @@ class Sending(Generic[T]):
 
     __slots__ = ("_channel", "value")
 
-    def __init__(self, channel: Channel[T], value: T) -> None:
+    def __init__(self, channel: Ends, value: T) -> None:
         self._channel = channel
         self.value = value
 

@@ -18,17 +18,15 @@ if not hasattr(_channels, "CancelToken"):  # Django Channels installs a package 
     )
 
 from ._errors import InvalidAnswer, MissingExtra, ModelError, NotPending, NotRunning, RunError, SessionBusy, StreamStuck
-from ._hooks import Hook, HookInput, HookResult
-from ._observe import Observer
 from ._public import publish
-from ._result import RunResult
-from ._scope import EventSink, stream_scope
-from ._tool_context import ToolContext
-from ._traffic import ConsumerCall
-from .agent import Agent, Team
-from .bridge import ElicitationBridge
-from .compaction import Compaction
-from .limits import Budget
+from .agent._agent import Agent, Team
+from .agent._budget import Budget
+from .agent._compaction import Compaction
+from .agent._hooks import Hook, HookInput, HookResult
+from .agent._result import RunResult
+from .agent._tool import Answer, Tool, ToolResult, ToolSet, tool
+from .agent._tool_context import ToolContext
+from .human._bridge import ElicitationBridge
 from .model import (
     Delta,
     FallbackDelta,
@@ -43,11 +41,14 @@ from .model import (
     UsageDelta,
 )
 from .permissions import Decision, Permissions, Rule
-from .recording import Recording
+from .recording._recording import Recording
 from .runtime import Runtime
-from .session import Image, Message, Session, ToolCall
-from .stream import EventStream
-from .tool import Answer, Tool, ToolResult, ToolSet, tool
+from .session._message import Image, Message, ToolCall
+from .session._session import Session
+from .stream._event_stream import EventStream
+from .stream._forwarder import Observer
+from .stream._private_events import ConsumerCall
+from .stream._scope import EventSink, stream_scope
 from .usage import Price, Usage
 
 __all__ = [

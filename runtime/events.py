@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from . import session as _session
+from .session._message import Image, Message, ToolCall
 
 StopReason: TypeAlias = Literal[
     "normal", "error", "canceled", "hook_blocked", "loop_detected", "max_iterations", "budget_exceeded"
@@ -48,11 +48,11 @@ class Event:
         if isinstance(values.get("timestamp"), str):
             values["timestamp"] = datetime.fromisoformat(values["timestamp"])
         if isinstance(values.get("tool_call"), Mapping):
-            values["tool_call"] = _session.ToolCall(**values["tool_call"])
+            values["tool_call"] = ToolCall(**values["tool_call"])
         if kind is ToolCallResponse and "images" in values:
-            values["images"] = tuple(_session.Image.from_dict(each) for each in values["images"])
+            values["images"] = tuple(Image.from_dict(each) for each in values["images"])
         if kind is MessageAdded and isinstance(values.get("message"), Mapping):
-            values["message"] = _session.Message.from_dict(dict(values["message"]))
+            values["message"] = Message.from_dict(dict(values["message"]))
         return kind(**values)
 
 
@@ -105,7 +105,7 @@ class PartialToolCall(Event):
 
     type: ClassVar[str] = "partial_tool_call"
 
-    tool_call: _session.ToolCall
+    tool_call: ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class ToolCallStarted(Event):
 
     type: ClassVar[str] = "tool_call"
 
-    tool_call: _session.ToolCall
+    tool_call: ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class ToolCallConfirmation(Event):
 
     type: ClassVar[str] = "tool_call_confirmation"
 
-    tool_call: _session.ToolCall
+    tool_call: ToolCall
     confirmation_id: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     destructive: bool = False
@@ -140,7 +140,7 @@ class ToolCallOutput(Event):
 
     type: ClassVar[str] = "tool_call_output"
 
-    tool_call: _session.ToolCall
+    tool_call: ToolCall
     output: str = ""
     progress: float | None = None
     total: float | None = None
@@ -152,10 +152,10 @@ class ToolCallResponse(Event):
 
     type: ClassVar[str] = "tool_call_response"
 
-    tool_call: _session.ToolCall
+    tool_call: ToolCall
     response: str
     is_error: bool = False
-    images: tuple[_session.Image, ...] = ()
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class HookBlocked(Event):
 
     hook_event: str
     reason: str
-    tool_call: _session.ToolCall | None = None
+    tool_call: ToolCall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +351,7 @@ class MessageAdded(Event):
 
     type: ClassVar[str] = "message_added"
 
-    message: _session.Message
+    message: Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,9 +417,9 @@ def _plain(value: Any) -> Any:
     """``value`` as JSON has it."""
     if isinstance(value, datetime):
         return value.isoformat()
-    if isinstance(value, (_session.Message, _session.Image)):
+    if isinstance(value, (Message, Image)):
         return value.to_dict()
-    if isinstance(value, _session.ToolCall):
+    if isinstance(value, ToolCall):
         return {"id": value.id, "name": value.name, "arguments": value.arguments}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from channels import CancelToken
 
-from .session import Message
+from .session._message import Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from ._checks import check
-from ._spelling import as_text
+from .foreign._spelling import as_text
 
 Scope: TypeAlias = Literal["once", "tool", "session"]
 Verdict: TypeAlias = Literal["allow", "ask", "deny"]

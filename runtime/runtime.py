@@ -11,31 +11,32 @@ from concurrent.futures import Executor
 from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
-from . import _exit, _loop
-from ._calls import refuse_on_the_loop
 from ._checks import check, is_number
-from ._core import Shared
 from ._errors import NotPending, NotRunning
-from ._helpers import HelperPool
-from ._mailbox import Mailbox
-from ._observe import AnyObserver, checked
-from ._open import open_stream
-from ._output import Output
-from ._recorder import Recorder
-from ._result import RunResult
-from ._result_files import ResultFiles
-from ._results import LIMIT
-from ._roster import Roster
-from ._toolsets import ToolSets
-from .agent import Agent, Team
-from .bridge import ElicitationBridge
+from .agent._agent import Agent, Team
+from .agent._budget import Budget
+from .agent._output import Output
+from .agent._result import RunResult
+from .agent._roster import Roster
+from .agent._tool import Action, Answer
 from .events import ElicitationRequest, MaxIterationsReached, ToolCallConfirmation
-from .limits import Budget
+from .execution._calls import refuse_on_the_loop
+from .execution._helpers import HelperPool
+from .execution._result_files import ResultFiles
+from .execution._toolsets import ToolSets
+from .human._bridge import ElicitationBridge
+from .human._mailbox import Mailbox
+from .loop import _loop
 from .permissions import Decision, Permissions, Scope
-from .recording import Recording
-from .session import Session
-from .stream import IN_A_COROUTINE, EventStream
-from .tool import Action, Answer
+from .recording._recorder import Recorder
+from .recording._recording import Recording
+from .session._session import Session
+from .stream import _at_exit
+from .stream._core import Shared
+from .stream._event_stream import IN_A_COROUTINE, EventStream
+from .stream._forwarder import AnyObserver, checked
+from .stream._open import open_stream
+from .toolcalls._results import LIMIT
 from .usage import Price, Prices
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ class Runtime:
         left to itself.
         """
         self._shared.closed = True
-        _exit.end_streams(self._shared.cores, "the runtime was closed", 3 * self._shared.grace)
+        _at_exit.end_streams(self._shared.cores, "the runtime was closed", 3 * self._shared.grace)
         self._shared.toolsets.stop(3 * self._shared.grace, self._shared.loop)
         self._shared.helpers.close()
         self._shared.helpers.join(self._shared.grace)
@@ -316,7 +317,7 @@ def _default_loop() -> LoopThread:
 
     if not _loop_known:
         _loop_known.append(True)
-        _exit.register()
+        _at_exit.register()
     return aio.default_loop()
 
 

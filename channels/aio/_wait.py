@@ -24,7 +24,7 @@ class AsyncReceiver(Generic[T_co]):
     __slots__ = ("_burst", "_channel", "_closed", "_receiver", "_waiting")
 
     def __init__(self, receiver: Channel[Any] | Receiver[Any]) -> None:
-        self._channel: Channel[T_co] = receiver._channel
+        self._channel: Channel[T_co] = receiver._channel  # type: ignore[assignment]
         self._receiver: object = receiver  # to be dropped with this, not before: that may end what sends
         self._closed = False
         self._burst = 0

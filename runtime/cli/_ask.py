@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from .._errors import InvalidAnswer, NotPending
+from ..agent._tool import Action, Answer
 from ..events import ElicitationRequest, Event, ToolCallConfirmation
 from ..permissions import Scope
-from ..stream import EventStream
-from ..tool import Action, Answer
+from ..stream._event_stream import EventStream
 from ._fields import Field, NotUnderstood, fields_of
 from ._show import named, said
 from ._terminal import Over, Terminal, escaped, printable

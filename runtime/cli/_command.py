@@ -15,14 +15,14 @@ from typing import Any, Final
 from channels import ChannelClosed
 
 from .. import events
-from .._ends import MORE
 from .._errors import MissingExtra, RunError, StreamStuck
-from ..agent import Agent, Team
+from ..agent._agent import Agent, Team
+from ..loop._limits import MORE
 from ..permissions import Permissions
-from ..recording import Recording
+from ..recording._recording import Recording
 from ..runtime import Runtime
-from ..session import Session
-from ..stream import EventStream
+from ..session._session import Session
+from ..stream._event_stream import EventStream
 from ._ask import Questions, Read
 from ._load import CannotLoad, load, replayed
 from ._show import Screen

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 from .._errors import MissingExtra
-from ..agent import Agent, Team
-from ..recording import Recording
+from ..agent._agent import Agent, Team
+from ..recording._recording import Recording
 
 DEFAULT = "agent"
 
@@ -78,7 +78,7 @@ def _import(source: str) -> ModuleType:
 
 
 def _with_model(team: Team, file: str) -> Team:
-    from ..models.local import LocalModel, ModelUnavailable
+    from ..models.local._model import LocalModel, ModelUnavailable
 
     try:
         model = LocalModel(file)

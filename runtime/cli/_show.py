@@ -9,7 +9,7 @@ from functools import singledispatchmethod
 from typing import Any, Final
 
 from .. import events
-from ..session import ToolCall
+from ..session._message import ToolCall
 from ._terminal import Terminal, escaped
 
 _ARGUMENT: Final = 200  # characters of one argument

@@ -7,9 +7,9 @@ import binascii
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from .. import _json
-from ..session import Image, size_of
-from ..tool import ToolResult
+from ..agent._tool import ToolResult
+from ..foreign import _json
+from ..session._message import Image, size_of
 
 if TYPE_CHECKING:
     from mcp.types import CallToolResult

@@ -23,14 +23,14 @@ from channels.aio import LoopThread, default_loop
 
 from .._checks import check, check_number
 from .._errors import MissingExtra, Portable
-from .._tool_context import ToolContext
-from ..tool import Answer, Tool, ToolResult
+from ..agent._tool import Answer, Tool, ToolResult
+from ..agent._tool_context import ToolContext
 from ._content import result_of
 
 if TYPE_CHECKING:
     from mcp.types import CallToolResult
 
-    from ._owner import Asked, Call, Connection, Visit
+    from ._connection import Asked, Call, Connection, Visit
 
 # The name under which a call's context comes among the tool's arguments. No server's parameter has a space in its name.
 _CONTEXT: Final = "the context"
@@ -187,7 +187,7 @@ class MCPToolSet:
     def _connection(self, *, start: bool = False, context: ToolContext | None = None) -> Connection:
         """A connection that is ready, started where there is none. A call's ``context`` may cancel the wait."""
         try:
-            from . import _owner
+            from . import _connection
         except ImportError as error:
             raise MissingExtra("MCP tool sets", "mcp") from error
         with self._lock:
@@ -197,7 +197,7 @@ class MCPToolSet:
                 raise MCPServerError(self.name, "was stopped; start() starts it again")
             connection = self._connections[-1] if self._connections else None
             if connection is None or connection.failure is not None:
-                connection = _owner.Connection(
+                connection = _connection.Connection(
                     self._loop or default_loop(),
                     name=self.name,
                     command=self.command,
@@ -211,7 +211,7 @@ class MCPToolSet:
                 self._finalize(connection)
         try:
             connection.wait_ready(None if context is None else context.cancel)
-        except _owner.Lost as error:
+        except _connection.Lost as error:
             raise MCPServerError(self.name, str(error)) from None
         return connection
 
@@ -255,7 +255,7 @@ class MCPToolSet:
 
     def _call(self, name: str, context: ToolContext | None, arguments: Mapping[str, Any]) -> ToolResult:
         """Call a tool, and wait for its result. Without a context nobody is asked, and nothing cancels it."""
-        from . import _owner
+        from . import _connection
 
         notes: list[str] = []
         try:
@@ -263,9 +263,9 @@ class MCPToolSet:
                 try:
                     outcome = self._attempt(name, context, arguments, notes)
                     break
-                except _owner.Visit as visit:
+                except _connection.Visit as visit:
                     self._visit(name, visit, context, attempt)
-        except _owner.Lost as error:
+        except _connection.Lost as error:
             raise MCPServerError(self.name, str(error)) from None
         except MCPServerError as error:
             if not notes:
@@ -277,7 +277,7 @@ class MCPToolSet:
     def _attempt(
         self, name: str, context: ToolContext | None, arguments: Mapping[str, Any], notes: list[str]
     ) -> CallToolResult:
-        from ._owner import Unsent
+        from ._connection import Unsent
 
         # Calls without a context are nobody's: none of them is like another.
         stream = uuid4().hex if context is None else context.session_id
@@ -300,7 +300,7 @@ class MCPToolSet:
 
     def _converse(self, call: Call, context: ToolContext | None, notes: list[str]) -> CallToolResult:
         """Do what the call asks for until it has ended. Leaving earlier, by an exception, cancels it on the server."""
-        from ._owner import Asked, Begun, Declined, Finished, Lost, Progressed, visit_of
+        from ._connection import Asked, Begun, Declined, Finished, Lost, Progressed, visit_of
 
         left: float | None = None
         try:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from ..session import Image, Message
+from ..session._message import Image, Message
 
 _OTHER: Final = re.compile(r"[^a-zA-Z0-9_-]")
 _PICTURES: Final = {

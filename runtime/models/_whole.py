@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final, Protocol
 
 from .._errors import ModelError
-from ._failures import Account, classify, retry_after, words
+from ._provider_errors import Account, classify, retry_after, words
 
 LIMIT: Final = 64 << 20  # bytes
 _KINDS: Final = ("application/json", "text/json", "application/problem+json", "text/html")

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeAlias, cast
 from channels import CancelToken
 
 from .._checks import check
-from .._output import output_for
+from ..agent._output import output_for
 from ..model import (
     Delta,
     FallbackDelta,
@@ -27,7 +27,7 @@ from ..model import (
     ToolDefinition,
     UsageDelta,
 )
-from ..session import Message
+from ..session._message import Message
 
 Messages: TypeAlias = Sequence[Message]
 Tools: TypeAlias = Sequence[ToolDefinition]

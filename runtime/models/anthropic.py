@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from channels import CancelToken
 
-from .._arguments import to_text
 from .._checks import check
 from .._errors import MissingExtra, ModelError
+from ..foreign._arguments import to_text
 from ..model import (
     Delta,
     FinishDelta,
@@ -26,10 +26,10 @@ from ..model import (
     ToolDefinition,
     UsageDelta,
 )
-from ..session import Message
+from ..session._message import Message
 from ._clients import Clients
-from ._failures import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
 from ._fitting import fitting, paired, picture
+from ._provider_errors import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
 from ._whole import is_whole, read
 from ._windows import window_of
 
@@ -37,7 +37,7 @@ try:
     import anthropic
     import httpx2
 
-    from ._grammar import with_grammar
+    from ._anthropic_schema import with_grammar
 except ImportError as error:
     raise MissingExtra("AnthropicModel", "anthropic") from error
 

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from channels import CancelToken
 
-from .._arguments import to_text
 from .._checks import is_number
 from .._errors import MissingExtra, ModelError
+from ..foreign._arguments import to_text
 from ..model import (
     Delta,
     FinishDelta,
@@ -24,10 +24,10 @@ from ..model import (
     ToolDefinition,
     UsageDelta,
 )
-from ..session import Message
+from ..session._message import Message
 from ._clients import Clients
-from ._failures import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
 from ._fitting import fitting, paired, picture
+from ._provider_errors import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
 from ._whole import is_whole, read
 from ._windows import window_of
 

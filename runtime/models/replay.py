@@ -15,11 +15,11 @@ from typing import Any, Final
 from channels import CancelToken
 
 from .._errors import ModelError, Portable
-from .._redact import Redaction
-from ..agent import Agent, Team
+from ..agent._agent import Agent, Team
 from ..model import Delta, Model, ToolDefinition
-from ..recording import CUT_OFF, Recording, Request, same, shown, shown_tool
-from ..session import Message, ToolCall
+from ..recording._recording import CUT_OFF, Recording, Request, same, shown, shown_tool
+from ..recording._redact import Redaction
+from ..session._message import Message, ToolCall
 
 _DELTAS: Final = {kind.__name__: kind for kind in typing.get_args(Delta)}
 _KEPT: Final = re.compile(r"the full text is in [^\n\]]{1,4096}")  # a file that is new each time

@@ -8,13 +8,13 @@ from typing import Any
 import runtime  # noqa: F401  (its copies look their annotations up in `sys.modules`)
 from interleave import CHANNELS, World, explore
 
-MODULES = (*CHANNELS, "runtime/bridge.py", "runtime/_scope.py", "runtime/_asks.py")
+MODULES = (*CHANNELS, "runtime/human/_bridge.py", "runtime/stream/_scope.py", "runtime/human/_asks.py")
 
 
 def streams_and_a_question(world: World) -> Callable[[], None]:
     """Two streams come and go while a question is sent to whoever is there."""
-    channels, bridge_module = world.load("channels"), world.load("runtime.bridge")
-    stream_scope = world.load("runtime._scope").stream_scope
+    channels, bridge_module = world.load("channels"), world.load("runtime.human._bridge")
+    stream_scope = world.load("runtime.stream._scope").stream_scope
     bridge = bridge_module.ElicitationBridge()
     streams = [channels.Channel(4), channels.Channel(4)]
     sent: list[bool] = []
@@ -48,13 +48,13 @@ def streams_and_a_question(world: World) -> Callable[[], None]:
 def _asks(world: World) -> tuple[Any, Any]:
     """The questions of a runtime, and the module; with a timer thread of this run."""
     world.load("channels._timer")._clock._reset()
-    module = world.load("runtime._asks")
+    module = world.load("runtime.human._asks")
     return module.Asks(), module
 
 
 def an_answer_and_an_end(world: World) -> Callable[[], None]:
     """A question is answered while its stream ends: settled once, and only one of them thinks that it did."""
-    (asks, asks_module), tool = _asks(world), world.load("runtime.tool")
+    (asks, asks_module), tool = _asks(world), world.load("runtime.agent._tool")
     settled: list[Any] = []
     refused: list[Exception] = []
     ask = asks_module.Ask("stream", "stream", "call", tool.Question("How many?"), settled.append)
@@ -82,7 +82,7 @@ def an_answer_and_an_end(world: World) -> Callable[[], None]:
 
 def an_answer_that_is_interrupted(world: World) -> Callable[[], None]:
     """Ctrl-C in the middle of an answer, while another thread answers too: delivered, or still pending."""
-    (asks, asks_module), tool = _asks(world), world.load("runtime.tool")
+    (asks, asks_module), tool = _asks(world), world.load("runtime.agent._tool")
     settled: list[Any] = []
     refused: list[Exception] = []
     ask = asks_module.Ask("stream", "stream", "call", tool.Question("How many?"), settled.append)
@@ -113,7 +113,7 @@ def an_answer_that_is_interrupted(world: World) -> Callable[[], None]:
 
 def an_answer_in_a_handler(world: World) -> Callable[[], None]:
     """A signal handler answers another call in the middle of an answer of the same thread: the worker hears of both."""
-    (asks, asks_module), tool, channels = _asks(world), world.load("runtime.tool"), world.load("channels")
+    (asks, asks_module), tool, channels = _asks(world), world.load("runtime.agent._tool"), world.load("channels")
     inbox = channels.Channel(8)
     made = [
         asks_module.Ask("stream", "stream", i, tool.Question("?"), lambda answer, i=i: inbox.try_send(i))

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
 import runtime._core as core_module
 import runtime._open as opening
 import runtime._worker as worker
+
 from channels import Cancelled, Channel, ChannelClosed
 from runtime import (
     Agent,
@@ -31,14 +31,14 @@ from runtime import (
     stream_scope,
     tool,
 )
-from runtime._asks import Asks
-from runtime._calls import Calls
-from runtime._cleanup import Cleanup, _Stage
-from runtime._core import Ending, StreamCore
-from runtime._loop import _Run
-from runtime.bridge import ElicitationBridge
 from runtime.events import Event, StreamStopped
-from runtime.session import SessionLog
+from runtime.execution._calls import Calls
+from runtime.human import ElicitationBridge
+from runtime.human._asks import Asks
+from runtime.loop._loop import _Run
+from runtime.session._session import SessionLog
+from runtime.stream._core import Ending, StreamCore
+from runtime.stream._end_hooks import Cleanup, _Stage
 from support.faults import INJECTED, LONG, Abrupt
 from support.scripted import Scripted, call, say
 

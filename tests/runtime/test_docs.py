@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime._hooks import HOOK_POINTS
+from runtime.agent._hooks import HOOK_POINTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [

@@ -27,9 +27,9 @@ from runtime import (
     Tool,
     tool,
 )
-from runtime._core import StopRun
 from runtime.mcp import MCPServerError
 from runtime.models.replay import ReplayDiverged
+from runtime.stream._core import StopRun
 from support.scripted import Scripted, call, say
 
 ERRORS: list[Exception] = [

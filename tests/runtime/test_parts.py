@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from runtime import Agent, Image, Message, Runtime, Session, SessionBusy, Tool, ToolCall, ToolContext, events, tool
-from runtime._schema import problems
+from runtime.schema._checking import problems
 from support.scripted import Scripted
 
 SAMPLES: dict[str, Any] = {
@@ -20,12 +20,12 @@ SAMPLES: dict[str, Any] = {
     "float": 1.5,
     "float | None": 0.25,
     "StopReason": "canceled",
-    "_session.ToolCall": ToolCall("1", "f", "{}"),
-    "_session.ToolCall | None": ToolCall("1", "f", "{}"),
-    "_session.Message": Message("assistant", "hi", (ToolCall("1", "f"),)),
+    "ToolCall": ToolCall("1", "f", "{}"),
+    "ToolCall | None": ToolCall("1", "f", "{}"),
+    "Message": Message("assistant", "hi", (ToolCall("1", "f"),)),
     "Mapping[str, Any]": {"type": "object"},
     "tuple[str, ...]": ("a", "b"),
-    "tuple[_session.Image, ...]": (Image(b"x"),),
+    "tuple[Image, ...]": (Image(b"x"),),
     "datetime": None,
 }
 ALL = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event)]

@@ -17,8 +17,8 @@ import pytest
 
 from channels import CancelToken, after
 from runtime import Agent, EventStream, HookInput, RunError, Runtime, Session, TextDelta, ToolContext, tool
-from runtime import _exit as exit_module
 from runtime.events import ElicitationRequest, Event
+from runtime.stream import _at_exit as exit_module
 from support.scripted import call
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}

@@ -9,7 +9,7 @@ from types import FrameType
 
 OURS = ("runtime.", "channels.")
 # One closes generators, the other is the callback of a weak reference: what is raised there is lost.
-NOT_THERE = ("runtime._schema", "channels._timer")
+NOT_THERE = ("runtime.schema._checking", "channels._timer")
 
 
 def between(number: int, function: Callable[[], object], act: Callable[[], object]) -> bool:

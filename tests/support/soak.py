@@ -39,8 +39,8 @@ from runtime import (
     UsageDelta,
     tool,
 )
-from runtime._core import StreamCore
 from runtime.events import ElicitationRequest, Error, Event, StreamStopped
+from runtime.stream._core import StreamCore
 
 LONG = 30.0  # seconds after which something will never happen, on a machine that is as busy as this
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}

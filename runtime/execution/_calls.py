@@ -1,0 +1,345 @@
+"""Every call of foreign code: tools, hooks, models, toolsets.
+
+The worker of a stream starts a call and waits for its messages on a channel, in a wait that the stream's cancel token
+ends. The call itself runs on a helper thread, or as a task on the event loop's thread. When the stream ends first,
+the inbox is closed: what the call says late is refused there, and it is left to end by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import AsyncIterator, Callable, Container, Generator, Iterator
+from concurrent.futures import Future
+from contextvars import Context
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from channels import Cancelled, CancelToken, Channel, ChannelClosed
+
+from .._errors import NotInTime, describe
+from ._helpers import HelperPool
+
+if TYPE_CHECKING:
+    from channels.aio import LoopThread, TaskHandle
+
+_logger = logging.getLogger(__name__)
+
+# Few messages, and the loop's thread, which posts some of them, must never wait: as good as unbounded.
+INBOX: Final = 1 << 30
+_ELSEWHERE: Final = object()  # the call is made by somebody else
+DELTAS: Final = 256  # how far a model may run ahead of the worker
+
+
+FRAMES: Final = 20  # of a stack or a traceback, the innermost: enough to find the place, few enough to be read
+
+
+def stack_of(thread: threading.Thread) -> str:
+    """Where a thread is, for a report."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "" if frame is None else "".join(traceback.format_stack(frame, limit=FRAMES))
+
+
+def refuse_on_the_loop(what: str, instead: str) -> None:
+    """Raise `RuntimeError` where the caller would stop the loop that all asynchronous tools and models run on."""
+    is_loop = getattr(sys.modules.get("channels.aio._loop"), "on_a_loop_thread", None)  # not imported: no loop of ours
+    if is_loop is not None and is_loop():
+        raise RuntimeError(
+            f"{what} in a coroutine would stop every asynchronous tool and model of the process: {instead}"
+        )
+
+
+class Call:
+    """One call under way."""
+
+    def __init__(self, what: str, inbox: Channel[Any]) -> None:
+        self.what = what
+        self.inbox = inbox
+        self.done: Channel[None] = Channel(name=f"{what} done")
+        self.thread: threading.Thread | None = None
+        self.task: TaskHandle | None = None
+        self.future: Future[None] | None = None
+        self.traceback = ""  # where it failed
+        self.said = ""  # and the exception in one line
+        self._unclaimed = [None]
+
+    def claim(self) -> bool:
+        """Whether it is the caller who makes the call. True once; a single step."""
+        try:
+            self._unclaimed.pop()
+        except IndexError:
+            return False
+        return True
+
+    def finish(self, value: Any, error: BaseException | None) -> None:
+        """Called once, on the thread where the call ran."""
+        try:
+            if error is not None and not isinstance(error, Cancelled):
+                self.traceback = _failed(self.what, error)
+            if error is not None:
+                self.said = describe(error)
+            self.inbox.send(Finished(value, error, self))
+        except ChannelClosed:
+            pass
+        except BaseException:
+            self.inbox.close()  # rather than let the worker wait for ever
+            _logger.exception("%r could not say that it is over", self)
+        finally:
+            self.done.close()
+
+    def cancel(self) -> None:
+        """Ask it to end: a task is cancelled, a job that has not begun is dropped, a thread cannot be interrupted."""
+        if self.task is not None:
+            self.task.cancel()
+        if self.future is not None and self.future.cancel():
+            self.done.close()
+
+    def stack(self) -> str:
+        """Where the call is, for a report."""
+        return "" if self.thread is None else stack_of(self.thread)
+
+    def __repr__(self) -> str:
+        where = "event loop" if self.task is not None else self.thread.name if self.thread is not None else "waiting"
+        return f"<Call {self.what} on {where}{', done' if self.done.closed else ''}>"
+
+
+def _failed(what: str, error: BaseException) -> str:
+    """Where a call failed, written here and not by the worker: the text of an exception is foreign code."""
+    try:
+        text = "".join(traceback.format_exception(error, limit=-FRAMES))
+    except Exception:  # its `str` may fail in ways that `traceback` does not expect
+        text = f"{type(error).__name__}, which cannot be shown"
+    _logger.debug("%s failed\n%s", what, text)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call ended."""
+
+    value: Any
+    error: BaseException | None
+
+    def result(self) -> Any:
+        """What the call returned; raises what it raised."""
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Outcome):
+    """The last message of a call."""
+
+    call: Call
+
+
+class Calls:
+    """The foreign calls of one stream. Used by its worker."""
+
+    def __init__(
+        self, token: CancelToken, helpers: HelperPool, loop: Callable[[], LoopThread], context: Context
+    ) -> None:
+        self.token = token
+        self._helpers = helpers
+        self._loop = loop
+        self._context = context
+        self._live: set[Call] = set()
+        self._nested: dict[Call, Calls] = {}  # nested streams, while there may be something left of them
+
+    def start(self, what: str, inbox: Channel[Any], function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
+        """Start ``function`` with its own copy of the caller's context; its last message to ``inbox`` is `Finished`."""
+        call = Call(what, inbox)
+        try:
+            self.launch(call, functools.partial(function, *args, **kwargs) if args or kwargs else function)
+        except BaseException:
+            self.withdraw(call)
+            raise
+        return call
+
+    def launch(self, call: Call, function: Callable[[], Any]) -> None:
+        """Make ``call``. Launched twice, it is made once: for a worker that was interrupted, and cannot know."""
+        self._live.add(call)
+        context = self._context.copy()
+        if inspect.iscoroutinefunction(function):
+            call.task = self._loop().start(
+                lambda: _claimed(call, function),
+                on_done=lambda value, error: None if value is _ELSEWHERE else self._done(call, value, error),
+                context=context,
+            )
+        else:
+            call.future = self._helpers.submit(lambda: self._help(call, context, function))
+
+    def withdraw(self, call: Call) -> None:
+        """What could not be launched is not made, unless it has begun all the same."""
+        if call.claim():
+            self._live.discard(call)
+
+    def run(
+        self, what: str, function: Callable[..., Any], /, *args: Any, timeout: float | None = None, **kwargs: Any
+    ) -> Any:
+        """Call ``function`` and wait for what it returns or raises.
+
+        Raises `Cancelled` when the stream is cancelled first, `NotInTime` after ``timeout`` seconds; the call is then
+        left to itself.
+        """
+        inbox: Channel[Finished] = Channel(1, name=what)
+        call = self.start(what, inbox, function, *args, **kwargs)
+        try:
+            finished = inbox.recv(timeout=timeout, cancel=self.token)
+        except TimeoutError:
+            call.cancel()
+            raise NotInTime(f"{what} did not end within {timeout:g} s") from None
+        finally:
+            inbox.close()
+        return finished.result()
+
+    def iterate(
+        self, what: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Generator[Any, None, None]:
+        """Iterate over what ``function`` returns: an iterator or an asynchronous iterator."""
+        if inspect.isasyncgenfunction(function):
+            return self._iterate_async(what, functools.partial(function, *args, **kwargs))
+        return self._iterate_sync(what, function, args, kwargs)
+
+    def _iterate_async(self, what: str, source: Callable[[], AsyncIterator[Any]]) -> Generator[Any, None, None]:
+        call = Call(what, Channel(name=what))
+        with self._loop().iterate(source, cancel=self.token, buffer=DELTAS, context=self._context.copy()) as items:
+            call.done = items.done._channel  # type: ignore[assignment]
+            self._live.add(call)  # leaving the block cancels the task; `join` waits for its end
+            for batch in items.batches():
+                yield from batch
+        if call.done.closed:
+            self._live.discard(call)
+
+    def _iterate_sync(
+        self, what: str, function: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Generator[Any, None, None]:
+        inbox: Channel[Any] = Channel(DELTAS, name=what)
+        call = self.start(what, inbox, self._produce, inbox, function, args, kwargs)
+        try:
+            while True:
+                item = inbox.recv(cancel=self.token)
+                if item.__class__ is Finished and item.call is call:
+                    item.result()
+                    return
+                yield item
+        finally:
+            inbox.close()
+
+    def _produce(self, inbox: Channel[Any], function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        """On the helper: pass on what the source brings, until nobody takes it any more."""
+        source = function(*args, **kwargs)
+        if hasattr(source, "__aiter__"):
+            source = self._loop().iterate(source, cancel=self.token)
+        try:
+            for item in source:
+                try:
+                    inbox.send(item)
+                except ChannelClosed:
+                    return
+        finally:
+            close = getattr(source, "close", None)
+            if close is not None:
+                close()
+
+    def _help(self, call: Call, context: Context, function: Callable[[], Any]) -> None:
+        if not call.claim():
+            return
+        call.thread = threading.current_thread()
+        try:
+            value, error = context.run(function), None
+            if inspect.isawaitable(value):  # a plain function that returns a coroutine
+                value = self._loop().call(value, cancel=self.token, context=context)
+        except BaseException as caught:  # SystemExit too: it ends the call, not the helper
+            value, error = None, caught
+        self._done(call, value, error)
+
+    def _done(self, call: Call, value: Any, error: BaseException | None) -> None:
+        self._live.discard(call)
+        call.finish(value, error)
+
+    def abandon(self, keep: Container[Call] = ()) -> None:
+        """Let go of all calls but those to ``keep``: inboxes close, tasks are cancelled, threads end by themselves."""
+        for call in list(self._live):
+            if call not in keep:
+                call.inbox.close()
+                call.cancel()
+
+    def expect(self, what: str, other: Calls) -> Call:
+        """A nested stream, of which these are the ``other`` calls, is to run: `join` waits until `ended` is called."""
+        call = Call(what, Channel(name=what))
+        self._nested[call] = other
+        return call
+
+    def ended(self, call: Call) -> None:
+        """What was expected is over. What it leaves behind is this stream's to wait for, and to name."""
+        call.done.close()
+        for each, calls in list(self._nested.items()):
+            if each.done.closed and all(left.done.closed for left in calls._all_live()):
+                self._nested.pop(each, None)
+
+    @contextlib.contextmanager
+    def nested(self, call: Call) -> Iterator[None]:
+        """The nested stream that was expected runs in the block."""
+        call.thread = threading.current_thread()
+        try:
+            yield
+        finally:
+            self.ended(call)
+
+    def forget(self) -> None:
+        """In a forked child: the threads and tasks of these calls are not here."""
+        self._live.clear()
+        self._nested.clear()
+
+    def join(self, timeout: float, nested: CancelToken | None = None) -> list[Call]:
+        """Wait for all calls; those that have not ended after ``timeout`` seconds.
+
+        The streams nested in them come first, until ``nested`` is cancelled: they have cleanup hooks that take their
+        time, and the call that waits for such a stream is not what is stuck.
+        """
+        stuck = _join(self._all_nested, nested) if nested is not None else []
+        return stuck + _join(self._all_live, CancelToken(timeout=timeout))
+
+    def _all_live(self) -> Iterator[Call]:
+        yield from list(self._live)
+        for calls in list(self._nested.values()):
+            yield from calls._all_live()
+
+    def _all_nested(self) -> Iterator[Call]:
+        for call, calls in list(self._nested.items()):
+            yield call
+            yield from calls._all_nested()
+
+    def __repr__(self) -> str:
+        return f"<Calls {len(self._live)} under way>"
+
+
+async def _claimed(call: Call, function: Callable[[], Any]) -> Any:
+    return await function() if call.claim() else _ELSEWHERE
+
+
+def _join(under_way: Callable[[], Iterator[Call]], deadline: CancelToken) -> list[Call]:
+    """Wait for the calls that are ``under_way``, also for those that become so meanwhile; those that have not ended."""
+    me = threading.current_thread()
+    stuck = []
+    seen: set[Call] = set()
+    while left := [call for call in under_way() if call not in seen]:
+        seen.update(left)
+        for call in left:
+            if call.thread is me:
+                continue  # a tool that closes its own stream does not wait for itself
+            try:
+                call.done.recv(cancel=deadline)
+            except ChannelClosed:
+                pass
+            except Cancelled:
+                if not call.done.closed:
+                    stuck.append(call)
+    return stuck

@@ -1,0 +1,1 @@
+"""What people say to a stream: questions and approvals, the bridge that they travel over, steering."""

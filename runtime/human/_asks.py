@@ -1,0 +1,196 @@
+"""What waits for the user's answer: registered before it is sent, settled once.
+
+Which answer it gets is decided by who writes it down first, a single step: one that races a cancellation is delivered
+or refused, never both. What is written down is delivered, whatever comes in between (Ctrl-C, the end of the stack, a
+signal handler that answers while the same thread does): where the answerer cannot, its deadline's thread does, or else
+the next who has to do with the question. So to deliver twice has to be harmless. There is no lock, and nothing here
+waits.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from channels import CancelToken, ChannelClosed, WouldBlock
+
+from .._errors import InvalidAnswer, NotPending
+from ..agent._tool import Action, Answer, Question
+from ..events import Event
+from ..permissions import Decision
+from ..schema._checking import problems
+from ..session._message import ToolCall
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+_ACTIONS = ("accept", "decline", "cancel")
+
+
+class Ask(Generic[Q, A]):
+    """One question that waits.
+
+    ``settled`` is called in the thread of whoever answers, and now and then once more; it must not wait, and raises
+    `ChannelClosed` where nobody takes the answer any more.
+    """
+
+    def __init__(self, stream: object, root: object, call: object, question: Q, settled: Callable[[A], object]) -> None:
+        self.id = uuid.uuid4().hex  # ours, never the server's: two servers may choose the same
+        self.stream = stream  # that asks
+        self.root = root  # the stream whose consumer answers
+        self.call = call  # that asks, or is asked about
+        self.question = question
+        self.settled = settled
+        self.event: Event | None = None  # what the consumer is sent
+        self.deadline: CancelToken | None = None
+        self.retry: Callable[[], object] = _nothing  # delivers what is written down, on the deadline's thread
+        self.written: dict[None, list[A]] = {}
+
+    @property
+    def answer(self) -> A | None:
+        """What it was answered, and by whom does not matter; None as long as it waits."""
+        return self.written[None][0] if self.written else None
+
+    def __repr__(self) -> str:
+        return f"<Ask {self.id[:8]} {self.question!r}>"
+
+
+class Pending(Generic[Q, A]):
+    """The questions of one kind that wait, of all streams of a runtime. All methods are thread-safe."""
+
+    def __init__(self, kind: str, *, unanswered: Callable[[str], A], withdrawn: Callable[[str], A]) -> None:
+        self.kind = kind  # for people
+        self._unanswered = unanswered  # the answer where nobody gives one in time, with a note
+        self._withdrawn = withdrawn  # and where nobody waits for one any more
+        self._pending: dict[str, Ask[Q, A]] = {}
+
+    def register(self, ask: Ask[Q, A], timeout: float | None) -> None:
+        """Let ``ask`` be answered. After ``timeout`` seconds that is done for the user."""
+        note = "" if timeout is None else f"nobody answered within {timeout:g} s"
+        deadline = ask.deadline = CancelToken(timeout=timeout)
+        ask.retry = deadline.canceller()
+        self._pending[ask.id] = ask
+        deadline.on_cancel(lambda: self._settle(ask, self._unanswered(note)))
+
+    def settle(self, ask: Ask[Q, A], answer: A) -> None:
+        """Answer it. Raises `NotPending` where somebody was faster, or the stream ends."""
+        if not self._settle(ask, answer):
+            raise NotPending(f"{self.kind} {ask.id} was settled meanwhile")
+
+    def withdraw(self, owner: object, note: str) -> None:
+        """Settle a question that nobody waits for any more, or all those of a call or a stream that ends."""
+        for ask in list(self._pending.values()):
+            if ask is owner or ask.call is owner or ask.stream is owner:
+                self._settle(ask, self._withdrawn(note))
+
+    def is_pending(self, ask: Ask[Q, A]) -> bool:
+        """Whether ``ask`` still waits."""
+        return ask.id in self._pending and not ask.written
+
+    def pending(self, root: object = None) -> list[Ask[Q, A]]:
+        """The questions that wait, of one consumer or of all; the oldest comes first."""
+        return [
+            ask for ask in list(self._pending.values()) if not ask.written and (root is None or ask.root is root)
+        ]
+
+    def find(self, ask_id: str | None, root: object = None) -> Ask[Q, A]:
+        """The question with this id, or the only one. Raises `NotPending`, also where ``root`` is another stream."""
+        if ask_id is not None:
+            ask = self._pending.get(ask_id)
+            if ask is not None and ask.written:
+                self._deliver(ask)
+                ask = None
+            if ask is None or (root is not None and ask.root is not root):
+                raise NotPending(f"no {self.kind} {ask_id} is waiting: it was answered, withdrawn or timed out")
+            return ask
+        waiting = self.pending(root)
+        if not waiting:
+            raise NotPending(f"no {self.kind} is waiting")
+        if len(waiting) > 1:
+            ids = ", ".join(ask.id for ask in waiting)
+            raise NotPending(f"{len(waiting)} {self.kind}s are waiting, so the answer needs an id: {ids}")
+        return waiting[0]
+
+    def _settle(self, ask: Ask[Q, A], answer: A) -> bool:
+        """Whether this answer is the one, and somebody takes it."""
+        mine = [answer]
+        _have_room()
+        try:
+            if ask.written.setdefault(None, mine) is mine:
+                return self._deliver(ask)
+        except BaseException as error:
+            if ask.written.get(None) is mine:
+                ask.retry()
+                if isinstance(error, WouldBlock):  # in a signal handler, which came into the same thread's answer
+                    return True
+            raise
+        if ask.id in self._pending:  # or whoever wrote it down was kept from delivering it
+            self._deliver(ask)
+        return False
+
+    def _deliver(self, ask: Ask[Q, A]) -> bool:
+        try:
+            ask.settled(ask.written[None][0])
+            taken = True
+        except ChannelClosed:
+            taken = False
+        self._pending.pop(ask.id, None)
+        ask.deadline, ask.retry = None, _nothing  # and its timer
+        return taken
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {len(self._pending)} waiting>"
+
+
+def _nothing() -> None:
+    """It is not registered yet."""
+
+
+def _have_room(frames: int = 4) -> None:
+    """At the end of the stack an answer is refused before it is written down: to `Ask.retry` takes so many frames."""
+    if frames:
+        _have_room(frames - 1)
+
+
+class Asks(Pending[Question, Answer]):
+    """What tools ask the user (elicitations)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "question",
+            unanswered=lambda note: Answer("decline", note=note),
+            withdrawn=lambda note: Answer("cancel", note=note),
+        )
+
+    def answer(
+        self, ask_id: str | None, action: Action, content: Mapping[str, Any] | None, *, root: object = None
+    ) -> None:
+        """Settle the question. Without an id, the only one that waits.
+
+        Raises `NotPending`, also where ``root`` is another stream; `InvalidAnswer`, and then it still waits.
+        """
+        if action not in _ACTIONS:
+            raise InvalidAnswer(f"an answer is one of {', '.join(_ACTIONS)}, not {action!r}")
+        ask = self.find(ask_id, root)
+        if action != "accept":
+            content = {}
+        elif ask.question.mode == "form" and ask.question.schema is not None:
+            found = problems(dict(content or {}), ask.question.schema)
+            if found:
+                raise InvalidAnswer("; ".join(found))
+        self.settle(ask, Answer(action, dict(content or {})))
+
+
+class Confirmations(Pending[ToolCall, Decision]):
+    """Tool calls that wait for the user's approval."""
+
+    def __init__(self) -> None:
+        def rejected(note: str) -> Decision:
+            return Decision(False, reason=note)
+
+        super().__init__("confirmation", unanswered=rejected, withdrawn=rejected)
+
+    def answer(self, ask_id: str | None, decision: Decision, *, root: object = None) -> None:
+        """Settle the confirmation. Without an id, the only one that waits. Raises `NotPending`."""
+        self.settle(self.find(ask_id, root), decision)

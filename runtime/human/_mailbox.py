@@ -1,0 +1,111 @@
+"""What people say to a stream while it runs: `Runtime.steer` and `follow_up`, `pause` and `resume`.
+
+A message is either taken by the worker, which records it, or refused: the worker closes the mailbox in the same step in
+which it finds it empty at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+from channels import CancelToken, Channel, ChannelClosed
+
+from .._errors import NotRunning
+from ..session._session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A message of the user, and the hooks that it belongs to."""
+
+    point: Literal["user_steering_messages_submit", "user_followup_submit"]
+    text: str
+
+
+class Mailbox:
+    """The messages for one stream, and whether it is paused. Thread-safe; only `wait` waits."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._steering: deque[Said] = deque()
+        self._following: deque[Said] = deque()
+        self._closed = False
+        self._resumed: Channel[None] | None = None  # closes when the pause is over
+        self._lock = threading.RLock()  # a signal handler may steer, too
+
+    # -- for anyone ----------------------------------------------------------------------------------------------------
+
+    def steer(self, text: str) -> None:
+        """Say something before the next model call. Raises `NotRunning`."""
+        with self._lock:
+            self._refuse_if_closed()
+            self._steering.append(Said("user_steering_messages_submit", text))
+
+    def follow_up(self, text: str) -> None:
+        """Say something when the agent has nothing more to do. Raises `NotRunning`."""
+        with self._lock:
+            self._refuse_if_closed()
+            self._following.append(Said("user_followup_submit", text))
+
+    def pause(self) -> None:
+        """Let it stand still before its next turn. Raises `NotRunning`."""
+        with self._lock:
+            self._refuse_if_closed()
+            if self._resumed is None:
+                self._resumed = Channel(name="resumed")
+
+    def resume(self) -> None:
+        """Let it go on. Raises `NotRunning`."""
+        with self._lock:
+            self._refuse_if_closed()
+            resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            resumed.close()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise NotRunning(f"the run on session {self._session.id} has come to its end")
+
+    # -- for the worker ------------------------------------------------------------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        """Whether it shall stand still."""
+        return self._resumed is not None
+
+    def wait(self, token: CancelToken) -> None:
+        """Wait until it is resumed, and not paused again. Raises `Cancelled`."""
+        while (resumed := self._resumed) is not None:
+            with contextlib.suppress(ChannelClosed):
+                resumed.recv(cancel=token)
+
+    def steering(self) -> list[Said]:
+        """What was said since the last look."""
+        with self._lock:
+            said = list(self._steering)
+            self._steering.clear()
+        return said
+
+    def next(self) -> list[Said]:
+        """What it goes on with where it has nothing more to do. Where there is nothing, no more is taken."""
+        with self._lock:
+            said = self.steering() or ([self._following.popleft()] if self._following else [])
+            self._closed = not said
+        return said
+
+    def close(self) -> list[Said]:
+        """Take nothing more; what is left."""
+        with self._lock:
+            self._closed = True
+            said = [*self._steering, *self._following]
+            self._steering.clear()
+            self._following.clear()
+        return said
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "paused" if self.paused else "open"
+        return f"<Mailbox {state}, {len(self._steering) + len(self._following)} waiting>"

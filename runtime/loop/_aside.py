@@ -1,0 +1,35 @@
+"""Asks a model something beside the conversation: the consumer does not see the reply, and the session has it not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..model import FallbackDelta, Model, TextDelta, UsageDelta
+from ..session._message import Message
+from ..stream._core import StreamCore
+from ..stream._private_events import ModelAsked
+from ..usage import Usage
+from ._model_call import END, highest, next_delta, settle_usage
+
+
+def ask_aside(core: StreamCore, model: Model, messages: Sequence[Message]) -> str:
+    """What ``model`` says. It counts as used by the stream. Raises `StopRun` where it fails, and `Cancelled`."""
+    if core.recorded:
+        core.emit(ModelAsked(model.id, tuple(messages), (), **core.tags))
+    text: list[str] = []
+    usage: Usage | None = None
+    answering = model.id
+    deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, (), cancel=core.token)
+    try:
+        while (delta := next_delta(core, model, deltas)) is not END:
+            if delta.__class__ is TextDelta:
+                text.append(delta.text)
+            elif delta.__class__ is UsageDelta:
+                usage = highest(usage or Usage(), delta)
+            elif delta.__class__ is FallbackDelta:
+                settle_usage(core, answering, usage)
+                usage, answering = None, delta.to_model
+    finally:
+        deltas.close()
+        settle_usage(core, answering, usage)
+    return "".join(text)

@@ -1,0 +1,77 @@
+"""The limits of a stream, where it meets them: it asks for more, or ends with a reason of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from channels import Channel
+
+from .. import events
+from ..agent._tool import Answer, Question
+from ..human._asks import Ask
+from ..stream._core import StopRun, StreamCore
+
+#: The schema of the answer to `MaxIterationsReached`.
+MORE: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "properties": {"iterations": {"type": "integer", "minimum": 1}},
+    "required": ["iterations"],
+}
+
+
+def ask_for_more(core: StreamCore, limit: int) -> int:
+    """The stream has taken ``limit`` turns and wants another: how many more it may take, 1 or more.
+
+    Where nobody answers, says so, or can be asked, it ends (`StopRun`).
+    """
+    reason = f"the agent has used up its turns ({limit})"
+    core.fire("on_max_iterations", reason=reason)
+    answer = Answer("decline")
+    if core.interactive:
+        answers: Channel[Answer] = Channel(1, name="more turns")
+
+        def settled(answer: Answer) -> None:
+            answers.close(final=answer)
+
+        ask = Ask(core, core.root, None, Question("How many more turns?", MORE), settled)
+        ask.event = events.MaxIterationsReached(limit, ask.id, **core.tags)
+        core.shared.asks.register(ask, core.shared.answer_timeout)
+        core.emit(ask.event)
+        core.fire("on_user_input", reason=reason)
+        answer = answers.recv(cancel=core.token)
+    else:
+        core.emit(events.MaxIterationsReached(limit, **core.tags))
+    if answer.accepted:
+        return int(answer.content["iterations"])
+    raise StopRun("max_iterations", "max_iterations", reason, note=f"Stopped: {reason}.")
+
+
+def check_budget(core: StreamCore) -> None:
+    """End the stream where it has used up what it may (`StopRun`), or where nobody could tell."""
+    model = core.agent.model.id
+    if core.spending.counts_cost and core.shared.prices.find(model) is None:
+        raise StopRun(
+            "error",
+            "model_error",
+            f"there is a budget in dollars, but no price for {model}: give Runtime(prices={{{model!r}: Price(...)}})",
+        )
+    exceeded = core.spending.exceeded()
+    if exceeded is not None:
+        raise over_budget(core, *exceeded)
+
+
+def over_budget(core: StreamCore, kind: str, limit: float, used: float) -> StopRun:
+    """Tell the consumer; what ends the stream."""
+    core.emit(events.BudgetExceeded(kind, limit, used, **core.tags))
+    units = {"tokens": "tokens", "cost": "dollars", "time": "seconds"}
+    reason = f"the budget of {limit:g} {units[kind]} is used up"
+    return StopRun("budget_exceeded", "budget_exceeded", reason, note=f"Stopped: {reason}.")
+
+
+def loop_detected(core: StreamCore, names: Sequence[str]) -> StopRun:
+    """What ends the stream: these tools were called once too often."""
+    times = core.agent.max_repeated_calls
+    verb = "was" if len(names) == 1 else "were"
+    reason = f"{', '.join(names)} {verb} called {times} times in a row with the same arguments and the same result"
+    return StopRun("loop_detected", "loop_detected", reason, note=f"Stopped: {reason}.")

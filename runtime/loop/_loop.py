@@ -1,0 +1,276 @@
+"""What a stream does from its first event to its last but one: turns, until the model has nothing more to call."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Final
+
+from channels import Cancelled
+
+from .. import events
+from .._errors import describe
+from ..agent._agent import Agent
+from ..agent._instructions import instructions_text
+from ..agent._output import InvalidOutput
+from ..agent._tool import Tool
+from ..human._mailbox import Said
+from ..session._message import Message
+from ..stream._core import EndHooks, StopRun, StreamCore
+from ..team import _delegation
+from ..toolcalls._dispatch import dispatch
+from ._compact import OVERFLOWS, after_overflow, conversation
+from ._limits import ask_for_more, check_budget, loop_detected, over_budget
+from ._model_call import take_turn
+from ._repeats import Repeats
+
+TITLE: Final = 60  # characters
+STOPS_BLOCKED: Final = 8  # times that ``stop`` hooks may make the agent go on: a condition that never holds ends too
+
+
+def run(core: StreamCore, cleanup: EndHooks) -> None:
+    """Run the agent on its session until it has nothing more to do. Raises `StopRun` and `Cancelled`."""
+    try:
+        core.emit(events.StreamStarted(**core.tags))
+        if len(core.roster.names) > 1 and core.parent is None:
+            core.emit(events.TeamInfo(core.roster.names, **core.tags))
+        core.emit(events.AgentInfo(core.agent.model.id, core.agent.description, **core.tags))
+        run = _Run(core, cleanup, _begin(core))
+        limit = core.agent.max_iterations
+        check_budget(core)
+        while run.turn():
+            if run.iteration >= limit:
+                limit += ask_for_more(core, limit)
+    except Cancelled as error:
+        if not core.out_of_time:
+            raise
+        core.calls.abandon(keep=cleanup.calls)
+        for pending in (core.shared.asks, core.shared.confirmations):
+            pending.withdraw(core, "the time is up")
+        core.speak_again()
+        cleanup.resume()
+        seconds = core.spending.seconds or 0.0
+        raise over_budget(core, "time", seconds, seconds) from error
+
+
+class _Run:
+    """The turns of one stream, and what goes from one to the next."""
+
+    def __init__(self, core: StreamCore, cleanup: EndHooks, context: list[str]) -> None:
+        self.iteration = 0
+        self._core = core
+        self._cleanup = cleanup
+        self._context = context  # what hooks want the model to know, as long as the stream lasts
+        self._next: list[str] = []  # and for one turn
+        self._repeats = Repeats(core.agent.max_repeated_calls)
+        self._stops_blocked = 0
+        self._successor: Agent | None = None  # whom the conversation was handed to
+        self._asked_again = False
+
+    def turn(self) -> bool:
+        """Ask the model, make the calls that it wants; whether there is more to do. However it ends, the ``turn_end``
+        hooks run.
+        """
+        core = self._core
+        self._between()
+        self.iteration += 1
+        reason = "error"
+        self._cleanup.owe("turn_end", iteration=self.iteration)
+        try:
+            started = core.fire("turn_start", iteration=self.iteration)
+            goes_on = self._turn([*self._next, started.context])
+            reason = "continue" if goes_on else "normal"
+            return goes_on
+        except StopRun as stop:
+            reason = stop.reason
+            raise
+        except Cancelled:
+            reason = "budget_exceeded" if core.out_of_time else "canceled"
+            raise
+        finally:
+            self._cleanup.due("turn_end", reason)
+            if core.stopping.cancelled:  # meanwhile: the hooks outlive that
+                raise Cancelled(core.stopping.cause)
+
+    def _between(self) -> None:
+        """Before a turn: stand still where that is wanted, let another agent act where this one has said so."""
+        core = self._core
+        if core.mailbox.paused:
+            core.emit(events.Paused(**core.tags))
+            core.mailbox.wait(core.token)
+        successor, self._successor = self._successor, None
+        if successor is not None:
+            before, after = core.agent.name, successor.name
+            core.emit(events.AgentSwitching(before, after, **core.tags))
+            core.fire("on_agent_switch", from_agent=before, to_agent=after)
+            core.act(successor)
+            self._repeats = Repeats(successor.max_repeated_calls)
+            core.emit(events.AgentInfo(successor.model.id, successor.description, **core.tags))
+            core.emit(events.ToolsetInfo(tuple(_tools(core)), **core.tags))
+            check_budget(core)
+
+    def _turn(self, context: list[str]) -> bool:
+        core = self._core
+        self._next = []
+        self._hear(core.mailbox.steering())
+        model = core.agent.model.id
+        tools = _tools(core)
+        blocked = core.fire("before_llm_call", model=model, iteration=self.iteration)
+        core.stop_if_blocked("before_llm_call", blocked)
+        definitions = [tool.definition for tool in tools.values()]
+        system = _system(core, [*self._context, *context])
+        shown, before = conversation(core, system, definitions), len(core.session.messages)
+        for left in range(OVERFLOWS, -1, -1):
+            try:
+                reply = take_turn(core, shown, definitions)
+                break
+            except StopRun as failure:
+                less = after_overflow(core, failure, before, shown, definitions) if left else None
+                if less is None:
+                    raise
+                shown = less
+        core.fire("after_llm_call", model=model, iteration=self.iteration, response=reply.content, usage=reply.usage)
+        if reply.tool_calls:
+            check_budget(core)  # calls may have effects, and nobody would see their results
+            made = dispatch(core, reply, tools)
+            self._next, self._successor = made.contexts, made.successor
+            results = core.session.messages[-len(reply.tool_calls) :]
+            # What the model has written is read once more, to compare it.
+            repeated = core.calls.run("comparing calls", self._repeats.look, reply.tool_calls, results, tools)
+            if repeated:
+                raise loop_detected(core, repeated)
+        elif not (self._is_asked_again(reply) or self._stop_is_blocked(reply) or self._hear(core.mailbox.next())):
+            return False
+        check_budget(core)
+        return True
+
+    def _hear(self, messages: Sequence[Said]) -> bool:
+        """Record what the user has said meanwhile, and show it to the hooks; whether there was something."""
+        core = self._core
+        for said in messages:
+            core.record(Message("user", said.text))
+        for said in messages:
+            core.emit(events.UserMessage(said.text, **core.tags))
+            submitted = core.fire(said.point, prompt=said.text)
+            core.stop_if_blocked(said.point, submitted)
+            if submitted.context:
+                self._context.append(submitted.context)
+        return bool(messages)
+
+    def _is_asked_again(self, reply: Message) -> bool:
+        """Whether the reply was to be of a type, and is not, for the first time."""
+        core = self._core
+        if core.output is None:
+            core.said = None
+            return False
+        try:
+            core.said = core.calls.run("output type", core.output.read, reply.content)
+            self._asked_again = False
+            return False
+        except InvalidOutput as error:
+            if self._asked_again:
+                text = f"the reply is not of the output type, nor was the one before: {error}"
+                raise StopRun("error", "invalid_output", text) from error
+            self._asked_again = True
+            core.emit(
+                events.Warning(
+                    f"the reply is not of the output type, so the model is asked again: {error}", **core.tags
+                )
+            )
+            core.record(Message("user", f"That cannot be used: {error}. {core.output.instructions}"))
+            return True
+
+    def _stop_is_blocked(self, reply: Message) -> bool:
+        """Whether a ``stop`` hook wants the agent to go on: its reason is then the next that the agent is told."""
+        core = self._core
+        answer = core.fire("stop", response=reply.content, stop_hook_active=self._stops_blocked > 0)
+        if not answer.block:
+            return False
+        if self._stops_blocked == STOPS_BLOCKED:
+            core.emit(
+                events.Warning(
+                    f"the stop hooks have made the agent go on {STOPS_BLOCKED} times, and no more", **core.tags
+                )
+            )
+            return False
+        self._stops_blocked += 1
+        reason = answer.reason or "You are not done yet: go on."
+        core.emit(events.HookBlocked("stop", reason, **core.tags))
+        core.record(Message("user", reason))
+        return True
+
+
+def _begin(core: StreamCore) -> list[str]:
+    """Start hooks and toolsets; what hooks want the model to know."""
+    started = core.fire("session_start")
+    core.stop_if_blocked("session_start", started)
+    core.emit(events.ToolsetInfo(tuple(_tools(core)), **core.tags))
+    extra = [started.context]
+    last = core.session.messages[-1] if core.session.messages else None
+    if last is not None and last.role == "user":
+        core.emit(events.UserMessage(last.content, **core.tags))
+        if core.shared.titles and core is core.root:
+            _give_title(core)
+        submitted = core.fire("user_prompt_submit", prompt=last.content)
+        core.stop_if_blocked("user_prompt_submit", submitted)
+        extra.append(submitted.context)
+    return [text for text in extra if text]
+
+
+def _tools(core: StreamCore) -> dict[str, Tool]:
+    """The tools that the agent has now, by name. Toolsets are started with the first stream that needs them."""
+    tools: dict[str, Tool] = {tool.name: tool for tool in core.agent.made_tools}
+    for toolset in core.agent.toolsets:
+        name = getattr(toolset, "name", None) or type(toolset).__name__
+        starts = not core.shared.toolsets.is_started(toolset)
+        if starts:
+            core.emit(events.McpInitStarted(name, **core.tags))
+        try:
+            found: Sequence[Tool] = core.calls.run(f"toolset {name}", core.shared.toolsets.tools, toolset)
+        except BaseException as error:
+            if core.token.cancelled:
+                raise Cancelled(core.token.cause) from error
+            raise StopRun("error", "tool_failed", f"toolset {name} cannot be used: {describe(error)}") from error
+        if starts:
+            core.emit(events.McpInitFinished(name, **core.tags))
+        for tool in found:
+            if tool.name in tools:
+                problem = f"toolset {name}: there is another tool named {tool.name!r}"
+                if tool.server:
+                    problem += "; MCPToolSet(..., prefix=) tells them apart"
+                raise StopRun("error", "tool_failed", problem)
+            tools[tool.name] = tool
+    for tool in _delegation.tools(core):
+        if tool.name in tools:
+            raise StopRun("error", "tool_failed", f"there is another tool named {tool.name!r}, which agents come with")
+        tools[tool.name] = tool
+    return tools
+
+
+def _system(core: StreamCore, extra: Sequence[str]) -> str:
+    """The instructions, and what hooks added."""
+    wanted = "" if core.output is None else core.output.instructions
+    return "\n\n".join(text for text in (_instructions(core), *extra, wanted) if text)
+
+
+def _instructions(core: StreamCore) -> str:
+    """The agent's instructions; a function of the user's returns them on a helper thread, or as a task."""
+    given = core.agent._instructions
+    if given.function is None:
+        return given.text
+    try:
+        return instructions_text(core.calls.run(f"instructions of {core.agent.name}", given.function, core.session))
+    except BaseException as error:
+        if core.token.cancelled:
+            raise Cancelled(core.token.cause) from error
+        text = f"the instructions of agent {core.agent.name!r} could not be made: {describe(error)}"
+        raise StopRun("error", "instructions_failed", text) from error
+
+
+def _give_title(core: StreamCore) -> None:
+    """The first words of the user, where the session has no title yet."""
+    first = next((each.content for each in core.session.messages if each.role == "user" and each.content.strip()), "")
+    if first and not core.session.title:
+        title = textwrap.shorten(first, TITLE, placeholder=" ...")
+        core.log.name(title)
+        core.emit(events.SessionTitle(title, **core.tags))

@@ -1,0 +1,39 @@
+"""Runs that go round in circles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from ..agent._tool import Tool
+from ..session._message import Message, ToolCall, canonical
+
+_LONG: Final = 10_000  # characters of arguments; longer ones are held against each other as they are written
+
+
+class Repeats:
+    """Counts turns, one right after the other, that make the same calls and get the same results.
+
+    What a model asks for twice in one turn, before it has seen a result, counts once. Polling tools are not seen.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._last: set[tuple[str, str, str]] = set()
+        self._times = 0
+
+    def look(self, calls: Sequence[ToolCall], results: Iterable[Message], tools: Mapping[str, Tool]) -> list[str]:
+        """The names of the tools that were called once too often."""
+        if self._limit is None:
+            return []
+        said = {result.tool_call_id: result.content for result in results}
+        made = {
+            (call.name, canonical(call) if len(call.arguments) < _LONG else call.arguments, said.get(call.id, ""))
+            for call in calls
+            if call.name not in tools or not tools[call.name].polling
+        }
+        if not made:
+            return []
+        self._times = self._times + 1 if made == self._last else 1
+        self._last = made
+        return sorted({name for name, _, _ in made}) if self._times >= self._limit else []

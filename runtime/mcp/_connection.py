@@ -1,0 +1,605 @@
+"""One run of one MCP server: its session, and the task that owns it and the process.
+
+The session belongs to one task, which enters and leaves it (the SDK's scopes insist on that) and takes commands from a
+janus queue, into which any thread may put. Each call is a task of its own. What it has to say goes into the call's
+inbox, a channel on which the calling thread waits: also what the server asks, and the answer comes back through the
+loop.
+
+Imported on first use: the SDK takes half a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import anyio
+import janus
+from mcp import Client, MCPError
+from mcp.types import (
+    URL_ELICITATION_REQUIRED,
+    CallToolResult,
+    ElicitRequestFormParams,
+    ElicitRequestURLParams,
+    ElicitResult,
+    Tool,
+    ToolListChangedNotification,
+)
+
+from channels import CancelToken, Channel, ChannelClosed, SupportsDone
+from channels.aio import LoopThread
+
+from ._stdio import KILLED, POLITE, Process
+
+MODERN: Final = "2026-07-28"  # from here on it is the client that calls again with the answer; revisions are dates
+INBOX: Final = 1 << 30  # the loop's thread must never wait: as good as unbounded
+
+# Seconds.
+LEAVING: Final = 2.0  # cancelled calls have, to tell the server
+SLACK: Final = 15.0  # more than all that starting and ending a server may take
+PONG: Final = 30.0  # a server has to answer a ping, before it is believed to have nothing more to say of an old call
+
+_logger = logging.getLogger("runtime.mcp")
+
+Params: TypeAlias = ElicitRequestFormParams | ElicitRequestURLParams
+
+
+class Lost(Exception):
+    """There is no server to answer. The text goes on from "MCP server 'name'"."""
+
+
+class Unsent(Lost):
+    """The same, and it has not seen the call."""
+
+
+class Visit(Exception):
+    """The call is refused until the user has been at ``pages``: pairs of what to tell the user, and an address."""
+
+    def __init__(self, reason: str, pages: Sequence[tuple[str, str]]) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.pages = pages
+
+
+def visit_of(error: BaseException | None) -> Visit | None:
+    if not isinstance(error, MCPError) or error.code != URL_ELICITATION_REQUIRED:
+        return None
+    asked = error.error.data.get("elicitations") if isinstance(error.error.data, Mapping) else None
+    pages = [
+        (str(each.get("message") or error.message), each["url"])
+        for each in (asked if isinstance(asked, list) else ())
+        if isinstance(each, Mapping) and isinstance(each.get("url"), str)
+    ]
+    return Visit(error.message, pages)
+
+
+# -- what a call says --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The call is about to be sent; until now it waited for others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """How far the server says it has come."""
+
+    progress: float
+    total: float | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    params: Params
+    _answer: asyncio.Future[ElicitResult]
+
+    def answer(self, action: Literal["accept", "decline", "cancel"], content: Mapping[str, Any] | None) -> None:
+        """Any thread. Raises `ValueError` where ``content`` is nothing that the protocol can carry."""
+        form = action == "accept" and isinstance(self.params, ElicitRequestFormParams)
+        result = ElicitResult(action=action, content=dict(content or {}) if form else None)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._answer.get_loop().call_soon_threadsafe(_settle, self._answer, result)
+
+
+def _settle(answer: asyncio.Future[ElicitResult], result: ElicitResult) -> None:
+    if not answer.done():  # the call may have been dropped meanwhile
+        answer.set_result(result)
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """The server asked something that may have been for this call or for another, so nobody was asked."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last message."""
+
+    result: CallToolResult | None = None
+    error: BaseException | None = None
+
+
+class Call:
+    """One call of a tool."""
+
+    def __init__(self, connection: Connection, name: str, arguments: Mapping[str, Any], stream: str) -> None:
+        self.name = name
+        self.arguments = dict(arguments)
+        self.stream = stream  # whose user its questions are for
+        self.inbox: Channel[Any] = Channel(INBOX, name=f"call of {name}")
+        self.over = CancelToken()  # whoever is asked for it need not answer any more
+        self.context = contextvars.copy_context()
+        self._connection = connection
+        # The rest is used on the loop's thread only.
+        self.task: asyncio.Task[CallToolResult] | None = None
+        self.begun = False
+        self.dropped = False
+        self.answers: set[asyncio.Future[ElicitResult]] = set()
+
+    def drop(self) -> None:
+        """Any thread: nobody waits for it any more. Cancelled on the server, unless it has ended. Does not wait."""
+        if not self.inbox.closed:
+            self.inbox.close()
+            self._connection.on_loop(self._drop)
+
+    def _drop(self) -> None:
+        self.dropped = True  # it may be in the command queue still
+        if self.task is not None:
+            self.task.cancel()
+
+    def tell(self, message: object) -> bool:
+        """Loop thread. False: nobody listens any more."""
+        try:
+            self.inbox.try_send(message)
+        except ChannelClosed:
+            return False
+        return True
+
+    async def progressed(self, progress: float, total: float | None, message: str | None) -> None:
+        """Loop thread."""
+        self.tell(Progressed(progress, total, message or ""))
+
+    def finish(self, *, result: CallToolResult | None = None, error: BaseException | None = None) -> None:
+        """What comes later is refused."""
+        self.inbox.close(Finished(result, error))
+        self.over.cancel("the call is over")
+
+    def end(self) -> None:
+        """Loop thread: nothing of it goes on."""
+        if self.task is not None:
+            self.task.cancel()
+        for answer in self.answers:  # a legacy server's question has a task that is not ours to cancel
+            _settle(answer, ElicitResult(action="cancel"))
+
+
+_call: contextvars.ContextVar[Call | None] = contextvars.ContextVar("call", default=None)
+
+
+# -- the owner ---------------------------------------------------------------------------------------------------------
+
+
+class Connection:
+    """A server that is starting, runs, or has ended. It does not come back: make another one.
+
+    Methods may be called from any thread, unless they say otherwise.
+    """
+
+    def __init__(
+        self,
+        loop: LoopThread,
+        *,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str] | None,
+        cwd: str | None,
+        mode: str,
+        connect_timeout: float,
+    ) -> None:
+        self.tools: list[Tool] = []  # complete once ready
+        self.version = ""
+        self.failure: Lost | None = None  # why it is of no use any more; None: it is, or may yet be
+        self.ready: Channel[None] = Channel(name=f"{name} ready")  # closes, also when it failed
+        self.gone: Channel[None] = Channel(name=f"{name} gone")  # closes when nothing of it is left
+        self._listing: Channel[None] | None = None  # closes when `tools` is up to date again
+        self._loop_thread = loop
+        self._loop = loop.loop
+        self._mode = mode
+        self._connect_timeout = connect_timeout
+        self._new_process = functools.partial(Process, name, command, env, cwd)
+        self._process = self._new_process()
+        self._commands: janus.Queue[Call | None] = janus.Queue()  # None: end
+        # The rest is used on the loop's thread only.
+        self._open: dict[Call, None] = {}
+        self._client: Client | None = None  # once connected
+        self._stale = False  # the tools have changed since they were listed
+        self._stopping = False
+        self._connecting: asyncio.Timeout | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        # An old server does not say which call asks: so it matters which are in flight, and from its first question on
+        # there is only ever one.
+        self._turn = asyncio.Lock()
+        self._in_flight: dict[Call, None] = {}
+        self._given_up: dict[Call, None] = {}  # in flight still, as far as is known: a question may be on its way
+        self._landed = asyncio.Event()  # there is one less
+        self._asks = False
+        # In a context of its own: the first caller's must not stick to all who come later.
+        loop.start(self._own, on_done=self._ended, context=contextvars.Context())
+
+    # -- any thread ----------------------------------------------------------------------------------------------------
+
+    def wait_ready(self, cancel: SupportsDone | None = None) -> None:
+        """Until it is connected and its tools are listed. Raises `Lost`, and `Cancelled`."""
+        self._refuse("waiting for an MCP server")
+        self._wait(self.ready, self._connect_timeout + SLACK, cancel)
+        if self.failure is not None and not self.version:
+            raise Lost(str(self.failure))
+
+    def wait_listed(self, cancel: SupportsDone | None = None) -> None:
+        """Until the tools are listed again that the server says have changed, or cannot be."""
+        listing = self._listing
+        if listing is not None:
+            self._refuse("listing the tools of an MCP server")
+            self._wait(listing, self._connect_timeout, cancel)
+
+    def call(self, name: str, arguments: Mapping[str, Any], stream: str) -> Call:
+        """Begin a call. Receive from its inbox until `Finished`, and drop it on every other way out."""
+        self._refuse("calling a tool of an MCP server")
+        call = Call(self, name, arguments, stream)
+        try:
+            self._commands.sync_q.put_nowait(call)
+        except janus.SyncQueueShutDown:
+            call.inbox.close(Finished(error=Unsent(str(self.failure))))
+        return call
+
+    def request_stop(self) -> None:
+        """Begin to end it. Does not wait; harmless when it has ended."""
+        self.on_loop(self._stop)
+
+    def wait_gone(self, timeout: float) -> bool:
+        """Whether nothing of it is left after ``timeout`` seconds."""
+        self._refuse("stopping an MCP server")
+        return self._wait(self.gone, timeout)
+
+    def on_loop(self, function: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(function)
+
+    def _is_running(self) -> bool:
+        """Whether this is the loop's thread, and the loop runs."""
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
+
+    def _refuse(self, what: str) -> None:
+        if self._is_running():
+            raise RuntimeError(f"{what} on the event loop's own thread would stall it: do it in another thread")
+
+    def _wait(self, event: Channel[None], timeout: float, cancel: SupportsDone | None = None) -> bool:
+        try:
+            event.recv(timeout, cancel)
+        except ChannelClosed:
+            return True
+        except TimeoutError:
+            if event is self.ready:  # its own timeout comes earlier, unless the loop stands still
+                raise Lost(f"did not start: {self._loop_thread!r} has been stalled by something else") from None
+        return False
+
+    # -- the loop's thread ---------------------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        if self._stopping:
+            return
+        self._stopping = True
+        if self._connecting is None:
+            self._command_end()
+            return
+        # Not by cancelling the task: a second cancel, of the timeout at the same time, would hit it while it cleans up.
+        # A timeout cancels once, whoever asks for it.
+        with contextlib.suppress(RuntimeError):  # expired already
+            self._connecting.reschedule(self._loop.time())
+
+    def _command_end(self) -> None:
+        with contextlib.suppress(janus.SyncQueueShutDown):
+            self._commands.sync_q.put_nowait(None)
+
+    async def _own(self) -> None:
+        """The owner: the whole life of the connection."""
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                client = await self._connect(stack)
+                self._process.grace = POLITE
+                self.version = client.protocol_version
+                self.ready.close()
+                changing = client.server_capabilities.tools
+                if self.version >= MODERN and changing is not None and changing.list_changed:
+                    self._spawn(self._listen(client))
+                tasks: set[asyncio.Task[CallToolResult]] = set()
+                try:
+                    await self._serve(client, tasks)
+                except BaseException:
+                    self._process.grace = 0  # whoever cancels the owner itself is closing the loop
+                    raise
+                finally:
+                    self._fail(Lost("lost its event loop, which was closed"))
+                    for task in self._background:
+                        task.cancel()
+                    if tasks:  # before their client goes
+                        with anyio.CancelScope(shield=True):
+                            await asyncio.wait(tasks, timeout=LEAVING if self._process.grace else KILLED)
+        except asyncio.CancelledError:
+            raise  # see `_ended`
+        except BaseException as error:
+            if self.version:
+                _logger.warning("MCP server %r did not end cleanly", self._process.name, exc_info=error)
+            else:
+                self._fail(self._start_failure(_unwrap(error)))
+
+    async def _connect(self, stack: contextlib.AsyncExitStack) -> Client:
+        if self._stopping:
+            raise TimeoutError
+        try:
+            async with asyncio.timeout(self._connect_timeout) as self._connecting:
+                try:
+                    client = await self._enter(stack, self._mode)
+                except Exception:
+                    if self._mode != "auto" or not self._process.ended or self._stopping:
+                        raise
+                    # The newer handshake came first, and old servers may take that for their end (all that are made
+                    # with the Rust SDK do).
+                    self._process = self._new_process()
+                    client = await self._enter(stack, "legacy")
+                self._client = client
+                # Inside the timeout: only now is it certain that somebody is there.
+                self.tools = await self._list(client)
+                return client
+        finally:
+            self._connecting = None
+
+    async def _enter(self, stack: contextlib.AsyncExitStack, mode: str) -> Client:
+        client = Client(
+            self._process.open(self._on_end),
+            mode=mode,
+            elicitation_callback=self._on_question,
+            message_handler=self._on_message,
+            cache=None,
+        )
+        return await stack.enter_async_context(client)
+
+    def _on_end(self) -> None:
+        if self.version:
+            self._command_end()
+
+    async def _list(self, client: Client) -> list[Tool]:
+        tools: list[Tool] = []
+        cursor = None
+        while True:
+            page = await client.list_tools(cursor=cursor)
+            tools += page.tools
+            if (cursor := page.next_cursor) is None:
+                return tools
+
+    # -- tools that change
+
+    async def _on_message(self, message: object) -> None:
+        if isinstance(message, ToolListChangedNotification):
+            self._on_change()
+
+    def _on_change(self) -> None:
+        """List the tools again. Whoever wants them meanwhile waits."""
+        if self._client is None:
+            return  # they are not listed yet
+        self._stale = True
+        if self._listing is None:
+            self._listing = Channel(name="listing of tools")
+            self._spawn(self._list_again(self._client, self._listing))
+
+    async def _list_again(self, client: Client, listing: Channel[None]) -> None:
+        try:
+            while self._stale:
+                self._stale = False
+                async with asyncio.timeout(self._connect_timeout):
+                    self.tools = await self._list(client)
+        except Exception as error:
+            _logger.warning(
+                "MCP server %r says that its tools have changed, and cannot list them",
+                self._process.name,
+                exc_info=_unwrap(error),
+            )
+        finally:
+            self._listing = None
+            listing.close()
+
+    async def _listen(self, client: Client) -> None:
+        """Be told of changes, which a new server says only to who listens."""
+        try:
+            async with client.listen(tools_list_changed=True) as changes:
+                async for _ in changes:
+                    self._on_change()
+        except Exception as error:  # the tools are those of the beginning then
+            _logger.debug("MCP server %r does not tell of changes", self._process.name, exc_info=error)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine, context=contextvars.Context())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # -- calls
+
+    async def _serve(self, client: Client, tasks: set[asyncio.Task[CallToolResult]]) -> None:
+        """Run calls until the end is commanded, or the server ends."""
+        if self._stopping or self._process.ended:
+            self._command_end()
+        # The runtime reads results, and not only those that keep to the schema that the server says they have. Checking
+        # that would compute on the loop's thread with patterns of the server's.
+        client.session.validate_tool_result = _unchecked  # type: ignore[method-assign]
+        while (call := await self._commands.async_q.get()) is not None:
+            if call.dropped:
+                continue
+            self._open[call] = None
+            call.task = task = asyncio.create_task(self._run(client, call), context=call.context)
+            tasks.add(task)
+            # Not in the task's own `except`: one that is cancelled before its first step never gets there.
+            task.add_done_callback(tasks.discard)
+            task.add_done_callback(functools.partial(self._settle, call))
+        if self._process.ended and not self._stopping:
+            await self._process.last_words()
+            how = self._process.how()
+            self._fail(Lost(f"{how} during this call; the next call starts it again.{self._process.evidence()}"))
+        else:
+            self._fail(Lost("was stopped"))
+
+    def _settle(self, call: Call, task: asyncio.Task[CallToolResult]) -> None:
+        if task.cancelled():  # by whoever dropped the call, or else with everything on the loop
+            error: BaseException | None = Lost("lost its event loop, which was closed")
+        else:
+            error = task.exception()
+        call.task = None
+        if error is not None and self._process.ended and self.failure is None:
+            return  # the owner, who is about to notice, knows better why
+        self._open.pop(call, None)
+        call.finish(result=None if error is not None else task.result(), error=_unwrap(error) if error else None)
+        call.end()
+
+    def _fail(self, why: Lost) -> None:
+        """It is of no use any more. Every call hears of it, one in the queue too. The first reason stands.
+
+        Synchronous: the owner may be in a cancelled scope, where nothing can be awaited. Or the loop is over.
+        """
+        if self.failure is None:
+            self.failure = why
+        why = self.failure
+        self._commands.shutdown()  # refuses new ones, and keeps what is there
+        with contextlib.suppress(janus.SyncQueueEmpty, janus.SyncQueueShutDown):
+            while True:
+                call = self._commands.sync_q.get_nowait()
+                if call is not None:
+                    call.finish(error=Unsent(str(why)))
+        for call in list(self._open):
+            call.finish(error=Lost(str(why)) if call.begun else Unsent(str(why)))
+            if self._is_running():
+                call.end()
+        self._open.clear()
+
+    def _ended(self, result: object, error: BaseException | None) -> None:
+        """The owner has, on whatever path; or its loop was closed before it began, or while it stood still."""
+        self._fail(Lost("lost its event loop, which was closed"))
+        self._process.kill()
+        self.ready.close()
+        self.gone.close()
+
+    def _start_failure(self, error: BaseException) -> Lost:
+        process = self._process
+        if self._stopping:
+            return Lost("was stopped while it started")
+        if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+            if process.cwd is not None and not Path(process.cwd).is_dir():
+                return Lost(f"did not start: there is no directory {process.cwd!r} to start it in")
+            if isinstance(error, FileNotFoundError):
+                return Lost(f"did not start: there is no command {process.command[0]!r}; install it, or give its path")
+            return Lost(f"did not start: {process.command[0]!r} cannot be run: {error}")
+        if process.ended:
+            return Lost(f"did not start: it {process.how()} before it had answered.{process.evidence()}")
+        if isinstance(error, TimeoutError):
+            return Lost(
+                f"did not start: no answer within {self._connect_timeout:g} s. Does {process.command[0]!r} speak MCP on"
+                " its standard input and output? If it is only slow, give it more connect_timeout."
+                f"{process.evidence()}"
+            )
+        if isinstance(error, MCPError):
+            return Lost(f"did not start: it answered {error.message!r} where an MCP server introduces itself")
+        return Lost(f"did not start: {type(error).__name__}: {error}.{process.evidence()}")
+
+    async def _run(self, client: Client, call: Call) -> CallToolResult:
+        if self.version >= MODERN:
+            _call.set(call)  # a question comes up in a child of this task
+            self._begin(call)
+            return await client.call_tool(call.name, call.arguments, progress_callback=call.progressed)
+        async with self._turn:  # first come, first served
+            while self._given_up or (self._asks and self._in_flight):
+                self._landed.clear()
+                await self._landed.wait()
+            self._begin(call)
+            self._in_flight[call] = None
+        try:
+            result = await client.call_tool(call.name, call.arguments, progress_callback=call.progressed)
+        except asyncio.CancelledError:
+            self._given_up[call] = None
+            self._spawn(self._settle_given_up(client, call))
+            raise
+        except BaseException:
+            self._land(call)
+            raise
+        self._land(call)
+        return result
+
+    async def _settle_given_up(self, client: Client, call: Call) -> None:
+        """A question of a call that was given up may be on its way, and would be taken for another one's. What the
+        server sends stays in order, so nothing of the kind comes after its reply to a ping.
+        """
+        try:
+            with contextlib.suppress(MCPError, TimeoutError):  # an error is a reply as well
+                async with asyncio.timeout(PONG):
+                    await client.session.send_ping()
+        finally:
+            self._given_up.pop(call, None)
+            self._land(call)
+
+    def _land(self, call: Call) -> None:
+        self._in_flight.pop(call, None)
+        self._landed.set()
+
+    def _begin(self, call: Call) -> None:
+        if self._process.ended:
+            raise Unsent("has just ended; the next call starts it again")  # the owner will know more
+        call.begun = True
+        call.tell(Begun())
+
+    async def _on_question(self, context: Any, params: Params) -> ElicitResult:
+        """The server asks. Never raises: that would fail more than the question."""
+        call = _call.get()
+        if call is None and self.version < MODERN:
+            self._asks = True
+            call = self._who_asks(params.message)
+            if call is None:
+                return ElicitResult(action="decline" if self._in_flight else "cancel")
+        answer: asyncio.Future[ElicitResult] = self._loop.create_future()
+        if call is None or not call.tell(Asked(params, answer)):
+            return ElicitResult(action="cancel")  # nobody waits for it
+        call.answers.add(answer)
+        try:
+            return await answer
+        finally:
+            call.answers.discard(answer)
+
+    def _who_asks(self, message: str) -> Call | None:
+        """The call in flight whose user is asked: any of them, if they are all of one stream. It is certain to be the
+        right one only where it is alone; where nobody can tell, the calls hear of it.
+        """
+        waited_for = [call for call in self._in_flight if call not in self._given_up]
+        if waited_for and len({call.stream for call in self._in_flight}) == 1:
+            return waited_for[0]
+        for call in waited_for:
+            call.tell(Declined(message))
+        return None
+
+
+async def _unchecked(name: str, result: object) -> None:
+    """As `ClientSession.validate_tool_result`."""
+
+
+def _unwrap(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # errors come in nested groups
+        error = error.exceptions[0]
+    return error

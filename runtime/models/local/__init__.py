@@ -1,0 +1,7 @@
+"""A model that runs in this process."""
+
+from ._model import LocalModel
+
+__all__ = [
+    "LocalModel",
+]

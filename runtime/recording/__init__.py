@@ -1,0 +1,7 @@
+"""A run in a file, with secrets left out."""
+
+from ._recording import Recording
+
+__all__ = [
+    "Recording",
+]

@@ -1,0 +1,235 @@
+"""A recorded run: a file of JSON lines, which `Runtime.run_stream` writes and `ReplayModel` answers from.
+
+The first line says what was recorded and has the session as it was before; then come the events, in their wire form,
+and what went to and from the models: ``model_request`` and ``model_reply``, which share a ``request`` number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from .. import events
+from ..agent._agent import TEAM_TOOLS
+from ..agent._tool import CallContext, Tool, ToolResult
+from ..model import ToolDefinition
+from ..schema._checking import Schema
+from ..session._message import Message, ToolCall, canonical
+from ..session._session import Session
+from ._redact import Redaction
+
+VERSION: Final = 1
+HEADER: Final = "record"
+REQUEST: Final = "model_request"
+REPLY: Final = "model_reply"
+RETURNED: Final = "tool_returned"
+CUT_OFF: Final = "cut off"  # the error of a reply whose stream was cancelled meanwhile
+_NOT_SHOWN: Final = frozenset(("created_at", "agent_name", "model", "usage", "finish_reason"))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One model call of a record. ``messages`` and ``tools`` are what `shown` and `Recording` make of them."""
+
+    number: int
+    agent_name: str
+    session_id: str
+    model: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    reply: Mapping[str, Any] | None  # None: the record ends before the model had answered
+
+
+class Recording:
+    """The file of a recorded run: to be written (``run_stream(session, record=...)``), and to be read afterwards.
+
+    What looks like a secret is not written: see docs/replay.md. ``redact`` takes out more: it is called, on a helper
+    thread, with every text that is to be written, and returns the text to write in its place; it must not change what
+    it has changed before. Reading raises `ValueError` for a file that is none, and `OSError`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, redact: Callable[[str], str] | None = None) -> None:
+        self.path = Path(path)
+        self.redaction = Redaction(redact)
+
+    @cached_property
+    def _lines(self) -> list[dict[str, Any]]:
+        lines = []
+        with self.path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                with self._reading(number):
+                    try:
+                        said = json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        if not line.endswith("\n") and number > 1:
+                            break  # the process that wrote it died there
+                        raise ValueError(f"not JSON: {error}") from None
+                    if number > 1 and not (isinstance(said, dict) and isinstance(said.get("type"), str)):
+                        raise ValueError("not an object that has a type")
+                    lines.append(said)
+        if not lines or not isinstance(lines[0], dict) or lines[0].get("type") != HEADER:
+            raise ValueError(f"{self.path} is not a recorded run: its first line is not of type {HEADER!r}")
+        if lines[0].get("version") != VERSION:
+            version = lines[0].get("version")
+            raise ValueError(f"{self.path} was recorded in version {version!r} of the format, not {VERSION}")
+        return lines
+
+    @contextlib.contextmanager
+    def _reading(self, number: int) -> Iterator[None]:
+        """What is wrong with a line, which may be anybody's, is said with its number."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError, LookupError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{self.path}, line {number}: {what}") from None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the record ends with the end of the run. It does not where its process was killed meanwhile, or where
+        it could not be written to the end, which was logged then.
+        """
+        return str(self._lines[-1]["type"]) == events.StreamStopped.type
+
+    @property
+    def agent_name(self) -> str:
+        """The agent of the run."""
+        with self._reading(1):
+            return str(self._lines[0]["agent_name"])
+
+    def session(self) -> Session:
+        """A new session, as the recorded one was before the run."""
+        with self._reading(1):
+            return Session.from_dict(self._lines[0]["session"])
+
+    def events(self) -> Iterator[events.Event]:
+        """The events of the run, nested streams' too. The last is `StreamStopped`, if it is `whole`."""
+        for number, line in enumerate(self._lines, 1):
+            if line["type"] not in (HEADER, REQUEST, REPLY, RETURNED):
+                with self._reading(number):
+                    event = events.Event.from_dict(line)
+                    for each in fields(event):
+                        if each.type == "str" and not isinstance(getattr(event, each.name), str):
+                            raise TypeError(f"{each.name} of {event.type} is not a text")
+                yield event
+
+    @cached_property
+    def requests(self) -> list[Request]:
+        """The model calls of the run, in the order in which they began."""
+        replies = {line.get("request"): line for line in self._lines if line["type"] == REPLY}
+        requests = []
+        before: dict[str, list[dict[str, Any]]] = {}
+        tools: dict[str, list[dict[str, Any]]] = {}
+        for at, line in enumerate(self._lines, 1):
+            if line["type"] == REQUEST:
+                with self._reading(at):
+                    session, number = line["session_id"], line["request"]
+                    messages = before.get(session, [])[: line["same"]]
+                    for index, message in line.get("changed", {}).items():
+                        messages[int(index)] = message
+                    messages = before[session] = messages + line["messages"]
+                    tools[session] = line.get("tools", tools.get(session, []))
+                    said = line["agent_name"], session, line["model"], messages, tools[session], replies.get(number)
+                    requests.append(Request(number, *said))
+        return requests
+
+    def tools(self, agent_name: str | None = None) -> list[Tool]:
+        """Tools that do nothing but give the recorded results: those of the same calls, or of calls with the same
+        arguments, in the order of the calls.
+
+        Those of this agent, or of the one that the run began with; without the tools that it has for other agents, as
+        those run again. A call that the record does not have is answered with an error.
+        """
+        agent_name = agent_name or self.agent_name
+        results = _Results(self, agent_name)
+
+        def tool(name: str, description: str, parameters: Mapping[str, Any]) -> Tool:
+            def recorded(context_of_the_call: CallContext, **arguments: Any) -> ToolResult:
+                id = getattr(context_of_the_call, "call_id", "")
+                return results.take(ToolCall(id, name, json.dumps(self.redaction.plain(arguments), default=repr)))
+
+            made = Tool(name, recorded, description=description, parameters=parameters, read_only=True)
+            # The record has what came of arguments that are wrong, too; and a run that was no loop is none again.
+            made.schema = Schema({"type": "object"})
+            made.polling = not results.loop
+            return made
+
+        requests = [request for request in self.requests if request.agent_name == agent_name]
+        known = {each["name"]: each for request in requests for each in request.tools if each["name"] not in TEAM_TOOLS}
+        return [tool(each["name"], each["description"], each["parameters"]) for each in known.values()]
+
+    def __repr__(self) -> str:
+        return f"<Recording {str(self.path)!r}>"
+
+
+class _Results:
+    """The results of an agent's calls, each of which is given once. Thread-safe: calls run side by side."""
+
+    def __init__(self, recording: Recording, agent_name: str) -> None:
+        returned: dict[tuple[str, str], deque[ToolResult]] = {}
+        for number, line in enumerate(recording._lines, 1):
+            if line["type"] == RETURNED:
+                with recording._reading(number):
+                    key = line["session_id"], line["tool_call_id"]
+                    returned.setdefault(key, deque()).append(ToolResult(line["content"], line["is_error"]))
+        #: Each call with its result, in the order in which they were made, and not in that in which they ended.
+        self._left: list[list[Any]] = []
+        self.loop = False  # whether the run has ended as one that goes round in circles
+        open: dict[tuple[str, str], list[Any]] = {}
+        for event in recording.events():
+            if isinstance(event, events.Error):
+                self.loop = self.loop or event.code == "loop_detected"
+            if not isinstance(event, (events.ToolCallStarted, events.ToolCallResponse)):
+                continue
+            if event.agent_name != agent_name:
+                continue
+            key = event.session_id, event.tool_call.id
+            if isinstance(event, events.ToolCallStarted):
+                open[key] = [event.tool_call, None]
+                self._left.append(open[key])
+            elif key in open:
+                result = ToolResult(event.response, event.is_error, event.images)
+                if returned.get(key):
+                    result = replace(returned[key].popleft(), images=event.images)
+                open.pop(key)[1] = result
+        self._lock = threading.Lock()
+
+    def take(self, call: ToolCall) -> ToolResult:
+        """The result of ``call``. Raises `LookupError` where there is none (any more)."""
+
+        def likeness(each: list[Any]) -> int:
+            made: ToolCall = each[0]
+            return 2 * (canonical(made) == arguments) + (made.id == call.id)
+
+        arguments = canonical(call)
+        with self._lock:
+            known = [each for each in self._left if each[0].name == call.name and each[1] is not None]
+            found = max(known, key=likeness, default=None)  # the first of those
+            if found is None or not likeness(found):
+                raise LookupError(f"the record has no (other) call of {call.name} with these arguments")
+            self._left.remove(found)
+        result: ToolResult = found[1]
+        return result
+
+
+def shown(message: Message) -> dict[str, Any]:
+    """What a model sees of a message, as JSON has it."""
+    return {key: value for key, value in message.to_dict().items() if key not in _NOT_SHOWN}
+
+
+def shown_tool(tool: ToolDefinition) -> dict[str, Any]:
+    """What a model sees of a tool, as JSON has it."""
+    return {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+
+
+def same(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> int:
+    """How many messages at the beginning of both are the same."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False)))

@@ -1,0 +1,1 @@
+"""JSON schemas: made from types and docstrings, and values held against them."""

@@ -1,0 +1,331 @@
+"""The session: what was said, and who may write it.
+
+Only the worker of a stream writes a session, through the log it holds a lease on (`Session.lease`); everyone else
+reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import uuid
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from types import NoneType, TracebackType
+from typing import Any, Final
+
+from channels import Cancelled, CancelToken, Channel, ChannelClosed
+
+from .._checks import check, check_items
+from .._errors import SessionBusy
+from ..foreign._sound import well_formed
+from ..permissions import Permissions, Rule
+from ..usage import Usage
+from ._message import Image, Message
+
+LEAVING: Final = 2.0  # seconds that a stream which is to end may keep its session from the next
+_FROM_USER: Final = "for a text, use Session.from_user('hello')"
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """What a model is shown in place of the beginning of a session: the ``summary`` of the messages before ``start``.
+
+    Tool results before ``shortened`` are cut. ``at`` is how many messages there were when this was decided.
+    """
+
+    summary: str = ""
+    start: int = 0
+    shortened: int = 0
+    at: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "summary", well_formed(self.summary))
+
+
+class Session:
+    """A conversation.
+
+    Read it at any time. A stream that runs on it writes it, from one thread, and seals what it wrote before its last
+    event: by then every tool call has a result. Between streams, `add_user` says the next thing. ``permissions`` are
+    the patterns for tool calls of this session; what the user approves for longer than once is added to them.
+    ``agent_name`` is the agent that the conversation was handed to: the next stream goes on with it. ``compacted`` is
+    what its model is shown of a long one; `messages` has everything.
+    """
+
+    def __init__(
+        self,
+        messages: Iterable[Message] = (),
+        *,
+        id: str | None = None,
+        title: str = "",
+        permissions: Permissions | None = None,
+        agent_name: str | None = None,
+        compacted: Compacted | None = None,
+    ) -> None:
+        given = check_items("what a session begins with", messages, Message, f"a list of messages; {_FROM_USER}")
+        check("the id of a session", id, (str, NoneType), "text")
+        check("the title of a session", title, str, "text")
+        check("permissions", permissions, (Permissions, NoneType), "made with Permissions(allow=[...], ...)")
+        self.id = id or uuid.uuid4().hex
+        self.title = title
+        self._permissions = permissions or Permissions()
+        self._agent_name = agent_name
+        self._compacted = compacted or Compacted()
+        self._messages = list(given)
+        self._usage: Usage | None = None
+        for message in self._messages:
+            self._count(message.usage)
+        self._leases: dict[None, SessionLog] = {}  # the one there is: who puts it there has it, in a single step
+        self._lock = threading.Lock()  # for _permissions, which several workers may write
+
+    @classmethod
+    def from_user(cls, text: str, *, images: Iterable[Image] = (), permissions: Permissions | None = None) -> Session:
+        """A new session that begins with what the user says, and shows."""
+        check("what the user says", text, str, "text")
+        return cls([Message("user", text, images=tuple(images))], permissions=permissions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary, with everything that a later stream needs."""
+        rules = {name: [asdict(rule) for rule in getattr(self._permissions, name)] for name in ("allow", "ask", "deny")}
+        return {
+            "id": self.id,
+            "title": self.title,
+            "messages": [message.to_dict() for message in self.messages],  # which may grow meanwhile
+            "permissions": {**rules, "approve_all": self._permissions.approve_all},
+            "agent_name": self._agent_name,
+            "compacted": asdict(self._compacted),
+            "usage": None if self._usage is None else self._usage.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Session:
+        """The session that `to_dict` wrote."""
+        rules = {
+            name: [
+                Rule(each["tool"], tuple((key, value) for key, value in each["arguments"]), each.get("owner", ""))
+                for each in said
+            ]
+            for name, said in data["permissions"].items()
+            if name != "approve_all"
+        }
+        session = cls(
+            [Message.from_dict(message) for message in data["messages"]],
+            id=data["id"],
+            title=data["title"],
+            permissions=Permissions(**rules, approve_all=data["permissions"]["approve_all"]),
+            agent_name=data["agent_name"],
+            compacted=Compacted(**data["compacted"]),
+        )
+        session._usage = None if data["usage"] is None else Usage(**data["usage"])
+        return session
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy gets, in this process or another: what was said, in a list of its own, and no live stream."""
+        return {**self.__dict__, "_messages": list(self._messages), "_leases": {}, "_lock": None}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What was said so far."""
+        return tuple(self._messages)
+
+    @property
+    def permissions(self) -> Permissions:
+        """The patterns for tool calls, and what the user has approved so far."""
+        return self._permissions
+
+    @property
+    def agent_name(self) -> str | None:
+        """The agent that the conversation was handed to; None as long as it is with the one it began with."""
+        return self._agent_name
+
+    @property
+    def compacted(self) -> Compacted:
+        """What a model is shown in place of the beginning."""
+        return self._compacted
+
+    @property
+    def usage(self) -> Usage:
+        """What the model calls of this session used, also those that failed and left no message. A nested stream's
+        calls belong to its own session.
+        """
+        return self._usage or Usage()
+
+    def _count(self, usage: Usage | None) -> None:
+        if usage is not None:
+            self._usage = usage if self._usage is None else self._usage + usage
+
+    def add_user(self, text: str, *, images: Iterable[Image] = ()) -> None:
+        """Add what the user says next, and shows. Raises `SessionBusy` while a stream runs on the session."""
+        with self.lease() as log:
+            log.append(Message("user", text, images=tuple(images)))
+
+    @property
+    def _lease(self) -> SessionLog | None:
+        return self._leases.get(None)
+
+    def lease(self) -> SessionLog:
+        """The right to write, for one stream at a time; leaving its ``with`` block gives it back.
+
+        Where the stream that holds it was cancelled, or left by its consumer (a ``break`` in the loop), waits for its
+        end, for a few seconds at most. Raises `SessionBusy` when another holds it.
+        """
+        log = SessionLog(self)
+        deadline: CancelToken | None = None
+        while (holder := self._leases.setdefault(None, log)) is not log:
+            if holder.process != log.process:  # forked in the middle: whoever has it is not here
+                self._lock = threading.Lock()
+                self._leases.pop(None, None)
+                continue
+            if holder.is_ending and not (deadline is not None and deadline.cancelled):
+                deadline = deadline or CancelToken(timeout=LEAVING)
+                with contextlib.suppress(ChannelClosed, Cancelled):
+                    holder.released.recv(cancel=deadline)
+                continue
+            raise SessionBusy(f"session {self.id} has a live stream; wait for its end, or close it, before the next")
+        return log
+
+    def __repr__(self) -> str:
+        state = ", live" if self._lease is not None else ""
+        return f"<Session {self.id[:8]} {self.title!r} {len(self._messages)} messages{state}>"
+
+
+class SessionLog:
+    """The writing end of a session. Held by one worker, used by its thread only."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._sealed = False
+        self.released: Channel[None] = Channel(name="session released")  # closes
+        self.token: CancelToken | None = None  # cancelled when its stream is to end
+        self.process = os.getpid()
+        self.dropped = False  # by its consumer, which nobody has told the stream yet
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it will be given back soon."""
+        return self.dropped or (self.token is not None and self.token.cancelled)
+
+    @property
+    def session(self) -> Session:
+        """The session that this writes."""
+        return self._session
+
+    def append(self, message: Message) -> None:
+        """Add a message."""
+        if self._sealed:
+            raise RuntimeError("the session is sealed: its stream has ended")
+        self._session._messages.append(message)
+        self._session._count(message.usage)
+
+    def add_result(self, message: Message, order: Mapping[str | None, int]) -> None:
+        """Add the result of a call of the last reply, at its place in the ``order`` of the calls."""
+        if self._sealed:
+            raise RuntimeError("the session is sealed: its stream has ended")
+        messages, place = self._session._messages, order[message.tool_call_id]
+        at = len(messages)
+        while at and messages[at - 1].role == "tool" and order.get(messages[at - 1].tool_call_id, -1) > place:
+            at -= 1
+        messages.insert(at, message)
+
+    def hand_over(self, agent_name: str) -> None:
+        """Let the agent of this name act from the next turn on, also that of another stream."""
+        if not self._sealed:
+            self._session._agent_name = agent_name
+
+    def compact(self, compacted: Compacted) -> None:
+        """Show the model less from now on."""
+        if not self._sealed:
+            self._session._compacted = compacted
+
+    def name(self, title: str) -> None:
+        """Give the session a title."""
+        if not self._sealed:
+            self._session.title = well_formed(title)
+
+    def count(self, usage: Usage) -> None:
+        """Add the usage of a model call that left no message."""
+        self._session._count(usage)
+
+    def allow(self, rule: Rule | None) -> None:
+        """Let the calls that ``rule`` is about be made without asking, or all of them with None.
+
+        Thread-safe, unlike the rest: a nested stream's worker writes here what its user approved. Refused, without an
+        error, once the session is sealed.
+        """
+        session = self._session
+        with session._lock:
+            if self._sealed:
+                return
+            before = session._permissions
+            if rule is None:
+                session._permissions = replace(before, approve_all=True)
+            else:
+                session._permissions = replace(before, allow=(*before.allow, rule))
+
+    def settle(self, note: str) -> None:
+        """Give every tool call that has no result one that says ``note``, and let the results follow their calls, in
+        the order of these: a model refuses a conversation with open calls.
+        """
+        if self._sealed:
+            return
+        session = self._session
+        before = list(session._messages)
+        after = _settled(before, note)
+        if len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True)):
+            return
+        place = {id(message): i for i, message in enumerate(after)}
+
+        def moved(index: int) -> int:
+            return place[id(before[index])] if index < len(before) else len(after)
+
+        was = session._compacted
+        session._messages[:] = after
+        session._compacted = replace(was, start=moved(was.start), shortened=moved(was.shortened), at=moved(was.at))
+
+    def release(self) -> None:
+        """Seal what was written, and let the next stream have the session."""
+        with self._session._lock:
+            self._sealed = True
+        if self._session._lease is self:
+            self._session._leases.pop(None, None)
+        self.released.close()
+
+    def __enter__(self) -> SessionLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _settled(messages: Sequence[Message], note: str) -> list[Message]:
+    """The messages, with a result behind every call."""
+    settled: list[Message] = []
+    rest = deque(messages)
+    while rest:
+        message = rest.popleft()
+        settled.append(message)
+        if not message.tool_calls:
+            continue
+        calls = {call.id for call in message.tool_calls}
+        results: dict[str | None, Message] = {}
+        others: list[Message] = []
+        while rest and not rest[0].tool_calls:  # ids may come again with later calls
+            each = rest.popleft()
+            if each.role == "tool" and each.tool_call_id in calls and each.tool_call_id not in results:
+                results[each.tool_call_id] = each
+            else:
+                others.append(each)
+        settled += [
+            results.get(call.id) or Message("tool", note, tool_call_id=call.id, is_error=True)
+            for call in message.tool_calls
+        ]
+        settled += others
+    return settled

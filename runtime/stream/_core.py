@@ -1,0 +1,310 @@
+"""What one stream consists of, shared by the files that make it run.
+
+Consumer-side objects hold the core, the core holds none of them: a consumer that is forgotten can be collected.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Generator
+from contextvars import Context
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from channels import Cancelled, CancelToken, Channel
+
+from .._errors import Portable, describe
+from ..agent._agent import Agent
+from ..agent._budget import Budget
+from ..agent._hooks import GUARDS, NOTHING, Hook, HookInput, HookResult, Hooks
+from ..agent._roster import Roster
+from ..agent._spending import Spending
+from ..agent._view import Sizes
+from ..events import Event, HookBlocked, HookFinished, HookStarted, StopReason, Warning
+from ..execution._calls import Call, Calls, Outcome
+from ..execution._helpers import HelperPool
+from ..execution._result_files import ResultFiles
+from ..human._asks import Asks, Confirmations
+from ..human._bridge import ElicitationBridge, Events
+from ..human._mailbox import Mailbox
+from ..permissions import Permissions
+from ..session._message import Message
+from ..session._session import Session, SessionLog
+from ..usage import Prices
+from ._ending import Ending, Tags
+from ._scope import stream_scope
+from ._tasks import BackgroundTask
+
+if TYPE_CHECKING:
+    from channels.aio import LoopThread
+
+    from ..agent._output import Output
+    from ..execution._toolsets import ToolSets
+    from ._record_writer import Recorder
+
+_logger = logging.getLogger(__name__)
+_numbers = itertools.count(1)
+FAILURES: Final = 8  # tracebacks of tools that a stream keeps, the last ones
+
+
+class StopRun(Portable):
+    """Ends the stream. Raised by whoever finds the reason, handled in one place: the worker.
+
+    ``note`` is what the session says of it, for the model that goes on with it some other time.
+    """
+
+    def __init__(self, reason: StopReason, code: str, message: str, *, note: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.code = code
+        self.note = note
+
+
+class EndHooks(Protocol):
+    """The hooks at the ends of turns and of the stream, as what runs between the two knows them."""
+
+    def owe(self, point: str, **fields: Any) -> None: ...
+    def due(self, point: str, reason: str) -> None: ...
+    def resume(self) -> None: ...
+    @property
+    def calls(self) -> Collection[Call]: ...
+
+
+class Shared:
+    """What the streams of one runtime share."""
+
+    def __init__(
+        self,
+        *,
+        helpers: HelperPool,
+        loop: Callable[[], LoopThread],
+        toolsets: ToolSets,
+        answer_timeout: float | None,
+        grace: float,
+        event_capacity: int,
+        observers: tuple[Any, ...],
+        prices: Prices,
+        permissions: tuple[Permissions, ...],
+        result_limit: int | None,
+        result_files: ResultFiles,
+        titles: bool,
+        roster: Roster,
+        run: Callable[[StreamCore, EndHooks], None],
+    ) -> None:
+        self.bridge: Final = ElicitationBridge()
+        self.asks: Final = Asks()
+        self.confirmations: Final = Confirmations()
+        self.helpers = helpers
+        self.loop = loop
+        self.toolsets = toolsets
+        self.answer_timeout = answer_timeout
+        self.grace = grace
+        self.event_capacity = event_capacity
+        self.observers = observers
+        self.prices = prices
+        self.result_limit = result_limit
+        self.result_files = result_files
+        self.titles = titles
+        self.permissions = permissions  # of the runtime and of the team
+        self.roster = roster  # of the team
+        self.run = run  # what a worker does between the first event and the last: a stream knows no turns
+        self.cores: Final[set[StreamCore]] = set()  # the live streams
+        self.closed = False  # the runtime: set before it looks which streams are live
+
+
+class StreamCore:
+    """One stream: its channel, its token, its session, its calls, the agent that acts in it."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        agent: Agent,
+        session: Session,
+        log: SessionLog,
+        *,
+        interactive: bool,
+        context: Context,
+        parent: StreamCore | None,
+        budget: Budget | None,
+        gone: CancelToken,
+        observed: bool,
+        output: Output | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.number = next(_numbers)
+        self.shared = shared
+        self.roster = shared.roster.of(agent)
+        #: Who acts: ``agent``, or whom the conversation was handed to. Its worker changes it, between turns.
+        self.agent = self.roster.find(session.agent_name) or agent
+        self.session = session
+        self.log = log
+        self.interactive = interactive
+        self.context = context
+        self.hooks = Hooks(self.agent.hooks)
+        self.tags: Tags = {"agent_name": self.agent.name, "session_id": session.id}
+        self.spending: Spending = Spending((self.agent.budget, budget), None if parent is None else parent.spending)
+        #: Cancelled when nobody will read the events any more; the two below are cancelled with it.
+        self.gone = gone
+        #: Cancelled when the consumer wants the stream to end. One token does for all, where no forwarder has to know.
+        self.stopping = log.token = CancelToken(gone) if observed else gone
+        #: The stream's own: what is done for it ends with this. Cancelled at every end, and when the time is up.
+        self.token = gone
+        if observed or self.spending.seconds is not None:
+            self.token = CancelToken(self.stopping, timeout=self.spending.seconds)
+        self.parent = parent
+        self.mailbox: Final = Mailbox(session)
+        self.background: dict[str, BackgroundTask] = {}  # by id
+        self.task_numbers: Final = itertools.count(1)  # their own, so that a replay names them as the run did
+        self.recorder = recorder
+        self.sizes: Final = Sizes()  # of the messages of the session
+        self.density = 1.0  # tokens of the model for one of our count, as far as it has told
+        self.window: int | None = None  # that it has refused to exceed, where nobody knew
+        self._output = output
+        #: What the last reply said, where it has to be of a type. Written by the worker.
+        self.said: Any = None
+        self.recorded: bool = recorder is not None if parent is None else parent.recorded
+        self.events: Events = Channel(shared.event_capacity, name=f"events {self.number}")
+        #: What the consumer reads: `events`, or what the forwarder passes on after the observers have seen it.
+        self.out: Events = self.events
+        if observed:
+            self.out = Channel(shared.event_capacity, name=f"observed events {self.number}")
+        self.failures: deque[str] = deque(maxlen=FAILURES)  # tracebacks of tools, for people
+        self.calls = Calls(self.token, shared.helpers, shared.loop, context)
+        self.ending = Ending(self.tags)
+        self.scope = stream_scope(shared.bridge, self.events, final=self.ending.stopped)
+        #: Closes when the worker has ended; `over` when the forwarder has too.
+        self.finished: Channel[None] = Channel(name=f"stream {self.number} finished")
+        self.over: Channel[None] = Channel(name=f"stream {self.number} over") if observed else self.finished
+        self.threads: list[threading.Thread] = []
+        self.inherited = False  # by a forked child, which has none of these threads
+        messages = session.messages
+        self.first_message = len(messages)
+        #: The ids of all tool calls in the session: a model that numbers them anew each turn is given others.
+        self.call_ids = {call.id for message in messages for call in message.tool_calls}
+
+    @property
+    def root(self) -> StreamCore:
+        """The stream whose consumer answers: this one, or the outermost it is nested in."""
+        return self if self.parent is None else self.parent.root
+
+    @property
+    def line(self) -> list[StreamCore]:
+        """The streams that this one is nested in, the outermost first, and itself."""
+        return [self] if self.parent is None else [*self.parent.line, self]
+
+    @property
+    def output(self) -> Output | None:
+        """What the last reply has to be: what this run was started for, or what its agent is for."""
+        return self._output or self.agent._output
+
+    @property
+    def permissions(self) -> list[Permissions]:
+        """What holds for tool calls, the level that counts most first: sessions from the inside out, runtime, team."""
+        own = self.session.permissions
+        return [own, *(self.shared.permissions if self.parent is None else self.parent.permissions)]
+
+    # -- used by the worker --------------------------------------------------------------------------------------------
+
+    def emit(self, event: Event) -> None:
+        """Send an event to this stream. Raises `Cancelled` when the stream is cancelled first."""
+        self.events.send(event, None, self.token)
+
+    def record(self, message: Message) -> None:
+        """Add a message to the session."""
+        self.log.append(message)
+
+    def act(self, agent: Agent) -> None:
+        """Let ``agent`` act from now on."""
+        self.agent = agent
+        self.hooks = Hooks(agent.hooks)
+        self.tags["agent_name"] = agent.name
+
+    def hook_input(self, point: str, **fields: Any) -> HookInput:
+        """What a hook at ``point`` is told."""
+        return HookInput(point, self.session.id, self.agent.name, **fields)
+
+    def fire(self, point: str, **fields: Any) -> HookResult:
+        """Run the hooks at ``point``, and wait for them: what they come to, as in `firing`."""
+        if not self.hooks.at(point):
+            return NOTHING
+        steps = self.firing(point, **fields)
+        outcome: Outcome | None = None
+        while True:
+            try:
+                hook, function = steps.send(outcome)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            try:
+                outcome = Outcome(self.calls.run(f"hook {hook.name}", function, timeout=hook.timeout), None)
+            except BaseException as error:
+                if self.token.cancelled:
+                    raise Cancelled(self.token.cause) from error
+                outcome = Outcome(None, error)
+
+    def firing(
+        self, point: str, **fields: Any
+    ) -> Generator[tuple[Hook, Callable[[], Any]], Outcome | None, HookResult]:
+        """The hooks at ``point``, one after the other, each told what the one before has changed.
+
+        Yields the calls to make, and is sent how they ended. The first hook that blocks or allows is the last; context
+        adds up. One that fails is a `Warning` event and nothing more, but a guard that fails lets nothing pass.
+        """
+        given = self.hook_input(point, **fields)
+        contexts = []
+        changed: dict[str, Any] = {}
+        for hook in self.hooks.at(point, given.tool_name):
+            self.emit(HookStarted(point, hook.name, **self.tags))
+            outcome = yield hook, hook.bound(given, self.token)
+            result, failure = NOTHING, ""
+            try:
+                result = hook.result(point, outcome.result() if outcome is not None else None)
+            except BaseException as error:
+                failure = describe(error)
+            self.emit(HookFinished(point, hook.name, failure, **self.tags))
+            if failure:
+                self.emit(Warning(f"hook {hook.name} at {point} failed: {failure}", **self.tags))
+                if point in GUARDS:
+                    result = HookResult(block=True, reason=f"hook {hook.name} failed: {failure}")
+            if result.context:
+                contexts.append(result.context)
+            if result.updated_input is not None:
+                changed["updated_input"] = result.updated_input
+                given = replace(given, tool_input=result.updated_input)
+            if result.updated_response is not None:
+                changed["updated_response"] = result.updated_response
+                given = replace(given, tool_response=result.updated_response)
+            if result.block or result.allow:
+                return replace(result, **changed)
+        return HookResult(context="\n".join(contexts), **changed)
+
+    def stop_if_blocked(self, point: str, result: HookResult) -> None:
+        """End the stream where a hook says so."""
+        if result.block:
+            reason = result.reason or f"a {point} hook stopped the run"
+            self.emit(HookBlocked(point, reason, **self.tags))
+            raise StopRun("hook_blocked", "hook_blocked", reason)
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the time budget ends the stream, and nobody else."""
+        return self.token.cancelled and not self.stopping.cancelled
+
+    def speak_again(self) -> None:
+        """Where the time is up, but the consumer has not left, there is something to be said, and no hurry any more."""
+        if self.out_of_time:
+            self.token = self.calls.token = CancelToken(self.stopping)
+
+    def __repr__(self) -> str:
+        return f"<stream {self.number} of {self.session!r}>"
+
+
+def insist(function: Callable[..., object], *args: Any) -> None:
+    """Call a function that may be called twice: once more if an exception came into it, which is raised then."""
+    try:
+        function(*args)
+    except BaseException:  # an asynchronous one, it may be: what has to be done at the end is done all the same
+        function(*args)
+        raise

@@ -1,0 +1,310 @@
+"""What the consumer holds: `EventStream`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Final
+
+from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, SupportsDone
+
+from .._checks import check, is_number
+from .._errors import InvalidAnswer, RunError, StreamStuck
+from ..agent._result import RunResult
+from ..agent._tool import Action
+from ..events import ElicitationRequest, Event, MaxIterationsReached, StopReason, ToolCallConfirmation
+from ..execution._calls import Calls, refuse_on_the_loop, stack_of
+from ..permissions import Decision, Scope
+from ..session._session import Session, SessionLog
+from ..usage import Usage
+from ._core import StreamCore
+from ._private_events import ConsumerCall
+
+_logger = logging.getLogger(__name__)
+IN_A_COROUTINE: Final = "await asyncio.to_thread(runtime.run, session), or in a tool await context.arun_agent(...)"
+NAMED: Final = 5  # of what is stuck: a thousand stacks tell nobody more
+
+
+
+class EventStream(Receiver[Event]):
+    """The events of one run, as an iterator; the last is `StreamStopped`.
+
+    Leaving its ``with`` block cancels the run and waits for its end. Methods may be called from any thread, but only
+    one thread iterates at a time. Any exception that leaves the iteration (Ctrl-C) cancels the run; forgetting the
+    stream does too, in the background. It is a receiver, so that `channels.select` and `channels.merge` take it as a
+    case.
+    """
+
+    __slots__ = ("_core", "_finalizer", "_in_tool", "_iterating", "_observing", "_told")
+
+    def __init__(self, core: StreamCore, observing: Calls | None) -> None:
+        super().__init__(core.out)
+        self._core = core
+        self._observing = observing
+        self._iterating = threading.RLock()
+        self._in_tool: int | None = None  # the thread that runs a tool for the stream
+        self._told = False  # `result` has said what is stuck
+        self._finalizer = weakref.finalize(self, _drop, core.log, core.gone.canceller("the stream was dropped"))
+        self._finalizer.atexit = False
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> EventStream:
+        refuse_on_the_loop("iterating over a stream", IN_A_COROUTINE)
+        return self
+
+    def __next__(self) -> Event:
+        if self._in_tool is not None:
+            self._refuse_tool()
+        iterating = self._iterating
+        try:
+            if iterating.acquire(blocking=False):
+                event: Event = self._channel.recv()
+                while event.__class__ is ConsumerCall:
+                    self._run(event)
+                    event = self._channel.recv()
+                return event
+        except ChannelClosed:
+            self._finalizer.detach()
+            if self._core.inherited:
+                raise RuntimeError("this stream belongs to the process that was forked; start one here") from None
+            raise StopIteration from None
+        except BaseException as error:
+            self._core.stopping.cancel(error)
+            raise
+        finally:
+            if iterating._is_owned():  # type: ignore[attr-defined]
+                iterating.release()
+        raise RuntimeError("another thread is iterating over this stream")
+
+    def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> Event:
+        """The next event, as `channels.Channel.recv`. A timeout leaves the run as it is; Ctrl-C cancels it.
+
+        A tool that runs in the consumer's thread runs here, and takes the time that it takes.
+        """
+        if self._in_tool is not None:
+            self._refuse_tool()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            event = super().recv(timeout, cancel)
+            while event.__class__ is ConsumerCall:
+                self._run(event)
+                event = super().recv(None if deadline is None else max(0.0, deadline - time.monotonic()), cancel)
+            return event
+        except (Exception, Cancelled):  # the caller does not wait any longer
+            raise
+        except BaseException as error:
+            self._core.stopping.cancel(error)
+            raise
+
+    def try_recv(self) -> Event:
+        """The next event if it is there already, as `channels.Channel.try_recv`."""
+        if self._in_tool is not None:
+            self._refuse_tool()
+        event = super().try_recv()
+        while event.__class__ is ConsumerCall:
+            self._run(event)
+            event = super().try_recv()
+        return event
+
+    def _run(self, call: Any) -> None:
+        """Make a call that waits for the consumer's thread. A failure is its result; Ctrl-C ends the run."""
+        self._in_tool = threading.get_ident()
+        try:
+            call.run()
+        except BaseException as error:
+            self._core.stopping.cancel(error)
+            raise
+        finally:
+            self._in_tool = None
+
+    def _refuse_tool(self) -> None:
+        """The stream waits for the tool: were the tool to wait for the stream, neither would end."""
+        if self._in_tool == threading.get_ident():
+            raise RuntimeError("a tool that runs in the consumer's thread cannot read from its own stream")
+
+    @property
+    def session(self) -> Session:
+        """The session that the run is about."""
+        return self._core.session
+
+    @property
+    def reason(self) -> StopReason | None:
+        """Why the run ended; None while it goes on."""
+        return self._core.ending.reason if self._core.events.closed else None
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    def respond(
+        self, request: ElicitationRequest | str, action: Action, content: Mapping[str, Any] | None = None
+    ) -> None:
+        """Answer a question of this stream, by its event or its id: ``accept`` with ``content``, ``decline`` or
+        ``cancel``.
+
+        Raises `InvalidAnswer` where ``content`` does not fit the schema, and the question waits on; `NotPending`
+        where it was answered, withdrawn or timed out before.
+        """
+        ask_id = _id(request, ElicitationRequest, "elicitation_id")
+        self._core.shared.asks.answer(ask_id, action, content, root=self._core)
+
+    def extend(self, request: MaxIterationsReached | str, iterations: int) -> None:
+        """Let a run that has used up its turns take as many more, or end with 0, by its event or its ``request_id``.
+
+        Raises `NotPending` where it was answered or timed out before, and then the run has ended.
+        """
+        if not is_number(iterations, least=0, whole=True):
+            raise InvalidAnswer(f"a run goes on for a whole number of turns, 0 or more, not {iterations!r}")
+        ask_id = _id(request, MaxIterationsReached, "request_id")
+        self._core.shared.asks.answer(
+            ask_id, "accept" if iterations else "decline", {"iterations": iterations}, root=self._core
+        )
+
+    def approve(self, call: ToolCallConfirmation | str, scope: Scope = "once") -> None:
+        """Let a tool call that waits for it be made. ``call`` is the event, or its ``confirmation_id``.
+
+        With ``scope`` "tool" later calls of the same tool are not asked about any more, with "session" none at all,
+        as long as the session lives; what waits already, and what a ``deny`` matches, is not covered. Raises
+        `NotPending` where it was answered, withdrawn or timed out before.
+        """
+        self._decide(call, Decision(True, scope))
+
+    def reject(self, call: ToolCallConfirmation | str, reason: str = "") -> None:
+        """Refuse a tool call that waits for approval. The model reads the ``reason``. Raises `NotPending`."""
+        self._decide(call, Decision(False, reason=reason))
+
+    def _decide(self, call: ToolCallConfirmation | str, decision: Decision) -> None:
+        ask_id = _id(call, ToolCallConfirmation, "confirmation_id")
+        self._core.shared.confirmations.answer(ask_id, decision, root=self._core)
+
+    @property
+    def pending(self) -> list[Event]:
+        """The events of the questions and confirmations that wait for an answer from here, those of nested streams too;
+        oldest first.
+
+        For a consumer that comes late, or lost track. One may be in here before the iteration has brought it.
+        """
+        shared = self._core.shared
+        waiting = [
+            *(ask.event for ask in shared.asks.pending(self._core)),
+            *(ask.event for ask in shared.confirmations.pending(self._core)),
+        ]
+        return sorted((event for event in waiting if event is not None), key=lambda event: event.timestamp)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def cancel(self, cause: object = None) -> None:
+        """Ask the run to end. Does not wait; what is buffered, and the last event, can still be read."""
+        self._core.stopping.cancel(cause)
+
+    def close(self) -> None:
+        """Cancel the run, drop what it has not delivered, and wait for its end, for a few seconds at most.
+
+        Afterwards no thread and no task is left of it, or `StreamStuck` names what is, if `result` has not done so
+        before. Calling it twice is harmless.
+        """
+        core = self._core
+        self._finalizer.detach()
+        core.stopping.cancel("the stream was closed")
+        if core.out is not core.events:
+            core.out.close()  # the forwarder may be waiting for a consumer that does not read any more
+        stuck = self._join()
+        for _ in core.out:
+            pass
+        if stuck is not None and not self._told:
+            raise stuck
+
+    def result(self) -> RunResult[Any]:
+        """Read the stream to its end, and say what the run came to. Its events are not kept: iterate first to see them.
+
+        Raises `RunError` when it ended other than normally, from the exception in the worker. What has not ended within
+        the grace time is logged, and stands beside either as ``stuck``; it is not raised in place of them.
+        """
+        for _ in self:
+            pass
+        core = self._core
+        ending = core.ending
+        stuck = self._join()
+        if stuck is not None and not self._told:
+            self._told = True
+            _logger.warning("%r: %s", core, stuck)
+        if ending.reason != "normal":
+            error = RunError(ending.code, ending.message, ending.reason, failures=core.failures, stuck=stuck)
+            raise error from ending.error
+        added = core.session.messages[core.first_message :]
+        text = next((m.content for m in reversed(added) if m.role == "assistant"), "")
+        return RunResult(text, added, core.spending.usage or Usage(), ending.reason, core.said, stuck)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """The tracebacks of the tools that failed in the run so far, the last few of them: the model reads one line."""
+        return tuple(self._core.failures)
+
+    def _join(self) -> StreamStuck | None:
+        """Wait for the worker, the forwarder and every call, bounded; what does not end."""
+        core = self._core
+        grace = 0.0 if self._told else core.shared.grace
+        me = threading.current_thread()
+        stuck: list[tuple[str, threading.Thread | None]] = []
+        deadline = CancelToken(timeout=3 * grace)  # of the worker, and of those nested, which run cleanup hooks
+        if not _closes(core.finished, deadline):
+            stuck.append((f"the worker, {core.threads[0].name}", core.threads[0]))
+        # A nested stream does not wait for its calls, which go to its parent: two that wait as long as each other
+        # give up at the same moment, and the outer one would name the inner one, not what that waits for.
+        if core.root is core:
+            stuck += [(call.what, call.thread) for call in core.calls.join(grace, deadline)]
+        if self._observing is not None:
+            stuck += [(call.what, call.thread) for call in self._observing.join(grace)]
+        for thread in core.threads:
+            if thread is not me and not stuck:
+                thread.join(grace)
+                if thread.is_alive():
+                    stuck.append((thread.name, thread))
+        if not stuck:
+            return None
+        named = [f"{what}\n{stack_of(thread) if thread is not None else ''}" for what, thread in stuck[:NAMED]]
+        if len(stuck) > NAMED:
+            named.append(f"... and {len(stuck) - NAMED} more")
+        return StreamStuck(f"did not end within {core.shared.grace:g} s and is left to itself: " + "\n".join(named))
+
+    def __enter__(self) -> EventStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except StreamStuck as stuck:
+            if error is None:
+                raise
+            error.add_note(f"StreamStuck: {stuck}")  # never in place of what the body raised
+
+    def __repr__(self) -> str:
+        core = self._core
+        state = f"ended: {self.reason}" if core.events.closed else "cancelling" if core.token.cancelled else "live"
+        return f"<EventStream {core.number} {state}, {len(core.out)} events waiting, {core.session!r}>"
+
+
+def _drop(log: SessionLog, cancel: Callable[[], object]) -> None:
+    """The consumer has gone. Said to the session at once: the next stream on it waits for this one's end."""
+    log.dropped = True
+    cancel()
+
+
+def _id(request: object, kind: type[Event], name: str) -> str:
+    """The id of a request, given by itself or as the event."""
+    if isinstance(request, str):
+        return request
+    check("what is answered here", request, kind, f"the event {kind.__name__}, or its {name}")
+    return str(getattr(request, name))
+
+
+def _closes(channel: Channel[None], deadline: CancelToken) -> bool:
+    with contextlib.suppress(ChannelClosed, Cancelled):
+        channel.recv(cancel=deadline)
+    return channel.closed

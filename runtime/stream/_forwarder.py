@@ -1,0 +1,185 @@
+"""Observers see every event once, in order, before the consumer does: one forwarder thread stands between the two.
+
+A stream without observers has no forwarder; its consumer reads what the worker sends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable
+from typing import Any, Final, Protocol, TypeAlias
+
+from channels import Cancelled, CancelToken, ChannelClosed, WouldBlock
+
+from .._errors import NotInTime
+from ..events import Event, StreamStopped
+from ..execution._calls import Calls
+from ..session._session import Session
+from ._core import StreamCore
+from ._private_events import ConsumerCall, InBackground, Traffic
+from ._record_writer import RecordWriter
+
+_logger = logging.getLogger(__name__)
+
+
+class _OnRunStart(Protocol):
+    def on_run_start(self, session: Session) -> None:
+        """A stream starts on ``session``."""
+
+
+class _OnEvent(Protocol):
+    def on_event(self, session: Session, event: Event) -> None:
+        """An event, before the consumer of the stream has it. The last one is a `StreamStopped`."""
+
+
+class Observer(_OnRunStart, _OnEvent, Protocol):
+    """Watches streams. Called on helper threads, one call at a time for each stream. It may have one of the methods
+    only, and they may be coroutine functions.
+    """
+
+
+AnyObserver: TypeAlias = Observer | _OnRunStart | _OnEvent
+METHODS: Final = ("on_run_start", "on_event")
+
+
+def checked(observers: Iterable[Any]) -> tuple[Any, ...]:
+    """The observers of a runtime. Raises `TypeError` for what could never be told anything."""
+    if not isinstance(observers, Iterable) or isinstance(observers, (str, bytes)):
+        raise TypeError(f"observers are given as a list, [observer], not as {observers!r}")
+    found = tuple(observers)
+    for each in found:
+        if isinstance(each, type):
+            raise TypeError(f"an observer is an object, and {each.__name__} is its class: {each.__name__}()")
+        if not any(callable(getattr(each, method, None)) for method in METHODS):
+            raise TypeError(
+                f"an observer has a method on_event(session, event), on_run_start(session), or both; {each!r} has none"
+            )
+    return found
+
+
+def forward(core: StreamCore, calls: Calls) -> None:
+    """Pass the events of ``core`` on, each after the observers have seen it. Ends when they end.
+
+    An observer that raises is logged, and told the next event all the same. One that does not return within the grace
+    time is left out from then on. A consumer that does not read is waited for, but not once the stream is to end: then
+    it gets what there is room for, and the last event; the observers get everything.
+    """
+    forwarder = _Forwarder(core, calls)
+    try:
+        try:
+            forwarder.run()
+        except BaseException:  # nobody is told any more, but the consumer gets its last event
+            _logger.exception("observers and the record of %r are left out from now on", core)
+            forwarder.run(tells=False)
+    finally:
+        if not core.out.closed:
+            core.out.close(final=core.ending.stopped())
+        forwarder.finish()
+
+
+class _Forwarder:
+    """What stands between a stream and its consumer."""
+
+    def __init__(self, core: StreamCore, calls: Calls) -> None:
+        self._core = core
+        self._observers = _Watchers(core, calls, core.shared.observers)
+        self._record = None if core.recorder is None else RecordWriter(core.recorder, calls, core.shared.grace)
+        self._began = False
+        self._event: Event | None = None  # taken, and not passed on yet
+        self._late: list[Event] = []  # what there was no room for
+
+    def run(self, *, tells: bool = True) -> None:
+        """To the end of the stream. A second run goes on where an exception has ended the first."""
+        if tells and not self._began:
+            self._began = True
+            self._observers.tell("on_run_start", self._core.session)
+        if self._event is not None:
+            self._take(self._event, tells)
+        for event in self._core.events:
+            self._take(event, tells)
+
+    def _take(self, event: Event, tells: bool) -> None:
+        self._event = event
+        try:
+            if tells:
+                self._tell(event)
+        finally:
+            if isinstance(event, StreamStopped):
+                self._stop(event)
+        if not isinstance(event, (Traffic, StreamStopped)) and (self._late or not self._pass_on(event)):
+            self._late.append(event)
+        self._event = None
+
+    def _tell(self, event: Event) -> None:
+        session = self._core.session
+        if isinstance(event, ConsumerCall):  # an errand between the worker and the consumer, and no news
+            return
+        background = isinstance(event, InBackground)
+        said = event.event if isinstance(event, InBackground) else event
+        if self._record is not None:
+            self._record.tell(said)
+        if background or not isinstance(event, Traffic):
+            self._observers.tell("on_event", session, said)
+
+    def finish(self) -> None:
+        """Let the record be whole: its last event may have been passed on before it was written."""
+        if self._record is not None:
+            self._record.finish()
+
+    def _stop(self, event: StreamStopped) -> None:
+        if event.reason != "canceled":  # the cancel came after the end: nothing may be missing
+            self.finish()
+            self._wait_to_pass_on()
+        self._core.out.close(final=event)
+
+    def _pass_on(self, event: Event) -> bool:
+        """False: the stream is to end, and there is no room for the event."""
+        core = self._core
+        try:
+            try:
+                core.out.send(event, None, core.stopping)
+            except Cancelled:
+                core.out.try_send(event)
+        except ChannelClosed:
+            pass  # the consumer has left
+        except WouldBlock:
+            return False
+        return True
+
+    def _wait_to_pass_on(self) -> None:
+        with contextlib.suppress(ChannelClosed, Cancelled):  # the consumer has left
+            for event in self._late:
+                self._core.out.send(event, None, self._core.gone)
+
+
+class _Watchers:
+    """The observers of one stream that are still told what happens."""
+
+    def __init__(self, core: StreamCore, calls: Calls, observers: Iterable[Any]) -> None:
+        self._core = core
+        self._calls = calls
+        self._observers = list(observers)
+        self._failed: set[tuple[int, str]] = set()
+
+    def tell(self, method: str, *args: Any) -> None:
+        for observer in self._observers[:]:
+            what = f"observer {type(observer).__name__}.{method}"
+            try:
+                function = getattr(observer, method, None)
+                if function is not None:
+                    self._calls.run(what, function, *args, timeout=self._core.shared.grace)
+            except NotInTime:
+                self._observers.remove(observer)
+                _logger.warning("observer %r did not return from %s in time, and is left out now", observer, method)
+            except BaseException:
+                # Once a stream: one that fails on every event would fill a log with the same lines.
+                known = (id(observer), method) in self._failed
+                self._failed.add((id(observer), method))
+                level = logging.DEBUG if known else logging.ERROR
+                _logger.log(level, "observer %r failed in %s", observer, method, exc_info=True)
+
+
+def observing_calls(core: StreamCore) -> Calls:
+    """The calls of the forwarder: no cancel ends them, observers see a cancelled stream to its end."""
+    return Calls(CancelToken(), core.shared.helpers, core.shared.loop, core.context)

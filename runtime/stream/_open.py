@@ -1,0 +1,136 @@
+"""Opening a stream: the session's lease, the core, the threads. Whatever fails on the way is undone."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+from channels import CancelToken, ChannelClosed
+
+from ..agent._agent import Agent
+from ..agent._budget import Budget
+from ..agent._output import Output
+from ..execution._calls import Calls
+from ..session._session import Session
+from . import _at_exit
+from ._core import Shared, StreamCore
+from ._end_hooks import Cleanup
+from ._event_stream import EventStream
+from ._forwarder import forward, observing_calls
+from ._record_writer import Recorder
+from ._worker import finish, leave, work
+
+
+def open_stream(
+    shared: Shared,
+    agent: Agent,
+    session: Session,
+    *,
+    interactive: bool,
+    context: Context,
+    budget: Budget | None = None,
+    output: Output | None = None,
+    record: Callable[[str, Session], Recorder] | None = None,
+    parent: StreamCore | None = None,
+    within: CancelToken | None = None,
+) -> EventStream:
+    """A stream whose worker runs. Raises `SessionBusy`.
+
+    With ``parent`` it is nested: cancelled when ``within`` is, asking the same consumer, and observed and
+    recorded through it. Raises `OSError` where the file of the ``record`` cannot be written.
+    """
+    log = session.lease()
+    recorder: Recorder | None = None
+    try:
+        if record is not None:  # not before the lease: it may be the file of the stream that has it
+            recorder = record(agent.name, session)
+        observed = parent is None and (bool(shared.observers) or recorder is not None)
+        core = StreamCore(
+            shared,
+            agent,
+            session,
+            log,
+            interactive=interactive,
+            context=context,
+            parent=parent,
+            budget=budget,
+            gone=CancelToken(within),
+            observed=observed,
+            output=output,
+            recorder=recorder,
+        )
+        observing = observing_calls(core) if observed else None
+        stream = EventStream(core, observing)
+    except BaseException:
+        log.release()
+        if recorder is not None:
+            recorder.close()
+        raise
+    shared.cores.add(core)
+    _at_exit.live.add(core)
+    try:
+        if shared.closed:  # it did not see this one, so that nobody would end it
+            raise RuntimeError("the runtime is closed")
+        _start(core, f"lockgate-stream-{core.number}", _work, core, Cleanup(core))
+        if observing is not None:
+            _start(core, f"lockgate-observe-{core.number}", _forward, core, observing)
+    except BaseException:
+        core.token.cancel("the stream could not be started")
+        if not core.threads:  # the worker would have done all this
+            finish(core)
+            core.finished.close()
+        with contextlib.suppress(ChannelClosed, TimeoutError):  # the session shall be free again
+            core.finished.recv(timeout=shared.grace)
+        core.out.close()  # the forwarder would have done this
+        if recorder is not None:
+            recorder.close()
+        _over(core)
+        raise
+    return stream
+
+
+def _start(core: StreamCore, name: str, target: Callable[..., None], *args: Any) -> None:
+    thread = threading.Thread(target=core.context.copy().run, args=(target, *args), name=name, daemon=True)
+    thread.start()
+    core.threads.append(thread)
+
+
+def _work(core: StreamCore, cleanup: Cleanup) -> None:
+    """What the worker thread runs. It holds the core, never the consumer's `EventStream` nor the `Runtime`."""
+    try:
+        work(core, cleanup)
+    finally:  # `insist`, spelt out: nobody would call that a second time
+        try:
+            leave(core, cleanup)
+        except BaseException:
+            leave(core, cleanup)
+            raise
+        finally:
+            try:
+                _finished(core)
+            except BaseException:
+                _finished(core)
+                raise
+
+
+def _finished(core: StreamCore) -> None:
+    if core.out is core.events:
+        _over(core)
+    core.finished.close()
+
+
+def _forward(core: StreamCore, calls: Calls) -> None:
+    """What the forwarder's thread runs, which ends last."""
+    try:
+        forward(core, calls)
+    finally:
+        _over(core)
+
+
+def _over(core: StreamCore) -> None:
+    core.shared.cores.discard(core)
+    _at_exit.live.discard(core)
+    core.over.close()

@@ -1,0 +1,1 @@
+"""Agents that run agents: nested streams, delegation, agents in the background."""

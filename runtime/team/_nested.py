@@ -1,0 +1,71 @@
+"""A stream inside a stream: an agent that a tool runs, on the tool's own thread.
+
+The events of the nested stream reach the parent's consumer with their own session id, and its questions are answered by
+that consumer. Its own first and last events stay here; `SubSessionCompleted` tells how it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from channels import CancelToken
+
+from .. import events
+from ..agent._agent import Agent
+from ..agent._result import RunResult
+from ..execution._calls import Call
+from ..session._session import Session
+from ..stream._core import StreamCore
+from ..stream._event_stream import EventStream
+from ..stream._open import open_stream
+
+MAX_DEPTH: Final = 10  # streams inside each other: all but the innermost hold two threads, and only wait
+
+Forward = Callable[[events.Event], None]
+Fire = Callable[..., object]
+
+
+def open_nested(
+    parent: StreamCore, agent: Agent, session: Session, *, interactive: bool, within: CancelToken
+) -> EventStream:
+    """A stream of ``agent`` on ``session``, which is cancelled when ``within`` is. Raises `SessionBusy`."""
+    if len(parent.line) > MAX_DEPTH:
+        names = " > ".join(core.agent.name for core in parent.line)
+        raise RuntimeError(f"agents run agents {MAX_DEPTH} deep, and no deeper: {names}")
+    return open_stream(
+        parent.shared, agent, session, interactive=interactive, context=parent.context, parent=parent, within=within
+    )
+
+
+def follow(
+    parent: StreamCore, stream: EventStream, forward: Forward, fire: Fire, call: Call | None = None
+) -> RunResult[Any]:
+    """Read a nested stream to its end, passing its events to ``forward``; what it came to.
+
+    ``call`` is what the parent expects of it, where it did before. The hooks that the parent has for its end are run
+    by ``fire``. Raises `RunError` when it ends other than normally, and what ``forward`` and ``fire`` raise, which ends
+    it too.
+    """
+    session = stream.session
+    call = call or parent.calls.expect(f"agent {stream._core.agent.name}", stream._core.calls)
+    with parent.calls.nested(call), stream:
+        for event in stream._core.out:  # not the stream itself: it would run here what belongs to the root's consumer
+            if isinstance(event, events.StreamStopped):
+                forward(events.SubSessionCompleted(session.id, event.reason, **parent.tags))
+                if parent.hooks.at("subagent_stop"):
+                    fire(
+                        "subagent_stop",
+                        sub_agent=event.agent_name,
+                        sub_session_id=session.id,
+                        reason=event.reason,
+                        response=last_words(session),
+                    )
+            elif not isinstance(event, events.StreamStarted):
+                forward(event)
+        return stream.result()
+
+
+def last_words(session: Session) -> str:
+    """What the agent said last."""
+    return next((message.content for message in reversed(session.messages) if message.role == "assistant"), "")

@@ -1,0 +1,73 @@
+"""Tools that run in the consumer's thread, while it iterates: ``@tool(on="consumer")``.
+
+The call travels to the consumer among the events, behind all that were sent before it. Iterating, `EventStream.recv`
+and `Runtime.run` make it there and go on; `channels.select` and `merge` know nothing of streams, so who uses those is
+handed the `ConsumerCall`, and calls its `run`. It is made once, by whoever comes first, and not at all once its stream
+is to end.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from channels import Cancelled, CancelToken, Channel
+
+from ..agent._tool import Tool
+from ..execution._calls import Call
+from ..session._message import ToolCall
+from ..stream._core import StreamCore
+from ..stream._private_events import ConsumerCall
+from ._context import Context
+from ._results import run_tool
+
+
+class ConsumerContext(Context):
+    """`ToolContext` of a call that the consumer makes, who cannot answer meanwhile."""
+
+    def elicit(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError("a tool in the consumer's thread asks the user itself: nobody else would see the question")
+
+    async def aelicit(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self.elicit()
+
+    def run_agent(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError("a tool in the consumer's thread cannot run an agent: nobody would take its events")
+
+    async def arun_agent(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self.run_agent()
+
+
+def consumer_call(
+    core: StreamCore,
+    made: ToolCall,
+    tool: Tool,
+    values: Mapping[str, Any],
+    token: CancelToken,
+    inbox: Channel[Any],
+    begun: Callable[[], None],
+) -> tuple[ConsumerCall, Call]:
+    """A call to be sent to the consumer, and what its last message to ``inbox`` will be about.
+
+    ``begun`` is called in the consumer's thread when it begins.
+    """
+    context = ConsumerContext(core, made, inbox, token)
+    call = Call(f"tool {tool.name} in the consumer's thread", inbox)
+
+    def work() -> None:
+        if core.token.cancelled:
+            return
+        call.thread = threading.current_thread()
+        begun()
+        value, error = None, None
+        try:
+            value = core.context.copy().run(run_tool, tool, values, context)
+        except BaseException as caught:
+            error = caught
+            if not isinstance(caught, (Exception, Cancelled)):  # the consumer's own, as if it had not iterated
+                raise
+        finally:
+            call.finish(value, error)
+
+    return ConsumerCall(made, [work], **core.tags), call

@@ -1,0 +1,220 @@
+"""What a running tool may use (`ToolContext`), and what it tells the worker of its stream through it."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock
+
+from .. import events
+from ..agent._agent import Agent
+from ..agent._result import RunResult
+from ..agent._tool import Answer, Question
+from ..execution._calls import refuse_on_the_loop
+from ..session._message import ToolCall
+from ..session._session import Session
+from ..stream._core import StreamCore
+from ..team._nested import follow, open_nested
+
+if TYPE_CHECKING:
+    import asyncio
+
+_AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent's worker
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The tool of ``call_id`` asks; ``settled`` takes the answer, and does not wait. It may be called twice.
+
+    ``dropped`` is cancelled when the tool does not want to know any more.
+    """
+
+    call_id: str
+    question: Question
+    settled: Callable[[Answer], object]
+    dropped: CancelToken
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """An event of a nested stream. Taking it gives one credit back."""
+
+    event: events.Event
+    credits: Channel[None]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What the tool of ``call_id`` says while it runs. Taking it gives one credit back."""
+
+    call_id: str
+    output: str
+    progress: float | None
+    total: float | None
+    credits: Channel[None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fire:
+    """A nested stream has come to a point where this one has hooks; ``done`` closes when they have run."""
+
+    point: str
+    fields: Mapping[str, Any]
+    done: Channel[None]
+
+
+class Context:
+    """`ToolContext`, for one call. ``inbox`` is where the worker listens, until the call's turn is over."""
+
+    def __init__(self, core: StreamCore, call: ToolCall, inbox: Channel[Any], cancel: CancelToken) -> None:
+        self.call_id = call.id
+        self.session_id = core.session.id
+        self.agent_name = core.agent.name
+        self.cancel = cancel
+        self._core = core
+        self._inbox = inbox
+        self._credits: Channel[None] = Channel(_AHEAD, name="credits")
+        self._progress_credits: Channel[None] | None = None
+
+    def progress(self, output: str = "", progress: float | None = None, total: float | None = None) -> None:
+        if self._progress_credits is None:
+            self._progress_credits = Channel(_AHEAD, name="progress credits")
+        with contextlib.suppress(WouldBlock, ChannelClosed):
+            self._progress_credits.try_send(None)
+            self._inbox.try_send(Progress(self.call_id, output, progress, total, self._progress_credits))
+
+    def run_agent(self, agent: Agent, task: str | Session) -> RunResult[Any]:
+        refuse_on_the_loop("run_agent", "await context.arun_agent(...)")
+        return self._run_agent(agent, task, self.cancel)
+
+    async def arun_agent(self, agent: Agent, task: str | Session) -> RunResult[Any]:
+        within = CancelToken(self.cancel)
+        future, settled = _future()
+
+        def run() -> None:
+            try:
+                settled(self._run_agent(agent, task, within))
+            except BaseException as error:  # SystemExit too: it ends the call, not the helper
+                settled(None, error)
+
+        self._core.shared.helpers.submit(functools.partial(contextvars.copy_context().run, run))
+        return cast("RunResult[Any]", await _waiting(future, within))
+
+    def _run_agent(self, agent: Agent, task: str | Session, within: CancelToken) -> RunResult[Any]:
+        session = Session.from_user(task) if isinstance(task, str) else task
+        stream = open_nested(self._core, agent, session, interactive=self._core.interactive, within=within)
+        return follow(self._core, stream, self._forward, self._fire)
+
+    def _forward(self, event: events.Event) -> None:
+        self._credits.send(None, cancel=self.cancel)
+        self._post(Forwarded(event, self._credits))
+
+    def _fire(self, point: str, **fields: Any) -> None:
+        done: Channel[None] = Channel(name=f"{point} hooks done")
+        self._post(Fire(point, fields, done))
+        with contextlib.suppress(ChannelClosed):
+            done.recv(cancel=self.cancel)
+
+    def elicit(
+        self,
+        message: str,
+        schema: Mapping[str, Any] | None = None,
+        *,
+        url: str = "",
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Answer:
+        refuse_on_the_loop("elicit", "await context.aelicit(...)")
+        question = _question(message, schema, url, timeout)
+        if cancel is not None and cancel.cancelled:
+            raise Cancelled(cancel.cause)
+        answers: Channel[Answer] = Channel(1, name="answer")
+        dropped = CancelToken()
+        self._post(Asked(self.call_id, question, lambda answer: answers.close(final=answer), dropped))
+        if cancel is None:
+            return answers.recv(cancel=self.cancel)
+        either = CancelToken(self.cancel)
+        with cancel.on_cancel(lambda: either.cancel(cancel.cause)):
+            try:
+                return answers.recv(cancel=either)
+            except Cancelled:
+                dropped.cancel()
+                raise
+
+    async def aelicit(
+        self,
+        message: str,
+        schema: Mapping[str, Any] | None = None,
+        *,
+        url: str = "",
+        timeout: float | None = None,
+    ) -> Answer:
+        future, settled = _future()
+        dropped = CancelToken()
+        self._post(Asked(self.call_id, _question(message, schema, url, timeout), settled, dropped))
+        return cast(Answer, await _waiting(future, dropped))
+
+    def _post(self, message: Asked | Forwarded | Fire) -> None:
+        try:
+            self._inbox.try_send(message)
+        except ChannelClosed:
+            raise Cancelled(self.cancel.cause or "the stream has ended") from None
+
+    def __repr__(self) -> str:
+        return f"<ToolContext of call {self.call_id}>"
+
+
+def _future() -> tuple[asyncio.Future[Any], Callable[..., None]]:
+    """A future of the running loop, and what settles it from another thread, with a value or an error."""
+    import asyncio  # slow, and loaded by now: whoever awaits this has a loop
+
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(value: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    def settled(value: Any, error: BaseException | None = None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the task that waited gone with it
+            loop.call_soon_threadsafe(settle, value, error)
+
+    return future, settled
+
+
+async def _waiting(future: asyncio.Future[Any], dropped: CancelToken) -> Any:
+    """What the future brings. A task that is cancelled meanwhile cancels ``dropped``."""
+    import asyncio
+
+    try:
+        return await future
+    except asyncio.CancelledError:
+        dropped.cancel("the task that waited was cancelled")
+        raise
+
+
+def _question(message: str, schema: Mapping[str, Any] | None, url: str, timeout: float | None) -> Question:
+    if url and schema is not None:
+        raise ValueError("a question is a form or a page to visit, not both")
+    if not url and schema is None:
+        schema = {"type": "object", "properties": {}}
+    return Question(message, schema, "url" if url else "form", url, timeout)
+
+
+def posting(inbox: Channel[Any], message: object) -> Callable[[], None]:
+    """A function that tells the worker, if it still listens."""
+
+    def post() -> None:
+        with contextlib.suppress(ChannelClosed):
+            inbox.try_send(message)
+
+    return post

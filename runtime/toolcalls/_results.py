@@ -1,0 +1,63 @@
+"""Results: what a tool returned, as the model reads it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Mapping
+from typing import Any, Final
+
+from ..agent._tool import CallContext, Tool, ToolResult
+from ..foreign import _json
+from ..schema._annotations import plain
+from ..session._message import Image
+
+LIMIT: Final = 50_000  # characters of one result that a model is given, unless somebody says otherwise
+
+
+def result_of(value: Any) -> ToolResult:
+    """What a function returned, as a result: text, images, and everything else as JSON."""
+    if isinstance(value, ToolResult):
+        return value
+    if isinstance(value, str):
+        return ToolResult(value)
+    if inspect.isgenerator(value) or inspect.isasyncgen(value):
+        raise TypeError("the tool returned a generator, which is no value: let it return a list")
+    parts = [value] if isinstance(value, Image) else value
+    if isinstance(parts, (list, tuple)) and any(isinstance(each, Image) for each in parts):
+        images = tuple(each for each in parts if isinstance(each, Image))
+        content = "\n".join(str(each) if isinstance(each, Image) else _text(each) for each in parts)
+        return ToolResult(content, images=images)
+    return ToolResult(_text(value))
+
+
+def run_tool(tool: Tool, values: Mapping[str, Any], context: CallContext) -> Any:
+    """Call the tool's function, where foreign code may run; its result, or an awaitable of it."""
+    value = tool.function(**tool.bind(values, context))
+    if not inspect.isawaitable(value):
+        return result_of(value)
+    if tool.on == "consumer":
+        if inspect.iscoroutine(value):
+            value.close()
+        raise TypeError(f"{tool.name} returned a coroutine, which cannot run in the consumer's thread")
+    return _result_of(value)
+
+
+async def run_tool_async(tool: Tool, values: Mapping[str, Any], context: CallContext) -> ToolResult:
+    """The same for a coroutine function."""
+    return result_of(await tool.function(**tool.bind(values, context)))
+
+
+async def _result_of(value: Awaitable[Any]) -> ToolResult:
+    return result_of(await value)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else _json.write(plain(value))
+
+
+def cut(text: str, limit: int, where: str) -> str:
+    """The beginning and the end of ``text``, ``limit`` characters together, and a note in between."""
+    head = limit * 4 // 5
+    tail = limit - head
+    note = f"[... {len(text) - limit} of {len(text)} characters are left out here; {where} ...]"
+    return f"{text[:head]}\n{note}\n{text[len(text) - tail :]}"
