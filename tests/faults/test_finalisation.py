@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import runtime._core as core_module
-import runtime._open as opening
-import runtime._worker as worker
 
+import runtime.stream._core as core_module
+import runtime.stream._open as opening
+import runtime.stream._worker as worker
 from channels import Cancelled, Channel, ChannelClosed
 from runtime import (
     Agent,
+    ElicitationBridge,
     HookInput,
     HookResult,
     RunError,
@@ -33,7 +34,6 @@ from runtime import (
 )
 from runtime.events import Event, StreamStopped
 from runtime.execution._calls import Calls
-from runtime.human import ElicitationBridge
 from runtime.human._asks import Asks
 from runtime.loop._loop import _Run
 from runtime.session._session import SessionLog

@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pytest
-import runtime._core as core_module
-import runtime._hooks as hooks_module
 
+import runtime.agent._hooks as hooks_module
+import runtime.stream._core as core_module
 from channels import Cancelled, CancelToken, Channel, ChannelClosed
 from runtime import (
     Agent,
@@ -66,7 +66,7 @@ from runtime.stream._core import StreamCore
 from support.interrupts import between, press_ctrl_c
 
 LONG = 10.0  # seconds after which something will never happen
-PROMPT = 0.25  # seconds from a cancel to the end of the consumer's loop; tests/runtime/stream/test_cancel.py measures 0.05
+PROMPT = 0.25  # seconds from a cancel to the end of the consumer's loop; test_cancel.py measures 0.05
 GRACE = 0.5  # of the runtime: long enough for an observer on a busy machine
 TRIES = 3  # a run that was only slow is run again: what is slow by itself is slow each time
 

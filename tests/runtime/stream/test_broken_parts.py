@@ -1,4 +1,4 @@
-"""Parts that break in ways of their own: what a model, a hook, a toolset, a bridge or a tool does wrong ends as it should."""
+"""Parts that break: what a model, a hook, a toolset, a bridge or a tool does wrong ends as it should."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import runtime._calls as calls_module
 
+import runtime.execution._calls as calls_module
 from channels import Cancelled, Channel, ChannelClosed
 from runtime import Agent, HookInput, HookResult, RunError, Runtime, Session, StreamStuck, Tool, ToolContext, tool
 from runtime.events import ElicitationRequest, Error, Event, StreamStopped, ToolCallResponse, Warning

@@ -619,7 +619,7 @@ def test_a_stream_that_was_left_lets_the_next_have_the_session(model: type[Scrip
 
 
 def test_a_stream_that_is_stuck_keeps_its_session_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.session.LEAVING", 0.05)
+    monkeypatch.setattr("runtime.session._session.LEAVING", 0.05)
     session = Session.from_user("go")
     with session.lease() as log:
         with pytest.raises(SessionBusy):
