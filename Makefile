@@ -78,9 +78,9 @@ $(VENV)/run.stamp: $(VENV)/venv.stamp pyproject.toml Makefile
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
-	$(PIP) install -e '.[mcp,local,openai,anthropic,test]'
+	$(PIP) install -e '.[mcp,local,openai,anthropic,schemas,test]'
 	@touch $@
 
 $(VENV)/lint.stamp: $(VENV)/test.stamp
-	$(PIP) install -e '.[mcp,local,openai,anthropic,test,lint]'
+	$(PIP) install -e '.[mcp,local,openai,anthropic,schemas,test,lint]'
 	@touch $@

@@ -119,6 +119,6 @@ def test_the_names_of_a_call_and_of_its_event_differ() -> None:
     import runtime
     from runtime import events
 
-    assert not hasattr(events, "ToolCall")
+    assert getattr(events, "ToolCall", runtime.ToolCall) is runtime.ToolCall
     assert events.ToolCallStarted.type == "tool_call"
     assert runtime.ToolCall.__module__.startswith("runtime")
