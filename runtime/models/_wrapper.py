@@ -2,17 +2,19 @@
 
 A wrapper runs where its models do: as an asynchronous generator on the loop's thread where all of them are, so that a
 reply over the network costs no thread; else as a plain generator on a helper thread, which waits for those on the loop.
+What it does is written once, as `Wrapper._steps`, and both forms step it: they cannot differ.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
-from dataclasses import astuple
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import aclosing, closing, contextmanager
+from dataclasses import astuple, dataclass
 from typing import Any, Final, Protocol, TypeAlias, cast
 
-from channels import CancelToken
+from channels import CancelToken, ChannelClosed
 
 from .._checks import check
 from ..agent._output import output_for
@@ -39,6 +41,29 @@ class _Stream(Protocol):
     ) -> AsyncIterator[Delta] | Iterator[Delta]: ...
 
 
+@dataclass(slots=True)
+class Ask:
+    """A step: ask ``model``, and pass on its deltas. What the model raises is raised where the step was yielded."""
+
+    model: Model
+    used: Used | None = None  # where what the attempts use is added up
+    said: bool = False  # whether the consumer has seen a piece of the reply
+
+    def passed(self, delta: Delta) -> Delta:
+        self.said = self.said or is_said(delta)
+        return delta if self.used is None else self.used.add(delta)
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A step: wait for so many ``seconds``. A cancel meanwhile ends the reply."""
+
+    seconds: float
+
+
+Steps: TypeAlias = Generator[Ask | Pause | FallbackDelta, None, None]
+
+
 class Wrapper:
     """A model made of others. It has both forms of a stream, and uses the one that fits them."""
 
@@ -54,15 +79,54 @@ class Wrapper:
         #: As the protocol `Model` has it.
         self.stream: _Stream = self._on_loop if on_loop else self._on_thread
 
-    def _on_loop(
+    def _steps(self, cancel: CancelToken) -> Steps:
+        """What one reply takes: which models are asked, what is waited for, and what the consumer is told between."""
+        raise NotImplementedError
+
+    async def _on_loop(
         self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
     ) -> AsyncIterator[Delta]:
-        raise NotImplementedError
+        with closing(self._steps(cancel)) as steps:
+            step = next(steps, None)
+            while step is not None:
+                if isinstance(step, Ask):
+                    try:
+                        async with on_loop(step.model, messages, tools, cancel, output) as deltas:
+                            async for delta in deltas:
+                                yield step.passed(delta)
+                    except Exception as error:
+                        step = steps.throw(error)
+                        continue
+                elif isinstance(step, Pause):
+                    await asyncio.sleep(step.seconds)
+                else:
+                    yield step
+                step = next(steps, None)
 
     def _on_thread(
         self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
     ) -> Iterator[Delta]:
-        raise NotImplementedError
+        with closing(self._steps(cancel)) as steps:
+            step = next(steps, None)
+            while step is not None:
+                if isinstance(step, Ask):
+                    try:
+                        with on_thread(step.model, messages, tools, cancel, output) as deltas:
+                            for delta in deltas:
+                                yield step.passed(delta)
+                    except Exception as error:
+                        step = steps.throw(error)
+                        continue
+                elif isinstance(step, Pause):
+                    try:
+                        cancel.done.recv(timeout=step.seconds)
+                    except TimeoutError:
+                        pass
+                    except ChannelClosed:
+                        return
+                else:
+                    yield step
+                step = next(steps, None)
 
 
 def on_loop(

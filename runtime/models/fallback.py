@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 from channels import CancelToken
 
 from .._checks import check_number
 from .._errors import ModelError
-from ..model import Delta, FallbackDelta, Model, OutputSchema
-from ._wrapper import Messages, Tools, Wrapper, is_said, on_loop, on_thread
+from ..model import FallbackDelta, Model
+from ._wrapper import Ask, Steps, Wrapper
 
 __all__ = ["Fallback", "is_no_answer"]
 
@@ -52,43 +52,18 @@ class Fallback(Wrapper):
         """That of the first model. What another one says is recorded and priced as its own."""
         return self._models[0].id
 
-    async def _on_loop(
-        self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
-    ) -> AsyncIterator[Delta]:
+    def _steps(self, cancel: CancelToken) -> Steps:
         failures: list[Exception] = []
         for model, change in self._candidates(failures):
             if change is not None:
                 yield change
-            said = False
+            ask = Ask(model)
             try:
-                async with on_loop(model, messages, tools, cancel, output) as deltas:
-                    async for delta in deltas:
-                        said = said or is_said(delta)
-                        yield delta
+                yield ask
                 self._rests_until.pop(id(model), None)
                 return
             except Exception as error:
-                if cancel.cancelled or not self._failed(model, error) or said:
-                    raise
-                failures.append(error)
-
-    def _on_thread(
-        self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
-    ) -> Iterator[Delta]:
-        failures: list[Exception] = []
-        for model, change in self._candidates(failures):
-            if change is not None:
-                yield change
-            said = False
-            try:
-                with on_thread(model, messages, tools, cancel, output) as deltas:
-                    for delta in deltas:
-                        said = said or is_said(delta)
-                        yield delta
-                self._rests_until.pop(id(model), None)
-                return
-            except Exception as error:
-                if cancel.cancelled or not self._failed(model, error) or said:
+                if cancel.cancelled or not self._failed(model, error) or ask.said:
                     raise
                 failures.append(error)
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 
-from channels import CancelToken, ChannelClosed
+from channels import CancelToken
 
 from .._checks import check_number, is_number
 from .._errors import ModelError
-from ..model import Delta, Model, OutputSchema
-from ._wrapper import Messages, Tools, Used, Wrapper, is_said, on_loop, on_thread
+from ..model import Model
+from ._wrapper import Ask, Pause, Steps, Used, Wrapper
 
 __all__ = ["Retry", "exponential", "is_passing"]
 
@@ -75,50 +74,20 @@ class Retry(Wrapper):
         """That of the model."""
         return self._model.id
 
-    async def _on_loop(
-        self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
-    ) -> AsyncIterator[Delta]:
+    def _steps(self, cancel: CancelToken) -> Steps:
         used = Used(self._model)
         for attempt in count(1):
-            said = False
+            ask = Ask(self._model, used)
             try:
-                async with on_loop(self._model, messages, tools, cancel, output) as deltas:
-                    async for delta in deltas:
-                        said = said or is_said(delta)
-                        yield used.add(delta)
+                yield ask
                 return
             except Exception as error:
-                wait = None if said or cancel.cancelled else self._wait(attempt, error)
+                wait = None if ask.said or cancel.cancelled else self._wait(attempt, error)
                 if wait is None:
                     raise
                 reason = str(error) or type(error).__name__
-            await asyncio.sleep(wait)
-            for back in used.again(reason):
-                yield back
-
-    def _on_thread(
-        self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
-    ) -> Iterator[Delta]:
-        used = Used(self._model)
-        for attempt in count(1):
-            said = False
-            try:
-                with on_thread(self._model, messages, tools, cancel, output) as deltas:
-                    for delta in deltas:
-                        said = said or is_said(delta)
-                        yield used.add(delta)
-                return
-            except Exception as error:
-                wait = None if said or cancel.cancelled else self._wait(attempt, error)
-                if wait is None:
-                    raise
-                reason = str(error) or type(error).__name__
-            try:
-                cancel.done.recv(timeout=wait)
-            except TimeoutError:
-                yield from used.again(reason)
-            except ChannelClosed:
-                return
+            yield Pause(wait)
+            yield from used.again(reason)
 
     def _wait(self, attempt: int, error: Exception) -> float | None:
         """Seconds until the next attempt; None where there is none."""
