@@ -7,22 +7,28 @@ prints is written in it, as ``# prints: ...``.
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from runtime.agent._hooks import HOOK_POINTS
+from runtime.cli import _command
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [
-    "approval.md", "context.md", "hooks.md", "limits.md", "models.md", "output.md",
-    "replay.md", "steering.md", "teams.md", "tools.md",
-]  # fmt: skip
-EXTRAS = {"models.md": ["openai", "anthropic"]}
-
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"# prints: (.*)$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+# Every page that has examples; those of channels.md stand each by itself, in tests/channels/test_docs.py.
+PAGES = [
+    page.name
+    for page in sorted((ROOT / "docs").glob("*.md"))
+    if page.name != "channels.md" and BLOCK.search(page.read_text(encoding="utf-8"))
+]
+EXTRAS = {"models.md": ["openai", "anthropic"], "tools.md": ["mcp"]}
+TEXTS = [page.relative_to(ROOT).as_posix() for page in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")))]
 
 
 @pytest.mark.timeout(60)
@@ -42,11 +48,42 @@ def test_examples(page: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert said == PRINTS.findall(block[1]), f"{page}:{line + 1}"
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
-    """Files that are named are there."""
-    for target in LINK.findall((ROOT / "docs" / page).read_text(encoding="utf-8")):
-        assert (ROOT / "docs" / target).exists(), target
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_to_files_and_headings(page: str) -> None:
+    """Relative links only: nothing here goes out to the network."""
+    text = FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    for target, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)", text):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
+            assert anchor in map(_anchor, headings), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if page != "CHANGELOG.md"])  # that one tells of the past
+def test_files_that_are_named_are_there(page: str) -> None:
+    """`runtime/events.py` in a sentence goes stale as a link does."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name in re.findall(r"(?<![\w./-])(?:channels|runtime|tests|examples|docs)/[\w./-]*[\w/]", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_page_of_the_command_is_whole() -> None:
+    """Its options and exit statuses are those of the command, which takes every line that the page shows."""
+    text = (ROOT / "docs" / "command.md").read_text(encoding="utf-8")
+    parser = _command._parser()
+    [commands] = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+    options = {name for command in commands.values() for action in command._actions for name in action.option_strings}
+    assert options - set(re.findall(r"`(--?\w[\w-]*)", text)) == {"-h", "--help"}
+    assert set(re.findall(r"`(--?\w[\w-]*)", text)) - options == {"--version"}
+    statuses = set(map(int, re.findall(r"^\| (\d+) \|", text, re.MULTILINE)))
+    named = {_command.OK, _command.FAILED, _command.UNUSABLE, _command.INTERRUPTED}
+    assert named < statuses
+    assert statuses == named | {129, 143, 141}  # 128 and the number of SIGHUP, SIGTERM and SIGPIPE
+    lines = re.findall(r"^\$ (?:.*\| )?lockgate (.*)$", text, re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        parser.parse_args(shlex.split(line, comments=True))
 
 
 def test_every_feature_of_the_readme_has_a_page_and_a_test() -> None:
@@ -61,7 +98,7 @@ def test_every_feature_of_the_readme_has_a_page_and_a_test() -> None:
         part = text
         if section:
             [part] = [each for each in re.split(r"^## ", text, flags=re.MULTILINE) if _anchor(each) == section]
-        assert BLOCK.search(part), target
+        assert FENCE.search(part), target
         assert all((ROOT / test).read_text(encoding="utf-8").count("\ndef test_") for test in LINK.findall(tests))
         assert LINK.findall(tests), target
 

@@ -27,10 +27,8 @@ def test_the_program_is_the_example() -> None:
     assert (ROOT / "examples" / "booking.py").read_text(encoding="utf-8").endswith(shown)
 
 
-def test_links_lead_somewhere() -> None:
-    """Files that are named are there, and make targets too."""
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_make_knows_its_targets() -> None:
+    """Those that are named. (Links are for test_docs.)"""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"`?make (\w+)", README):
         if target not in ("is", "and"):
