@@ -33,8 +33,9 @@ TEXTS = [page.relative_to(ROOT).as_posix() for page in (*sorted(ROOT.glob("*.md"
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("page", PAGES)
-def test_examples(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples(page: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each prints what it says."""
+    monkeypatch.chdir(ROOT)  # where `examples/` is
     for extra in EXTRAS.get(page, ()):
         pytest.importorskip(extra, reason=f"the extra {extra} is not installed")
     path = ROOT / "docs" / page
