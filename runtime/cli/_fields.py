@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..schema._checking import problems
+from ..schema._refs import resolved
 
 _YES = ("yes", "y", "true", "on", "1")
 _NO = ("no", "n", "false", "off", "0")
@@ -32,7 +33,7 @@ class NotUnderstood(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One thing that a form asks for. ``schema`` is plain: references and nulls are resolved."""
+    """One thing that a form asks for. ``schema`` has its reference resolved, and no null."""
 
     name: str
     schema: Mapping[str, Any]
@@ -138,7 +139,8 @@ def fields_of(form: Mapping[str, Any] | None) -> list[Field]:
     """The fields of a form, in their order."""
     form = _readable(form)
     required = form.get("required", ())
-    return [Field(str(name), _plain(each, form), name in required) for name, each in form.get("properties", {}).items()]
+    schemas = {name: resolved(_readable(each), form) for name, each in form.get("properties", {}).items()}
+    return [Field(str(name), _readable(each), name in required) for name, each in schemas.items()]
 
 
 def _readable(schema: object) -> dict[str, Any]:
@@ -175,23 +177,3 @@ def _bounds(schema: Mapping[str, Any], least: str, most: str, unit: str) -> str:
     if low is not None:
         return f", {low}{unit} or more"
     return f", {high}{unit} or less" if high is not None else ""
-
-
-def _plain(given: object, form: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema with its reference followed, and without the null that makes it optional."""
-    schema = _readable(given)
-    said = {key: schema[key] for key in ("title", "description", "default") if schema.get(key) is not None}
-    for _ in range(4):
-        if isinstance(reference := schema.get("$ref"), str) and reference.startswith("#/"):
-            target: Any = form
-            for step in reference[2:].split("/"):
-                target = target.get(step, {}) if isinstance(target, Mapping) else {}
-            schema = _readable(target)
-        elif branches := schema.get("anyOf"):
-            real = [branch for branch in branches if branch.get("type") != "null"]
-            if len(real) != 1:
-                break
-            schema = real[0]
-        else:
-            break
-    return {**schema, **said}

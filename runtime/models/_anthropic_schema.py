@@ -10,13 +10,15 @@ from typing import Any
 
 from anthropic import transform_schema
 
+from ..schema._refs import target_of
+
 
 def with_grammar(schema: Mapping[str, Any]) -> dict[str, Any] | None:
     """``schema`` as the protocol takes it; None where it takes none that says the same.
 
     Bounds of numbers and lengths become part of the descriptions. The runtime checks them.
     """
-    if schema.get("type") != "object" or not _is_bounded(schema, schema.get("$defs", {})):
+    if schema.get("type") != "object" or not _is_bounded(schema, schema):
         return None
     try:
         return transform_schema(dict(schema))
@@ -24,16 +26,17 @@ def with_grammar(schema: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def _is_bounded(schema: Mapping[str, Any], definitions: Mapping[str, Any], inside: tuple[str, ...] = ()) -> bool:
+def _is_bounded(schema: Mapping[str, Any], root: Mapping[str, Any], inside: tuple[str, ...] = ()) -> bool:
     """Whether it says of everything in it what it may be, and nothing contains itself. Objects with any keys would be
-    sent as objects without keys. ``inside`` are the definitions that it is a part of.
+    sent as objects without keys. ``inside`` are the references that led to it.
     """
     if "$ref" in schema:
-        name = schema["$ref"].removeprefix("#/$defs/")
-        return name not in inside and _is_bounded(definitions[name], definitions, (*inside, name))
+        reference = schema["$ref"]
+        target = None if reference in inside else target_of(reference, root)
+        return isinstance(target, Mapping) and _is_bounded(target, root, (*inside, reference))
     for word in ("anyOf", "oneOf", "allOf"):
         if word in schema:
-            return all(_is_bounded(each, definitions, inside) for each in schema[word])
+            return all(_is_bounded(each, root, inside) for each in schema[word])
     if "enum" in schema or "const" in schema:
         return True
     parts: list[Mapping[str, Any]] = []
@@ -48,4 +51,4 @@ def _is_bounded(schema: Mapping[str, Any], definitions: Mapping[str, Any], insid
             parts.append(schema["items"])
         case kind:
             return kind in ("string", "integer", "number", "boolean", "null")
-    return all(_is_bounded(part, definitions, inside) for part in parts)
+    return all(_is_bounded(part, root, inside) for part in parts)

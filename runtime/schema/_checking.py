@@ -19,6 +19,7 @@ from typing import Any, Final, TypeAlias
 from channels import CancelToken
 
 from ._patterns import pattern
+from ._refs import target_of
 
 _logger = logging.getLogger(__name__)
 
@@ -330,7 +331,7 @@ class _Check:
         found: list[str] = []
         reference = schema.get("$ref")
         if reference is not None:
-            target = self._target(reference)
+            target = target_of(reference, self.schema.root)
             if target is None:
                 self.leave(f"the reference {_shown(reference)}, which leads nowhere in the schema itself")
             else:
@@ -375,25 +376,6 @@ class _Check:
         if found is None:
             self.leave(f"the pattern {_shown(wanted)}")
         return found
-
-    def _target(self, reference: Any) -> Any:
-        """What ``reference`` leads to inside the schema; None for everything else: nothing is ever fetched."""
-        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
-            return None
-        node: Any = self.schema.root
-        for step in reference.split("/")[1:]:
-            if "%" in step:
-                from urllib.parse import unquote  # slow to import, and seldom needed
-
-                step = unquote(step)
-            step = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(node, Mapping) and step in node:
-                node = node[step]
-            elif isinstance(node, list) and step.isascii() and step.isdigit() and int(step[:9]) < len(node):
-                node = node[int(step[:9])]
-            else:
-                return None
-        return node
 
 
 def _name(where: _Where) -> str:

@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Any, TypeAlias
 
 from ...model import ToolDefinition
+from ...schema._refs import resolved
 
 Scalar: TypeAlias = str | int | float
 Schema: TypeAlias = Mapping[str, Any]
@@ -133,18 +134,18 @@ def slots(tool: ToolDefinition, message: str) -> dict[str, Slot]:
     """What each parameter of ``tool`` may be; parameters that the message says nothing about have no candidates."""
     properties: Mapping[str, Schema] = tool.parameters.get("properties", {})
     required = set(tool.parameters.get("required", ()))
-    plain = {name: _plain(schema, tool.parameters) for name, schema in properties.items()}
-    about = {name: _about(name, schema) for name, schema in plain.items()}
+    wanted = {name: resolved(schema, tool.parameters) for name, schema in properties.items()}
+    about = {name: _about(name, schema) for name, schema in wanted.items()}
     kinds = {kind for kind in about.values() if kind}
     # Where a parameter holds a time, the words that tell one belong to it, and to no other; and no number is an hour.
     words = _words(message, timed=bool(kinds))
     untimed = [word for word in words if not word.kind]
     ordinary = _ordinary_words(tool)
-    counted = _counted(words, [n for n, schema in plain.items() if schema.get("type") in ("integer", "number")])
+    counted = _counted(words, [n for n, schema in wanted.items() if schema.get("type") in ("integer", "number")])
     found: dict[str, Slot] = {}
-    for name, schema in plain.items():
+    for name, schema in wanted.items():
         many = schema.get("type") == "array"
-        item = _plain(schema.get("items", {}), tool.parameters) if many else schema
+        item = resolved(schema.get("items"), tool.parameters) if many else schema
         timed = bool(about[name])
         must = True
         if "enum" in item:
@@ -166,25 +167,6 @@ def slots(tool: ToolDefinition, message: str) -> dict[str, Slot]:
 
 
 # -- what a parameter is -------------------------------------------------------------------------------------------
-
-
-def _plain(schema: Schema, root: Schema) -> Schema:
-    """``schema`` with its reference followed and without the null that makes it optional."""
-    for _ in range(8):
-        if isinstance(reference := schema.get("$ref"), str):
-            target: Any = root
-            for step in reference.removeprefix("#/").split("/"):
-                target = target.get(step, {}) if isinstance(target, Mapping) else {}
-            schema = target
-        elif branches := schema.get("anyOf") or schema.get("oneOf"):
-            real = [branch for branch in branches if branch.get("type") != "null"]
-            schema = real[0] if len(real) == 1 else {}
-        else:
-            break
-    if isinstance(types := schema.get("type"), list):
-        real = [kind for kind in types if kind != "null"]
-        return {**schema, "type": real[0] if len(real) == 1 else None}
-    return schema
 
 
 def _about(name: str, schema: Schema) -> str:
