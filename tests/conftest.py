@@ -23,6 +23,8 @@ from typing import Any
 
 import pytest
 
+from channels._park import StandingWaiter, Waiter
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GRACE = 3.0  # seconds that a thread a test has told to end may take
 LONG = 10.0  # seconds after which something will never happen
@@ -206,7 +208,7 @@ class Threads:
         deadline = time.monotonic() + timeout
         while True:
             frame = sys._current_frames().get(task.thread.ident or 0)
-            if frame is not None and frame.f_code.co_name == "wait" and frame.f_code.co_filename.endswith("_park.py"):
+            if frame is not None and frame.f_code in (Waiter.wait.__code__, StandingWaiter.collect.__code__):
                 line = _source_line(frame.f_code.co_filename, frame.f_lineno)
                 if "park.acquire()" in line:
                     return

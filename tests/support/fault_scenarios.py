@@ -688,10 +688,10 @@ def compacted(outside: Outside) -> Agent:
 
 
 def overflowing(outside: Outside) -> Agent:
-    """The second call is too long for the model."""
+    """The second call is too long for the model. The reply before it is longer than a summary, or none would help."""
     return Agent(
         "a",
-        Scripted(adding(), [OVERFLOW], say("done")),
+        Scripted([*say("long " * 400), *adding()], [OVERFLOW], say("done")),
         tools=[add],
         compaction=Compaction(model=Scripted(say("summary"))),
         hooks={"before_compaction": [look_on_async], "after_compaction": [look_on]},
