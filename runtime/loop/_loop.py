@@ -17,6 +17,7 @@ from ..agent._tool import Tool
 from ..human._mailbox import Said
 from ..session._message import Message
 from ..stream._core import EndHooks, StopRun, StreamCore
+from ..stream._ending import time_is_up
 from ..team import _delegation
 from ..toolcalls._dispatch import dispatch
 from ._compact import OVERFLOWS, after_overflow, conversation
@@ -44,11 +45,7 @@ def run(core: StreamCore, cleanup: EndHooks) -> None:
     except Cancelled as error:
         if not core.out_of_time:
             raise
-        core.calls.abandon(keep=cleanup.calls)
-        for pending in (core.shared.asks, core.shared.confirmations):
-            pending.withdraw(core, "the time is up")
-        core.speak_again()
-        cleanup.resume()
+        time_is_up(core, cleanup)
         seconds = core.spending.seconds or 0.0
         raise over_budget(core, "time", seconds, seconds) from error
 

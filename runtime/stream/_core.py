@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Generator
 from contextvars import Context
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from channels import Cancelled, CancelToken, Channel
@@ -34,7 +34,7 @@ from ..permissions import Permissions
 from ..session._message import Message
 from ..session._session import Session, SessionLog
 from ..usage import Prices
-from ._ending import Ending, Tags
+from ._reason import Ending, Tags
 from ._scope import stream_scope
 from ._tasks import BackgroundTask
 
@@ -73,46 +73,34 @@ class EndHooks(Protocol):
     def calls(self) -> Collection[Call]: ...
 
 
+@dataclass(kw_only=True, eq=False)
 class Shared:
-    """What the streams of one runtime share."""
+    """What the streams of one runtime share: its parts and its settings, and what is under way."""
 
-    def __init__(
-        self,
-        *,
-        helpers: HelperPool,
-        loop: Callable[[], LoopThread],
-        toolsets: ToolSets,
-        answer_timeout: float | None,
-        grace: float,
-        event_capacity: int,
-        observers: tuple[Any, ...],
-        prices: Prices,
-        permissions: tuple[Permissions, ...],
-        result_limit: int | None,
-        result_files: ResultFiles,
-        titles: bool,
-        roster: Roster,
-        run: Callable[[StreamCore, EndHooks], None],
-    ) -> None:
-        self.bridge: Final = ElicitationBridge()
-        self.asks: Final = Asks()
-        self.confirmations: Final = Confirmations()
-        self.helpers = helpers
-        self.loop = loop
-        self.toolsets = toolsets
-        self.answer_timeout = answer_timeout
-        self.grace = grace
-        self.event_capacity = event_capacity
-        self.observers = observers
-        self.prices = prices
-        self.result_limit = result_limit
-        self.result_files = result_files
-        self.titles = titles
-        self.permissions = permissions  # of the runtime and of the team
-        self.roster = roster  # of the team
-        self.run = run  # what a worker does between the first event and the last: a stream knows no turns
-        self.cores: Final[set[StreamCore]] = set()  # the live streams
-        self.closed = False  # the runtime: set before it looks which streams are live
+    helpers: HelperPool
+    loop: Callable[[], LoopThread]
+    toolsets: ToolSets
+    result_files: ResultFiles
+    #: What a worker does between the first event and the last: a stream knows no turns.
+    run: Callable[[StreamCore, EndHooks], None]
+
+    answer_timeout: float | None
+    grace: float
+    event_capacity: int
+    observers: tuple[Any, ...]
+    prices: Prices
+    permissions: tuple[Permissions, ...]  # of the runtime and of the team
+    roster: Roster  # of the team
+    result_limit: int | None
+    titles: bool
+
+    bridge: ElicitationBridge = field(default_factory=ElicitationBridge, init=False)
+    asks: Asks = field(default_factory=Asks, init=False)
+    confirmations: Confirmations = field(default_factory=Confirmations, init=False)
+    cores: set[StreamCore] = field(default_factory=set, init=False)  # the live streams
+    #: The runtime, before it looks which streams are live: no other starts from then on. A plain flag, which a signal
+    #: handler can set that comes into the middle of anything.
+    closed: bool = field(default=False, init=False)
 
 
 class StreamCore:
@@ -150,10 +138,12 @@ class StreamCore:
         self.gone = gone
         #: Cancelled when the consumer wants the stream to end. One token does for all, where no forwarder has to know.
         self.stopping = log.token = CancelToken(gone) if observed else gone
-        #: The stream's own: what is done for it ends with this. Cancelled at every end, and when the time is up.
+        #: The stream's own: what is done for it ends with this. Cancelled at every end, and when the time is up; then
+        #: `renew_token` puts another in its place, so nobody keeps it from one wait to the next.
         self.token = gone
         if observed or self.spending.seconds is not None:
             self.token = CancelToken(self.stopping, timeout=self.spending.seconds)
+        self.observed = observed  # or recorded: a forwarder stands between the worker and the consumer
         self.parent = parent
         self.mailbox: Final = Mailbox(session)
         self.background: dict[str, BackgroundTask] = {}  # by id
@@ -292,8 +282,10 @@ class StreamCore:
         """Whether the time budget ends the stream, and nobody else."""
         return self.token.cancelled and not self.stopping.cancelled
 
-    def speak_again(self) -> None:
-        """Where the time is up, but the consumer has not left, there is something to be said, and no hurry any more."""
+    def renew_token(self) -> None:
+        """Where the time budget alone has cancelled the token: take another, which only the consumer cancels, to tell
+        how the stream ends. Called by the worker, after what ran under the old one was let go (`_ending`).
+        """
         if self.out_of_time:
             self.token = self.calls.token = CancelToken(self.stopping)
 

@@ -30,7 +30,6 @@ IN_A_COROUTINE: Final = "await asyncio.to_thread(runtime.run, session), or in a 
 NAMED: Final = 5  # of what is stuck: a thousand stacks tell nobody more
 
 
-
 class EventStream(Receiver[Event]):
     """The events of one run, as an iterator; the last is `StreamStopped`.
 
@@ -210,7 +209,7 @@ class EventStream(Receiver[Event]):
         core = self._core
         self._finalizer.detach()
         core.stopping.cancel("the stream was closed")
-        if core.out is not core.events:
+        if core.observed:
             core.out.close()  # the forwarder may be waiting for a consumer that does not read any more
         stuck = self._join()
         for _ in core.out:

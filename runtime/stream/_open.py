@@ -18,10 +18,11 @@ from ..session._session import Session
 from . import _at_exit
 from ._core import Shared, StreamCore
 from ._end_hooks import Cleanup
+from ._ending import finished, leave, over, release
 from ._event_stream import EventStream
 from ._forwarder import forward, observing_calls
 from ._record_writer import Recorder
-from ._worker import finish, leave, work
+from ._worker import work
 
 
 def open_stream(
@@ -80,14 +81,14 @@ def open_stream(
     except BaseException:
         core.token.cancel("the stream could not be started")
         if not core.threads:  # the worker would have done all this
-            finish(core)
+            release(core)
             core.finished.close()
         with contextlib.suppress(ChannelClosed, TimeoutError):  # the session shall be free again
             core.finished.recv(timeout=shared.grace)
         core.out.close()  # the forwarder would have done this
         if recorder is not None:
             recorder.close()
-        _over(core)
+        over(core)
         raise
     return stream
 
@@ -110,16 +111,10 @@ def _work(core: StreamCore, cleanup: Cleanup) -> None:
             raise
         finally:
             try:
-                _finished(core)
+                finished(core)
             except BaseException:
-                _finished(core)
+                finished(core)
                 raise
-
-
-def _finished(core: StreamCore) -> None:
-    if core.out is core.events:
-        _over(core)
-    core.finished.close()
 
 
 def _forward(core: StreamCore, calls: Calls) -> None:
@@ -127,10 +122,4 @@ def _forward(core: StreamCore, calls: Calls) -> None:
     try:
         forward(core, calls)
     finally:
-        _over(core)
-
-
-def _over(core: StreamCore) -> None:
-    core.shared.cores.discard(core)
-    _at_exit.live.discard(core)
-    core.over.close()
+        over(core)

@@ -58,7 +58,7 @@ def start(parent: StreamCore, agent: Agent, session: Session) -> BackgroundTask:
 def _read(parent: StreamCore, task: BackgroundTask, stream: EventStream) -> None:
     """What the reader's thread runs."""
     sink = EventSink(parent.events)
-    observed = parent.root.out is not parent.root.events
+    observed = parent.root.observed
 
     def forward(event: events.Event) -> None:
         if isinstance(event, events.AgentChoice) and event.session_id == stream.session.id:

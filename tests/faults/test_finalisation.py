@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import runtime.stream._core as core_module
+import runtime.stream._ending as ending_module
 import runtime.stream._open as opening
 import runtime.stream._worker as worker
 from channels import Cancelled, Channel, ChannelClosed
@@ -37,8 +38,9 @@ from runtime.execution._calls import Calls
 from runtime.human._asks import Asks
 from runtime.loop._loop import _Run
 from runtime.session._session import SessionLog
-from runtime.stream._core import Ending, StreamCore
+from runtime.stream._core import StreamCore
 from runtime.stream._end_hooks import Cleanup, _Stage
+from runtime.stream._reason import Ending
 from support.faults import INJECTED, LONG, Abrupt
 from support.scripted import Scripted, call, say
 
@@ -200,10 +202,11 @@ def _functions(kind: type) -> list[Any]:
     return [each for each in vars(kind).values() if inspect.isfunction(each) and each.__name__ != "__init__"]
 
 
+_endings = [each for each in vars(ending_module).values() if getattr(each, "__module__", "") == ending_module.__name__]
 WAY_OUT: list[Any] = [
-    worker.work, worker.leave, worker.finish, core_module.insist, stream_scope.__exit__, stream_scope.leave,
+    worker.work, *_endings, core_module.insist, stream_scope.__exit__, stream_scope.leave,
     ElicitationBridge.drop, SessionLog.settle, SessionLog.release, SessionLog.__exit__, Ending.decide, Ending.stopped,
-    Calls.start, Calls.launch, Calls.abandon, Asks.withdraw, opening._finished, opening._over, _Run.turn,
+    Calls.start, Calls.launch, Calls.abandon, Asks.withdraw, _Run.turn,
     *_functions(Cleanup), *_functions(_Stage),
 ]  # fmt: skip
 
