@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from channels import CancelToken
 
+from .._catalog import window_of
 from .._checks import check
 from .._errors import MissingExtra, ModelError
 from ..foreign._arguments import to_text
@@ -31,7 +32,6 @@ from ._clients import Clients
 from ._fitting import fitting, paired, picture
 from ._provider_errors import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
 from ._whole import is_whole, read
-from ._windows import window_of
 
 try:
     import anthropic

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from runtime.models._windows import window_of
-from runtime.usage import BUILT_IN
+from runtime._catalog import BUILT_IN, window_of
 
 
 @pytest.fixture(params=["openai", "anthropic"])
