@@ -153,10 +153,17 @@ class Calls:
         self._nested: dict[Call, Calls] = {}  # nested streams, while there may be something left of them
 
     def start(self, what: str, inbox: Channel[Any], function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
-        """Start ``function`` with its own copy of the caller's context; its last message to ``inbox`` is `Finished`."""
+        """Start ``function`` with its own copy of the caller's context; its last message to ``inbox`` is `Finished`.
+
+        So it is where the system has no thread for it, or no event loop: one call of thousands that cannot be started
+        fails, and not the stream.
+        """
         call = Call(what, inbox)
         try:
             self.launch(call, functools.partial(function, *args, **kwargs) if args or kwargs else function)
+        except Exception as error:
+            if call.claim():
+                self._done(call, None, error)
         except BaseException:
             self.withdraw(call)
             raise

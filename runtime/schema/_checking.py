@@ -251,6 +251,8 @@ class _Check:
         return []
 
     def _number(self, value: float, schema: Mapping[str, Any], where: _Where) -> list[str]:
+        if isinstance(value, float) and not math.isfinite(value):  # passes every bound, and JSON has none
+            return [f"{_name(where)} is a finite number, not {value}"]
         least, most = _bound(schema, "minimum"), _bound(schema, "maximum")
         above, below = _bound(schema, "exclusiveMinimum"), _bound(schema, "exclusiveMaximum")
         if schema.get("exclusiveMinimum") is True:  # as draft 4 has it

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shlex
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runtime import Agent, Hook, HookInput, HookResult, RunError, Runtime, Session, Tool, Usage, UsageDelta
+from runtime._orphans import _wrapper
 from runtime.events import Error, Event, HookBlocked, HookFinished, HookStarted, StreamStopped, Warning
 from support.scripted import Scripted, Stall, call, say
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def events_of(hooks: dict[str, list[Any]], model: Scripted | None = None) -> list[Event]:
@@ -137,8 +156,28 @@ def test_a_command_that_hangs_dies_with_what_it_started(tmp_path: Path) -> None:
         with runtime.run_stream(Session.from_user("hello")):
             while not pid_file.exists() or not pid_file.read_text().strip():
                 time.sleep(0.005)
-        pid = int(pid_file.read_text())
-        assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
+        assert is_gone(int(pid_file.read_text()))
+
+
+@pytest.mark.skipif(not _wrapper(), reason="needs setpriv, which is Linux's")
+@pytest.mark.parametrize("shell", [True, False])
+def test_a_command_does_not_outlive_a_process_that_is_killed(tmp_path: Path, shell: bool) -> None:
+    """SIGKILL leaves no time to end it."""
+    pid = tmp_path / "pid"
+    script = f"import os, time; open({str(pid)!r}, 'w').write(f'{{os.getpid()}}\\n'); time.sleep(60)"
+    command = [sys.executable, "-c", script]
+    hook = "exec " + shlex.join(command) if shell else command
+    program = (
+        "from runtime import Agent, Runtime, Session\n"
+        "from support.scripted import Scripted, say\n"
+        f"agent = Agent('a', Scripted(say('never')), hooks={{'session_start': [{hook!r}]}})\n"
+        "Runtime(agent).run(Session.from_user('hello'))\n"
+    )
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
+    with subprocess.Popen([sys.executable, "-c", program], env=path) as process:
+        wait_until(lambda: pid.exists() and pid.read_text().endswith("\n"))
+        process.kill()
+    wait_until(lambda: is_gone(int(pid.read_text())))
 
 
 def test_context_of_a_turn_is_for_that_turn() -> None:

@@ -86,6 +86,10 @@ failing = team([call("fail")], say("Sorry."))
 sleeping = team([call("slow", '{"seconds": 1.6}')], say("Done."))
 twins = team([call("slow", '{"seconds": 0.3}'), call("slow", '{"seconds": 0.1}', id="call-2", index=1)], say("Done."))
 stuck = team([call("slow", '{"seconds": 20}')], say("Done."))
+def ending(_):
+    open("ending", "w").close()
+    time.sleep(20)
+slow_to_end = team(*[[call("slow", '{"seconds": 20}')]], hooks={"session_end": [ending]})
 pausing = team([*say("Once upon"), lambda: time.sleep(1.6), *say(" a time.")])
 broken = team([RuntimeError("the wire is cut")])
 endless = team(*[[call("fail", id=f"call-{n}")] for n in range(5)], max_iterations=2)
@@ -663,6 +667,35 @@ def test_signals_end_it_in_good_order(place: Path, name: str) -> None:
         _, said = process.communicate(timeout=LONG)
     assert process.returncode == 128 + number
     assert f"stopped: canceled, ended by {name}".encode() in said
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there are no such signals")
+@pytest.mark.parametrize(("agent", "shown"), [("stuck", "waiting for slow"), ("burning", "Run burn")])
+def test_it_ends_with_its_terminal(terminal: Any, agent: str, shown: str) -> None:
+    """The window is closed: SIGHUP, and nothing can be written any more, or read."""
+    screen = terminal("run", f"agents.py:{agent}", "Go")
+    screen.expect(shown)
+    os.close(screen.master)
+    screen.master = os.open(os.devnull, os.O_RDONLY)
+    assert screen.process.wait(LONG) == 128 + signal.SIGHUP
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_sigterm_does_not_wait_for_a_good_end(place: Path, first: signal.Signals) -> None:
+    args = command("run", "agents.py:slow_to_end", "Wait")
+    with subprocess.Popen(
+        args, cwd=place, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        while b"slow" not in process.stdout.readline():
+            pass
+        process.send_signal(first)
+        while not (place / "ending").exists():
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        since = time.monotonic()
+        assert process.wait(LONG) == 128 + signal.SIGTERM
+    assert time.monotonic() - since < 4  # of 20
 
 
 def test_without_a_terminal_calls_are_rejected_or_approved_by_the_command_line(lockgate: Any) -> None:

@@ -9,6 +9,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -37,6 +38,7 @@ from runtime import (
     ToolCallDelta,
     ToolDefinition,
 )
+from runtime._orphans import _wrapper
 from runtime.agent import Answer, Tool, ToolResult, ToolSet
 from runtime.agent._tool import Question
 from runtime.events import ElicitationRequest
@@ -719,11 +721,13 @@ def test_calls_of_an_old_server_run_side_by_side(old: MCPToolSet) -> None:
 
 def test_from_its_first_question_on_an_old_server_has_one_call_at_a_time(old: MCPToolSet) -> None:
     assert call(old, "ask", Context(lambda question: Answer("accept"))).content == "accept"
-    first, second = (Caller(old, "meet"), Caller(old, "meet"))
+    first = Caller(old, "meet")
+    assert eventually(lambda: in_flight(old) == 1)
+    second = Caller(old, "meet")
     first.join(0.3)
     assert first.is_alive()
     assert second.is_alive()
-    for each in (first, second):
+    for each in (second, first):  # the one that waits goes first: it would meet the call that has been given up
         each.context.cancel.cancel()
         assert isinstance(each.end().error, Cancelled)
 
@@ -1527,3 +1531,31 @@ def test_a_forked_child_has_a_server_of_its_own() -> None:
         "ignore::DeprecationWarning",
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
+
+
+@pytest.mark.skipif(not _wrapper(), reason="needs setpriv, which is Linux's")
+@pytest.mark.parametrize("doing", ["pass", "threading.Thread(target=slow, daemon=True).start(); time.sleep(0.3)"])
+def test_a_server_does_not_outlive_a_process_that_is_killed(tmp_path: Path, doing: str) -> None:
+    """SIGKILL leaves no time to end it, and it is one that does not end with its input."""
+    pid, server = tmp_path / "pid", tmp_path / "server.py"
+    server.write_text(
+        "import os, runpy, time\n"
+        f"open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
+        "try:\n"
+        f"    runpy.run_path({BOOKING[1]!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    time.sleep(60)\n"
+    )
+    done = python(f"""
+        import os, signal, threading, time
+        from runtime.mcp import MCPToolSet
+        toolset = MCPToolSet([{sys.executable!r}, {str(server)!r}])
+        toolset.start()
+        def slow():
+            next(tool for tool in toolset.tools() if tool.name == "wait_for_table")(seconds=60)
+        {doing}
+        print(os.path.exists("/proc/" + open({str(pid)!r}).read()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "True\n")
+    assert eventually(lambda: not is_alive(int(pid.read_text())))

@@ -55,6 +55,35 @@ def closes(channel: Any) -> bool:
     return False
 
 
+def test_calls_for_which_there_are_no_threads_fail_and_the_others_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has run is known to the model, and what could not be started."""
+    start, before = threading.Thread.start, set(threading.enumerate())
+    refused = threading.Event()
+
+    def refuse(thread: threading.Thread) -> None:
+        helpers = [each for each in set(threading.enumerate()) - before if each.name.startswith("lockgate-helper")]
+        if thread.name.startswith("lockgate-helper") and len(helpers) >= 3 and not refused.is_set():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    @tool(read_only=True)
+    def echo() -> str:
+        assert refused.wait(10)
+        return "ran"
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    turns = [[call("echo", id=str(i), index=i) for i in range(5)], say("done")]
+    session = Session.from_user("go")
+    with Runtime(Agent("a", Scripted(*turns), tools=[echo])) as runtime, runtime.run_stream(session) as stream:
+        for event in stream:
+            if isinstance(event, ToolCallResponse):
+                refused.set()
+        assert stream.result().text == "done"
+    said = [message.content for message in session.messages if message.role == "tool"]
+    assert len(said) == 5
+    assert set(said) == {"ran", "RuntimeError: can't start new thread"}
+
+
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
