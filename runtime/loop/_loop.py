@@ -36,7 +36,8 @@ def run(core: StreamCore, cleanup: EndHooks) -> None:
         if len(core.roster.names) > 1 and core.parent is None:
             core.emit(events.TeamInfo(core.roster.names, **core.tags))
         core.emit(events.AgentInfo(core.agent.model.id, core.agent.description, **core.tags))
-        run = _Run(core, cleanup, _begin(core))
+        team = _delegation.tools(core)
+        run = _Run(core, cleanup, team, _begin(core, team))
         limit = core.agent.max_iterations
         check_budget(core)
         while run.turn():
@@ -53,10 +54,11 @@ def run(core: StreamCore, cleanup: EndHooks) -> None:
 class _Run:
     """The turns of one stream, and what goes from one to the next."""
 
-    def __init__(self, core: StreamCore, cleanup: EndHooks, context: list[str]) -> None:
+    def __init__(self, core: StreamCore, cleanup: EndHooks, team: Sequence[Tool], context: list[str]) -> None:
         self.iteration = 0
         self._core = core
         self._cleanup = cleanup
+        self._team = team
         self._context = context  # what hooks want the model to know, as long as the stream lasts
         self._next: list[str] = []  # and for one turn
         self._repeats = Repeats(core.agent.max_repeated_calls)
@@ -103,7 +105,8 @@ class _Run:
             core.act(successor)
             self._repeats = Repeats(successor.max_repeated_calls)
             core.emit(events.AgentInfo(successor.model.id, successor.description, **core.tags))
-            core.emit(events.ToolsetInfo(tuple(_tools(core)), **core.tags))
+            self._team = _delegation.tools(core)
+            core.emit(events.ToolsetInfo(tuple(_tools(core, self._team)), **core.tags))
             check_budget(core)
 
     def _turn(self, context: list[str]) -> bool:
@@ -111,7 +114,7 @@ class _Run:
         self._next = []
         self._hear(core.mailbox.steering())
         model = core.agent.model.id
-        tools = _tools(core)
+        tools = _tools(core, self._team)
         blocked = core.fire("before_llm_call", model=model, iteration=self.iteration)
         core.stop_if_blocked("before_llm_call", blocked)
         definitions = [tool.definition for tool in tools.values()]
@@ -197,11 +200,11 @@ class _Run:
         return True
 
 
-def _begin(core: StreamCore) -> list[str]:
+def _begin(core: StreamCore, team: Sequence[Tool]) -> list[str]:
     """Start hooks and toolsets; what hooks want the model to know."""
     started = core.fire("session_start")
     core.stop_if_blocked("session_start", started)
-    core.emit(events.ToolsetInfo(tuple(_tools(core)), **core.tags))
+    core.emit(events.ToolsetInfo(tuple(_tools(core, team)), **core.tags))
     extra = [started.context]
     last = core.session.messages[-1] if core.session.messages else None
     if last is not None and last.role == "user":
@@ -214,8 +217,10 @@ def _begin(core: StreamCore) -> list[str]:
     return [text for text in extra if text]
 
 
-def _tools(core: StreamCore) -> dict[str, Tool]:
-    """The tools that the agent has now, by name. Toolsets are started with the first stream that needs them."""
+def _tools(core: StreamCore, team: Sequence[Tool]) -> dict[str, Tool]:
+    """The tools that the agent has now, by name: its own, those of its toolsets, which are started with the first
+    stream that needs them, and those for its ``team``, which are made once for an agent that acts, and not every turn.
+    """
     tools: dict[str, Tool] = {tool.name: tool for tool in core.agent.made_tools}
     for toolset in core.agent.toolsets:
         name = getattr(toolset, "name", None) or type(toolset).__name__
@@ -237,7 +242,7 @@ def _tools(core: StreamCore) -> dict[str, Tool]:
                     problem += "; MCPToolSet(..., prefix=) tells them apart"
                 raise StopRun("error", "tool_failed", problem)
             tools[tool.name] = tool
-    for tool in _delegation.tools(core):
+    for tool in team:
         if tool.name in tools:
             raise StopRun("error", "tool_failed", f"there is another tool named {tool.name!r}, which agents come with")
         tools[tool.name] = tool

@@ -44,6 +44,7 @@ _LONGEST_NAME: Final = 64  # of a function
 _LONGEST_ID: Final = 40  # of a call
 # What servers call the text of their thoughts. OpenAI's own sends none.
 _REASONING: Final = ("reasoning_content", "reasoning")
+_DONE: Final = b"[DONE]"  # the end of a stream
 
 
 class OpenAIModel:
@@ -120,6 +121,7 @@ class OpenAIModel:
                         for delta in reply.read(_chunk(each)):
                             yield delta
                 else:
+                    reply.watch(chunks.response)
                     async for chunk in chunks:
                         for delta in reply.read(chunk):
                             yield delta
@@ -250,6 +252,20 @@ class _Reply:
         self._model_id = model_id
         self._refused = False
         self._thoughts: dict[str, str] = {}
+        self._tail = b""  # the last bytes that came
+
+    def watch(self, response: Any) -> None:
+        """Look at the bytes of ``response`` on their way to the library, which takes the protocol's own end off them,
+        and does not say whether there was one.
+        """
+        source = response.aiter_bytes
+
+        async def watched() -> AsyncIterator[bytes]:
+            async for piece in source():
+                self._tail = (self._tail + piece)[-len(_DONE) - 8 :]
+                yield piece
+
+        response.aiter_bytes = watched
 
     def read(self, chunk: Any) -> list[Delta]:
         """What a chunk says. Servers leave out what they do not know."""
@@ -281,6 +297,8 @@ class _Reply:
         """What is to be said after the last chunk. Raises `ModelError` for a reply that is none."""
         if self._refused or self.finish == "content_filter":
             raise account.explain("refused")
+        if not self.finish and self._tail.strip().endswith(_DONE):
+            self.finish = "stop"  # some servers leave the reason out, or empty
         if not self.finish:
             raise account.explain("unreachable", "the connection ended in the middle of the reply")
         deltas: list[Delta] = [NativeDelta(self._model_id, self._thoughts)] if self._thoughts else []

@@ -35,6 +35,10 @@ EXTRACT = [
 ]
 
 
+class _CutOff(Exception):
+    """The arguments of a call are longer than the model may write."""
+
+
 class Reply:
     """Answers ``messages``, with one of ``tools`` or without. It is iterated once; the thread starts then."""
 
@@ -115,11 +119,15 @@ class Reply:
             )
             try:
                 picked: Mapping[str, Any] = json.loads("".join(written))
-            except ValueError as error:
-                raise RuntimeError(f"local model: the arguments of {tool.name} were cut off") from error
+            except ValueError:
+                raise _CutOff from None
             return picked
 
-        self._send(ToolCallDelta(0, call, arguments=json.dumps(extract(tool, asked, pick), ensure_ascii=False)))
+        try:
+            arguments = extract(tool, asked, pick)
+        except _CutOff:
+            return "length"  # so that the call is not made, and the model reads why
+        self._send(ToolCallDelta(0, call, arguments=json.dumps(arguments, ensure_ascii=False)))
         return "tool_calls"
 
     def _talk(self, server: Server) -> str:

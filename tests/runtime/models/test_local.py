@@ -489,6 +489,31 @@ def test_what_the_library_refuses_is_raised(model: LocalModel, monkeypatch: pyte
         ask(model, "Hello!")
 
 
+def test_a_call_whose_arguments_are_cut_off_is_not_made(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reply ends as one that was too long: the model that goes on reads what became of the call."""
+
+    def stop_early(self: Any, request: Any, each: Callable[[Any], None], stopped: Any) -> None:
+        each({"choices": [{"delta": {"content": '{"restaurant": "Lu'}, "finish_reason": "length"}]})
+
+    monkeypatch.setattr(_server.Server, "chat", stop_early)
+    assert ask(model, "Book a table at Luigi's", BOOK)[-1] == FinishDelta("length")
+    session = Session.from_user("Book a table at Luigi's")
+    booked: list[str] = []
+
+    @tool(read_only=True)
+    def book_table(restaurant: str) -> str:
+        """Book a table at a restaurant."""
+        booked.append(restaurant)
+        return "booked"
+
+    with Runtime(Agent("a", model, tools=[book_table])) as runtime:
+        list(runtime.run_stream(session))
+    assert booked == []
+    [result] = [message for message in session.messages if message.role == "tool"]
+    assert result.is_error
+    assert "before its arguments were whole" in result.content
+
+
 # -- in a process of its own -------------------------------------------------------------------------------------------
 
 BEGIN = """

@@ -332,6 +332,18 @@ def test_a_stream_that_ends_without_a_finish_is_broken(server, model):
     assert fails(model).code == "unreachable"
 
 
+@pytest.mark.parametrize("finish", [None, ""])
+@pytest.mark.parametrize("end", [DONE, b"data:[DONE]", b"data: [DONE]\r\n\r\n"])
+def test_a_stream_that_is_declared_done_needs_no_finish(server, model, finish, end):
+    server.answer(Answer(*HELLO, chunk({}, finish), end))
+    assert deltas(model) == [TextDelta("Hel"), TextDelta("lo"), FinishDelta("stop")]
+
+
+def test_a_model_that_says_done_is_not_the_end(server, model):
+    server.answer(Answer(chunk({"content": "data: [DONE]\n\n"})))
+    assert fails(model).code == "unreachable"
+
+
 def test_a_connection_that_breaks_after_the_finish_costs_nothing_but_the_usage(server, model):
     server.answer(Answer(*HELLO, chunk({}, "stop"), Hangup()))
     assert deltas(model)[-1] == FinishDelta("stop")

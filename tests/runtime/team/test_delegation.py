@@ -743,3 +743,20 @@ def test_a_tool_of_the_same_name() -> None:
     agent = Agent("a", Scripted(say("never")), tools=[clash], sub_agents=[Agent("b", Scripted())])
     with Runtime(agent) as runtime, pytest.raises(RunError, match="there is another tool named 'transfer_task'"):
         runtime.run(Session.from_user("go"))
+
+
+def test_the_tools_for_a_team_are_made_once_for_all_turns() -> None:
+    """Their schemas name every agent: made anew each turn, they cost more than the turn."""
+    offered: list[list[Any]] = []
+
+    class Model(Scripted):
+        def stream(self, messages: Any, tools: Any, *, cancel: Any) -> Any:
+            offered.append([each.parameters for each in tools])
+            return super().stream(messages, tools, cancel=cancel)
+
+    helper = Agent("helper", Scripted(*[say("done")] * 2))
+    agent = Agent("a", Model([transfer("helper")], [transfer("helper")], say("ok")), sub_agents=[helper])
+    with Runtime(agent) as runtime:
+        runtime.run(Session.from_user("go"))
+    assert len(offered) == 3
+    assert all(now is first for turn in offered for now, first in zip(turn, offered[0], strict=True))
