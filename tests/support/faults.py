@@ -709,11 +709,12 @@ def reasons(this: Run) -> set[str]:
 
 def surfaces(outside: Outside) -> bool:
     """Whether what was injected is raised to the consumer: in its own code, and in a tool that runs there, of which
-    ordinary failures are results.
+    ordinary failures are results, and so is a wait of the tool's that was cancelled.
     """
     if not outside.hit or outside.target is None or not outside.target.name.startswith("consumer"):
         return False
-    return not outside.target.name.startswith("consumer tool") or not isinstance(outside.injected, Exception)
+    in_tool = outside.target.name.startswith("consumer tool")
+    return not (in_tool and isinstance(outside.injected, (Exception, Cancelled)))
 
 
 def _check_while_stalled(this: Run) -> None:
