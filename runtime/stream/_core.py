@@ -9,22 +9,22 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection
 from contextvars import Context
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from channels import Cancelled, CancelToken, Channel
+from channels import CancelToken, Channel
 
-from .._errors import Portable, describe
+from .._errors import Portable
 from ..agent._agent import Agent
 from ..agent._budget import Budget
-from ..agent._hooks import GUARDS, NOTHING, Hook, HookInput, HookResult, Hooks
+from ..agent._hooks import HookInput, HookResult, Hooks
 from ..agent._roster import Roster
 from ..agent._spending import Spending
 from ..agent._view import Sizes
-from ..events import Event, HookBlocked, HookFinished, HookStarted, StopReason, Warning
-from ..execution._calls import Call, Calls, Outcome
+from ..events import Event, HookBlocked, StopReason
+from ..execution._calls import Call, Calls
 from ..execution._helpers import HelperPool
 from ..execution._result_files import ResultFiles
 from ..human._asks import Asks, Confirmations
@@ -34,6 +34,7 @@ from ..permissions import Permissions
 from ..session._message import Message
 from ..session._session import Session, SessionLog
 from ..usage import Prices
+from ._firing import fire
 from ._reason import Ending, Tags
 from ._scope import stream_scope
 from ._tasks import BackgroundTask
@@ -218,57 +219,7 @@ class StreamCore:
 
     def fire(self, point: str, **fields: Any) -> HookResult:
         """Run the hooks at ``point``, and wait for them: what they come to, as in `firing`."""
-        if not self.hooks.at(point):
-            return NOTHING
-        steps = self.firing(point, **fields)
-        outcome: Outcome | None = None
-        while True:
-            try:
-                hook, function = steps.send(outcome)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            try:
-                outcome = Outcome(self.calls.run(f"hook {hook.name}", function, timeout=hook.timeout), None)
-            except BaseException as error:
-                if self.token.cancelled:
-                    raise Cancelled(self.token.cause) from error
-                outcome = Outcome(None, error)
-
-    def firing(
-        self, point: str, **fields: Any
-    ) -> Generator[tuple[Hook, Callable[[], Any]], Outcome | None, HookResult]:
-        """The hooks at ``point``, one after the other, each told what the one before has changed.
-
-        Yields the calls to make, and is sent how they ended. The first hook that blocks or allows is the last; context
-        adds up. One that fails is a `Warning` event and nothing more, but a guard that fails lets nothing pass.
-        """
-        given = self.hook_input(point, **fields)
-        contexts = []
-        changed: dict[str, Any] = {}
-        for hook in self.hooks.at(point, given.tool_name):
-            self.emit(HookStarted(point, hook.name, **self.tags))
-            outcome = yield hook, hook.bound(given, self.token)
-            result, failure = NOTHING, ""
-            try:
-                result = hook.result(point, outcome.result() if outcome is not None else None)
-            except BaseException as error:
-                failure = describe(error)
-            self.emit(HookFinished(point, hook.name, failure, **self.tags))
-            if failure:
-                self.emit(Warning(f"hook {hook.name} at {point} failed: {failure}", **self.tags))
-                if point in GUARDS:
-                    result = HookResult(block=True, reason=f"hook {hook.name} failed: {failure}")
-            if result.context:
-                contexts.append(result.context)
-            if result.updated_input is not None:
-                changed["updated_input"] = result.updated_input
-                given = replace(given, tool_input=result.updated_input)
-            if result.updated_response is not None:
-                changed["updated_response"] = result.updated_response
-                given = replace(given, tool_response=result.updated_response)
-            if result.block or result.allow:
-                return replace(result, **changed)
-        return HookResult(context="\n".join(contexts), **changed)
+        return fire(self, point, **fields)
 
     def stop_if_blocked(self, point: str, result: HookResult) -> None:
         """End the stream where a hook says so."""

@@ -14,11 +14,11 @@ from typing import Any
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed
 
-from .. import events
 from .._errors import describe
 from ..agent._hooks import Hook
 from ..execution._calls import Call
 from ._core import StreamCore
+from ._firing import answer, tell_finished, tell_started
 
 _logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class _Stage:
     def run(self, core: StreamCore) -> None:
         """Start them, and wait for each as long as it may take. Raises `Cancelled`."""
         for hook in self._starting(core):
-            core.emit(events.HookStarted(self.point, hook.name, **core.tags))
+            tell_started(core, self.point, hook)
         while self.calls:
             call, hook = self.calls[0]
             failure = ""
@@ -116,9 +116,7 @@ class _Stage:
                 call.cancel()
                 failure = f"did not end within {hook.timeout:g} s"
             self.calls.pop(0)
-            core.emit(events.HookFinished(self.point, hook.name, failure, **core.tags))
-            if failure:
-                core.emit(events.Warning(f"hook {hook.name} at {self.point} failed: {failure}", **core.tags))
+            tell_finished(core, self.point, hook, failure)
 
     def finish(self, core: StreamCore) -> None:
         """Start those that have not been, and give them the grace time."""
@@ -146,8 +144,5 @@ class _Stage:
 
 def _failure(call: Call, hook: Hook, point: str) -> str:
     """How a call that is over failed, if it did."""
-    try:
-        hook.result(point, call.inbox.try_recv().result())
-    except BaseException as error:
-        return describe(error)
-    return ""
+    _, failure = answer(hook, point, lambda: call.inbox.try_recv().result())
+    return failure

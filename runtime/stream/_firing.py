@@ -1,92 +1,106 @@
-"""Hooks that run beside the tool calls of a turn: how they end is a message to the worker, like the end of a call.
+"""The hooks at a point of a stream: run one after the other, and told in its events.
 
-So a hook of one call keeps no other call waiting, and holds no thread but the one it runs on.
+There is one way to do so, the generator `firing`, which yields each hook that it waits for. `fire` steps it where the
+worker has nothing else to do; the calls of a turn step it beside others, so that a hook of one keeps no other waiting.
+The hooks at the end of a turn and of a stream (`_end_hooks`) run all at once, whatever ends it; they are told the same.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
-from channels import CancelToken, Channel, ChannelClosed
+from channels import Cancelled, CancelToken
 
-from .._errors import NotInTime
-from ..agent._hooks import NOTHING, HookResult
-from ..execution._calls import Call, Finished, Outcome
-from ._core import StreamCore
-
-Then = Callable[[HookResult], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Late:
-    """A message to the worker: a hook has had its time."""
-
-    call: Call
-    timeout: float
+from .._errors import describe
+from ..agent._hooks import GUARDS, NOTHING, Hook, HookInput, HookResult, Hooks
+from ..events import Event, HookFinished, HookStarted, Warning
+from ..execution._calls import Calls, Outcome
+from ._reason import Tags
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """One hook under way; ``steps`` goes on when it has ended, ``then`` when all have."""
+class HookCall(NamedTuple):
+    """A hook to be run by ``function``, on a helper or as a task. What waits for it is sent its `Outcome`."""
 
-    steps: Generator[Any, Outcome | None, HookResult]
-    then: Then
-    deadline: CancelToken  # it goes when nobody holds it
+    hook: Hook
+    function: Callable[[], Any]
 
 
-class Firings:
-    """The hooks under way of one turn. Used by the worker's thread; what they post goes to ``inbox``."""
+class Hooked(Protocol):
+    """A stream, as its hooks know it."""
 
-    def __init__(self, core: StreamCore, inbox: Channel[Any]) -> None:
-        self._core = core
-        self._inbox = inbox
-        self._under_way: dict[Call, _Step] = {}
-        self._late: set[Call] = set()
+    hooks: Hooks
+    tags: Tags
+    token: CancelToken
+    calls: Calls
 
-    def start(self, point: str, then: Then, **fields: Any) -> None:
-        """Run the hooks at ``point``, then call ``then`` with what they come to: at once, where there are none."""
-        if self._core.hooks.at(point, fields.get("tool_name", "")):
-            self._step(self._core.firing(point, **fields), then, None)
-        else:
-            then(NOTHING)
+    def emit(self, event: Event) -> None: ...
+    def hook_input(self, point: str, **fields: Any) -> HookInput: ...
 
-    def take(self, message: Any) -> bool:
-        """Go on, where ``message`` is about a hook; whether it was."""
-        if not isinstance(message, (Finished, _Late)):
-            return False
-        step = self._under_way.pop(message.call, None)
-        if step is None:
-            return isinstance(message, _Late) or message.call in self._late
-        outcome: Outcome
-        if isinstance(message, _Late):
-            self._late.add(message.call)
-            message.call.cancel()
-            outcome = Outcome(None, NotInTime(f"{message.call.what} did not end within {message.timeout:g} s"))
-        else:
-            outcome = message
-        self._step(step.steps, step.then, outcome)
-        return True
 
-    def _step(self, steps: Generator[Any, Outcome | None, HookResult], then: Then, outcome: Outcome | None) -> None:
-        try:
+def firing(core: Hooked, point: str, **fields: Any) -> Generator[HookCall, Outcome, HookResult]:
+    """The hooks at ``point``, one after the other, each told what the one before has changed.
+
+    The first hook that blocks or allows is the last; context adds up. One that fails is a `Warning` event and nothing
+    more, but a guard that fails lets nothing pass.
+    """
+    hooks = core.hooks.at(point, fields.get("tool_name", ""))
+    if not hooks:
+        return NOTHING
+    given = core.hook_input(point, **fields)
+    contexts = []
+    changed: dict[str, Any] = {}
+    for hook in hooks:
+        tell_started(core, point, hook)
+        outcome = yield HookCall(hook, hook.bound(given, core.token))
+        result, failure = answer(hook, point, outcome.result)
+        tell_finished(core, point, hook, failure)
+        if failure and point in GUARDS:
+            result = HookResult(block=True, reason=f"hook {hook.name} failed: {failure}")
+        if result.context:
+            contexts.append(result.context)
+        if result.updated_input is not None:
+            changed["updated_input"] = result.updated_input
+            given = replace(given, tool_input=result.updated_input)
+        if result.updated_response is not None:
+            changed["updated_response"] = result.updated_response
+            given = replace(given, tool_response=result.updated_response)
+        if result.block or result.allow:
+            return replace(result, **changed)
+    return HookResult(context="\n".join(contexts), **changed)
+
+
+def fire(core: Hooked, point: str, **fields: Any) -> HookResult:
+    """Run the hooks at ``point``, and wait for them: what they come to. Raises `Cancelled`."""
+    steps = firing(core, point, **fields)
+    try:
+        hook, function = next(steps)
+        while True:
+            try:
+                outcome = Outcome(core.calls.run(f"hook {hook.name}", function, timeout=hook.timeout), None)
+            except BaseException as error:
+                if core.token.cancelled:
+                    raise Cancelled(core.token.cause) from error
+                outcome = Outcome(None, error)
             hook, function = steps.send(outcome)
-        except StopIteration as end:
-            then(end.value)
-            return
-        call = self._core.calls.start(f"hook {hook.name}", self._inbox, function)
-        deadline = CancelToken(timeout=hook.timeout)
-        self._under_way[call] = _Step(steps, then, deadline)
-        deadline.on_cancel(lambda: self._post(_Late(call, hook.timeout)))
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
 
-    def _post(self, message: _Late) -> None:
-        with contextlib.suppress(ChannelClosed):
-            self._inbox.try_send(message)
 
-    def __len__(self) -> int:
-        return len(self._under_way)
+def answer(hook: Hook, point: str, returned: Callable[[], Any]) -> tuple[HookResult, str]:
+    """What the hook has answered, or how it failed: ``returned`` says what it returned, or raises what it raised."""
+    try:
+        return hook.result(point, returned()), ""
+    except BaseException as error:
+        return NOTHING, describe(error)
 
-    def __repr__(self) -> str:
-        return f"<Firings {len(self)} under way>"
+
+def tell_started(core: Hooked, point: str, hook: Hook) -> None:
+    core.emit(HookStarted(point, hook.name, **core.tags))
+
+
+def tell_finished(core: Hooked, point: str, hook: Hook, failure: str) -> None:
+    core.emit(HookFinished(point, hook.name, failure, **core.tags))
+    if failure:
+        core.emit(Warning(f"hook {hook.name} at {point} failed: {failure}", **core.tags))

@@ -1,4 +1,4 @@
-"""What a running tool may use (`ToolContext`), and what it tells the worker of its stream through it."""
+"""What a running tool may use (`ToolContext`): it says all of it to the worker of its stream."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock
@@ -20,52 +19,12 @@ from ..session._message import ToolCall
 from ..session._session import Session
 from ..stream._core import StreamCore
 from ..team._nested import follow, open_nested
+from ._messages import Asked, Fire, Forwarded, Progress
 
 if TYPE_CHECKING:
     import asyncio
 
 _AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent's worker
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The tool of ``call_id`` asks; ``settled`` takes the answer, and does not wait. It may be called twice.
-
-    ``dropped`` is cancelled when the tool does not want to know any more.
-    """
-
-    call_id: str
-    question: Question
-    settled: Callable[[Answer], object]
-    dropped: CancelToken
-
-
-@dataclass(frozen=True, slots=True)
-class Forwarded:
-    """An event of a nested stream. Taking it gives one credit back."""
-
-    event: events.Event
-    credits: Channel[None]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What the tool of ``call_id`` says while it runs. Taking it gives one credit back."""
-
-    call_id: str
-    output: str
-    progress: float | None
-    total: float | None
-    credits: Channel[None]
-
-
-@dataclass(frozen=True, slots=True)
-class Fire:
-    """A nested stream has come to a point where this one has hooks; ``done`` closes when they have run."""
-
-    point: str
-    fields: Mapping[str, Any]
-    done: Channel[None]
 
 
 class Context:
@@ -208,13 +167,3 @@ def _question(message: str, schema: Mapping[str, Any] | None, url: str, timeout:
     if not url and schema is None:
         schema = {"type": "object", "properties": {}}
     return Question(message, schema, "url" if url else "form", url, timeout)
-
-
-def posting(inbox: Channel[Any], message: object) -> Callable[[], None]:
-    """A function that tells the worker, if it still listens."""
-
-    def post() -> None:
-        with contextlib.suppress(ChannelClosed):
-            inbox.try_send(message)
-
-    return post

@@ -448,7 +448,7 @@ def test_patterns_of_permissions_see_long_arguments_on_a_helper(monkeypatch: pyt
         threads.append(threading.current_thread().name)
         return decide(*args, **more)
 
-    monkeypatch.setattr("runtime.toolcalls._dispatch.decide", watched)
+    monkeypatch.setattr("runtime.toolcalls._approval.decide", watched)
     f = Tool("f", lambda x: "ran", parameters={"type": "object", "properties": {"x": {}}})
     session = Session.from_user("go")
     permissions = Permissions(deny=["f:x=*secret*"], approve_all=True)

@@ -571,17 +571,17 @@ def test_an_approval_for_a_tool_is_not_for_its_namesake(other: Any) -> None:
 
 def test_what_the_user_approves_too_late_for_the_call_holds_for_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stream ends between the answer and the worker's look at it."""
-    waits = _dispatch._Turn._wait
+    waits = _dispatch._Dispatcher._wait
 
-    def wait(turn: Any) -> None:
-        ask = next((each.ask for each in turn.running.values() if each.ask is not None), None)
+    def wait(dispatcher: Any) -> None:
+        ask = next((each.ask for each in dispatcher.turn.running.values() if each.ask is not None), None)
         if ask is None:
-            waits(turn)
+            waits(dispatcher)
             return
         assert answered.wait(10)
         raise Cancelled("the stream ends now")
 
-    monkeypatch.setattr(_dispatch._Turn, "_wait", wait)
+    monkeypatch.setattr(_dispatch._Dispatcher, "_wait", wait)
     answered = threading.Event()
     session = Session.from_user("go")
     with runtime_for(turn("a")) as runtime, runtime.run_stream(session) as stream:

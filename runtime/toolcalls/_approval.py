@@ -1,0 +1,105 @@
+"""Whether a tool call is made: what permissions, hooks and the user say of it, in this order."""
+
+from __future__ import annotations
+
+import functools
+from typing import Final
+
+from .. import events
+from ..agent._tool import Tool
+from ..human._asks import Ask
+from ..permissions import Decision, Rule, Verdict, decide
+from ..session._message import ToolCall
+from ._messages import Decided
+from ._running import Approval, Running, Steps
+
+_LONG: Final = 10_000  # characters of arguments
+
+
+def approval(running: Running) -> Steps[Decision]:
+    """What is decided about the call, and why. The first of these that says something decides:
+
+    1. a ``deny`` pattern at any level, also where everything is approved;
+    2. ``approve_all`` at any level;
+    3. the first level with an ``allow`` or ``ask`` pattern for the call: ``allow`` makes it, ``ask`` goes on with 5;
+    4. that the tool is read-only;
+    5. a hook at ``permission_request``;
+    6. the user;
+    7. where nobody is there to be asked, the call is refused.
+    """
+    core, tool = running.turn.core, running.tool
+
+    verdict, rule = _permitted(running)  # 1 to 4
+    if verdict == "deny":
+        return Decision(False, reason=f"it is denied by the permission {str(rule)!r}")
+    if verdict == "allow":
+        return Decision(True, reason=_why(rule, tool))
+
+    hooks = yield from running.fire("permission_request")  # 5
+    if hooks.allow:
+        return Decision(True, reason=hooks.reason or "a permission_request hook allows it")
+    if hooks.block:
+        return Decision(False, reason=hooks.reason or "a permission_request hook denies it")
+
+    if core.interactive:  # 6
+        ask = _asked(running)
+        told = running.fire("on_user_input", reason=f"approval of {tool.name}")
+        decision: Decision = yield Approval(ask, told)
+        remember(running, decision)
+        return decision
+
+    note = "it needs the user's approval, and nobody is there to be asked: this run is not interactive"  # 7
+    return Decision(False, reason=note)
+
+
+def _permitted(running: Running) -> tuple[Verdict, Rule | None]:
+    """What the permissions say, and the rule that says so."""
+    core, tool = running.turn.core, running.tool
+    said = core.permissions, tool.names, running.ready.shown
+    judge = functools.partial(decide, *said, owner=tool.owner, read_only=tool.read_only)
+    if len(running.call.arguments) < _LONG:
+        return judge()
+    verdict: tuple[Verdict, Rule | None] = core.calls.run("permissions", judge)  # patterns are held against all of it
+    return verdict
+
+
+def _asked(running: Running) -> Ask[ToolCall, Decision]:
+    """The question to the consumer of the stream. Its answer is awaited before anyone can see it."""
+    core, inbox = running.turn.core, running.turn.inbox
+
+    def settled(decision: Decision) -> None:
+        inbox.try_send(Decided(ask, decision))
+
+    ask = running.ask = Ask(core, core.root, running, running.call, settled)
+    ask.event = events.ToolCallConfirmation(
+        running.call, ask.id, running.ready.shown, running.tool.destructive, running.tool.server, **core.tags
+    )
+    core.shared.confirmations.register(ask, core.shared.answer_timeout)
+    core.shared.bridge.send(ask.event, to=core.events, cancel=core.token)
+    return ask
+
+
+def remember(running: Running, decision: Decision) -> None:
+    """What is approved for longer than once holds for the whole conversation: for the session of the outermost stream,
+    whose consumer has said so. A tool is that of its owner.
+    """
+    log, tool = running.turn.core.root.log, running.tool
+    if decision.approved and decision.scope == "tool":
+        log.allow(Rule.exactly(tool.names[-1], tool.owner))
+    elif decision.approved and decision.scope == "session":
+        log.allow(None)
+    running.ask = None
+
+
+def remember_late(running: Running) -> None:
+    """The same, where the user has said so, even if too late for the call."""
+    decision = None if running.ask is None else running.ask.answer
+    if decision is not None:
+        remember(running, decision)
+
+
+def _why(rule: Rule | None, tool: Tool) -> str:
+    """Why a call is made without asking."""
+    if rule is not None:
+        return f"it is allowed by the permission {str(rule)!r}"
+    return "it only reads" if tool.read_only else "everything is approved"

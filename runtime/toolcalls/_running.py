@@ -1,0 +1,104 @@
+"""A tool call under way, and what the calls of a turn share. Used by the worker's thread only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+from channels import CancelToken, Channel
+
+from ..agent._agent import Agent
+from ..agent._hooks import NOTHING, HookResult
+from ..agent._tool import Tool, ToolResult
+from ..execution._calls import INBOX, Call
+from ..human._asks import Ask
+from ..permissions import Decision
+from ..session._message import ToolCall
+from ..stream._core import StreamCore
+from ..stream._firing import HookCall, firing
+from ..stream._private_events import ConsumerCall
+from ._resolve import Ready
+
+T = TypeVar("T")
+
+OVER: Final = "the call that asked is over"
+
+
+class Approval(NamedTuple):
+    """The user, who is asked for approval. ``told`` are the hooks that are told so: they run meanwhile."""
+
+    ask: Ask[ToolCall, Decision]
+    told: Steps[HookResult]
+
+
+#: What a call waits for, and what it is sent then: a hook, its `Outcome`; a tool, its `Finished`, or None when the time
+#: of the tool is up; the user, a `Decision`.
+Wait: TypeAlias = HookCall | Call | Approval
+Steps: TypeAlias = Generator[Wait, Any, T]
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """The calls of one turn. Others post to ``inbox``, which closes when the turn is over."""
+
+    core: StreamCore
+    tools: Mapping[str, Tool]
+    order: dict[str | None, int]  # of the calls, by id
+    inbox: Channel[Any] = field(default_factory=lambda: Channel(INBOX, name="tool calls"))
+    running: dict[str, Running] = field(default_factory=dict)
+    results: dict[str, ToolResult] = field(default_factory=dict)
+    blocked: HookResult = NOTHING  # or what a hook said that ends the run after these calls
+    contexts: list[str] = field(default_factory=list)  # what hooks want the model to know next
+    successor: Agent | None = None  # whom the conversation is handed to
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A call that is checked, waits for approval, runs, or whose result is looked at. It has a ``task`` while its tool
+    runs, and an ``errand`` where that is on the consumer.
+    """
+
+    turn: Turn
+    call: ToolCall
+    ready: Ready
+    token: CancelToken
+    task: Call | None = None
+    errand: ConsumerCall | None = None
+    ask: Ask[ToolCall, Decision] | None = None  # for the user's approval, until what he said is remembered
+    notes: list[str] = field(default_factory=list)  # why nobody was asked, for the model to read
+    # The clock of a tool with a timeout stands still while the tool waits for somebody.
+    left: float | None = None
+    deadline: float | None = None
+    waits: int = 1  # it begins
+
+    @property
+    def tool(self) -> Tool:
+        return self.ready.tool
+
+    def fire(self, point: str, **fields: Any) -> Steps[HookResult]:
+        """The hooks at ``point``, told about this call."""
+        return firing(
+            self.turn.core,
+            point,
+            tool_name=self.tool.name,
+            tool_use_id=self.call.id,
+            tool_input=self.ready.arguments,
+            **fields,
+        )
+
+    def pause(self) -> None:
+        self.waits += 1
+        if self.deadline is not None:
+            self.left, self.deadline = self.deadline - time.monotonic(), None
+
+    def resume(self) -> None:
+        self.waits -= 1
+        if self.left is not None and not self.waits:
+            self.deadline, self.left = time.monotonic() + self.left, None
+
+    def stop(self) -> None:
+        """The tool does not run any more: who still asks for it is told so."""
+        self.task = self.errand = self.left = self.deadline = None
+        self.turn.core.shared.asks.withdraw(self, OVER)
