@@ -1,4 +1,4 @@
-"""Checks of what users give: a wrong value is an error where it is given, not where it is met."""
+"""Checks of the settings that users give: a wrong value is an error where it is given, not where it is used."""
 
 from __future__ import annotations
 

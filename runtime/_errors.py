@@ -1,4 +1,4 @@
-"""What can go wrong, as a caller meets it."""
+"""The exceptions of the runtime, as a caller meets them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class SessionBusy(Exception):
 
 
 class NotRunning(LookupError):
-    """No stream runs on the session that could be told anything, or it has come to its end: it was not told."""
+    """No stream on the session could take the message, or it has come to its end. The message was not recorded."""
 
 
 class StreamStuck(Exception):
@@ -140,15 +140,15 @@ class ModelError(Portable):
 
 
 class HookFailed(Exception):
-    """A hook broke. The stream goes on."""
+    """A hook failed, or answered something that cannot be read. The stream goes on."""
 
 
 class BadArguments(ValueError):
-    """The arguments of a call are not what the tool takes. The model reads the text, and can mend them."""
+    """The arguments of a tool call are not what the tool takes. The model reads the text, and can call again."""
 
 
 class NotInTime(TimeoutError):
-    """A call did not end in time. What a function raises itself is never this."""
+    """A foreign call did not end within its timeout. An exception that the called function raises is never this one."""
 
 
 def describe(error: BaseException) -> str:

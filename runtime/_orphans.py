@@ -1,6 +1,6 @@
-"""Processes that end with this one, whatever signal it got: SIGKILL leaves no time to end them.
+"""Child processes that end with this process, whatever signal ended it: SIGKILL leaves no time to end them.
 
-On Linux the kernel kills them. It has to be asked by the process itself before it becomes the program that is wanted,
+On Linux the kernel kills them. The child has to ask for that itself before it becomes the program that is wanted,
 which `setpriv` does; code of ours cannot, between a fork and an exec in a process with threads. Elsewhere, and where
 there is no such `setpriv`, programs are started as they are, and see the end of their input.
 """

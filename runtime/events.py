@@ -25,7 +25,7 @@ def _now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What all events have."""
+    """The base of all events, with the fields that all of them have."""
 
     type: ClassVar[str] = ""
 
@@ -92,7 +92,7 @@ class AgentChoice(Event):
 
 @dataclass(frozen=True, slots=True)
 class AgentChoiceReasoning(Event):
-    """A piece of what the model thinks aloud."""
+    """A piece of the reasoning that the model shows."""
 
     type: ClassVar[str] = "agent_choice_reasoning"
 
@@ -110,7 +110,7 @@ class PartialToolCall(Event):
 
 @dataclass(frozen=True, slots=True)
 class ToolCallStarted(Event):
-    """The turn of a tool call has come. Its `ToolCallResponse` follows, whatever becomes of it."""
+    """A tool call begins: it is checked, permitted and run. Its `ToolCallResponse` follows, whatever becomes of it."""
 
     type: ClassVar[str] = "tool_call"
 
@@ -136,7 +136,7 @@ class ToolCallConfirmation(Event):
 
 @dataclass(frozen=True, slots=True)
 class ToolCallOutput(Event):
-    """What a tool says while it runs (`ToolContext.progress`): a text, and how far it has come, of how much."""
+    """Progress of a running tool (`ToolContext.progress`): a text, and how far it has come, of how much."""
 
     type: ClassVar[str] = "tool_call_output"
 
@@ -148,7 +148,7 @@ class ToolCallOutput(Event):
 
 @dataclass(frozen=True, slots=True)
 class ToolCallResponse(Event):
-    """What a tool answered, as the model will see it."""
+    """The result of a tool call, as the model will see it."""
 
     type: ClassVar[str] = "tool_call_response"
 
@@ -243,7 +243,7 @@ class Warning(Event):
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage(Event):
-    """What a model call used, and the stream so far, with the streams nested in it.
+    """The tokens that a model call used, and the sums of the stream so far, with the streams nested in it.
 
     ``cached_tokens`` are part of the input, ``reasoning_tokens`` of the output. Costs are in dollars, and None where
     a model has no price.
@@ -299,7 +299,7 @@ class BudgetExceeded(Event):
 
 @dataclass(frozen=True, slots=True)
 class AgentInfo(Event):
-    """Who acts, with which model."""
+    """The agent that acts, and its model."""
 
     type: ClassVar[str] = "agent_info"
 
@@ -414,7 +414,7 @@ _TYPES: dict[str, type[Event]] = {
 
 
 def _plain(value: Any) -> Any:
-    """``value`` as JSON has it."""
+    """``value`` made of what JSON has."""
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, (Message, Image)):

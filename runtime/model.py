@@ -1,4 +1,4 @@
-"""What a model is to the runtime: something that streams deltas.
+"""The `Model` protocol, and the deltas that a model streams.
 
 A model is any object with an ``id`` and a ``stream`` method; nothing needs to be inherited. ``stream`` returns an
 asynchronous iterator (network models: it runs as a task on the event loop's thread) or a plain iterator (in-process
@@ -25,7 +25,7 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """A piece of what the model thinks aloud."""
+    """A piece of the model's reasoning."""
 
     text: str
 
@@ -59,14 +59,14 @@ class UsageDelta:
 
 @dataclass(frozen=True, slots=True)
 class FinishDelta:
-    """Why the model stopped: ``stop``, ``tool_calls``, ``length``, or what the provider says."""
+    """The end of the reply: the ``reason`` is ``stop``, ``tool_calls``, ``length``, or a word of the provider."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class NativeDelta:
-    """What the provider wants back with the reply, in its own form, such as signed thoughts: `Message.native`.
+    """Data that the provider wants back with the reply, in its own form, such as signed thoughts: `Message.native`.
 
     ``content`` is ready for JSON. It comes with the end of a whole reply, and no other provider is shown it.
     """
@@ -98,7 +98,7 @@ class ToolDefinition:
 
 @dataclass(frozen=True, slots=True)
 class OutputSchema:
-    """What a run's last reply is to be: JSON that fits ``schema``. ``name`` is that of the type."""
+    """The structured output of a run: its last reply is JSON that fits ``schema``. ``name`` is that of the type."""
 
     name: str
     schema: Mapping[str, Any]
@@ -106,7 +106,7 @@ class OutputSchema:
 
 @runtime_checkable
 class Model(Protocol):
-    """A language model."""
+    """A language model: any object with an ``id`` and a ``stream`` method. Streams may use it from several threads."""
 
     @property
     def id(self) -> str:

@@ -1,9 +1,9 @@
-"""Permissions: which tool calls are made, which the user is asked about, which are refused.
+"""Permissions: which tool calls are allowed, which the user is asked about, which are denied.
 
 A pattern names a tool, and may name arguments: ``shell``, ``read_*``, ``shell:cmd=git*``, ``copy:to=/etc/*:force=*``.
 Patterns are those of the shell (``*``, ``?``, ``[a-z]``; ``*`` spans everything, line breaks too) and are held against
-the values that the tool gets, in the one spelling of `_spelling`, never against what the model wrote: there is more
-than one way to write a value. Where ``:NAME=`` is part of a value, it is written ``[:]NAME=``. The tools of an MCP
+the values that the tool gets, in the one spelling of `foreign/_spelling`, never against the model's own text: there is
+more than one way to write a value. Where ``:NAME=`` is part of a value, it is written ``[:]NAME=``. The tools of an MCP
 server are also known as ``mcp:SERVER:TOOL``, and all of them as ``mcp:SERVER``.
 """
 
@@ -27,7 +27,7 @@ _ARGUMENT = re.compile(r":([\w.$-]+)=")  # where an argument begins; a colon by 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the user said about a tool call.
+    """The user's decision about a tool call.
 
     An approval holds for this call (``once``), for every call of this tool (``tool``) or for all calls (``session``),
     as long as the session lives. The model reads the ``reason`` of a rejection.
@@ -72,7 +72,7 @@ class Rule:
     def matches(
         self, names: Sequence[str], arguments: Mapping[str, Any], *, owner: str = "", ignore_case: bool
     ) -> bool:
-        """Whether it is about a call with these `spelled` ``arguments`` of a tool of ``owner``, known by ``names``."""
+        """Whether the rule matches a call with `spelled` ``arguments``, of a tool of ``owner`` known by ``names``."""
         if self.owner and self.owner != owner:
             return False
         if not any(_fits(name, self.tool, ignore_case) for name in names):
@@ -87,8 +87,8 @@ class Rule:
         return f"{said} (of {self.owner})" if self.owner else said
 
     def check(self, name: str, known: Collection[str]) -> None:
-        """Raise `ValueError` where it is for the tool ``name``, which has no argument that is named here: it would
-        match no call, and deny nothing.
+        """Raise `ValueError` where the rule is for the tool ``name`` and names an argument that the tool does not have:
+        it would match no call, and deny nothing.
         """
         for each, _ in self.arguments:
             if self.tool == name and each not in known:
@@ -100,7 +100,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """Patterns for calls that are made without asking, asked about, and refused; immutable.
+    """Patterns for the tool calls that are allowed without asking, asked about, and denied. Immutable.
 
     ``approve_all`` allows whatever no ``deny`` matches. ``deny`` and ``ask`` ignore case, ``allow`` does not: in doubt
     there is a question. Raises `ValueError` for what is not a pattern, `TypeError` for what is not text.
@@ -138,7 +138,7 @@ def decide(
     owner: str = "",
     read_only: bool,
 ) -> tuple[Verdict, Rule | None]:
-    """What becomes of a call, and the rule that says so. ``levels`` are in order, the one that counts most first.
+    """The decision about a call, and the rule that made it. ``levels`` are in order, the one that counts most first.
     ``arguments`` are `spelled`.
 
     A deny at any level wins, also over ``approve_all``. Then the first level that allows or asks decides; within one,

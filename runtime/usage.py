@@ -1,4 +1,4 @@
-"""What model calls use, and what that costs: tokens, prices, dollars.
+"""Usage and prices: the tokens that model calls use, and their cost in dollars.
 
 Costs are floats: a double keeps a bill of a million dollars right to less than a billionth of one, and JSON has no
 decimals. An unknown cost is None, and so is every total that it is part of: unpriced is not free.
@@ -35,11 +35,11 @@ class Usage:
 
     @property
     def tokens(self) -> int:
-        """Input and output."""
+        """The sum of input and output tokens."""
         return self.input_tokens + self.output_tokens
 
     def __add__(self, other: Usage) -> Usage:
-        """Both together. The cost is unknown where one of them is."""
+        """The sum of two usages. Its cost is unknown where one of them is."""
         return Usage(
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
@@ -75,7 +75,7 @@ class Prices:
         return price_of(model)
 
     def priced(self, model: str, usage: Usage) -> Usage:
-        """``usage`` of one call, with its cost."""
+        """``usage`` of one call of ``model``, with its cost filled in."""
         price = self.find(model)
         return replace(usage, cost=None if price is None else price.cost(usage))
 

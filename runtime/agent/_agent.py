@@ -1,4 +1,4 @@
-"""Agents and teams: who acts, with what."""
+"""`Agent` and `Team`: who acts, with which model, instructions, tools and hooks."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Agent:
 
     @property
     def made_tools(self) -> tuple[Tool, ...]:
-        """Its ``tools``, those that were given as functions too."""
+        """The agent's ``tools``, with those that were given as functions made into `Tool` objects."""
         return self.tools  # type: ignore[return-value]
 
     def __repr__(self) -> str:
@@ -118,7 +118,7 @@ class Agent:
 
 @dataclass(frozen=True)
 class Team:
-    """Several agents; the first is the one that is spoken to. ``permissions`` are for the tool calls of them all.
+    """Several agents; the user speaks to the first. ``permissions`` hold for the tool calls of all of them. Immutable.
 
     Agents may name each other in ``sub_agents`` and ``handoffs``.
     """
@@ -152,5 +152,5 @@ class Team:
 
     @property
     def root(self) -> Agent:
-        """The agent that is spoken to."""
+        """The first agent of the team, which the user speaks to."""
         return self.agents[0]

@@ -1,4 +1,4 @@
-"""`Budget`: what a run may use."""
+"""`Budget`: how many tokens, dollars and seconds a run may use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a long conversation is shown to the model as: `Compaction`."""
+"""`Compaction`: when and how a long conversation is made shorter for the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..model import Model
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
-    """When and how what a model is shown is made shorter. The session keeps everything.
+    """When and how the conversation that a model is shown is made shorter. The session keeps everything.
 
     Before a model call that would fill more than ``at`` of the context window, and once after a `ModelError` with code
     ``context_overflow``: old tool results are cut to ``result_limit`` characters; where that is not enough, the older

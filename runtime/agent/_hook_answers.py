@@ -1,4 +1,4 @@
-"""What the command of a hook answers on its standard output: in our words, in docker-agent's or in Claude Code's.
+"""Reads the answer of a hook's command on its standard output: in our words, in docker-agent's or in Claude Code's.
 
 A guard is written to stop something: an answer that is there, and cannot be read, is an error and never a yes.
 """
@@ -71,7 +71,7 @@ def _translated(theirs: Mapping[str, Any], reason: str, taken: Collection[str]) 
 
 
 def _object_in(said: str) -> Mapping[str, Any] | None:
-    """The JSON object in a text; None where there is none."""
+    """The JSON object that stands in a text; None where there is none."""
     text = said.lstrip("\ufeff").strip()
     if not text:
         return None

@@ -93,7 +93,7 @@ class HookInput:
 
 @dataclass(frozen=True, slots=True)
 class HookResult:
-    """What a hook may answer. Not every point takes everything: an answer that it does not take is a `Warning`.
+    """The answer of a hook. Not every hook point takes every field: one that a point does not take is a `Warning`.
 
     ``block`` stops what is about to happen, for a ``reason``. ``context`` is something that the model should know.
     ``updated_input`` replaces the arguments of a tool call, ``updated_response`` the result of one. ``allow`` answers
@@ -121,7 +121,7 @@ _ANSWERS: Final[Mapping[str, type]] = {
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A callable or a command, where it needs more said than that.
+    """A hook with settings: a callable or a command, with a matcher or a timeout.
 
     ``matcher`` chooses the tools it is for, by name: patterns as in the shell, with ``|`` between them, such as
     ``shell|write_*``. It belongs to the hook points of tools. After ``timeout`` seconds the hook has failed; a command
@@ -145,13 +145,13 @@ class Hook:
 
     @property
     def name(self) -> str:
-        """What it is called in events."""
+        """The name of the hook in events."""
         if callable(self.target):
             return getattr(self.target, "__qualname__", None) or type(self.target).__qualname__
         return self.target if isinstance(self.target, str) else shlex.join(self.target)
 
     def matches(self, tool_name: str) -> bool:
-        """Whether it is for this tool."""
+        """Whether the hook is for calls of this tool."""
         return self.matcher == "*" or any(fnmatchcase(tool_name, pattern) for pattern in self.matcher.split("|"))
 
     def bound(self, given: HookInput, cancel: CancelToken | None) -> Callable[[], Any]:
@@ -177,7 +177,7 @@ class Hook:
         return HookResult(**read_answer(ended.out, HOOK_POINTS[given.hook_event_name]))
 
     def result(self, point: str, value: Any) -> HookResult:
-        """What the hook answered at ``point``. Raises `HookFailed`."""
+        """The answer of the hook at ``point``, checked. Raises `HookFailed`."""
         if value is None:
             return NOTHING
         if not isinstance(value, HookResult):
@@ -220,12 +220,12 @@ class Hooks:
 
 
 def _private(given: HookInput) -> HookInput:
-    """With a copy of the arguments: what a hook does to them reaches neither the tool nor the other hooks."""
+    """The hook input with a copy of the arguments: a change of them reaches neither the tool nor the other hooks."""
     return given if given.tool_input is None else replace(given, tool_input=deepcopy(given.tool_input))
 
 
 def _kept(value: Any) -> Any:
-    """What a hook has answered, which it cannot change any more."""
+    """The answer of a hook, copied: the hook cannot change it any more."""
     if isinstance(value, HookResult) and isinstance(value.updated_input, Mapping):
         return replace(value, updated_input=deepcopy(value.updated_input))
     return value

@@ -1,4 +1,4 @@
-"""What the last word of a run is to be: JSON that fits a type."""
+"""Structured output: the last reply of a run is JSON that fits a type."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _CLOSING: Final = re.compile(r"</(?:think|thinking|reasoning)>")
 
 
 class InvalidOutput(ValueError):
-    """The text is not what was asked for. It is written for the model, which may mend it."""
+    """A reply does not fit the output type. The error's text is written for the model, which may mend its reply."""
 
 
 class Output:
-    """What ``output_type`` stands for. Raises `TypeError` for a type that JSON cannot be made into."""
+    """An ``output_type``: its schema, and how replies are read. Raises `TypeError` for a type that JSON cannot say."""
 
     def __init__(self, wanted: Any) -> None:
         definitions: dict[str, Definition] = {}
@@ -46,7 +46,7 @@ class Output:
         )  # fmt: skip
 
     def read(self, text: str) -> Any:
-        """The value that ``text`` says. Raises `InvalidOutput`. Calls code of the type: not for the worker.
+        """The value in the reply ``text``. Raises `InvalidOutput`. Calls code of the type, so it is not for the worker.
 
         Many models say more than the JSON that they are asked for: thoughts before it, a sentence on either side, a
         fence around it, an object around a list. What fits the type counts, and of several the last.
@@ -96,7 +96,7 @@ def _said(text: str) -> Iterator[Any]:
 
 
 def _without_thoughts(text: str) -> str:
-    """What follows the thoughts, which some servers leave in the text; the tag that begins them is often missing."""
+    """The text after the thoughts, which some servers leave in it; the tag that begins them is often missing."""
     if thought := _THOUGHT.match(text):
         return text[thought.end() :]
     *_, after = _CLOSING.split(text)
@@ -112,7 +112,7 @@ def _why(text: str) -> str:
 
 
 def output_for(model: Model, wanted: OutputSchema | None) -> dict[str, OutputSchema]:
-    """What `Model.stream` is given beside the rest: ``output``, where something is wanted and ``model`` takes it."""
+    """The keyword arguments for `Model.stream`: ``output``, where an output type is wanted and ``model`` takes it."""
     if wanted is None:
         return {}
     try:

@@ -1,4 +1,4 @@
-"""What a run came to."""
+"""`RunResult`: the result of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RunResult(Generic[T]):
-    """What a run came to: the final text, the messages it added, what it used, the reason of its end.
+    """The result of a run: the final text, the messages it added, what it used, the reason of its end.
 
     ``usage`` counts the streams nested in it too; that of the session is `Session.usage`. ``output`` is what the text
     says, where the run or its agent has an ``output_type``. ``stuck`` names what of the run has not ended yet, such as

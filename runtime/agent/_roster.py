@@ -1,4 +1,4 @@
-"""Which agents can come to act, by name."""
+"""`Roster`: the agents that can come to act in a stream, by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ._agent import Agent
 
 
 class Roster:
-    """Some agents, and all that they name as sub-agents or for hand-offs, and so on.
+    """Agents by name: those it was given, and all that these name as sub-agents or for hand-offs, and so on.
 
     A name leads to one agent. Raises `ValueError` where two have the same, or nobody has it. ``above`` is asked for the
     names that are not found here.
@@ -36,7 +36,7 @@ class Roster:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the agents here, those that were given first."""
+        """The names of the agents that were given first, without those that they name."""
         return tuple(self._agents)
 
     def find(self, name: str | None) -> Agent | None:

@@ -1,4 +1,4 @@
-"""What a stream has used, and what it may: its budgets."""
+"""`Spending`: the tokens, dollars and seconds that a stream has used, held against its budgets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ._budget import Budget
 
 
 class Spending:
-    """What a stream and the streams nested in it have used, and what they may. `add` is called by their workers."""
+    """The usage and the budgets of a stream and the streams nested in it. `add` is called by their workers."""
 
     def __init__(self, budgets: Iterable[Budget | None], above: Spending | None) -> None:
         self.budgets = [budget for budget in budgets if budget is not None]
@@ -37,7 +37,7 @@ class Spending:
         return any(budget.cost is not None for budget in self._all_budgets())
 
     def is_blind(self, model: str) -> bool:
-        """Whether there is a budget that cannot be kept because ``model`` reports nothing. True once for a model."""
+        """Whether a budget cannot be kept because ``model`` reports no usage. True once for each model."""
         if model in self._blind or all(each.tokens is None and each.cost is None for each in self._all_budgets()):
             return False
         self._blind.add(model)

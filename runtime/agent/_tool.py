@@ -1,4 +1,4 @@
-"""Tools: functions that a model may call."""
+"""Tools: functions that a model may call, and toolsets that have to be started."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Action = Literal["accept", "decline", "cancel"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the user said to a question. ``content`` belongs to ``accept``; ``note`` says why nobody was asked."""
+    """The answer to a question (elicitation). ``content`` belongs to ``accept``; ``note`` says why nobody was asked."""
 
     action: Action
     content: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -55,7 +55,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a tool gives back, as the model will see it.
+    """The result of a tool call, as the model will see it.
 
     ``images`` go beside the text, for models that can see; ``content`` should say in words what stands where.
     """
@@ -156,12 +156,12 @@ class Tool:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What permissions may call it; the last is the most exact."""
+        """The names of the tool in permissions; the last is the most exact."""
         return (self.name, f"mcp:{self.server}", f"mcp:{self.server}:{self.name}") if self.server else (self.name,)
 
     @property
     def owner(self) -> str:
-        """Whose it is: its server's, or the code's that it was made from. Two tools of one name may have two owners."""
+        """The owner of the tool: its server, or the code it is made from. Tools of one name may have two owners."""
         if self.server:
             return f"mcp:{self.server}"
         code = self.function if hasattr(self.function, "__qualname__") else type(self.function)
@@ -169,7 +169,7 @@ class Tool:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """What the arguments are that a call leaves out, as far as that is known."""
+        """The default values of the arguments that a call leaves out, as far as they are known."""
         properties = properties_of(self.parameters).items()
         return {**{name: schema["default"] for name, schema in properties if "default" in schema}, **self.given}
 
@@ -186,7 +186,7 @@ class Tool:
         return dict(values) if self.context_parameter is None else {**values, self.context_parameter: context}
 
     def __get__(self, instance: object, owner: type | None = None) -> Tool:
-        """Marked in a class, it is the tool of an object: ``Shop().sell``."""
+        """Bind a tool that is marked in a class to an object: ``Shop().sell``."""
         if instance is None or not self.unbound:
             return self
         bound = copy.copy(self)
@@ -308,7 +308,7 @@ def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
 
 
 def _name_of(function: Callable[..., Any]) -> str:
-    """What a tool is called that is given no name. Raises `TypeError` where the function has none."""
+    """The name of a tool that is given none: that of its function. Raises `TypeError` where the function has none."""
     while isinstance(function, functools.partial):
         function = function.func
     name = getattr(function, "__name__", "")

@@ -1,4 +1,4 @@
-"""What a running tool may use."""
+"""`ToolContext`: what a running tool may use beside its arguments."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ class ToolContext(CallContext, Protocol):
 
     @property
     def cancel(self) -> CancelToken:
-        """Cancelled when the stream is, or the call's time is up: pass it as ``cancel=``, or look at
-        ``cancel.cancelled``.
+        """The call's token, cancelled when the stream is, or the call's time is up.
+
+        Pass it as ``cancel=`` to what waits, or look at ``cancel.cancelled``.
         """
 
     def progress(self, output: str = "", progress: float | None = None, total: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a model is shown of a session, and how much that is."""
+"""The messages that a model is shown of a session, and how many tokens they are."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def fitted(messages: Sequence[Message], budget: int) -> list[Message]:
 
 
 def level(sizes: Iterable[int], budget: int) -> int:
-    """How much each may have of what together shall be no more than ``budget``."""
+    """The highest size each item may have so that all together are no more than ``budget``."""
     ordered = sorted(sizes)
     for i, size in enumerate(ordered):
         share = max(budget, 0) // (len(ordered) - i)
@@ -68,7 +68,7 @@ def level(sizes: Iterable[int], budget: int) -> int:
 
 
 def _cut(message: Message, most: int) -> Message:
-    """In no more than ``most`` tokens, where there is something in it that can be cut."""
+    """The message in no more than ``most`` tokens, where there is something in it that can be cut."""
     calls = message.tool_calls
     if calls and tokens((replace(message, content="", images=()),)) > most:
         # JSON that is cut is none: the arguments are left out as a whole, and what the provider has said in its form.
@@ -92,7 +92,7 @@ def text_tokens(text: str) -> int:
 
 
 def tokens(messages: Iterable[Message], tools: Iterable[ToolDefinition] = ()) -> int:
-    """How many tokens they are, about."""
+    """How many tokens the messages are, about."""
     count = 0
     for message in messages:
         calls = sum(len(call.name) + text_tokens(call.sound_arguments) * _CHARACTERS for call in message.tool_calls)

@@ -27,7 +27,7 @@ _NOTHING: Final = object()  # an optional field that was left empty
 
 
 def _tool(request: ToolCallConfirmation) -> tuple[str, ...]:
-    """Which tool it is, and not a namesake."""
+    """The key of the tool that a confirmation is about, which no namesake shares."""
     return request.session_id, request.agent_name, request.server, request.tool_call.name
 
 
@@ -40,7 +40,7 @@ class _Left(Exception):
 
 
 class Questions:
-    """Has the questions of a stream answered.
+    """Gets answers to the questions of a stream: from the terminal, or from the command line.
 
     ``given`` are the answers of the command line, by field: proposals where there is a terminal, otherwise all there
     is, and a question that they leave open is declined. ``read`` is `Terminal.read`, ``agent`` who is spoken to: others

@@ -226,7 +226,7 @@ def _ask_prompt(terminal: Terminal, agent: Agent) -> str:
 
 
 def _piped() -> str:
-    """What standard input says, to its end."""
+    """The text of standard input, read to its end."""
     try:
         return sys.stdin.read().strip()
     except (OSError, ValueError) as error:
@@ -234,7 +234,7 @@ def _piped() -> str:
 
 
 def _load_model(terminal: Terminal, agent: Agent) -> None:
-    """A model in this process keeps all threads waiting while it is loaded, so that is said before."""
+    """Load a model in this process. That keeps all threads waiting, so the terminal says so before."""
     model: Any = agent.model
     if not hasattr(model, "load"):
         return
@@ -248,7 +248,7 @@ def _load_model(terminal: Terminal, agent: Agent) -> None:
 def _follow(
     stream: EventStream, terminal: Terminal, screen: Screen, questions: Questions, interrupts: _Interrupts
 ) -> str:
-    """Show the stream until it ends; what went wrong, by its own account."""
+    """Show the stream until it ends; the text of the problem that ended it, empty where there was none."""
     screen.wait()
     problem = ""
     said = False
@@ -283,7 +283,7 @@ def _follow(
 
 
 def _question(event: events.Event) -> events.ElicitationRequest | None:
-    """What ``event`` asks, if it does."""
+    """The question that ``event`` asks, if it asks one."""
     if isinstance(event, events.MaxIterationsReached) and event.request_id:
         text = f"It has taken all of its {event.max_iterations} turns. How many more may it take?"
         return events.ElicitationRequest(event.request_id, text, schema=MORE)
@@ -317,7 +317,7 @@ def _report(stream: EventStream, terminal: Terminal, problem: str, interrupts: _
 
 
 def _cause(stream: EventStream) -> BaseException | None:
-    """What was raised in the worker."""
+    """The exception that was raised in the worker."""
     try:
         stream.result()
     except RunError as error:
@@ -326,7 +326,7 @@ def _cause(stream: EventStream) -> BaseException | None:
 
 
 def _show_traceback(stream: EventStream, terminal: Terminal) -> None:
-    """What was raised in tools, and what ended the run."""
+    """Print the tracebacks of the tools that failed, and of what ended the run."""
     try:
         text = "\n".join(stream.failures)
         stream.result()

@@ -1,4 +1,4 @@
-"""The fields of a form: what is asked for, in words, and what somebody typed, as a value."""
+"""The fields of a form: their descriptions in words, and the values of what somebody typed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class NotUnderstood(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One thing that a form asks for. ``schema`` has its reference resolved, and no null."""
+    """One field of a form. ``schema`` has its reference resolved, and no null."""
 
     name: str
     schema: Mapping[str, Any]
@@ -48,14 +48,14 @@ class Field:
 
     @property
     def note(self) -> str:
-        """What it is about, and what it may be."""
+        """The description of the field, and the values that it may have."""
         description = str(self.schema.get("description", ""))
         kind = self._kind()
         return f"{description} ({kind})" if description else kind
 
     @property
     def default(self) -> Any:
-        """What it is when nobody says anything; None where that is open."""
+        """The default value of the field; None where there is none."""
         return self.schema.get("default")
 
     def read(self, text: str) -> Any:
@@ -144,7 +144,7 @@ def fields_of(form: Mapping[str, Any] | None) -> list[Field]:
 
 
 def _readable(schema: object) -> dict[str, Any]:
-    """What can be understood of a schema: a server may write anything there, and the form is shown all the same."""
+    """The part of a schema that can be understood: a server may write anything, and the form is shown all the same."""
     if not isinstance(schema, Mapping):
         return {}
     said = {key: each for key, each in schema.items() if isinstance(each, _KINDS.get(key, object))}
@@ -159,7 +159,7 @@ def _readable(schema: object) -> dict[str, Any]:
 
 
 def _options(schema: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """What there is to choose from, each with what people call it."""
+    """The values to choose from, each with its label."""
     if schema.get("enum"):
         names = schema.get("enumNames", ())
         values: Sequence[Any] = schema["enum"]

@@ -95,7 +95,7 @@ def replayed(team: Team, recording: Recording, *, live_tools: bool) -> Team:
 
 
 def _explained(error: Exception, source: str, path: Path | None) -> CannotLoad:
-    """What went wrong when the module ran, and where in it."""
+    """The error that a module raised when it ran, with the line of it."""
     if isinstance(error, MissingExtra) or type(error).__name__ == "ModelUnavailable":
         return CannotLoad(_one_line(error))
     place = source

@@ -135,17 +135,17 @@ def said(arguments: Mapping[str, Any], most: int) -> str:
 
 
 def named(call: ToolCall) -> str:
-    """The name of the tool that is called."""
+    """The name of the called tool, as `_name` writes it."""
     return _name(call.name)
 
 
 def _name(name: str) -> str:
-    """As it is where it cannot pass for something else, otherwise quoted."""
+    """A name as it is where it cannot pass for something else, otherwise quoted."""
     return name if _PLAIN.fullmatch(name) else escaped(json.dumps(name, ensure_ascii=False))
 
 
 def _short(text: str, most: int) -> str:
-    """The beginning, and of what is decided on the end too: there it may say what matters."""
+    """The beginning of a text, and its end where something is decided on it: what matters may stand there."""
     if len(text) <= most:
         return text
     half = most // 2

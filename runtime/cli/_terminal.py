@@ -29,7 +29,7 @@ _LINE = 10_000  # characters of one line: a terminal that wraps more than that s
 
 
 class Over(Exception):
-    """Nobody waits for an answer any more."""
+    """The question is over: nobody waits for an answer any more."""
 
 
 def printable(text: str) -> str:
@@ -76,7 +76,7 @@ class Guarded:
 
 
 class _Place:
-    """Where streams end up."""
+    """The place where output streams end up, such as a terminal: how far its last line has come."""
 
     column = 0  # how many characters the last line has
 
@@ -102,7 +102,7 @@ class _Stream:
             io.reconfigure(errors="replace")  # type: ignore[attr-defined]
 
     def write(self, text: str, style: str = "", end: str = "") -> None:
-        """The only way for text to get here: what it says is made printable, and nobody can forget to."""
+        """Write ``text``. This is the only way for text to get out, so nobody can forget to make it printable."""
         text = printable(text)
         if not text and not end:
             return
@@ -114,7 +114,7 @@ class _Stream:
         self.write(text if whole else _bounded(text), style, "\n")
 
     def raw(self, text: str) -> None:
-        """What has been made printable already, and what moves the cursor: from this file only."""
+        """Write text that was made printable already, or that moves the cursor: from this file only."""
         try:
             self.io.write(text)
             self.io.flush()
@@ -151,24 +151,24 @@ class Terminal:
     # -- lines ---------------------------------------------------------------------------------------------------------
 
     def part(self, name: str) -> None:
-        """What comes now belongs to part ``name`` of the conversation. A blank line sets it off from another part."""
+        """Begin part ``name`` of the conversation, unless it has begun. A blank line sets it off from the last."""
         if self._part not in ("", name):
             self._clear()
             self._out.write("\n" if self._out.place.fresh else "\n\n")
         self._part = name
 
     def text(self, text: str, style: str = "") -> None:
-        """A piece of text, as it comes."""
+        """Show a piece of the conversation's text, as it comes."""
         self._clear()
         self._out.write(text, style)
 
     def line(self, text: str, style: str = "") -> None:
-        """A line of the conversation."""
+        """Show a line of the conversation."""
         self._clear()
         self._out.line(text, style)
 
     def note(self, text: str, style: str = "") -> None:
-        """A line about the conversation."""
+        """Show a line about the conversation, on standard error."""
         self._clear()
         self._err.line(text, style)
 
@@ -181,7 +181,7 @@ class Terminal:
     # -- questions -----------------------------------------------------------------------------------------------------
 
     def ask(self, text: str, style: str = "", *, whole: bool = False) -> None:
-        """A line of a question; ``whole`` however long it is."""
+        """Show a line of a question; with ``whole``, however long it is."""
         self._clear()
         self._questions.line(text, style, whole=whole)
 
@@ -194,7 +194,7 @@ class Terminal:
                 termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
     def read(self, prompt: str, over: Callable[[], bool] = lambda: False) -> str:
-        """A line that the user enters. Raises `EOFError`, and `Over` once ``over()`` says that nobody waits for it."""
+        """Read a line from the user. Raises `EOFError`, and `Over` once ``over()`` says that nobody waits for it."""
         self._clear()
         self._questions.write(prompt)
         try:
@@ -216,7 +216,7 @@ class Terminal:
     # -- waiting -------------------------------------------------------------------------------------------------------
 
     def waiting(self, what: str) -> None:
-        """From now on the status line, when there is need of one, says ``what``."""
+        """Let the status line say ``what`` from now on, when there is need of one."""
         if what != self._what:
             self._clear()
             self._what = what
@@ -277,7 +277,7 @@ class Terminal:
         self._next = self._since + PATIENCE
 
     def _clear(self) -> None:
-        """Before anything is shown: take the status line away, and have patience again."""
+        """Take the status line away before anything else is shown, and start its patience anew."""
         self._restart()
         if self._drawn:
             self._raw(_CLEAR if self._drawn == "here" else _below(_CLEAR))
@@ -288,7 +288,7 @@ class Terminal:
 
 
 def _read_line(over: Callable[[], bool]) -> str:
-    """A line of the terminal. Not by `input`, where a Ctrl-C that comes just before it waits is not seen."""
+    """Read a line from the terminal. `input` would not do: a Ctrl-C that comes just before it waits is not seen."""
     if os.name != "posix":
         return input()
     line = b""
@@ -316,7 +316,7 @@ def _is_terminal(io: IO[str] | None) -> bool:
 
 
 def _together(one: IO[str], other: IO[str]) -> bool:
-    """Whether both end up in one place: a terminal, or what ``2>&1`` does."""
+    """Whether both streams end up in one place: a terminal, or what ``2>&1`` does."""
     try:
         return os.path.sameopenfile(one.fileno(), other.fileno())
     except (OSError, ValueError, AttributeError):

@@ -18,7 +18,7 @@ _KINDS: Final = {str: "text", list: "a list", bool: "a truth value", type(None):
 
 @dataclass(frozen=True, slots=True)
 class ReadArguments:
-    """What the arguments of a call say. ``problem`` is what is wrong with them, for the model to read, if anything is.
+    """The arguments of a call, as read. ``problem`` says what is wrong with them, for the model to read; or is empty.
 
     ``text`` is the JSON of an object that every parser takes: an empty one where they are broken.
     """
@@ -27,7 +27,7 @@ class ReadArguments:
     problem: str = ""
 
     def value(self) -> dict[str, Any] | None:
-        """The object, a new one each time; None where the arguments are broken."""
+        """The arguments as a dictionary, a new one each time; None where they are broken."""
         if self.problem:
             return None
         said: dict[str, Any] = _json.parse(self.text)
@@ -52,7 +52,7 @@ def read_arguments(written: str) -> ReadArguments:
 
 
 def to_text(arguments: str | Mapping[str, Any]) -> str:
-    """Arguments as text, where a server sends the object itself."""
+    """Arguments as JSON text, also where a server sends the object itself."""
     return arguments if isinstance(arguments, str) else json.dumps(sound(arguments), ensure_ascii=False)
 
 
@@ -68,7 +68,7 @@ class WholeObject:
         self.whole = False
 
     def add(self, piece: str) -> None:
-        """Look at what was added."""
+        """Look at the next piece of the text."""
         if self._escaped and piece:
             piece, self._escaped = piece[1:], False
         for mark in _MARK.findall(piece):

@@ -1,4 +1,4 @@
-"""JSON that others wrote, and JSON of what others made: read within bounds, written so that other threads go on.
+"""JSON from outside is read within bounds, and foreign values are written as JSON so that other threads go on.
 
 The reader and the writer of `json` are in C and hold the GIL: for some 20 ms a megabyte of small values.
 """

@@ -1,4 +1,4 @@
-"""Makes sound what comes in from outside: texts that UTF-8 can write, values that JSON can.
+"""Makes text and values from outside sound: text that UTF-8 can write, values that JSON can.
 
 Nothing here raises, recurses without a bound, or takes more than linear time, whatever it is given.
 """
@@ -39,7 +39,7 @@ class TextPieces:
         self._half = ""
 
     def add(self, piece: str) -> str:
-        """What can be said by now."""
+        """Add a piece; the text that is sound by now."""
         if not self._half and piece.isascii():
             return piece
         piece, self._half = self._half + piece, ""
@@ -48,7 +48,7 @@ class TextPieces:
         return well_formed(piece)
 
     def end(self) -> str:
-        """What is left."""
+        """The text that is left at the end."""
         left, self._half = self._half, ""
         return well_formed(left)
 

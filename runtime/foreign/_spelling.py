@@ -1,4 +1,4 @@
-"""One spelling of a value: what a permission is held against, and what a user is shown, is what the tool gets.
+"""One spelling for each value: a permission is held against, and a user is shown, the value that the tool gets.
 
 A model may write the same date, number or path in many ways. What counts is the value that the tool gets, and here it
 is written in one way only.

@@ -1,4 +1,4 @@
-"""What waits for the user's answer: registered before it is sent, settled once.
+"""Questions that wait for the user's answer: registered before they are sent, settled once.
 
 Which answer it gets is decided by who writes it down first, a single step: one that races a cancellation is delivered
 or refused, never both. What is written down is delivered, whatever comes in between (Ctrl-C, the end of the stack, a
@@ -49,7 +49,7 @@ class Ask(Generic[Q, A]):
 
     @property
     def answer(self) -> A | None:
-        """What it was answered, and by whom does not matter; None as long as it waits."""
+        """The answer of the question, whoever gave it; None as long as it waits."""
         return self.written[None][0] if self.written else None
 
     def __repr__(self) -> str:
@@ -74,7 +74,7 @@ class Pending(Generic[Q, A]):
         deadline.on_cancel(lambda: self._settle(ask, self._unanswered(note)))
 
     def settle(self, ask: Ask[Q, A], answer: A) -> None:
-        """Answer it. Raises `NotPending` where somebody was faster, or the stream ends."""
+        """Answer ``ask``. Raises `NotPending` where somebody was faster, or the stream ends."""
         if not self._settle(ask, answer):
             raise NotPending(f"{self.kind} {ask.id} was settled meanwhile")
 
@@ -113,7 +113,7 @@ class Pending(Generic[Q, A]):
         return waiting[0]
 
     def _settle(self, ask: Ask[Q, A], answer: A) -> bool:
-        """Whether this answer is the one, and somebody takes it."""
+        """Whether this answer is the one that counts, and somebody takes it."""
         mine = [answer]
         _have_room()
         try:
@@ -154,7 +154,7 @@ def _have_room(frames: int = 4) -> None:
 
 
 class Asks(Pending[Question, Answer]):
-    """What tools ask the user (elicitations)."""
+    """The questions of tools to the user (elicitations) that wait."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -183,7 +183,7 @@ class Asks(Pending[Question, Answer]):
 
 
 class Confirmations(Pending[ToolCall, Decision]):
-    """Tool calls that wait for the user's approval."""
+    """The tool calls that wait for the user's approval."""
 
     def __init__(self) -> None:
         def rejected(note: str) -> Decision:

@@ -1,4 +1,4 @@
-"""Where a question goes: the elicitation bridge.
+"""The elicitation bridge: it leads a question to the stream that it belongs to.
 
 The bridge is an ordered list of places, one for each stream that runs. Upstream had one slot, and a stream put back
 what it had found there: when streams ended out of order, a dead one came back. Here a stream adds its own place and

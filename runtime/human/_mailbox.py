@@ -1,4 +1,4 @@
-"""What people say to a stream while it runs: `Runtime.steer` and `follow_up`, `pause` and `resume`.
+"""The mailbox of a stream: steering messages, follow-ups, and pauses while it runs.
 
 A message is either taken by the worker, which records it, or refused: the worker closes the mailbox in the same step in
 which it finds it empty at the end.
@@ -40,26 +40,26 @@ class Mailbox:
     # -- for anyone ----------------------------------------------------------------------------------------------------
 
     def steer(self, text: str) -> None:
-        """Say something before the next model call. Raises `NotRunning`."""
+        """Take a message for the next model call (`Runtime.steer`). Raises `NotRunning`."""
         with self._lock:
             self._refuse_if_closed()
             self._steering.append(Said("user_steering_messages_submit", text))
 
     def follow_up(self, text: str) -> None:
-        """Say something when the agent has nothing more to do. Raises `NotRunning`."""
+        """Take a message for when the agent has nothing more to do (`Runtime.follow_up`). Raises `NotRunning`."""
         with self._lock:
             self._refuse_if_closed()
             self._following.append(Said("user_followup_submit", text))
 
     def pause(self) -> None:
-        """Let it stand still before its next turn. Raises `NotRunning`."""
+        """Let the stream stand still before its next turn. Raises `NotRunning`."""
         with self._lock:
             self._refuse_if_closed()
             if self._resumed is None:
                 self._resumed = Channel(name="resumed")
 
     def resume(self) -> None:
-        """Let it go on. Raises `NotRunning`."""
+        """Let a paused stream go on. Raises `NotRunning`."""
         with self._lock:
             self._refuse_if_closed()
             resumed, self._resumed = self._resumed, None
@@ -74,31 +74,31 @@ class Mailbox:
 
     @property
     def paused(self) -> bool:
-        """Whether it shall stand still."""
+        """Whether the stream is to stand still."""
         return self._resumed is not None
 
     def wait(self, token: CancelToken) -> None:
-        """Wait until it is resumed, and not paused again. Raises `Cancelled`."""
+        """Wait until the stream is resumed, and not paused again. Raises `Cancelled`."""
         while (resumed := self._resumed) is not None:
             with contextlib.suppress(ChannelClosed):
                 resumed.recv(cancel=token)
 
     def steering(self) -> list[Said]:
-        """What was said since the last look."""
+        """The steering messages since the last look."""
         with self._lock:
             said = list(self._steering)
             self._steering.clear()
         return said
 
     def next(self) -> list[Said]:
-        """What it goes on with where it has nothing more to do. Where there is nothing, no more is taken."""
+        """The next message where the agent has nothing more to do. Where there is none, the mailbox closes."""
         with self._lock:
             said = self.steering() or ([self._following.popleft()] if self._following else [])
             self._closed = not said
         return said
 
     def close(self) -> list[Said]:
-        """Take nothing more; what is left."""
+        """Take no more messages; those that are left."""
         with self._lock:
             self._closed = True
             said = [*self._steering, *self._following]

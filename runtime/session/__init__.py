@@ -1,4 +1,4 @@
-"""What was said: messages, and the session that holds them and has one writer at a time."""
+"""Messages, and the session that holds them and has one writer at a time."""
 
 from ._message import Image, Message, Native, Role, ToolCall
 from ._session import Compacted, Session

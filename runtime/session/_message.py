@@ -1,4 +1,4 @@
-"""Messages: what was said, by whom, with which calls and pictures."""
+"""`Message` and its parts: tool calls, images, and what a provider wants back."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ class ToolCall:
 
 
 def canonical(call: ToolCall) -> str:
-    """The same text for the same arguments, whatever their spaces and the order of their keys."""
+    """Arguments in canonical JSON: the same text, whatever their spaces and the order of their keys."""
     arguments = call.parsed
     return call.arguments if arguments is None else json.dumps(arguments, sort_keys=True)
 
 
 def size_of(size: int) -> str:
-    """A number of bytes, for people."""
+    """A number of bytes, written for people."""
     if size < 1000:
         return f"{size} bytes"
     return f"{size / 1e3:.0f} kB" if size < 1_000_000 else f"{size / 1e6:.1f} MB"
@@ -95,7 +95,7 @@ class Image:
         return cls(base64.b64decode(data["data"]), data["media_type"])
 
     def __str__(self) -> str:
-        """What stands for it in a text."""
+        """The text that stands for the image where it cannot be shown."""
         return f"[image {self.media_type}, {size_of(len(self.data))}]"
 
     def __repr__(self) -> str:
@@ -104,7 +104,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """What a provider wants back with one of its replies, in its own form. Nobody else reads ``content``."""
+    """Data that a provider wants back with one of its replies, in its own form. Nobody else reads ``content``."""
 
     provider: str
     content: Any

@@ -1,4 +1,4 @@
-"""The session: what was said, and who may write it.
+"""`Session`: the conversation, and the lease that gives it one writer.
 
 Only the worker of a stream writes a session, through the log it holds a lease on (`Session.lease`); everyone else
 reads.
@@ -31,7 +31,7 @@ _FROM_USER: Final = "for a text, use Session.from_user('hello')"
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """What a model is shown in place of the beginning of a session: the ``summary`` of the messages before ``start``.
+    """The compacted beginning of a session: a model is shown ``summary`` in place of the messages before ``start``.
 
     Tool results before ``shortened`` are cut. ``at`` is how many messages there were when this was decided.
     """
@@ -46,7 +46,7 @@ class Compacted:
 
 
 class Session:
-    """A conversation.
+    """A conversation: its messages, permissions, usage and title.
 
     Read it at any time. A stream that runs on it writes it, from one thread, and seals what it wrote before its last
     event: by then every tool call has a result. Between streams, `add_user` says the next thing. ``permissions`` are
@@ -123,7 +123,7 @@ class Session:
         return session
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy gets, in this process or another: what was said, in a list of its own, and no live stream."""
+        """The state of a copy, in this process or another: the messages, in a list of their own, and no live stream."""
         return {**self.__dict__, "_messages": list(self._messages), "_leases": {}, "_lock": None}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -131,7 +131,7 @@ class Session:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """What was said so far."""
+        """The messages so far."""
         return tuple(self._messages)
 
     @property
@@ -146,12 +146,12 @@ class Session:
 
     @property
     def compacted(self) -> Compacted:
-        """What a model is shown in place of the beginning."""
+        """The summary that a model is shown in place of the beginning; None where it is shown everything."""
         return self._compacted
 
     @property
     def usage(self) -> Usage:
-        """What the model calls of this session used, also those that failed and left no message. A nested stream's
+        """The tokens that model calls of this session used, also those that failed without a message. A nested stream's
         calls belong to its own session.
         """
         return self._usage or Usage()
@@ -161,7 +161,7 @@ class Session:
             self._usage = usage if self._usage is None else self._usage + usage
 
     def add_user(self, text: str, *, images: Iterable[Image] = ()) -> None:
-        """Add what the user says next, and shows. Raises `SessionBusy` while a stream runs on the session."""
+        """Add the user's next message, with images. Raises `SessionBusy` while a stream runs on the session."""
         with self.lease() as log:
             log.append(Message("user", text, images=tuple(images)))
 
@@ -208,7 +208,7 @@ class SessionLog:
 
     @property
     def is_ending(self) -> bool:
-        """Whether it will be given back soon."""
+        """Whether the lease will be given back soon."""
         return self.dropped or (self.token is not None and self.token.cancelled)
 
     @property
@@ -239,7 +239,7 @@ class SessionLog:
             self._session._agent_name = agent_name
 
     def compact(self, compacted: Compacted) -> None:
-        """Show the model less from now on."""
+        """Let the model be shown ``compacted`` from now on."""
         if not self._sealed:
             self._session._compacted = compacted
 
