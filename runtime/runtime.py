@@ -174,7 +174,7 @@ class Runtime:
         budget: Budget | None = None,
         record: Recording | str | os.PathLike[str] | None = None,
     ) -> RunResult[Any]:
-        """Run the agent on ``session`` to the end; what it came to.
+        """Run the agent on ``session`` to the end, in this thread, and return the result.
 
         ``on_request`` is called, in this thread, with each event that asks. To an `ElicitationRequest` it returns the
         content of the answer, an `Answer`, or None to decline; to a `ToolCallConfirmation` True, False or a `Decision`,
@@ -219,7 +219,7 @@ class Runtime:
     def steer(self, session: Session | str, text: str) -> None:
         """Say something to the agent that runs on ``session``, or on the one with this id.
 
-        It is a user message before the next model call, after the tool calls that are under way.
+        The text is a user message before the next model call, after the tool calls that are under way.
 
         It is recorded in the session, whatever happens: where the run ends before the model could see it, as the last
         message. Raises `NotRunning` where no run could take it, or it has come to its end; then it is not recorded, and
@@ -252,7 +252,7 @@ class Runtime:
 
     @property
     def bridge(self) -> ElicitationBridge:
-        """Where questions go: the places of the streams that are live."""
+        """The elicitation bridge: the places of the streams that are live, to which questions go."""
         return self._shared.bridge
 
     # -- the end -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Every call of foreign code: tools, hooks, models, toolsets.
+"""Calls of foreign code: tools, hooks, models, toolsets.
 
 The worker of a stream starts a call and waits for its messages on a channel, in a wait that the stream's cancel token
 ends. The call itself runs on a helper thread, or as a task on the event loop's thread. When the stream ends first,
@@ -40,7 +40,7 @@ FRAMES: Final = 20  # of a stack or a traceback, the innermost: enough to find t
 
 
 def stack_of(thread: threading.Thread) -> str:
-    """Where a thread is, for a report."""
+    """The stack of a thread, for a report."""
     frame = sys._current_frames().get(thread.ident or 0)
     return "" if frame is None else "".join(traceback.format_stack(frame, limit=FRAMES))
 
@@ -55,7 +55,7 @@ def refuse_on_the_loop(what: str, instead: str) -> None:
 
 
 class Call:
-    """One call under way."""
+    """One call of foreign code that is under way."""
 
     def __init__(self, what: str, inbox: Channel[Any]) -> None:
         self.what = what
@@ -100,7 +100,7 @@ class Call:
             self.done.close()
 
     def stack(self) -> str:
-        """Where the call is, for a report."""
+        """The stack of the call, for a report."""
         return "" if self.thread is None else stack_of(self.thread)
 
     def __repr__(self) -> str:
@@ -109,7 +109,7 @@ class Call:
 
 
 def _failed(what: str, error: BaseException) -> str:
-    """Where a call failed, written here and not by the worker: the text of an exception is foreign code."""
+    """The traceback of a failed call, made here and not by the worker: the text of an exception is foreign code."""
     try:
         text = "".join(traceback.format_exception(error, limit=-FRAMES))
     except Exception:  # its `str` may fail in ways that `traceback` does not expect
@@ -120,13 +120,13 @@ def _failed(what: str, error: BaseException) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a call ended."""
+    """The outcome of a call: its result, or its exception."""
 
     value: Any
     error: BaseException | None
 
     def result(self) -> Any:
-        """What the call returned; raises what it raised."""
+        """The return value of the call; raises what the call raised."""
         if self.error is not None:
             raise self.error
         return self.value
@@ -183,7 +183,7 @@ class Calls:
             call.future = self._helpers.submit(lambda: self._help(call, context, function))
 
     def withdraw(self, call: Call) -> None:
-        """What could not be launched is not made, unless it has begun all the same."""
+        """Take back a call that could not be launched, unless it has begun all the same."""
         if call.claim():
             self._live.discard(call)
 
@@ -285,7 +285,7 @@ class Calls:
         return call
 
     def ended(self, call: Call) -> None:
-        """What was expected is over. What it leaves behind is this stream's to wait for, and to name."""
+        """The expected stream is over. The calls that it leaves behind are this stream's to wait for, and to name."""
         call.done.close()
         for each, calls in list(self._nested.items()):
             if each.done.closed and all(left.done.closed for left in calls._all_live()):

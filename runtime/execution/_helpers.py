@@ -75,7 +75,7 @@ class _Idle:
         self._waiting: list[Channel[Job]] = []
 
     def give(self, job: Job) -> bool:
-        """Whether there was one to give it to."""
+        """Give the job to an idle helper; whether there was one."""
         while True:
             try:
                 helper = self._waiting.pop()
@@ -88,7 +88,7 @@ class _Idle:
                 pass
 
     def wait(self, helper: Channel[Job]) -> Job | None:
-        """For a job. None after a few seconds, or when the pool is closed."""
+        """Wait for a job. None after a few seconds, or when the pool is closed."""
         self._waiting.append(helper)
         if self.closed:
             helper.close()
@@ -109,7 +109,7 @@ class _Idle:
 
 
 def _help(job: Job | None, idle: _Idle) -> None:
-    """What a helper does. It holds no reference to its pool, and none to a job that is done."""
+    """The function of a helper thread. It holds no reference to its pool, and none to a job that is done."""
     mine: Channel[Job] = Channel(1, name="helper jobs")
     while job is not None:
         job()

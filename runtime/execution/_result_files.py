@@ -1,4 +1,4 @@
-"""Where the whole of a result is that is too long for the model."""
+"""Files for the full text of results that are too long for the model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ResultFiles:
             return self._temporary
 
     def close(self) -> None:
-        """Remove what is temporary. What is kept later gets a new directory."""
+        """Remove the temporary directory. A text that is kept later gets a new one."""
         # Without the lock: it takes its time, and a signal handler that closes the runtime may come in between. Then it
         # is removed there, and nothing is left to be done here.
         folder, finalizer = self._temporary, self._finalizer
@@ -68,5 +68,5 @@ def _remove(folder: str, owner: int) -> None:
 
 
 def _safe(name: str) -> str:
-    """``name`` as that of a file: a session's id is anybody's to choose."""
+    """``name`` as the name of a directory: a session's id may be any text."""
     return re.sub(r"[^\w-]", "_", name)[:80] or "_"

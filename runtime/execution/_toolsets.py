@@ -35,7 +35,7 @@ class _Use:
         self.gone = threading.Event()
 
     def end(self) -> None:
-        """Stop it, once its start has ended. Called by the last to leave."""
+        """Stop the toolset, once its start has ended. Called by the last to leave."""
         self.started.wait()
         if self.error is not None:
             return
@@ -76,7 +76,7 @@ class ToolSets:
         return toolset.tools()
 
     def is_started(self, toolset: ToolSet) -> bool:
-        """Whether some runtime has started it, or is about to."""
+        """Whether some runtime has started ``toolset``, or is about to."""
         use = _uses.get(id(toolset))
         return use is not None and not use.leaving
 
@@ -134,7 +134,7 @@ class ToolSets:
             helpers.join(timeout)
 
     def _is_last(self, use: _Use) -> bool:
-        """Leave it; whether nobody else uses it."""
+        """Leave the toolset; whether nobody else uses it."""
         with _lock:
             use.runtimes.discard(self)
             if not use.runtimes:
@@ -146,7 +146,7 @@ class ToolSets:
 
 
 def _in_child() -> None:
-    """In a forked child: whoever was starting or stopping one is not here."""
+    """In a forked child: the threads that were starting or stopping a toolset are not here."""
     global _lock
     _lock = threading.RLock()
     for key, use in list(_uses.items()):

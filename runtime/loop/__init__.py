@@ -1,1 +1,1 @@
-"""Turns: the model is asked, its calls are made, until there is nothing more to do; and the limits of that."""
+"""Turns: the model is asked, its tool calls are made, until there is nothing more to do or a limit is met."""

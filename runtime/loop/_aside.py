@@ -1,4 +1,4 @@
-"""Asks a model something beside the conversation: the consumer does not see the reply, and the session has it not."""
+"""Asks a model something aside from the conversation: the reply is not sent to the consumer, nor recorded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._model_call import END, highest, next_delta, settle_usage
 
 
 def ask_aside(core: StreamCore, model: Model, messages: Sequence[Message]) -> str:
-    """What ``model`` says. It counts as used by the stream. Raises `StopRun` where it fails, and `Cancelled`."""
+    """The text that ``model`` replies. Its usage counts for the stream. Raises `StopRun` and `Cancelled`."""
     if core.recorded:
         core.emit(ModelAsked(model.id, tuple(messages), (), **core.tags))
     text: list[str] = []

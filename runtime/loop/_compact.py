@@ -1,4 +1,4 @@
-"""Makes what the model is shown shorter: old tool results first, then a summary in place of the older messages.
+"""Compaction: the model is shown old tool results cut, then a summary in place of the older messages.
 
 Sizes are in tokens as we count them; `StreamCore.density` says how many of the model's own make one of these. What is
 shown never is more than the window: where nobody sums up, the older messages are left out; where the last ones alone
@@ -36,7 +36,7 @@ OVERFLOWS: Final = 4  # times that one call is made again, with less
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """What there is room for, in our tokens, beside the instructions and tools."""
+    """The room for the conversation beside the instructions and tools, in tokens as we count them."""
 
     full: float  # more than this is to be made shorter
     keep: float  # as much of the last messages stays as it is
@@ -44,12 +44,12 @@ class _Room:
 
     @property
     def enough(self) -> float:
-        """It is not to be full again at once."""
+        """The size to shrink to, so that the window is not full again at once."""
         return (self.full + self.keep) / 2
 
 
 def conversation(core: StreamCore, system: str, tools: Sequence[ToolDefinition]) -> list[Message]:
-    """What the model is shown, made shorter where it would fill the window."""
+    """The messages to show to the model, compacted where they would fill the window."""
     compaction, window = core.agent.compaction, _window(core)
     if compaction is None or window is None:
         return _shown(core, system, None)
@@ -64,7 +64,7 @@ def conversation(core: StreamCore, system: str, tools: Sequence[ToolDefinition])
 def after_overflow(
     core: StreamCore, failure: StopRun, before: int, shown: Sequence[Message], tools: Sequence[ToolDefinition]
 ) -> list[Message] | None:
-    """What to show to the model instead of what was too long for it; None where the call failed for another reason.
+    """The messages to show to the model after it refused longer ones; None where its call failed for another reason.
 
     ``before`` is how many messages there were: a model that has said something is not asked again.
     """
@@ -91,7 +91,7 @@ def _is_overflow(failure: StopRun) -> bool:
 
 
 def _window(core: StreamCore) -> int | None:
-    """How many tokens the model takes, if anybody knows."""
+    """The context window of the model in tokens, if it is known."""
     compaction = core.agent.compaction
     if compaction is not None and compaction.window is not None:
         return compaction.window
@@ -130,7 +130,7 @@ def _size(core: StreamCore, compaction: Compaction, fixed: int) -> float:
 
 
 def _shown(core: StreamCore, system: str, room: _Room | None) -> list[Message]:
-    """What the model is shown, in no more than there is ``room`` for."""
+    """The messages to show to the model, in no more tokens than there is ``room`` for."""
     compaction, session = core.agent.compaction, core.session
     limit = compaction.result_limit if compaction is not None else 0
     messages = view(session, limit)
@@ -151,7 +151,7 @@ def _counted(core: StreamCore, limit: int, compacted: Compacted, end: int | None
 def _compact(
     core: StreamCore, compaction: Compaction, reason: Literal["full", "overflow"], size: float, room: _Room, window: int
 ) -> bool:
-    """Show the model less from now on; False where a hook wants it shown as it is."""
+    """Compact the conversation from now on; False where a hook refuses that."""
     messages, before, limit = core.session._messages, core.session.compacted, compaction.result_limit
     begin = recent(messages, room.keep, before.start)
     if begin <= before.start:
@@ -184,7 +184,7 @@ def _compact(
 
 
 def _summary(core: StreamCore, compaction: Compaction, messages: Sequence[Message], window: int) -> str:
-    """What a model makes of these and of the summary before them; empty where it fails, which the run survives."""
+    """A model's summary of these messages and the summary before them; empty where it fails, which the run survives."""
     model = compaction.model or core.agent.model
     if compaction.model is not None:
         window = _window_of(compaction.model) or window

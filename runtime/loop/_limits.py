@@ -1,4 +1,4 @@
-"""The limits of a stream, where it meets them: it asks for more, or ends with a reason of its own."""
+"""The limits of a stream: where it meets one it asks for more, or ends with a reason of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MORE: Final[Mapping[str, Any]] = {
 
 
 def ask_for_more(core: StreamCore, limit: int) -> int:
-    """The stream has taken ``limit`` turns and wants another: how many more it may take, 1 or more.
+    """Ask for more turns, since the stream has taken ``limit`` and wants another: how many it may take, 1 or more.
 
     Where nobody answers, says so, or can be asked, it ends (`StopRun`).
     """
@@ -62,7 +62,7 @@ def check_budget(core: StreamCore) -> None:
 
 
 def over_budget(core: StreamCore, kind: str, limit: float, used: float) -> StopRun:
-    """Tell the consumer; what ends the stream."""
+    """Tell the consumer that a budget is used up; the `StopRun` that ends the stream."""
     core.emit(events.BudgetExceeded(kind, limit, used, **core.tags))
     units = {"tokens": "tokens", "cost": "dollars", "time": "seconds"}
     reason = f"the budget of {limit:g} {units[kind]} is used up"
@@ -70,7 +70,7 @@ def over_budget(core: StreamCore, kind: str, limit: float, used: float) -> StopR
 
 
 def loop_detected(core: StreamCore, names: Sequence[str]) -> StopRun:
-    """What ends the stream: these tools were called once too often."""
+    """The `StopRun` for tools that were called once too often with the same arguments and results."""
     times = core.agent.max_repeated_calls
     verb = "was" if len(names) == 1 else "were"
     reason = f"{', '.join(names)} {verb} called {times} times in a row with the same arguments and the same result"

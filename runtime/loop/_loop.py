@@ -1,4 +1,4 @@
-"""What a stream does from its first event to its last but one: turns, until the model has nothing more to call."""
+"""The loop of an agent: turn after turn, until the model has no more tool calls to make."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class _Run:
                 raise Cancelled(core.stopping.cause)
 
     def _between(self) -> None:
-        """Before a turn: stand still where that is wanted, let another agent act where this one has said so."""
+        """Before a turn: pause where the user wants that, let another agent act after a hand-off."""
         core = self._core
         if core.mailbox.paused:
             core.emit(events.Paused(**core.tags))
@@ -145,7 +145,7 @@ class _Run:
         return True
 
     def _hear(self, messages: Sequence[Said]) -> bool:
-        """Record what the user has said meanwhile, and show it to the hooks; whether there was something."""
+        """Record the user's steering messages, and show them to the hooks; whether there were any."""
         core = self._core
         for said in messages:
             core.record(Message("user", said.text))
@@ -158,7 +158,7 @@ class _Run:
         return bool(messages)
 
     def _is_asked_again(self, reply: Message) -> bool:
-        """Whether the reply was to be of a type, and is not, for the first time."""
+        """Whether the model is asked again, because its reply does not fit the output type for the first time."""
         core = self._core
         if core.output is None:
             core.said = None
@@ -201,7 +201,7 @@ class _Run:
 
 
 def _begin(core: StreamCore, team: Sequence[Tool]) -> list[str]:
-    """Start hooks and toolsets; what hooks want the model to know."""
+    """Run the first hooks and start the toolsets; the context that the hooks have for the model."""
     started = core.fire("session_start")
     core.stop_if_blocked("session_start", started)
     core.emit(events.ToolsetInfo(tuple(_tools(core, team)), **core.tags))
@@ -250,7 +250,7 @@ def _tools(core: StreamCore, team: Sequence[Tool]) -> dict[str, Tool]:
 
 
 def _system(core: StreamCore, extra: Sequence[str]) -> str:
-    """The instructions, and what hooks added."""
+    """The system message: the instructions, and the context of hooks."""
     wanted = "" if core.output is None else core.output.instructions
     return "\n\n".join(text for text in (_instructions(core), *extra, wanted) if text)
 
@@ -270,7 +270,7 @@ def _instructions(core: StreamCore) -> str:
 
 
 def _give_title(core: StreamCore) -> None:
-    """The first words of the user, where the session has no title yet."""
+    """Give the session the user's first words as its title, where it has none."""
     first = next((each.content for each in core.session.messages if each.role == "user" and each.content.strip()), "")
     if first and not core.session.title:
         title = textwrap.shorten(first, TITLE, placeholder=" ...")

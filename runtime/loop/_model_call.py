@@ -1,4 +1,4 @@
-"""One turn: the model is asked, and what it says is sent on as it comes."""
+"""One model call: its deltas are sent to the stream as they come, and its message is recorded."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
 
 
 def next_delta(core: StreamCore, model: Model, deltas: Generator[Any, None, None]) -> Any:
-    """What ``model`` says next; `END` afterwards. Only what it raises is its fault: sending events may fail too."""
+    """The next delta of ``model``; `END` afterwards. Only what it raises is its fault: sending events may fail too."""
     try:
         delta = next(deltas, END)
         if delta is not END and not _is_sound(delta):
@@ -126,7 +126,7 @@ def next_delta(core: StreamCore, model: Model, deltas: Generator[Any, None, None
 
 
 def _is_sound(delta: Any) -> bool:
-    """Whether it is a delta, and has text where the rest of the turn relies on it."""
+    """Whether an object is a delta, with text where the rest of the turn relies on it."""
     kind = delta.__class__
     if kind is TextDelta or kind is ReasoningDelta:
         return isinstance(delta.text, str)
@@ -153,7 +153,7 @@ def settle_usage(core: StreamCore, model: str, usage: Usage | None) -> None:
 
 
 def highest(usage: Usage, delta: UsageDelta) -> Usage:
-    """A model may say several times what it has used so far, and None for a part that it does not count."""
+    """The highest counts of two usage reports: a model may report several times, None for what it does not count."""
     before = (
         usage.input_tokens,
         usage.output_tokens,

@@ -1,4 +1,4 @@
-"""Runs that go round in circles."""
+"""Detection of runs that repeat the same tool calls with the same results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LONG: Final = 10_000  # characters of arguments; longer ones are held against e
 
 
 class Repeats:
-    """Counts turns, one right after the other, that make the same calls and get the same results.
+    """Counts successive turns that make the same tool calls and get the same results.
 
     What a model asks for twice in one turn, before it has seen a result, counts once. Polling tools are not seen.
     """

@@ -1,4 +1,4 @@
-"""What the annotations of a function say: a JSON schema for the model, and how its JSON becomes what they promise.
+"""Annotations as JSON schemas, and the conversion of JSON into the annotated types.
 
 Everything here works without any extra. Models of pydantic, and constraints of its kind in an ``Annotated``, are left
 to pydantic, which a program that has them has imported.
@@ -40,8 +40,8 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a function takes. ``nullable`` are the parameters that may be null beside what their schema says;
-    ``defaults`` make the values that the function does not know itself.
+    """The parameters of a function, as a model sees them. ``nullable`` are those that may also be null, whatever their
+    schema says; ``defaults`` make the values that the function does not know itself.
     """
 
     parameters: Schema
@@ -50,7 +50,7 @@ class Signature:
     defaults: Mapping[str, Callable[[], Any]]
 
     def convert(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments as they are annotated. Raises what the annotated types raise for values they do not take."""
+        """The arguments, made into the annotated types. Raises what these raise for values that they do not take."""
         converted = {
             name: value if value is None and name in self.nullable else self.kinds[name](value)
             for name, value in arguments.items()
@@ -114,7 +114,7 @@ def is_method(function: Callable[..., Any]) -> bool:
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The parameters that a call may say. What a `functools.partial` says is said."""
+    """The parameters that a call may give, without those that a `functools.partial` has given."""
     parameters = list(inspect.signature(function).parameters.values())
     if isinstance(function, functools.partial):
         return [each for each in parameters if each.name not in function.keywords]
@@ -147,7 +147,7 @@ def _hints(annotated: Any) -> dict[str, Any]:
 
 
 def _said(annotated: Any) -> Mapping[str, Any]:
-    """The annotations as they stand there."""
+    """The annotations as they are written, unresolved."""
     if sys.version_info >= (3, 14):
         import annotationlib
 
@@ -160,7 +160,7 @@ def _said(annotated: Any) -> Mapping[str, Any]:
 
 @functools.cache
 def _plain_kinds() -> dict[Any, Kind]:
-    """The annotations that are known by themselves."""
+    """The annotations of built-in and standard types, by type."""
     from decimal import Decimal  # these two are slow to import, and the program has to have defined a tool to need them
     from pathlib import Path
 
@@ -191,7 +191,7 @@ _MAPPINGS: Final = (dict, abc.Mapping, abc.MutableMapping)
 
 
 def kind_of(annotation: Any, definitions: dict[str, Schema], inside: tuple[Any, ...] = ()) -> Kind:
-    """What ``annotation`` stands for. ``inside`` are the classes that it is a part of."""
+    """The `Kind` of ``annotation``. ``inside`` are the classes that it is a part of."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _annotated(args, definitions, inside)
@@ -246,7 +246,7 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _annotated(args: tuple[Any, ...], definitions: dict[str, Schema], inside: tuple[Any, ...]) -> Kind:
-    """A text describes, also as a `Doc` or under ``description``; what else stands there may be pydantic's."""
+    """The `Kind` of an ``Annotated``: a text in it is the description, also as a `Doc`; the rest may be pydantic's."""
     if any(type(each).__module__.split(".")[0] in ("pydantic", "annotated_types") for each in args[1:]):
         return _by_pydantic(typing.Annotated[args], definitions)
     kind = kind_of(args[0], definitions, inside)
@@ -267,7 +267,7 @@ def _literal(values: tuple[Any, ...]) -> Kind:
 
 
 def _union(options: list[Kind], definitions: dict[str, Schema]) -> Kind:
-    """The first that takes a value counts: some refuse in words what their schemas cannot tell."""
+    """The `Kind` of a union. The first member that takes a value counts: some refuse what their schemas allow."""
     if len(options) == 1:
         return options[0]
 
@@ -298,7 +298,7 @@ def _tuple(items: list[Kind]) -> Kind:
 
 
 def _mapping(args: tuple[Any, ...], definitions: dict[str, Schema], inside: tuple[Any, ...]) -> Kind:
-    """JSON's keys are texts."""
+    """The `Kind` of a mapping, whose keys are texts in JSON."""
     key, item = kind_of(args[0], definitions, inside), kind_of(args[1], definitions, inside)
     if args[0] in (int, float):
         key = Kind({}, args[0])
@@ -313,7 +313,7 @@ def _mapping(args: tuple[Any, ...], definitions: dict[str, Schema], inside: tupl
 def _class(
     annotation: type, given: Mapping[Any, Any], definitions: dict[str, Schema], inside: tuple[Any, ...]
 ) -> Kind | None:
-    """``given`` is what stands for the parameters of a generic class."""
+    """The `Kind` of a class. ``given`` are the types in place of the parameters of a generic one."""
 
     def kinds_of(names: Iterable[str]) -> dict[str, Kind]:
         return {name: kind_of(_given(hints[name], given), definitions, inside) for name in names}
@@ -348,7 +348,7 @@ def _class(
 
 
 def _written(member: enum.Enum) -> Any:
-    """A member of an enum, as JSON has it: its value, or its name where any member's value is none that JSON has."""
+    """A member of an enum in JSON: its value, or its name where some member's value is none that JSON has."""
     plain_values = all(isinstance(each.value, (str, int, float, bool)) for each in type(member))
     return member.value if plain_values else member.name
 
@@ -374,7 +374,7 @@ def _object(kinds: Mapping[str, Kind], required: list[str], make: Callable[..., 
 
 
 def _by_pydantic(annotation: Any, definitions: dict[str, Schema]) -> Kind:
-    """As pydantic sees it."""
+    """The `Kind` of an annotation that pydantic reads."""
     pydantic = sys.modules["pydantic"]
     adapter = pydantic.TypeAdapter(annotation)
     schema: Schema = adapter.json_schema()

@@ -1,4 +1,4 @@
-"""Checks a value against a JSON schema: tool arguments, answers, and what a run is to end with.
+"""Checks a value against a JSON schema: tool arguments, answers to questions, and structured output.
 
 Schemas come from servers, and values from models: a check is bounded, looks at nothing but the two, and never raises.
 What cannot be read or told, such as a reference to elsewhere, a type that does not exist, a pattern that may take for
@@ -42,7 +42,7 @@ _Where: TypeAlias = "tuple[_Where, str | int] | None"
 
 
 class Schema:
-    """A schema, for any number of checks. Thread-safe.
+    """A JSON schema, for any number of checks. Thread-safe.
 
     Any value will do: what is no schema fits everything.
     """
@@ -73,7 +73,7 @@ class Schema:
         return self._by_jsonschema(value, cancel) if self._more else []
 
     def choices(self, node: Mapping[str, Any]) -> Set[Any] | None:
-        """What a value may be one of, where ``node``, a part of the schema, says so."""
+        """The values to choose from, where ``node``, a part of the schema, names them."""
         if "const" not in node and "enum" not in node and "oneOf" not in node:
             return None
         if id(node) not in self._choices:
@@ -82,7 +82,7 @@ class Schema:
         return self._choices[id(node)]
 
     def note(self, why: str) -> None:
-        """Log, once, what is left to whoever gave the schema."""
+        """Log, once, a part of the schema that is not checked here, but left to whoever gave the schema."""
         if why not in self._noted and len(self._noted) < _MOST:
             self._noted.add(why)
             _logger.info("a part of a schema is not checked: %s", why)
@@ -175,13 +175,13 @@ class _Check:
         self.deep = False
 
     def leave(self, why: str) -> list[str]:
-        """It cannot be told: left to whoever gave the schema."""
+        """Leave a part of the check to whoever gave the schema, since it cannot be decided here."""
         self.left += 1
         self.schema.note(why)
         return []
 
     def check(self, value: Any, schema: Any, where: _Where, depth: int) -> list[str]:
-        """What is wrong with ``value``, which stands ``where``."""
+        """The problems of ``value``, which stands at the place ``where``."""
         self.steps -= 1
         if self.steps < self.next_look:
             self.next_look = self.steps - _LOOK
@@ -210,7 +210,7 @@ class _Check:
         return found or self._combined(value, schema, where, depth)
 
     def _kind(self, value: Any, schema: Mapping[str, Any], where: _Where) -> list[str]:
-        """``type``, and the values that it may be one of."""
+        """The problems with ``type``, ``enum`` and ``const``."""
         choices = self.schema.choices(schema)
         if choices is not None and _frozen(value) not in choices:
             values = _choices(schema) or []
@@ -329,7 +329,7 @@ class _Check:
         return found
 
     def _combined(self, value: Any, schema: Mapping[str, Any], where: _Where, depth: int) -> list[str]:
-        """References, and what is put together of several schemas."""
+        """The problems with references, and with keywords that combine schemas, such as ``anyOf``."""
         found: list[str] = []
         reference = schema.get("$ref")
         if reference is not None:
@@ -381,7 +381,7 @@ class _Check:
 
 
 def _name(where: _Where) -> str:
-    """How a place is called: table.seats[3]."""
+    """The name of a place in the value, such as table.seats[3]."""
     steps: list[str | int] = []
     while where is not None:
         where, step = where
@@ -429,7 +429,7 @@ def _size(value: Any) -> int:
 
 
 def _bound(schema: Mapping[str, Any], name: str) -> float | None:
-    """The number that stands there. Numbers in quotes, nulls and the like say nothing that is sure."""
+    """The number of a keyword such as ``minimum``; None for numbers in quotes, nulls and the like."""
     bound = schema.get(name)
     if isinstance(bound, bool) or not isinstance(bound, (int, float)) or math.isnan(bound):
         return None
@@ -437,7 +437,7 @@ def _bound(schema: Mapping[str, Any], name: str) -> float | None:
 
 
 def _choices(schema: Mapping[str, Any]) -> list[Any] | None:
-    """The values that ``schema`` names, of which one is wanted."""
+    """The values that ``schema`` names as its choices."""
     wanted: list[list[Any]] = []
     if "const" in schema:
         wanted.append([schema["const"]])
@@ -452,7 +452,7 @@ def _choices(schema: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _are_constants(options: Any) -> bool:
-    """Whether they are choices with titles, as forms have them."""
+    """Whether the alternatives are constants with titles, as forms write their choices."""
     return (
         isinstance(options, list)
         and bool(options)

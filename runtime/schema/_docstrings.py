@@ -1,4 +1,4 @@
-"""What a docstring says of a function, and of its parameters: in Google's form, NumPy's, Sphinx's or Epydoc's.
+"""Reads the description of a function and its parameters from a docstring of Google, NumPy, Sphinx or Epydoc.
 
 A parser of our own, for libraries that read all of them (griffe, docstring_parser) say much more than a model is told,
 and would be a dependency of every program with a tool.
@@ -21,7 +21,7 @@ _LISTED: Final = re.compile(r"\s|[-*+>|`] ?|\d+[.)] ")
 
 
 def read(text: str) -> tuple[str, dict[str, str]]:
-    """The description, without what is said of the parameters; and that, by their names. ``text`` is dedented."""
+    """The description of the function, and those of its parameters by name. ``text`` is dedented."""
     notes: dict[str, str] = {}
     left: list[str] = []
     lines = text.splitlines()
@@ -95,7 +95,7 @@ def _numpy(lines: list[str], at: int, notes: dict[str, str]) -> int:
 
 
 def _is_deeper(lines: list[str], at: int) -> bool:
-    """Whether something stands under this line, further in."""
+    """Whether the next line is indented further than this one."""
     after = next((line for line in lines[at + 1 :] if line.strip()), "")
     return _indent(after) > _indent(lines[at])
 

@@ -1,4 +1,4 @@
-"""Patterns that others wrote, run so that none of them can hold up the process.
+"""Foreign regular expressions, run so that none of them can hold up the process.
 
 `re` backtracks, in time that may be exponential in the text, and holds the GIL meanwhile: every thread stands still,
 and no cancel gets through. So `re` runs a pattern only where the number of ways that it may try is known to be small
@@ -21,7 +21,7 @@ _DOUBTFUL: Final = ("[[", "--", "&&", "~~", "||")  # sets in sets: other languag
 
 @functools.lru_cache(maxsize=256)
 def pattern(text: str) -> Pattern:
-    """The pattern that ``text`` says, compiled once."""
+    """The `Pattern` of ``text``, compiled once."""
     return Pattern(text)
 
 
