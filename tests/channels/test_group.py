@@ -12,7 +12,6 @@ import re
 import signal
 import sys
 import threading
-import time
 import traceback
 import weakref
 from concurrent.futures import Future
@@ -20,6 +19,7 @@ from concurrent.futures import Future
 import pytest
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, WorkerGroup, _group
+from support.waiting import eventually
 
 LONG = 20
 
@@ -673,8 +673,7 @@ def test_after_an_interrupt_leaving_says_whom_it_waits_for(monkeypatch, caplog, 
         go_on.recv()
 
     def end():
-        while not caplog.records:
-            time.sleep(0.001)
+        assert eventually(lambda: caplog.records)
         go_on.send(1)
 
     ender = threads.go(end)

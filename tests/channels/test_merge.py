@@ -6,12 +6,12 @@ import gc
 import signal
 import sys
 import threading
-import time
 
 import pytest
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock, merge, select
 from channels.aio import from_async
+from support.waiting import eventually
 
 
 async def rows(count, fails=None):
@@ -97,10 +97,8 @@ def test_what_it_takes_it_delivers():
 def test_who_tries_to_send_meets_one_that_waits(threads):
     channel, other = Channel(), Channel()
     task = threads.go(next, merge(channel, other))
-    deadline = time.monotonic() + 10
-    while not channel.statistics().waiting_to_receive:  # it stands in the queue a moment before it waits
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    # It stands in the queue a moment before it waits.
+    assert eventually(lambda: channel.statistics().waiting_to_receive)
     channel.try_send("v")
     assert task.result() == (0, "v")
 

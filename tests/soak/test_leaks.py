@@ -8,7 +8,6 @@ import gc
 import os
 import pathlib
 import threading
-import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from runtime import Agent, EventStream, HookInput, RunError, Runtime, Session, T
 from runtime.events import ElicitationRequest, Event
 from runtime.stream import _at_exit as exit_module
 from support.scripted import call
+from support.waiting import eventually
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 SAMPLES = 5
@@ -168,10 +168,11 @@ WAYS = [
 
 def _settled_threads() -> int:
     """The number of threads, once those that are about to end have."""
-    deadline = time.monotonic() + 5
-    while any(t.name.startswith(("lockgate-stream", "lockgate-observe")) for t in threading.enumerate()):
-        assert time.monotonic() < deadline, threading.enumerate()
-        time.sleep(0.001)
+
+    def settled() -> bool:
+        return not any(t.name.startswith(("lockgate-stream", "lockgate-observe")) for t in threading.enumerate())
+
+    assert eventually(settled), threading.enumerate()
     return threading.active_count()
 
 

@@ -64,10 +64,12 @@ from runtime.events import (
 )
 from runtime.stream._core import StreamCore
 from support.interrupts import between, press_ctrl_c
+from support.waiting import eventually
 
 LONG = 10.0  # seconds after which something will never happen
 PROMPT = 0.25  # seconds from a cancel to the end of the consumer's loop; test_cancel.py measures 0.05
 GRACE = 0.5  # of the runtime: long enough for an observer on a busy machine
+_eventually = functools.partial(eventually, seconds=3.0)  # what a stream leaves to others is done soon
 TRIES = 3  # a run that was only slow is run again: what is slow by itself is slow each time
 
 INJECTED: collections.Counter[str] = collections.Counter()  # scenario -> faults; printed by tests/faults/conftest.py
@@ -936,24 +938,15 @@ def _check_threads(this: Run, before: set[threading.Thread]) -> None:
         this.wrong(f"law 8: threads are left: {left()}")
 
 
-def _eventually(condition: Callable[[], bool], timeout: float = 3.0) -> bool:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.001)
-    return True
-
-
 # -- many runs ---------------------------------------------------------------------------------------------------------
 
 
-def inject(scenario: Scenario, choose: Callable[[int, Point], Iterable[Fault]]) -> list[str]:
-    """Run the scenario without a fault, then with each of ``choose(number, point)`` at each point; what went wrong."""
+def inject(scenario: Scenario, choose: Callable[[Point], Iterable[Fault]]) -> list[str]:
+    """Run the scenario without a fault, then with each of ``choose(point)`` at each point; what went wrong."""
     quiet = run(scenario)
     wrong = [f"without a fault: {each}" for each in quiet.faults]
-    for number, point in enumerate(quiet.outside.points):
-        for fault in dict.fromkeys([*choose(number, point), *([] if on_helper(quiet.outside, point) else SLOW)]):
+    for point in quiet.outside.points:
+        for fault in dict.fromkeys([*choose(point), *([] if on_helper(quiet.outside, point) else SLOW)]):
             if not applies(point, fault):
                 continue
             done = run(scenario, point, fault)

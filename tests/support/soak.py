@@ -41,6 +41,7 @@ from runtime import (
 )
 from runtime.events import ElicitationRequest, Error, Event, StreamStopped
 from runtime.stream._core import StreamCore
+from support.waiting import eventually
 
 LONG = 30.0  # seconds after which something will never happen, on a machine that is as busy as this
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -313,16 +314,13 @@ class Soak:
             self.wrong.append(f"law 8: {shared.cores}")
 
     def _check_threads(self, before: set[threading.Thread]) -> None:
-        deadline = time.monotonic() + LONG
-        while left := [
-            thread
-            for thread in threading.enumerate()
-            if thread not in before and thread.name.startswith(("lockgate-stream", "lockgate-observe", "lockgate-help"))
-        ]:
-            if time.monotonic() > deadline:
-                self.wrong.append(f"law 8: threads are left: {left}")
-                return
-            time.sleep(0.01)
+        ours = ("lockgate-stream", "lockgate-observe", "lockgate-help")
+
+        def left() -> list[threading.Thread]:
+            return [each for each in threading.enumerate() if each not in before and each.name.startswith(ours)]
+
+        if not eventually(lambda: not left(), LONG):
+            self.wrong.append(f"law 8: threads are left: {left()}")
 
     def __str__(self) -> str:
         ends = ", ".join(f"{number} {reason}" for reason, number in self.ends.most_common())
@@ -417,10 +415,8 @@ class _One:
         answered = [message.tool_call_id for message in self.session.messages if message.role == "tool"]
         assert sorted(made) == sorted(each or "" for each in answered), "law 16"
         assert len(set(made)) == len(made), "law 16: ids"
-        deadline = time.monotonic() + LONG
-        while any(thread.is_alive() for thread in core.threads):
-            assert time.monotonic() < deadline, f"law 8: {core.threads}"
-            time.sleep(0.001)
+        gone = eventually(lambda: not any(thread.is_alive() for thread in core.threads), LONG)
+        assert gone, f"law 8: {core.threads}"
         seen = self.observer.seen.pop(self.session.id, None)
         if seen is not None:
             assert [e for e in seen if isinstance(e, StreamStopped)] == seen[-1:], (

@@ -9,8 +9,6 @@ import shlex
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from runtime import Agent, Hook, HookInput, HookResult, RunError, Runtime, Sessi
 from runtime._orphans import _wrapper
 from runtime.events import Error, Event, HookBlocked, HookFinished, HookStarted, StreamStopped, Warning
 from support.scripted import Scripted, Stall, call, say
+from support.waiting import eventually
 
 
 def is_gone(pid: int) -> bool:
@@ -27,13 +26,6 @@ def is_gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def events_of(hooks: dict[str, list[Any]], model: Scripted | None = None) -> list[Event]:
@@ -154,8 +146,7 @@ def test_a_command_that_hangs_dies_with_what_it_started(tmp_path: Path) -> None:
     hooks = {"session_start": [f"sleep 60 & echo $! > {pid_file}; wait"]}
     with Runtime(Agent("a", Scripted(say("never")), hooks=hooks)) as runtime:
         with runtime.run_stream(Session.from_user("hello")):
-            while not pid_file.exists() or not pid_file.read_text().strip():
-                time.sleep(0.005)
+            assert eventually(lambda: pid_file.exists() and pid_file.read_text().strip())
         assert is_gone(int(pid_file.read_text()))
 
 
@@ -175,9 +166,9 @@ def test_a_command_does_not_outlive_a_process_that_is_killed(tmp_path: Path, she
     )
     path = {**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
     with subprocess.Popen([sys.executable, "-c", program], env=path) as process:
-        wait_until(lambda: pid.exists() and pid.read_text().endswith("\n"))
+        assert eventually(lambda: pid.exists() and pid.read_text().endswith("\n"), 10)
         process.kill()
-    wait_until(lambda: is_gone(int(pid.read_text())))
+    assert eventually(lambda: is_gone(int(pid.read_text())), 10)
 
 
 def test_context_of_a_turn_is_for_that_turn() -> None:

@@ -43,6 +43,7 @@ from runtime.agent import Answer, Tool, ToolResult, ToolSet
 from runtime.agent._tool import Question
 from runtime.events import ElicitationRequest
 from runtime.mcp import MCPServerError, MCPToolSet
+from support.waiting import eventually
 
 pytest.importorskip("mcp")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, ps")
@@ -307,15 +308,6 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def eventually(condition: Callable[[], object], seconds: float = 5.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def tasks() -> set[asyncio.Task[Any]]:

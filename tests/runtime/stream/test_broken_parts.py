@@ -23,19 +23,13 @@ from runtime.session._session import SessionLog
 from runtime.stream._core import StreamCore
 from runtime.toolcalls._context import Context
 from support.scripted import AsyncScripted, Scripted, Stall, call, say
+from support.waiting import eventually
 
 FORM = {"type": "object", "properties": {}}
 
 
 def _thread(name: str) -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith(name)]
-
-
-def _soon(condition: Callable[[], bool], timeout: float = 5.0) -> bool:
-    deadline = time.monotonic() + timeout
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    return condition()
 
 
 def _fail_once(
@@ -276,7 +270,7 @@ def test_a_dropped_stream_with_observers_leaves_no_thread() -> None:
             next(stream)
             del stream
             gc.collect()
-            assert _soon(lambda: not _thread("lockgate-observe"))
+            assert eventually(lambda: not _thread("lockgate-observe"))
             assert isinstance(observer.events[-1], StreamStopped)
             stall.go_on.set()
 
@@ -295,7 +289,7 @@ def test_closing_the_runtime_ends_a_stream_that_nobody_reads() -> None:
 
 def Threads_parked(channel: Channel[Any]) -> None:
     """Wait until a sender waits for room."""
-    assert _soon(lambda: "sender waiting" in repr(channel))
+    assert eventually(lambda: "sender waiting" in repr(channel))
 
 
 def test_leaving_the_block_waits_for_an_asynchronous_model() -> None:

@@ -1,0 +1,18 @@
+"""Waiting for what no barrier announces: another process, a file, a thread that the product ends by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+STEP = 0.001  # seconds between two looks
+
+
+def eventually(condition: Callable[[], object], seconds: float = 5.0) -> bool:
+    """Whether the condition comes true within so many seconds; returns as soon as it does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return bool(condition())  # on a busy machine the last look may have been long ago
+        time.sleep(STEP)
+    return True
