@@ -1,4 +1,4 @@
-"""What a channel operation can say instead of succeeding. A timeout is the built-in `TimeoutError`."""
+"""The exceptions of channel operations. A timeout is the built-in `TimeoutError`."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ class WorkerGroup:
                 self._closed = False
 
     def _say(self) -> None:
-        """Tell whoever pressed Ctrl-C what they are waiting for."""
+        """Log which threads are waited for, for whoever pressed Ctrl-C."""
         frames = sys._current_frames()
         waiting = []
         for member in list(self._members):
@@ -194,7 +194,7 @@ class WorkerGroup:
         return self._parent is not None and self._parent.cancelled
 
     def _raise(self, error: BaseException | None, interrupt: BaseException | None) -> None:
-        """Leave with what there is to raise: ``error`` came out of the block, ``interrupt`` into the wait."""
+        """Raise what leaving has to raise: ``error`` came out of the block, ``interrupt`` into the wait."""
         errors = list(self._errors)
         fatal: BaseException | None = None
         if error is None or isinstance(error, Cancelled):

@@ -47,7 +47,7 @@ def _receiving(receiver: Any) -> Channel[Any]:
 
 
 class _Merge(Generic[T]):
-    """The iterator. What one thread at a time needs is in a `_Place`; threads that come meanwhile have others."""
+    """The iterator of a `merge`. The state of one thread at a time is in a `_Place`; threads beside it have others."""
 
     def __init__(self, receivers: tuple[Any, ...], cancel: SupportsDone | None) -> None:
         self._receivers = receivers  # dropping one may end what feeds it
@@ -108,7 +108,7 @@ class _Merge(Generic[T]):
 
 
 class _Place:
-    """Where one thread stands."""
+    """The state of one thread in the iterator."""
 
     __slots__ = ("channel", "epoch", "failure", "ready", "value", "waiter", "watches")
 

@@ -18,7 +18,7 @@ Case: TypeAlias = "Channel[Any] | Receiver[Any] | Sending[Any] | None"
 
 
 class Selected(Sequence[Any]):
-    """What a `select` did: case number ``index`` fired; a receive brought ``value``.
+    """The result of a `select`: case number ``index`` fired; a receive brought ``value``.
 
     ``ok`` is False when a receive fired because its channel is closed and drained; ``case`` is the object that was
     passed. It unpacks, compares and matches like a tuple of the four.

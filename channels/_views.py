@@ -14,7 +14,7 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class SupportsDone(Protocol):
-    """What ``cancel=`` takes: anything whose ``done`` is a receiver that closes. A ``cause`` is passed on."""
+    """The protocol of ``cancel=``: anything whose ``done`` is a receiver that closes. A ``cause`` is passed on."""
 
     @property
     def done(self) -> Receiver[Any]: ...
@@ -59,33 +59,33 @@ class Sender(Generic[T_contra]):
         self._target = channel
 
     def send(self, value: T_contra, timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
-        """`Channel.send`."""
+        """Send ``value``, as `Channel.send`: waits while the buffer is full."""
         self._target.send(value, timeout, cancel)
 
     def try_send(self, value: T_contra) -> None:
-        """`Channel.try_send`."""
+        """Send ``value`` if that needs no waiting, as `Channel.try_send`."""
         self._target.try_send(value)
 
     def sending(self, value: T_contra) -> Sending[Any]:
-        """`Channel.sending`."""
+        """The case of a `select` that sends ``value``, as `Channel.sending`."""
         return Sending(self._target, value)
 
     def close(self, final: T_contra = NOTHING) -> bool:
-        """`Channel.close`."""
+        """Close the channel, as `Channel.close`; whether it was this call that closed it."""
         return self._target.close(final)
 
     @property
     def closed(self) -> bool:
-        """`Channel.closed`."""
+        """Whether the channel is closed, as `Channel.closed`."""
         return self._target.closed
 
     @property
     def capacity(self) -> int:
-        """`Channel.capacity`."""
+        """How many values the channel buffers, as `Channel.capacity`."""
         return self._target.capacity
 
     def statistics(self) -> ChannelStatistics:
-        """`Channel.statistics`."""
+        """The state of the channel a moment ago, as `Channel.statistics`."""
         return self._target.statistics()
 
     def __len__(self) -> int:
@@ -115,12 +115,12 @@ class Receiver(Generic[T_co]):
         self._channel = channel
 
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T_co:
-        """`Channel.recv`."""
+        """Receive the next value, as `Channel.recv`: waits until there is one."""
         value: T_co = self._channel.recv(timeout, cancel)
         return value
 
     def try_recv(self) -> T_co:
-        """`Channel.try_recv`."""
+        """Receive a value if one is there, as `Channel.try_recv`."""
         value: T_co = self._channel.try_recv()
         return value
 
@@ -130,16 +130,16 @@ class Receiver(Generic[T_co]):
 
     @property
     def closed(self) -> bool:
-        """`Channel.closed`."""
+        """Whether the channel is closed, as `Channel.closed`."""
         return self._channel.closed
 
     @property
     def capacity(self) -> int:
-        """`Channel.capacity`."""
+        """How many values the channel buffers, as `Channel.capacity`."""
         return self._channel.capacity
 
     def statistics(self) -> ChannelStatistics:
-        """`Channel.statistics`."""
+        """The state of the channel a moment ago, as `Channel.statistics`."""
         return self._channel.statistics()
 
     def __iter__(self) -> Receiver[T_co]:

@@ -23,7 +23,7 @@ lives: dict[Life, None] = {}  # of this process
 
 
 class Job(Protocol):
-    """What runs on a loop, as far as that has to know it."""
+    """A job that runs on a loop, as far as the loop has to know it."""
 
     _asked: bool
     _task: asyncio.Task[None] | None
@@ -140,7 +140,7 @@ class Life:
             run.finish(None, Cancelled(f"{self.name} was closed"))
 
     def post(self, function: Callable[..., object], *args: Any) -> bool:
-        """Call it on the loop, soon; False if the loop is closed. Any thread."""
+        """Have a function called on the loop, soon; False if the loop is closed. Any thread."""
         if self.over:
             return False
         try:
@@ -150,7 +150,7 @@ class Life:
         return True
 
     def refuse(self, what: str) -> None:
-        """Raises `RuntimeError` on the loop's own thread."""
+        """Raise `RuntimeError` where the caller is on the loop's own thread."""
         if threading.get_ident() == self.thread.ident:
             raise RuntimeError(f"{what} on the thread of {self.name} would stall the loop that it waits for: use await")
 

@@ -1,4 +1,4 @@
-"""A loop in a thread, and the loops of this process."""
+"""`LoopThread`: an event loop in a thread, and the default one of this process."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class LoopThread:
         on_done: OnDone | None = None,
         context: contextvars.Context | None = None,
     ) -> TaskHandle:
-        """Run it as `call` does, without waiting.
+        """Run a coroutine as `call` does, without waiting for its end.
 
         ``on_done(result, exception)`` is called once, on the loop's thread (on the closing one, if the loop is closed
         while something blocks its thread); the exception of a cancelled task is `Cancelled`. It must be quick. Without

@@ -61,7 +61,7 @@ class Run:
         self.done: Channel[None] = Channel(name="task ended")
 
     def begin(self) -> None:
-        """Any thread. Raises `RuntimeError` if the loop is closed."""
+        """Begin the task. Any thread. Raises `RuntimeError` if the loop is closed."""
         life = self.life
         life.runs[self] = None
         if life.over or not life.post(self._begin):
@@ -75,7 +75,7 @@ class Run:
             raise RuntimeError(f"{life.name} is closed")
 
     def cancel(self, cause: object = None) -> None:
-        """Any thread; does not wait."""
+        """Cancel the task. Any thread; does not wait."""
         if not self.done.closed:
             self.life.post(self._cancel, cause)
 
@@ -137,7 +137,7 @@ class Run:
             self.done.close()
 
     def discard(self) -> None:
-        """Let go of what was never begun."""
+        """Let go of a task that was never begun."""
         discard(self._target)
         self._target, self._args = None, ()
 

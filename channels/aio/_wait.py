@@ -1,4 +1,4 @@
-"""Waiting for a channel in a task, without blocking its loop."""
+"""`to_async`: waiting for a channel in a task, without blocking its loop."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class LoopWaiter(Waiter):
         self.park = _Park(channel._lock, self._waker.release_of(self))
 
     async def served(self) -> None:
-        """Wait until it is. If this raises, the waiter was withdrawn, and a value it had been served given back."""
+        """Wait until the waiter is served. If this raises, it was withdrawn, and a value it was served given back."""
         try:
             if self.done:  # its server may not have let go of it yet
                 self.sever()
@@ -51,7 +51,7 @@ class LoopWaiter(Waiter):
             raise
 
     def wake(self) -> None:
-        """On the loop's thread."""
+        """Wake the task. On the loop's thread."""
         future = self._future
         if future is not None and not future.done():
             future.set_result(None)

@@ -52,15 +52,15 @@ Params: TypeAlias = ElicitRequestFormParams | ElicitRequestURLParams
 
 
 class Lost(Exception):
-    """There is no server to answer. The text goes on from "MCP server 'name'"."""
+    """The server is lost: it has ended, or never came up. The text goes on from "MCP server 'name'"."""
 
 
 class Unsent(Lost):
-    """The same, and it has not seen the call."""
+    """The server is lost, and has not seen the call."""
 
 
 class Visit(Exception):
-    """The call is refused until the user has been at ``pages``: pairs of what to tell the user, and an address."""
+    """The server refuses the call until the user has visited ``pages``: pairs of a message and an address."""
 
     def __init__(self, reason: str, pages: Sequence[tuple[str, str]]) -> None:
         super().__init__(reason)
@@ -90,7 +90,7 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """How far the server says it has come."""
+    """Progress of the call, as the server reports it."""
 
     progress: float
     total: float | None
@@ -124,7 +124,7 @@ class Declined:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last message."""
+    """The end of the call, which is the last message to its inbox."""
 
     result: CallToolResult | None = None
     error: BaseException | None = None
@@ -148,7 +148,7 @@ class Call:
         self.answers: set[asyncio.Future[ElicitResult]] = set()
 
     def drop(self) -> None:
-        """Any thread: nobody waits for it any more. Cancelled on the server, unless it has ended. Does not wait."""
+        """Give the call up. It is cancelled on the server, unless it has ended. Any thread; does not wait."""
         if not self.inbox.closed:
             self.inbox.close()
             self._connection.on_loop(self._drop)
@@ -159,7 +159,7 @@ class Call:
             self.task.cancel()
 
     def tell(self, message: object) -> bool:
-        """Loop thread. False: nobody listens any more."""
+        """Send a message to the call's inbox; False where nobody listens any more. Loop thread."""
         try:
             self.inbox.try_send(message)
         except ChannelClosed:
@@ -167,16 +167,16 @@ class Call:
         return True
 
     async def progressed(self, progress: float, total: float | None, message: str | None) -> None:
-        """Loop thread."""
+        """Tell the call of its progress. Loop thread."""
         self.tell(Progressed(progress, total, message or ""))
 
     def finish(self, *, result: CallToolResult | None = None, error: BaseException | None = None) -> None:
-        """What comes later is refused."""
+        """Send the last message; the inbox refuses what comes later."""
         self.inbox.close(Finished(result, error))
         self.over.cancel("the call is over")
 
     def end(self) -> None:
-        """Loop thread: nothing of it goes on."""
+        """End the call, so that nothing of it goes on. Loop thread."""
         if self.task is not None:
             self.task.cancel()
         for answer in self.answers:  # a legacy server's question has a task that is not ours to cancel
@@ -239,14 +239,14 @@ class Connection:
     # -- any thread ----------------------------------------------------------------------------------------------------
 
     def wait_ready(self, cancel: SupportsDone | None = None) -> None:
-        """Until it is connected and its tools are listed. Raises `Lost`, and `Cancelled`."""
+        """Wait until the server is connected and its tools are listed. Raises `Lost`, and `Cancelled`."""
         self._refuse("waiting for an MCP server")
         self._wait(self.ready, self._connect_timeout + SLACK, cancel)
         if self.failure is not None and not self.version:
             raise Lost(str(self.failure))
 
     def wait_listed(self, cancel: SupportsDone | None = None) -> None:
-        """Until the tools are listed again that the server says have changed, or cannot be."""
+        """Wait until the tools that the server says have changed are listed again, or cannot be."""
         listing = self._listing
         if listing is not None:
             self._refuse("listing the tools of an MCP server")
@@ -263,11 +263,11 @@ class Connection:
         return call
 
     def request_stop(self) -> None:
-        """Begin to end it. Does not wait; harmless when it has ended."""
+        """Begin to end the connection. Does not wait; harmless when it has ended."""
         self.on_loop(self._stop)
 
     def wait_gone(self, timeout: float) -> bool:
-        """Whether nothing of it is left after ``timeout`` seconds."""
+        """Wait until nothing of the connection is left; whether that is so within ``timeout`` seconds."""
         self._refuse("stopping an MCP server")
         return self._wait(self.gone, timeout)
 
@@ -315,7 +315,7 @@ class Connection:
             self._commands.sync_q.put_nowait(None)
 
     async def _own(self) -> None:
-        """The owner: the whole life of the connection."""
+        """The owner task: the whole life of the connection."""
         try:
             async with contextlib.AsyncExitStack() as stack:
                 client = await self._connect(stack)
@@ -397,7 +397,7 @@ class Connection:
             self._on_change()
 
     def _on_change(self) -> None:
-        """List the tools again. Whoever wants them meanwhile waits."""
+        """List the tools again, as they have changed. Whoever wants them meanwhile waits."""
         if self._client is None:
             return  # they are not listed yet
         self._stale = True
@@ -473,7 +473,7 @@ class Connection:
         call.end()
 
     def _fail(self, why: Lost) -> None:
-        """It is of no use any more. Every call hears of it, one in the queue too. The first reason stands.
+        """The server is of no use any more. Every call hears of it, one in the queue too. The first reason stands.
 
         Synchronous: the owner may be in a cancelled scope, where nothing can be awaited. Or the loop is over.
         """
@@ -493,7 +493,7 @@ class Connection:
         self._open.clear()
 
     def _ended(self, result: object, error: BaseException | None) -> None:
-        """The owner has, on whatever path; or its loop was closed before it began, or while it stood still."""
+        """The owner task has ended, on whatever path; or its loop was closed before it began or while it waited."""
         self._fail(Lost("lost its event loop, which was closed"))
         self._process.kill()
         self.ready.close()
@@ -567,7 +567,7 @@ class Connection:
         call.tell(Begun())
 
     async def _on_question(self, context: Any, params: Params) -> ElicitResult:
-        """The server asks. Never raises: that would fail more than the question."""
+        """Answer a question of the server. Never raises: that would fail more than the question."""
         call = _call.get()
         if call is None and self.version < MODERN:
             self._asks = True
@@ -596,7 +596,7 @@ class Connection:
 
 
 async def _unchecked(name: str, result: object) -> None:
-    """As `ClientSession.validate_tool_result`."""
+    """In place of `ClientSession.validate_tool_result`: results are not checked by the SDK."""
 
 
 def _unwrap(error: BaseException) -> BaseException:

@@ -1,4 +1,4 @@
-"""What a server's answer to a call is to the model: text, and images beside it."""
+"""The result of a server's tool as the model gets it: text, and images beside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PICTURES: Final = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "imag
 
 
 def result_of(outcome: CallToolResult) -> ToolResult:
-    """Texts, those of embedded resources too, as they are; a line that names everything else; and the images.
+    """The result for the model: texts, those of embedded resources too; a line that names everything else; the images.
 
     Structured content says the same again, so it counts only where there is no text. What is an image already is not
     shown in base64 as well, as servers do that repeat their content there.
@@ -51,7 +51,7 @@ def _said(block: Any) -> str:
 
 
 def _part(block: Any) -> tuple[str, str, Image | None]:
-    """The text for a block, its base64, and the image that it is."""
+    """The text for a block of the result, its data in base64, and the image that it is."""
     match block.type:
         case "text":
             return block.text, "", None
@@ -95,7 +95,7 @@ def _line(kind: str, uri: object, media_type: str | None, note: str = "") -> str
 
 
 def _name(link: Any) -> str:
-    """What a link says of what it leads to: the model decides by that whether to follow it."""
+    """The name and description of a link: the model decides by them whether to follow it."""
     name = link.title or link.name
     said = [each for each in (name if name != str(link.uri) else "", link.description) if each]
     return ": ".join(said)

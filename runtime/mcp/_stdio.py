@@ -124,7 +124,7 @@ def _has_many_values(line: bytes) -> bool:
 
 
 def _answered(text: str) -> int | None:
-    """The id of the request that a message answers which is not read."""
+    """The id of the request that an unreadable message answers."""
     reply = _REPLY.match(text) or _REPLIED.search(text[-100:])
     return None if reply is None else int(reply[1])
 
@@ -161,7 +161,7 @@ def _failed(id: int | str, message: str) -> JSONRPCError:
 
 
 class _ToServer:
-    """The SDK's write stream. It may be the first to notice that there is nobody at the other end."""
+    """The SDK's write stream, which may be the first to notice that the server has gone."""
 
     def __init__(self, stdin: asyncio.StreamWriter, source: _FromServer, ended: Callable[[], object]) -> None:
         self._stdin = stdin
@@ -211,7 +211,7 @@ class Process:
 
     @contextlib.asynccontextmanager
     async def open(self, ended: Callable[[], object]) -> AsyncIterator[tuple[_FromServer, _ToServer]]:
-        """Start it; on leaving, end it. ``ended`` is called when its output ends."""
+        """Start the process; on leaving, end it. ``ended`` is called when its output ends."""
 
         def on_end() -> None:
             self.ended = True
@@ -252,7 +252,7 @@ class Process:
                     transport.close()
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """Wait, ask, force. Cancelled (the loop is closed), it forces at once."""
+        """End the process: wait, ask, force. Cancelled (the loop is closed), it forces at once."""
         try:
             if not await self._exits(self.grace):
                 self._forced = True
@@ -300,7 +300,7 @@ class Process:
         )
 
     def how(self) -> str:
-        """How it ended, as far as that is known."""
+        """How the process ended, as far as that is known."""
         code = self.exit_code
         if code is None:
             return "closed the connection"
@@ -312,7 +312,7 @@ class Process:
             return f"was ended by signal {-code}"
 
     def evidence(self) -> str:
-        """What it left behind, for an error's text."""
+        """The exit code and last words of the process, for an error's text."""
         text = ""
         if self.rubbish:
             text += f" On its standard output, where only MCP belongs, it wrote: {self.rubbish}"
@@ -322,7 +322,7 @@ class Process:
         return text
 
     def kill(self) -> None:
-        """Force it to end, with what it started, if it has not."""
+        """Kill the process, with what it started, if it has not ended."""
         self._signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:

@@ -1,4 +1,4 @@
-"""The tool set of one MCP server."""
+"""`MCPToolSet`: the tools of one MCP server."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ class MCPToolSet:
     # -- tools ---------------------------------------------------------------------------------------------------------
 
     def _describe(self, listed: Sequence[Any]) -> dict[str, Tool]:
-        """By the server's names, what the tools are, without what calls them: that would hold on to this toolset."""
+        """The tools by the server's names, without the functions that call them, which would hold this toolset."""
         wanted: dict[str, Any] = {}
         for tool in listed:
             if self.wanted is None or any(fnmatchcase(tool.name, pattern) for pattern in self.wanted):
@@ -299,7 +299,7 @@ class MCPToolSet:
                 raise MCPServerError(self.name, f"refused to call {tool} before the user visits {url}: {why}")
 
     def _converse(self, call: Call, context: ToolContext | None, notes: list[str]) -> CallToolResult:
-        """Do what the call asks for until it has ended. Leaving earlier, by an exception, cancels it on the server."""
+        """Answer the messages of a call until it has ended. Leaving earlier, by an exception, cancels it there."""
         from ._connection import Asked, Begun, Declined, Finished, Lost, Progressed, visit_of
 
         left: float | None = None

@@ -1,5 +1,5 @@
-"""What a session holds as providers take it, whatever a model, a tool or a server made up: one name, id, picture or
-result that is refused spoils the whole conversation.
+"""Makes names, ids, images and results of a session fit for providers: one that is refused spoils the whole
+conversation, whatever model, tool or server made it up.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a provider says when it does not answer, as a `ModelError` that says what to do.
+"""Errors of providers as `ModelError`, with a code for programs and a text that says what to do.
 
 Providers and the many servers that speak like them agree on status codes, mostly, and on little else. So the status
 comes first, and the names of the error and its text only tell apart what the status leaves open.
@@ -76,7 +76,7 @@ _WORDS: Final[tuple[tuple[str, ModelErrorCode], ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Who is asked for what: what an error names, and the secret that none may show."""
+    """The provider, model and address that an error names, and the key that no error may show."""
 
     provider: str
     model: str
@@ -86,7 +86,7 @@ class Account:
 
     @property
     def address(self) -> str:
-        """Where it is, for people."""
+        """The address of the server, for people."""
         return address(self.base_url)
 
     def explain(self, code: ModelErrorCode, said: str = "", retry_after: float | None = None) -> ModelError:

@@ -22,7 +22,7 @@ _PAGE: Final = 4000  # characters of a page that are looked at
 
 
 class _Response(Protocol):
-    """What it needs of the library's response."""
+    """The part of the library's response that is used here."""
 
     @property
     def headers(self) -> Mapping[str, str]: ...
@@ -66,7 +66,7 @@ def failure(body: Mapping[str, Any], account: Account, headers: Mapping[str, str
 
 
 def _events(text: str) -> list[dict[str, Any]]:
-    """What the lines of data say. Raises `ValueError` for one that is not JSON."""
+    """The events in the lines of data. Raises `ValueError` for one that is not JSON."""
     lines = [line[5:].strip() for line in text.splitlines() if line.startswith("data:")]
     return [each for line in lines if line != "[DONE]" and isinstance(each := json.loads(line), dict)]
 

@@ -1,4 +1,4 @@
-"""What models that are made of other models have in common.
+"""The base of models that are made of other models.
 
 A wrapper runs where its models do: as an asynchronous generator on the loop's thread where all of them are, so that a
 reply over the network costs no thread; else as a plain generator on a helper thread, which waits for those on the loop.
@@ -191,5 +191,5 @@ def _sums(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def is_said(delta: Delta) -> bool:
-    """Whether the consumer has seen it: then another attempt would say it twice."""
+    """Whether the consumer sees ``delta``: then another attempt would say it twice."""
     return delta.__class__ in (TextDelta, ReasoningDelta, ToolCallDelta)

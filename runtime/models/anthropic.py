@@ -1,4 +1,4 @@
-"""Models behind Anthropic's messages."""
+"""`AnthropicModel`: models behind Anthropic's messages API."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class AnthropicModel:
     def _request(
         self, messages: Sequence[Message], tools: Sequence[ToolDefinition], output: OutputSchema | None
     ) -> tuple[dict[str, Any], str]:
-        """What to send, and what tells whether it stands before the reply again another time."""
+        """The request, and the `_Prefix` that tells whether the same stands before the reply another time."""
         options = dict(self._options)
         grammar = with_grammar(output.schema) if output is not None else None
         if grammar is not None:  # beside what else is configured there, such as the effort
@@ -330,7 +330,7 @@ class _Reply:
         self._blocks: dict[int, dict[str, Any]] = {}
 
     def read(self, event: Any) -> list[Delta]:
-        """What an event says. Kinds that are not known say nothing."""
+        """The deltas of an event. Unknown kinds of events have none."""
         match event.type:
             case "message_start":
                 return _usage(getattr(event.message, "usage", None))
@@ -348,7 +348,7 @@ class _Reply:
         return []
 
     def end(self, account: Account) -> list[Delta]:
-        """What is to be said after the last event. Raises `ModelError` for a reply that is none."""
+        """The deltas after the last event. Raises `ModelError` for a reply without content."""
         if self._stop == "refusal":
             raise account.explain("refused", self._explanation)
         if not self.over:

@@ -1,4 +1,4 @@
-"""A model with others to stand in for it."""
+"""`Fallback`: a model with others to stand in for it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Fallback(Wrapper):
 
     @property
     def id(self) -> str:
-        """That of the first model. What another one says is recorded and priced as its own."""
+        """The id of the first model. A reply of another one is recorded and priced as its own."""
         return self._models[0].id
 
     def _steps(self, cancel: CancelToken) -> Steps:

@@ -1,4 +1,4 @@
-"""A model whose silence is an error."""
+"""`IdleTimeout`: a model whose silence is an error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class IdleTimeout(Wrapper):
 
     @property
     def id(self) -> str:
-        """That of the model."""
+        """The id of the model."""
         return self._model.id
 
     async def _on_loop(

@@ -268,7 +268,7 @@ class _Reply:
         response.aiter_bytes = watched
 
     def read(self, chunk: Any) -> list[Delta]:
-        """What a chunk says. Servers leave out what they do not know."""
+        """The deltas of a chunk. Servers leave out what they do not know."""
         deltas: list[Delta] = []
         for choice in getattr(chunk, "choices", None) or ():
             if getattr(choice, "index", None):
@@ -294,7 +294,7 @@ class _Reply:
         return deltas
 
     def end(self, account: Account) -> list[Delta]:
-        """What is to be said after the last chunk. Raises `ModelError` for a reply that is none."""
+        """The deltas after the last chunk. Raises `ModelError` for a reply without content."""
         if self._refused or self.finish == "content_filter":
             raise account.explain("refused")
         if not self.finish and self._tail.strip().endswith(_DONE):

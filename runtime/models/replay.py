@@ -70,7 +70,7 @@ class ReplayModel:
     def stream(
         self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
     ) -> Iterator[Delta]:
-        """What was answered. Raises `ReplayDiverged`, and what the model raised: a `ModelError`, or `Recorded`."""
+        """The recorded answer. Raises `ReplayDiverged`, and what the model raised: a `ModelError`, or `Recorded`."""
         return self._stream(messages, tools, cancel)
 
     def _stream(
@@ -167,7 +167,7 @@ class _Part:
     def stream(
         self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
     ) -> Iterator[Delta]:
-        """What was answered."""
+        """The recorded answer, as `ReplayModel.stream`."""
         return self._replay._stream(messages, tools, cancel, self)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""A model that is asked again when it fails."""
+"""`Retry`: a model that is asked again when it fails."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Retry(Wrapper):
 
     @property
     def id(self) -> str:
-        """That of the model."""
+        """The id of the model."""
         return self._model.id
 
     def _steps(self, cancel: CancelToken) -> Steps:

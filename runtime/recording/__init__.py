@@ -1,4 +1,4 @@
-"""A run in a file, with secrets left out."""
+"""Records of runs: files with the events and the model traffic, secrets left out."""
 
 from ._recording import Recording
 

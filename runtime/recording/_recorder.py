@@ -1,4 +1,4 @@
-"""Writes the record of a run, as the observer that is told of the model traffic too.
+"""Writes the record of a run: its events, and the model traffic.
 
 Pieces of one text are written when all of them are there: a secret that a model says in three pieces is found in none
 of them. What came after them, in other streams too, waits for them: the record is in the order of the run.
@@ -51,7 +51,7 @@ class _Line:
 
 @dataclass(slots=True)
 class _Stream:
-    """What the recorder has to remember of a stream, the root or a nested one."""
+    """The state of one stream, the outermost or a nested one, in its record."""
 
     request: int = 0
     asked: tuple[Message, ...] = ()  # what its last request showed to the model
@@ -84,7 +84,7 @@ class Recorder:
             raise
 
     def on_event(self, event: events.Event) -> None:
-        """Write it, or keep it until the text that it is a piece of is complete."""
+        """Write the event, or keep it until the text that it is a piece of is complete."""
         if self._file.closed:
             return
         stream = self._streams.setdefault(event.session_id, _Stream())
@@ -176,7 +176,7 @@ class Recorder:
         stream.deltas = None
 
     def _clean(self, pieces: list[dict[str, Any]], joinable: bool = True) -> list[dict[str, Any]]:
-        """The pieces of a text as they are; one piece without the secret where there is one in it."""
+        """The pieces of a text as they are; where there is a secret in it, one piece without the secret."""
         if not joinable or not pieces:
             return pieces
         whole = _joined(pieces)
@@ -187,7 +187,7 @@ class Recorder:
         self._lines.append(_Line({"type": type, **said}))
 
     def _write(self) -> None:
-        """Write what need not wait."""
+        """Write the lines that need not wait."""
         while self._lines and self._lines[0].ready:
             line = self._lines.popleft()
             if line.said is not None:
@@ -269,7 +269,7 @@ def _news(
 
 
 def _key(piece: Any) -> Any:
-    """What the pieces of one text have in common; None for what is no piece of a text."""
+    """The key that the pieces of one text share; None for an event that is no piece of a text."""
     if isinstance(piece, events.PartialToolCall):
         return "call", piece.tool_call.id
     if isinstance(piece, ToolCallDelta):
@@ -280,7 +280,7 @@ def _key(piece: Any) -> Any:
 
 
 def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:
-    """One piece that says what they say."""
+    """The pieces of a text joined to one."""
     joined = dict(pieces[0])
     if "tool_call" in joined:  # the name is that of the call so far
         arguments = "".join(each["tool_call"]["arguments"] for each in pieces)

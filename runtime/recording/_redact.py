@@ -49,7 +49,7 @@ Replace: TypeAlias = Callable[[re.Match[str]], str]
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What a secret looks like. One of the ``hints`` is in every text that has such a secret, in small letters: to look
+    """The form of a secret. One of the ``hints`` is in every text that has such a secret, in small letters: to look
     for them takes next to nothing, and most texts have none.
     """
 
@@ -188,7 +188,7 @@ class Redaction:
         return value
 
     def _name(self, key: Any) -> Any:
-        """A key of an object; some have a secret there."""
+        """A key of an object without secrets: some objects have a secret as a key."""
         return self._text(key, _DEPTH) if isinstance(key, str) and len(key) >= 16 else key
 
     def __repr__(self) -> str:

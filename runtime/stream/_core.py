@@ -1,4 +1,4 @@
-"""What one stream consists of, shared by the files that make it run.
+"""`StreamCore`: the parts of one stream, shared by the files that make it run.
 
 Consumer-side objects hold the core, the core holds none of them: a consumer that is forgotten can be collected.
 """
@@ -188,12 +188,12 @@ class StreamCore:
 
     @property
     def output(self) -> Output | None:
-        """What the last reply has to be: what this run was started for, or what its agent is for."""
+        """The output type of the last reply: that of the run, or else that of its agent."""
         return self._output or self.agent._output
 
     @property
     def permissions(self) -> list[Permissions]:
-        """What holds for tool calls, the level that counts most first: sessions from the inside out, runtime, team."""
+        """The permissions for tool calls, the level that counts most first: sessions from the inside, runtime, team."""
         own = self.session.permissions
         return [own, *(self.shared.permissions if self.parent is None else self.parent.permissions)]
 

@@ -1,4 +1,4 @@
-"""What the consumer holds: `EventStream`."""
+"""`EventStream`: the consumer's end of a run."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ class EventStream(Receiver[Event]):
             raise stuck
 
     def result(self) -> RunResult[Any]:
-        """Read the stream to its end, and say what the run came to. Its events are not kept: iterate first to see them.
+        """Read the stream to its end; the result of the run. Its events are not kept: iterate first to see them.
 
         Raises `RunError` when it ended other than normally, from the exception in the worker. What has not ended within
         the grace time is logged, and stands beside either as ``stuck``; it is not raised in place of them.

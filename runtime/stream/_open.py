@@ -100,7 +100,7 @@ def _start(core: StreamCore, name: str, target: Callable[..., None], *args: Any)
 
 
 def _work(core: StreamCore, cleanup: Cleanup) -> None:
-    """What the worker thread runs. It holds the core, never the consumer's `EventStream` nor the `Runtime`."""
+    """The function of the worker thread. It holds the core, never the consumer's `EventStream` nor the `Runtime`."""
     try:
         work(core, cleanup)
     finally:  # `insist`, spelt out: nobody would call that a second time
@@ -118,7 +118,7 @@ def _work(core: StreamCore, cleanup: Cleanup) -> None:
 
 
 def _forward(core: StreamCore, calls: Calls) -> None:
-    """What the forwarder's thread runs, which ends last."""
+    """The function of the forwarder's thread, which ends last."""
     try:
         forward(core, calls)
     finally:

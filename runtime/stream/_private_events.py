@@ -19,7 +19,7 @@ from ..session._message import Message, ToolCall
 
 @dataclass(frozen=True, slots=True)
 class Traffic(Event):
-    """What all of it is."""
+    """The base of the events about model traffic and background streams, which no consumer sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class ModelAsked(Traffic):
 
 @dataclass(frozen=True, slots=True)
 class ModelSaid(Traffic):
-    """What it says."""
+    """A delta of the model that was asked."""
 
     delta: Delta
 
@@ -47,7 +47,7 @@ class ModelDone(Traffic):
 
 @dataclass(frozen=True, slots=True)
 class ToolReturned(Traffic):
-    """What a tool returned, where the model is given something else: a hook has changed it, or it is too long."""
+    """The result of a tool, where the model is given another: a hook has changed it, or it is too long."""
 
     tool_call: ToolCall
     content: str
@@ -82,7 +82,7 @@ class ConsumerCall(Event):
         work()
 
     def withdraw(self) -> None:
-        """Nobody waits for it any more."""
+        """Withdraw the call: nobody waits for it any more."""
         self._work.clear()
 
     def to_dict(self) -> dict[str, Any]:

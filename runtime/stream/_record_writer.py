@@ -32,7 +32,7 @@ class Recorder(Protocol):
 
 
 class RecordWriter:
-    """What stands between the events of a stream and its recorder: they are written one after the other by a helper
+    """Stands between the events of a stream and its recorder: they are written one after the other by a helper
     that runs as long as there are some, and the stream does not wait for it before its end. Used by the forwarder.
     """
 

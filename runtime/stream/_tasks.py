@@ -1,4 +1,4 @@
-"""The tasks that agents have in the background, as the stream that they belong to knows them."""
+"""Background tasks, as the stream that they belong to knows them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BackgroundTask:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the task has not ended."""
         return self.ended is None
 
     @property
@@ -37,21 +37,21 @@ class BackgroundTask:
 
     @property
     def seconds(self) -> float:
-        """How long it has run."""
+        """How many seconds the task has run."""
         return (self.ended or time.monotonic()) - self.began
 
     @property
     def output(self) -> str:
-        """What it has said so far, and why it failed, if it did."""
+        """The text of the sub-agent so far, and why it failed, if it did."""
         said = "".join(self.text)
         return f"{said}\n{self._ending.message}".strip() if self.status == "failed" else said
 
     def stop(self, cause: str) -> None:
-        """Ask it to end."""
+        """Ask the task to end; does not wait."""
         self._stopping.cancel(cause)
 
     def wait(self, timeout: float | None, cancel: CancelToken | None) -> bool:
-        """Wait for its end; False where that takes longer than ``timeout`` seconds. Raises `Cancelled`."""
+        """Wait for the end of the task; False where that takes longer than ``timeout`` seconds. Raises `Cancelled`."""
         try:
             self.call.done.recv(timeout, cancel)
         except ChannelClosed:

@@ -56,7 +56,7 @@ def start(parent: StreamCore, agent: Agent, session: Session) -> BackgroundTask:
 
 
 def _read(parent: StreamCore, task: BackgroundTask, stream: EventStream) -> None:
-    """What the reader's thread runs."""
+    """The function of the thread that reads a background stream."""
     sink = EventSink(parent.events)
     observed = parent.root.observed
 

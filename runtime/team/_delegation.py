@@ -166,7 +166,7 @@ def _brief(task: str, expected_output: str) -> str:
 
 
 def _refused(core: StreamCore, agent: Agent) -> ToolResult | None:
-    """An agent that waits for this one cannot be waited for: the model is told."""
+    """The refusal, for the model, of an agent that waits for this one and so cannot be waited for."""
     line = [each.agent for each in core.line]
     if not any(each is agent for each in line):
         return None

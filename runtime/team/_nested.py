@@ -41,7 +41,7 @@ def open_nested(
 def follow(
     parent: StreamCore, stream: EventStream, forward: Forward, fire: Fire, call: Call | None = None
 ) -> RunResult[Any]:
-    """Read a nested stream to its end, passing its events to ``forward``; what it came to.
+    """Read a nested stream to its end, passing its events to ``forward``; its result.
 
     ``call`` is what the parent expects of it, where it did before. The hooks that the parent has for its end are run
     by ``fire``. Raises `RunError` when it ends other than normally, and what ``forward`` and ``fire`` raise, which ends
@@ -67,5 +67,5 @@ def follow(
 
 
 def last_words(session: Session) -> str:
-    """What the agent said last."""
+    """The last reply of the agent."""
     return next((message.content for message in reversed(session.messages) if message.role == "assistant"), "")

@@ -1,4 +1,4 @@
-"""Results: what a tool returned, as the model reads it."""
+"""Results: the return value of a tool as the model reads it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIMIT: Final = 50_000  # characters of one result that a model is given, unless 
 
 
 def result_of(value: Any) -> ToolResult:
-    """What a function returned, as a result: text, images, and everything else as JSON."""
+    """The return value of a function as a `ToolResult`: text, images, and everything else as JSON."""
     if isinstance(value, ToolResult):
         return value
     if isinstance(value, str):
@@ -43,7 +43,7 @@ def run_tool(tool: Tool, values: Mapping[str, Any], context: CallContext) -> Any
 
 
 async def run_tool_async(tool: Tool, values: Mapping[str, Any], context: CallContext) -> ToolResult:
-    """The same for a coroutine function."""
+    """Await the tool's coroutine function; its result."""
     return result_of(await tool.function(**tool.bind(values, context)))
 
 
