@@ -3,7 +3,7 @@
 As the protocols have it, the first piece of a call has its index, id and name, and those after it the index only. What
 servers make of that: a new id or the name again in every piece; an id that comes late; one index for all calls, told
 apart by their ids, or by nothing but that one is whole when the next begins; no index; the whole call once more at the
-end; the arguments as an object. `tests/runtime/test_assembler.py` has a table of them.
+end; the arguments as an object. `tests/runtime/toolcalls/test_assembler.py` has a table of them.
 
 In doubt a piece belongs to the call before it: what is not one then is broken JSON, which is refused, while half a call
 could be made with its defaults.
