@@ -1,9 +1,9 @@
 """Telling threads to stop: Go's ``context``, as a token.
 
-There is no lock here. Who cancels first is decided by setting a key of a dict, who runs a callback by deleting it from
-its list of one; both are single steps. So cancelling is safe in finalizers and signal handlers. All that follows may be
-done twice, so whoever is interrupted, or finds another thread at it, does it again: every channel below is closed
-first, then the callbacks run.
+There is no lock here. Who cancels first is decided by setting a key of a dict, who runs a callback by claiming it from
+its list of one (`_park`: claiming once); both are single steps. So cancelling is safe in finalizers and signal
+handlers. All that follows may be done twice, so whoever is interrupted, or finds another thread at it, does it again:
+every channel below is closed first, then the callbacks run.
 
 Nothing here recurses. A thread that runs callbacks has a `_Round`; what is cancelled meanwhile in that thread, by a
 callback, a signal handler or a finalizer, is closed at once, and its callbacks wait at the end of the round.
@@ -18,11 +18,12 @@ import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NoReturn, SupportsIndex
 
-from ._channel import TRIES, Channel
+from ._channel import Channel
 from ._errors import Cancelled
 from ._park import deadline_after, monotonic
+from ._rescue import TRIES, insist
 from ._timer import Timer, call_apart, call_at, call_soon, start
 from ._views import Receiver
 
@@ -102,13 +103,11 @@ class _Cancellation(Channel[None]):
             first = self.verdict.setdefault("cause", verdict) is verdict
             self._tell(apart)  # also when another was first: it may have come no further than this
         except BaseException:
-            for _ in range(TRIES):  # nobody else would tell the rest
+            if self.verdict:  # nobody else would tell the rest
                 try:
-                    if self.verdict:
-                        self._tell(apart)
-                    break
+                    insist(self._tell, apart)
                 except BaseException:
-                    continue
+                    insist(self._tell, apart)
             raise
         return first
 
@@ -241,6 +240,12 @@ class CancelToken:
             else:
                 _here.round.due.append((core, key))
         return Registration(core, key)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be copied or pickled: whoever is to stop looks at the token itself: hand it on as it is, "
+            "or make CancelToken(parent=...), which is cancelled with it"
+        )
 
     def __repr__(self) -> str:
         if not self.cancelled:

@@ -12,46 +12,33 @@ Invariants, true whenever the lock is free:
 - A receive that was interrupted gives its value back, so the buffer may then hold more than its capacity. No sender is
   let in before it is below that again.
 
-Signal handlers, finalizers and asynchronous exceptions (Ctrl-C) come between any two lines of this file:
+Signal handlers, finalizers and asynchronous exceptions (Ctrl-C) come between any two lines of this file. `_rescue` says
+what follows from that, and has what is done then.
 
 - The lock is an RLock only for ``_is_owned``: a nested operation of the same thread finds the channel busy and never
   goes near the lock (`WouldBlock`, or `RuntimeError` where it would have to wait), and an interrupted one knows whether
   it has to let go. ``acquire`` and ``release`` are spelt out: a ``with`` costs twice as much.
-- CPython looks for them when a call begins or returns and when a loop jumps back, not between plain loads, stores and
-  ``del q[0]``. What must be one step is written without a call in it: mark a waiter and then unlock it, return a value
-  (hence no ``typing.cast``). A value is ``buffer[0]`` first, and popped then: at the end of a ``popleft()`` that
-  returned it, an exception would lose it. ``tests/`` has an explorer that throws one at every such point.
-- At the end of the stack every call of a Python function fails. Who holds the lock then lets go of it by C alone.
 """
 
 from __future__ import annotations
 
 import operator
-import os
 from collections import deque
 from types import TracebackType
 from typing import Any, Final, Generic, NoReturn, SupportsIndex, TypeVar, final
 
+from . import _fork
 from ._errors import Cancelled, ChannelClosed, WouldBlock
-from ._park import NOTHING, RLock, StandingWaiter, Waiter, deadline_after, get_ident
+from ._park import NOTHING, RLock, StandingWaiter, Waiter, deadline_after
+from ._rescue import PATIENCE, Rescue, closing, insist
 from ._views import ChannelStatistics, Receiver, Sender, Sending, SupportsDone
 
 T = TypeVar("T")
 
 TIDY_AT: Final = 16  # dead entries a queue may hold before the living are counted
-PATIENCE: Final = 1.0  # seconds a finalizer may wait for a lock: two threads, two channels, two finalizers deadlock
-TRIES: Final = 100  # exceptions in a row that cleaning up survives: more come from a full stack, not from signals
-
-_forked = False  # whether this process is a forked child, which may have inherited channels
-_epoch = object()  # of this process: another one in a forked child
-_survivor: int | None = None  # the thread that a forked child began with
-_refreshing = RLock()
-# Closes under way: id of the channel -> [final value, whether it closed the channel, the channel]. By identity: a
-# subclass may have an ``__eq__`` of its own.
-_closing: dict[int, list[Any]] = {}
 
 
-class Channel(Generic[T]):
+class Channel(Rescue, Generic[T]):
     """A bounded first-in-first-out channel between threads.
 
     ``capacity`` is how many values it buffers; 0 makes it a rendezvous: a send returns once a receiver has the value.
@@ -69,22 +56,11 @@ class Channel(Generic[T]):
 
     __slots__ = (
         "__weakref__",
-        "_attention",
-        "_buffer",
         "_capacity",
         "_closed",
-        "_epoch",
-        "_lock",
-        "_receivers",
-        "_senders",
         "_tidy_at",
         "name",
     )
-
-    _buffer: Any  # deque or ()
-    _receivers: Any  # deque of Waiter, or ()
-    _senders: Any  # deque of [Waiter, value, index of the case], or ()
-    _lock: Any  # RLock: typeshed does not know _is_owned
 
     def __init__(self, capacity: int = 0, *, name: str | None = None) -> None:
         capacity = operator.index(capacity)
@@ -98,8 +74,8 @@ class Channel(Generic[T]):
         self._senders = ()
         self._tidy_at = TIDY_AT
         self._closed = False
-        self._attention = False  # a close is recorded in _closing: whoever lets go of the lock completes it
-        self._epoch = _epoch
+        self._attention = False  # a close is recorded in `closing`: whoever lets go of the lock completes it
+        self._epoch = _fork.epoch
         self._lock = RLock()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -132,7 +108,7 @@ class Channel(Generic[T]):
             deadline = deadline_after(timeout)
             if cancel is not None:
                 _look_at(cancel)
-        if _forked and self._epoch is not _epoch:
+        if _fork.forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -171,7 +147,7 @@ class Channel(Generic[T]):
             except RecursionError:
                 if lock._is_owned():
                     lock.release()
-            except BaseException:  # a second one, before the first line
+            except BaseException:
                 self._let_go(waiter, entry=entry)
             raise
         if sent:
@@ -215,7 +191,7 @@ class Channel(Generic[T]):
             deadline = deadline_after(timeout)
             if cancel is not None:
                 _look_at(cancel)
-        if _forked and self._epoch is not _epoch:
+        if _fork.forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -309,31 +285,20 @@ class Channel(Generic[T]):
         """
         if self._closed:
             return False
-        if _forked and self._epoch is not _epoch:
+        if _fork.forked and self._epoch is not _fork.epoch:
             self._refresh()
         record = [final, False, self]
         try:
-            first = _closing.setdefault(id(self), record) is record
+            first = closing.setdefault(id(self), record) is record
             self._attention = True  # also where another call was first: it may have come no further than this
             self._attend()
         except BaseException:
             try:
-                self._insist()
+                insist(self._resume_close)
             except BaseException:
-                self._insist()
+                insist(self._resume_close)
             raise
         return first and (not self._closed or record[1])  # not closed yet: recorded on a busy channel
-
-    def _insist(self) -> None:
-        """After an asynchronous exception: a close on record is completed all the same."""
-        for _ in range(TRIES):
-            try:
-                if id(self) in _closing:
-                    self._attention = True
-                    self._attend()
-                return
-            except BaseException:
-                continue
 
     def __enter__(self) -> Channel[T]:
         return self
@@ -416,7 +381,7 @@ class Channel(Generic[T]):
 
     def _try_put(self, value: T) -> bool:
         """Whether ``value`` could be sent at once."""
-        if _forked and self._epoch is not _epoch:
+        if _fork.forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -446,7 +411,7 @@ class Channel(Generic[T]):
 
     def _try_take(self) -> Any:
         """The next value, or NOTHING where a receive would have to wait."""
-        if _forked and self._epoch is not _epoch:
+        if _fork.forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -507,7 +472,7 @@ class Channel(Generic[T]):
 
     def _await_close(self, waiter: Waiter) -> None:
         """Let the close of this channel serve ``waiter`` too, which has a ticket."""
-        if _forked and self._epoch is not _epoch:
+        if _fork.forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         try:
@@ -539,7 +504,7 @@ class Channel(Generic[T]):
 
         False: it looked ready, but its partner was taken by another channel meanwhile; the select starts anew.
         """
-        if _forked and self._epoch is not _epoch:
+        if _fork.forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -594,7 +559,7 @@ class Channel(Generic[T]):
 
     def _stand(self, waiter: StandingWaiter) -> bool:
         """Queue the waiter of a `merge`, which does not wait yet. False: it is not queued, a receive need not wait."""
-        if _forked and self._epoch is not _epoch:
+        if _fork.forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -617,120 +582,6 @@ class Channel(Generic[T]):
                 self._let_go()
             raise
         return not ready
-
-    def _let_go(self, waiter: Waiter | None = None, value: Any = NOTHING, entry: Any = None) -> None:
-        """After an asynchronous exception: free the lock, withdraw the waiter, give back what was taken.
-
-        A second exception in here must not leave the work half done; the first is on its way up. `_withdraw` is spelt
-        out, so that there is room on the stack for all of this where there was for `_queue`.
-        """
-        lock = self._lock
-        for _ in range(TRIES):
-            try:
-                if lock._is_owned():
-                    lock.release()
-                if waiter is None and value is not NOTHING:
-                    taken = Waiter()
-                    taken.channel, taken.value = self, value
-                    taken.done = True
-                    waiter = taken
-                if waiter is not None:
-                    if waiter.done:
-                        pass
-                    elif waiter.ticket is None:
-                        lock.acquire()
-                        waiter.done = True
-                        lock.release()
-                    else:
-                        try:
-                            del waiter.ticket[0]
-                            waiter.done = True
-                        except IndexError:
-                            if not waiter.done:
-                                waiter.park.acquire()  # its server is between the ticket and the unlock
-                    if waiter.channel is None:
-                        if entry is not None:
-                            entry[1] = None
-                    elif waiter.value is not NOTHING:
-                        waiter.channel._put_back(waiter)
-                    waiter.channel = None
-                    waiter, value = None, NOTHING
-                if self._attention:
-                    self._attend()
-                return
-            except BaseException:
-                continue
-
-    def _put_back(self, holder: Waiter) -> None:
-        """Give the value that ``holder`` was served to the next receiver, or put it back in front."""
-        lock = self._lock
-        try:
-            if not lock._is_owned():  # by an attempt that was interrupted in its last line
-                lock.acquire()
-            value = holder.value
-            if value is not NOTHING:
-                room: deque[Any] = self._buffer if self._buffer != () else deque()
-                receiver = None if room else self._first_receiver()
-                holder.value = NOTHING
-                if receiver is not None:
-                    receiver.value, receiver.ok, receiver.channel = value, True, self
-                    receiver.done = True
-                    receiver.park.release()
-                else:
-                    self._buffer = room
-                    room.appendleft(value)
-        finally:
-            for _ in range(TRIES):
-                try:
-                    if lock._is_owned():
-                        lock.release()
-                    break
-                except BaseException:
-                    continue
-        if self._attention:
-            self._attend()
-
-    def _attend(self) -> None:
-        """Complete a close that was recorded while the channel was busy."""
-        lock = self._lock
-        while self._attention and not lock._is_owned():
-            try:
-                if not (lock.acquire(False) or lock.acquire(True, PATIENCE)):
-                    return  # whoever holds it attends when it lets go
-                self._complete_close()
-                lock.release()
-            except BaseException:
-                for _ in range(TRIES):  # a waiter that is not woken now may never be
-                    try:
-                        if lock._is_owned():
-                            self._complete_close()
-                            lock.release()
-                        break
-                    except BaseException:
-                        continue
-                else:
-                    if lock._is_owned():
-                        lock.release()
-                raise
-
-    def _refresh(self) -> None:
-        """In a forked child: threads that are gone hold no lock and wait for nothing."""
-        lock = RLock()
-        with _refreshing:
-            closing = id(self) in _closing
-            ghosts = self._receivers, self._senders  # kept until the end: dropping them may run anything
-            # A handler forked in the middle of an operation, which goes on here. (A new thread may have the identity of
-            # one that is gone, and seem to own its locks.)
-            busy = self._lock._is_owned() and get_ident() == _survivor
-            if self._epoch is not _epoch and not busy:
-                self._lock = lock
-                self._receivers = self._senders = ()
-                self._epoch = _epoch
-                if closing:
-                    self._attention = True
-        del ghosts
-        if self._attention:
-            self._attend()
 
     def _reentered(self, operation: str, instead: str) -> RuntimeError:
         return RuntimeError(
@@ -860,8 +711,8 @@ class Channel(Generic[T]):
         return queue  # type: ignore[no-any-return]
 
     def _complete_close(self) -> None:
-        """Do what `_closing` has on record. Interrupted anywhere, it can be done again."""
-        record = _closing.get(id(self))
+        """Do what `closing` has on record. Interrupted anywhere, it can be done again."""
+        record = closing.get(id(self))
         if record is not None and not self._closed:
             while (entry := self._first_sender(False)) is not None:
                 entry[0].park.release()
@@ -871,9 +722,9 @@ class Channel(Generic[T]):
                 self._buffer = buffer
             record[1] = True
             self._closed = True
-            del _closing[id(self)]
+            del closing[id(self)]
         elif record is not None:
-            del _closing[id(self)]  # it came after another close was through
+            del closing[id(self)]  # it came after another close was through
         if self._closed:
             while (waiter := self._first_receiver()) is not None:
                 buffer = self._buffer
@@ -886,7 +737,7 @@ class Channel(Generic[T]):
                 waiter.park.release()
             self._receivers = self._senders = ()
         self._attention = False
-        if id(self) in _closing:  # recorded since we looked, and its call for attention may just have been wiped out
+        if id(self) in closing:  # recorded since we looked, and its call for attention may just have been wiped out
             self._attention = True
 
 
@@ -927,15 +778,3 @@ def _snapshot(queue: Any) -> list[Any]:
             return list(queue)
         except RuntimeError:  # it changed meanwhile
             continue
-
-
-def _after_fork() -> None:
-    global _forked, _epoch, _survivor, _refreshing
-    _forked = True
-    _epoch = object()
-    _survivor = get_ident()
-    _refreshing = RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from random import random
 from typing import Any, Generic, TypeVar, overload
 
-from . import _channel
-from ._channel import TRIES, Channel, _done_of, _look_at
+from . import _fork
+from ._channel import Channel, _done_of, _look_at
 from ._errors import ChannelClosed
 from ._park import NOTHING, StandingWaiter
+from ._rescue import insist
 from ._views import Receiver, Sending, SupportsDone
 
 T = TypeVar("T")
@@ -82,9 +83,9 @@ class _Merge(Generic[T]):
                     places += [place]
                 else:
                     try:
-                        _give_up(place)
+                        insist(_let_go, place)
                     except BaseException:
-                        _give_up(place)
+                        insist(_let_go, place)
             raise
         # No call from here on: an exception at its end would lose the value.
         value = place.value
@@ -97,7 +98,7 @@ class _Merge(Generic[T]):
     def _place(self) -> _Place:
         try:
             place = self._places.pop()
-            if place.epoch is _channel._epoch:
+            if place.epoch is _fork.epoch:
                 return place
         except IndexError:
             pass
@@ -113,7 +114,7 @@ class _Place:
     __slots__ = ("channel", "epoch", "failure", "ready", "value", "waiter", "watches")
 
     def __init__(self, ready: list[Channel[Any]]) -> None:
-        self.epoch = _channel._epoch  # a forked child has no queues to stand in
+        self.epoch = _fork.epoch  # a forked child has no queues to stand in
         self.waiter = StandingWaiter()
         self.ready = ready  # channels that may have something
         self.watches = False  # whether the waiter is in the queue of ``cancel``
@@ -212,21 +213,16 @@ def _wait(place: _Place, cancel: SupportsDone | None) -> bool:
     return True
 
 
-def _give_up(place: _Place) -> None:
-    """After an exception: stand nowhere any more, and give back what was taken."""
+def _let_go(place: _Place) -> None:
+    """After an exception: stand nowhere any more, and put back what was taken."""
     waiter = place.waiter
-    for _ in range(TRIES):
-        try:
-            if waiter.armed:
-                waiter.withdraw()
-                waiter.armed = False
-            if place.value is not NOTHING:
-                waiter.channel, waiter.value = place.channel, place.value
-                place.value = NOTHING
-            if waiter.channel is not None and waiter.value is not NOTHING:
-                waiter.channel._put_back(waiter)
-            waiter.channel = None
-            waiter.retire()
-            return
-        except BaseException:
-            continue
+    if waiter.armed:
+        waiter.withdraw()
+        waiter.armed = False
+    if place.value is not NOTHING:
+        waiter.channel, waiter.value = place.channel, place.value
+        place.value = NOTHING
+    if waiter.channel is not None and waiter.value is not NOTHING:
+        waiter.channel._put_back(waiter)
+    waiter.channel = None
+    waiter.retire()

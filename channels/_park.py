@@ -5,10 +5,14 @@ Invariants of a `Waiter` (Go's sudog):
 
 - ``park`` is locked from birth. Whoever serves the waiter writes ``value``, ``ok``, ``channel``, ``index``, then
   ``done``, and unlocks ``park`` last; the woken thread takes no other lock. ``channel`` tells who served it.
-- A waiter queued on one channel is served under that channel's lock. One queued on several has a ``ticket``, a list of
-  one element: whoever deletes the element serves it, everyone else sees ``IndexError``. Deleting is a single step that
-  no signal handler and no asynchronous exception can split, which a call of ``lock.acquire`` is not.
+- A waiter queued on one channel is served under that channel's lock. One queued on several has a ``ticket``, and who
+  claims that serves it.
 - ``done`` and no ``channel`` means withdrawn. Queues skip whoever is done, and drop it when they next tidy up.
+
+**Claiming once.** A ticket is a list of one element. Whoever deletes the element has claimed it, everyone else sees
+``IndexError``. So it is decided who serves a waiter, runs a cancel callback, ends a task. ``del ticket[0]`` is a single
+step that no other thread, signal handler or asynchronous exception can split, which a call of ``lock.acquire`` is not,
+nor would be one of a function ``claim(ticket)``. Hence it is spelt out wherever it stands.
 
 A `StandingWaiter` stays in the queues of many channels while it is served again and again.
 """

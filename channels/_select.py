@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from random import random
 from typing import Any, TypeAlias
 
-from . import _channel
-from ._channel import PATIENCE, TRIES, Channel, _cancelled, _look_at
+from . import _fork
+from ._channel import Channel, _cancelled, _look_at
 from ._errors import ChannelClosed, WouldBlock
 from ._park import NOTHING, Waiter, deadline_after
+from ._rescue import PATIENCE, insist
 from ._views import Receiver, Sending, SupportsDone
 
 _new = object.__new__  # without the arguments of `Selected`, which take time
@@ -107,7 +108,7 @@ def select(
         case = cases[first]
         channel = case if type(case) is Channel else case._channel
         try:
-            if block and type(case) is Channel and not (_channel._forked or case._lock._is_owned()):
+            if block and type(case) is Channel and not (_fork.forked or case._lock._is_owned()):
                 # Channel.recv, spelt out as far as it needs no waiting: the way of most values.
                 case._lock.acquire()
                 buffer = case._buffer
@@ -187,7 +188,7 @@ def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Sele
     """Go's ``default``: hold all the channels, locked in one order, and judge one moment."""
     held = sorted({id(channel): channel for channel in channels if channel is not None}.values(), key=id)
     for one in held:
-        if _channel._forked and one._epoch is not _channel._epoch:
+        if _fork.forked and one._epoch is not _fork.epoch:
             one._refresh()
     if any(one._lock._is_owned() for one in held):
         raise WouldBlock("select in a signal handler or finalizer that interrupted an operation on one of its channels")
@@ -196,17 +197,14 @@ def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Sele
         done = _judge(held, cases, channels, taken)
         _release(held)
     except BaseException:
-        for _ in range(TRIES):
-            try:
-                _release(held)
-                break
-            except RecursionError:
-                for one in held:
-                    if one._lock._is_owned():
-                        one._lock.release()
-                break
-            except BaseException:  # a second one: the first is on its way up
-                continue
+        try:
+            insist(_release, held)
+        except RecursionError:
+            for one in held:
+                if one._lock._is_owned():
+                    one._lock.release()
+        except BaseException:
+            insist(_release, held)
         if taken:
             channel, value = taken
             try:
@@ -299,9 +297,9 @@ def _park(
         return Selected(index, None, True, cases[index])
     except BaseException:
         try:
-            _give_up(waiter, entries)
+            insist(_let_go, waiter, entries)
         except BaseException:
-            _give_up(waiter, entries)
+            insist(_let_go, waiter, entries)
         raise
 
 
@@ -355,15 +353,10 @@ def _forget(entries: list[list[Any]], waiter: Waiter) -> None:
             entry[1] = None
 
 
-def _give_up(waiter: Waiter, entries: list[list[Any]]) -> None:
-    """After an exception: withdraw, and give back the value that was received."""
-    for _ in range(TRIES):
-        try:
-            waiter.withdraw()
-            if waiter.channel is not None and waiter.value is not NOTHING:
-                waiter.channel._put_back(waiter)
-            _forget(entries, waiter)
-            waiter.channel = None
-            return
-        except BaseException:
-            continue
+def _let_go(waiter: Waiter, entries: list[list[Any]]) -> None:
+    """After an exception: withdraw, and put back the value that was received."""
+    waiter.withdraw()
+    if waiter.channel is not None and waiter.value is not NOTHING:
+        waiter.channel._put_back(waiter)
+    _forget(entries, waiter)
+    waiter.channel = None

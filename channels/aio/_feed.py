@@ -19,9 +19,10 @@ from .. import _timer
 from .._channel import Channel, _done_of
 from .._errors import Cancelled, ChannelClosed
 from .._park import NOTHING
+from .._rescue import insist
 from .._views import Receiver, SupportsDone
 from ._life import Life
-from ._task import GRACE, Run, discard, insist, named
+from ._task import GRACE, Run, discard, named
 from ._wait import BURST
 from ._wake import LoopWaiter
 

@@ -19,10 +19,11 @@ from .. import _timer
 from .._channel import Channel, _look_at
 from .._exit import LEAST, exit_seconds
 from .._park import RLock, monotonic
+from .._rescue import insist
 from .._views import SupportsDone
 from ._feed import Feed, Source, start_feed
 from ._life import Life, lives
-from ._task import GRACE, OnDone, Run, TaskHandle, discard, insist
+from ._task import GRACE, OnDone, Run, TaskHandle, discard
 
 T = TypeVar("T")
 
@@ -151,7 +152,7 @@ class LoopThread:
         life = self._locked(start=False)
         if life is None:
             return
-        insist(functools.partial(life.request_close, timeout))
+        insist(life.request_close, timeout)
         if threading.current_thread() is not life.thread and not life.join(monotonic() + timeout + PATIENCE):
             _logger.warning("%s was closed while something blocks its thread", self.name)
             life.abandon()

@@ -57,7 +57,7 @@ class Run:
         self.name = named(target)
         self._task: asyncio.Task[None] | None = None
         self._asked = False  # to cancel
-        self._ticket: list[None] = [None]  # whoever deletes the element tells
+        self._ticket: list[None] = [None]  # whoever claims it tells
         self.done: Channel[None] = Channel(name="task ended")
 
     def begin(self) -> None:
@@ -180,16 +180,3 @@ class TaskHandle:
 
     def __repr__(self) -> str:
         return f"<TaskHandle {self._run.name}{', ended' if self.done.closed else ''}>"
-
-
-def insist(function: Callable[[], object]) -> None:
-    """Call a function that may be called twice. A Ctrl-C meanwhile is raised when it is done."""
-    interrupted = None
-    for _ in range(100):
-        try:
-            function()
-            break
-        except BaseException as error:
-            interrupted = error
-    if interrupted is not None:
-        raise interrupted

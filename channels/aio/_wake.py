@@ -44,10 +44,10 @@ class LoopWaiter(Waiter):
                 await self._waker.wait(self)
                 self.park = None
         except GeneratorExit:  # the garbage collector may be at it, in the middle of anything
-            _timer.call_soon(self.give_up)
+            _timer.call_soon(self.let_go)
             raise
         except BaseException:
-            self.give_up()
+            self.let_go()
             raise
 
     def wake(self) -> None:
@@ -56,13 +56,13 @@ class LoopWaiter(Waiter):
         if future is not None and not future.done():
             future.set_result(None)
 
-    def give_up(self) -> None:
-        """Withdraw; if it was served already, give the value back."""
+    def let_go(self) -> None:
+        """Withdraw; if it was served already, put the value back."""
         self.withdraw()
         self.sever()
-        self.give_back()
+        self.put_back()
 
-    def give_back(self) -> None:
+    def put_back(self) -> None:
         if self.channel is not None and self.value is not NOTHING:
             self.channel._put_back(self)
 
@@ -155,7 +155,7 @@ class _Bell:
         if loop is not None and _bells.get(loop) is self:
             del _bells[loop]
         for waiter in list(self.waiting):
-            waiter.give_up()
+            waiter.let_go()
 
     def __del__(self) -> None:  # no waiter is left that might ring
         self._ears.close()
@@ -200,7 +200,7 @@ class _Ear:
                 return
         except RuntimeError:  # closed meanwhile
             pass
-        waiter.give_back()
+        waiter.put_back()
 
     async def wait(self, waiter: LoopWaiter) -> None:
         await self._queue.async_q.get()

@@ -7,14 +7,14 @@ import threading
 import pytest
 
 from channels import Channel, ChannelClosed, WouldBlock, select
-from channels._channel import _closing
+from channels._rescue import closing
 
 
 @pytest.fixture(autouse=True)
 def _no_close_is_forgotten():
     """A close that is on record has an operation that completes it: afterwards none is left."""
     yield
-    assert not _closing
+    assert not closing
 
 
 def test_close_says_whether_it_did():

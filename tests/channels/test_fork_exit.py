@@ -165,11 +165,11 @@ def test_a_close_that_another_thread_had_begun_is_completed_in_the_child(script)
     out = script(
         HEAD
         + """
-from channels._channel import _closing
+from channels._rescue import closing
 channel = Channel()
-_closing[id(channel)] = ["last", False, channel]  # a thread that is just about to close it
+closing[id(channel)] = ["last", False, channel]  # a thread that is just about to close it
 def work():
-    return channel.close(final="mine"), list(channel), len(_closing)
+    return channel.close(final="mine"), list(channel), len(closing)
 child(work)
 """
     )

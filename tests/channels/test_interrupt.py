@@ -16,7 +16,7 @@ import time
 import pytest
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock, select
-from channels._channel import _closing
+from channels._rescue import closing
 
 
 class Interrupt(BaseException):
@@ -87,7 +87,7 @@ def check_idle(*channels):
         thread.join()
         assert free, "the lock is held"
         assert "waiting" not in repr(channel)
-    assert not _closing
+    assert not closing
 
 
 # -- receiving: nothing is lost ----------------------------------------------------------------------------------------
@@ -404,7 +404,7 @@ def test_an_interrupted_close_has_closed(threads, final, close):
 
         thrown, _ = yield operation
         if thrown and not channel._closed:
-            assert not _closing
+            assert not closing
             assert repr(channel) == "<Channel 0/0 open, 3 receivers waiting>"
             assert channel.close(**({"final": "last"} if final else {}))
         got = []

@@ -10,8 +10,9 @@ import weakref
 import pytest
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock, merge, select
-from channels._channel import TIDY_AT, _closing
+from channels._channel import TIDY_AT
 from channels._park import Waiter
+from channels._rescue import closing
 
 
 class Value:
@@ -389,15 +390,15 @@ def test_closing_leaves_no_record():
     channel = Channel()
     channel.close(final=Value())
     channel.close(final=Value())
-    assert not _closing
+    assert not closing
     late = Channel()
     record = ["late", False, late]
     late.close()
-    _closing[id(late)] = record  # a second closer that had looked before the first was through
+    closing[id(late)] = record  # a second closer that had looked before the first was through
     late._attention = True
     with pytest.raises(ChannelClosed):
         late.recv()
-    assert not _closing
+    assert not closing
 
 
 def test_an_operation_allocates_nothing_that_stays(threads):

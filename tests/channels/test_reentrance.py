@@ -13,7 +13,7 @@ import time
 import pytest
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock, _channel, _select, select
-from channels._channel import _closing
+from channels._rescue import closing
 
 
 class _During:
@@ -121,7 +121,7 @@ def test_a_nested_close_is_completed_by_the_send_it_interrupted(sending, final):
     with pytest.raises(ChannelClosed):
         channel.send("no")
     assert list(channel) == (["sent", "last"] if final else ["sent"])
-    assert not _closing
+    assert not closing
 
 
 def test_a_nested_close_is_completed_by_the_receive_it_interrupted(receiving):
@@ -131,7 +131,7 @@ def test_a_nested_close_is_completed_by_the_receive_it_interrupted(receiving):
     assert receiving(channel) == 1
     assert channel._closed
     assert list(channel) == ["last"]
-    assert not _closing
+    assert not closing
 
 
 def test_a_nested_close_is_completed_by_a_wait_that_it_then_ends():
@@ -151,7 +151,7 @@ def test_a_nested_close_is_completed_by_a_wait_that_it_then_ends():
     channel = Channel()
     interrupt_with(channel, lambda: channel.close(final="last"))
     assert channel.recv() == "last"
-    assert not _closing
+    assert not closing
 
 
 def test_a_nested_close_is_completed_by_a_close(threads):
@@ -169,7 +169,7 @@ def test_a_nested_close_is_completed_by_a_close(threads):
         except ChannelClosed:
             got.append("closed")
     assert sorted(map(str, got)) == ["1", "closed"]
-    assert not _closing
+    assert not closing
 
 
 def test_a_nested_close_is_completed_by_a_wait_that_times_out():
@@ -181,7 +181,7 @@ def test_a_nested_close_is_completed_by_a_wait_that_times_out():
         channel._lock = lock
         channel.recv(timeout=0.01)
     assert channel._closed
-    assert not _closing
+    assert not closing
 
 
 def test_a_nested_close_is_completed_by_a_value_given_back(threads, interrupt):
@@ -204,7 +204,7 @@ def test_a_nested_close_is_completed_by_a_value_given_back(threads, interrupt):
     waiting.raises(KeyboardInterrupt)
     assert one._closed
     assert list(one) == ["value", "last"]
-    assert not _closing
+    assert not closing
 
 
 @pytest.mark.parametrize("operation", ["recv", "send", "select"])
@@ -311,7 +311,7 @@ def test_two_finalizers_crosswise_do_not_deadlock(threads, patience, nested):
         assert "refused" in answers
         one.close(), two.close()
         assert [v for v in one if v != "nested"] in ([1], [])
-    assert not _closing
+    assert not closing
 
 
 def test_a_finalizers_wait_for_a_lock_is_bounded(threads, patience):
@@ -340,7 +340,7 @@ def test_a_finalizers_wait_for_a_lock_is_bounded(threads, patience):
     sender.result()
     assert channel.closed
     assert list(channel) == ["sent", "last"]
-    assert not _closing
+    assert not closing
 
 
 # -- real signals and a real garbage collector -------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from .seam import Patches, Universe
 __all__ = ["CHANNELS", "Failure", "Limits", "Report", "World", "explore", "replay", "reports"]
 
 ROOT = File(__file__).resolve().parents[3]
-CHANNELS = tuple(f"channels/_{name}.py" for name in ("park", "channel", "select", "merge", "cancel", "timer"))
+CHANNELS = tuple(f"channels/_{name}.py" for name in ("park", "rescue", "channel", "select", "merge", "cancel", "timer"))
 # Attributes that never change once another thread can see them.
 CONSTANTS = ("_lock", "_capacity", "_epoch", "name", "_channel", "park", "ticket")
 

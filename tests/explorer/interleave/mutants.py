@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CHANNEL, SELECT, MERGE, CANCEL, PARK = (
-    f"channels/_{name}.py" for name in ("channel", "select", "merge", "cancel", "park")
+CHANNEL, RESCUE, SELECT, MERGE, CANCEL, PARK = (
+    f"channels/_{name}.py" for name in ("channel", "rescue", "select", "merge", "cancel", "park")
 )
 
 
@@ -143,7 +143,7 @@ MUTANTS = [
         "a late close stays on record",
         CHANNEL,
         "_complete_close",
-        "if id(self) in _closing:",
+        "if id(self) in closing:",
         "if False:",
         ("closed_means_closed",),
     ),
@@ -233,7 +233,7 @@ MUTANTS = [
     Mutant(
         "an interrupted merge keeps what it was served",
         MERGE,
-        "_give_up",
+        "_let_go",
         "waiter.channel._put_back(waiter)",
         "pass",
         ("interrupted_merge",),
@@ -256,7 +256,7 @@ MUTANTS = [
     ),
     Mutant(
         "an interrupted receive keeps what it was served",
-        CHANNEL,
+        RESCUE,
         "_let_go",
         "waiter.channel._put_back(waiter)",
         "pass",
@@ -264,7 +264,7 @@ MUTANTS = [
     ),
     Mutant(
         "an interrupted operation keeps the lock",
-        CHANNEL,
+        RESCUE,
         "_let_go",
         "                if lock._is_owned():\n                    lock.release()\n                if",
         "                if",
@@ -280,9 +280,9 @@ MUTANTS = [
     ),
     Mutant(
         "an interrupted close stays on record",
-        CHANNEL,
-        "_insist",
-        "if id(self) in _closing:",
+        RESCUE,
+        "_resume_close",
+        "if id(self) in closing:",
         "if False:",
         ("interrupted_close_beside_another", "interrupted_close"),
     ),

@@ -45,7 +45,7 @@ class Stage:
         self.world = world
         self.scheduler = world.scheduler
         self.package = world.load("channels")
-        world.load("channels._channel")._closing.clear()  # an earlier run may have been cut short
+        world.load("channels._rescue").closing.clear()  # an earlier run may have been cut short
         self.channels: list[Any] = []
         self.tokens: list[Any] = []
         self.ops: list[Op] = []
@@ -252,7 +252,7 @@ class Stage:
         lock: RLock = channel._lock
         self.expect(lock._held is None and lock._count == 0, f"{what} is left locked")
         self.expect(not channel._attention or channel._closed, f"{what} needs attention")
-        records = self.world.load("channels._channel")._closing.values()
+        records = self.world.load("channels._rescue").closing.values()
         self.expect(not any(record[2] is channel for record in records), f"{what} has a close on record")
 
     def expect(self, true: bool, otherwise: str) -> None:

@@ -1,0 +1,24 @@
+"""What a forked child has to know: its only thread is the one that forked, and channels may come from the parent."""
+
+from __future__ import annotations
+
+import os
+
+from ._park import RLock, get_ident
+
+forked = False  # whether this process is a forked child, which may have inherited channels
+epoch = object()  # of this process: another one in a forked child
+survivor: int | None = None  # the thread that a forked child began with
+refreshing = RLock()  # held by who makes an inherited channel fit for the child
+
+
+def _after_fork() -> None:
+    global forked, epoch, survivor, refreshing
+    forked = True
+    epoch = object()
+    survivor = get_ident()
+    refreshing = RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
