@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, NoReturn, ParamSpec, SupportsIndex, TypeVar
 
 from ._cancel import CancelToken
 from ._channel import Channel
@@ -130,6 +130,12 @@ class WorkerGroup:
         finally:
             del error, why, interrupt  # their tracebacks hold this frame
             self._errors, self._interrupts = [], []
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be copied or pickled: its threads end with this one block: hand the group itself to who "
+            "is to spawn in it, or make another one"
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._entered else "new"

@@ -10,7 +10,7 @@ import traceback
 
 import pytest
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed, Selected, WouldBlock, select
+from channels import Cancelled, CancelToken, Channel, ChannelClosed, Selected, WorkerGroup, WouldBlock, select
 
 
 @dataclasses.dataclass
@@ -32,6 +32,19 @@ class Config:
 def test_a_copy_is_refused_with_what_to_do_instead(copied):
     with pytest.raises(TypeError, match=r"'jobs'.* cannot be copied or pickled: .*hand it to them.*multiprocessing"):
         copied(Channel(3, name="jobs"))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+@pytest.mark.parametrize(
+    ("make", "instead"),
+    [
+        (CancelToken, "hand it on as it is, or make CancelToken.parent="),
+        (WorkerGroup, "hand the group itself to who is to spawn in it"),
+    ],
+)
+def test_a_token_and_a_group_are_not_copied_either(copied, make, instead):
+    with pytest.raises(TypeError, match=f"cannot be copied or pickled: .*{instead}"):
+        copied(make())
 
 
 def test_a_spawned_process_is_refused_it():
