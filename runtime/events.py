@@ -35,7 +35,7 @@ class Event:
 
     def to_dict(self) -> dict[str, Any]:
         """The wire form, ready for `json.dumps`."""
-        return {"type": self.type, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+        return {"type": self.type, **{f.name: _wire_form(getattr(self, f.name)) for f in fields(self)}}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Event:
@@ -413,8 +413,8 @@ _TYPES: dict[str, type[Event]] = {
 }
 
 
-def _plain(value: Any) -> Any:
-    """``value`` made of what JSON has."""
+def _wire_form(value: Any) -> Any:
+    """``value`` as it goes over the wire, in the terms of JSON."""
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, (Message, Image)):
@@ -422,7 +422,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, ToolCall):
         return {"id": value.id, "name": value.name, "arguments": value.arguments}
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _wire_form(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [_wire_form(item) for item in value]
     return value

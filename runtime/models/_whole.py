@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from .._errors import ModelError
 from ._provider_errors import Account, classify, retry_after, words
 
-LIMIT: Final = 64 << 20  # bytes
+LARGEST: Final = 64 << 20  # bytes
 _KINDS: Final = ("application/json", "text/json", "application/problem+json", "text/html")
 _UNSAID: Final = re.compile(r"<(script|style|head)\b.*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
 _PAGE: Final = 4000  # characters of a page that are looked at
@@ -44,8 +44,8 @@ async def read(response: _Response, account: Account, part: str) -> list[dict[st
     async for piece in response.aiter_bytes():
         pieces.append(piece)
         size += len(piece)
-        if size > LIMIT:
-            raise account.explain("bad_response", f"more than {LIMIT >> 20} MB in one piece")
+        if size > LARGEST:
+            raise account.explain("bad_response", f"more than {LARGEST >> 20} MB in one piece")
     text = b"".join(pieces).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     if text.startswith(("data:", "event:", ":")):
         return _events(text)

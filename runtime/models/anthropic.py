@@ -123,7 +123,7 @@ class AnthropicModel:
     ) -> AsyncIterator[Delta]:
         """Answer ``messages``. Raises `ModelError`."""
         request, prefix = self._request(messages, tools, output)
-        reply = _Reply(prefix)
+        reply = _MessageReader(prefix)
         failure: ModelError | None = None
         try:
             client = await self._clients.get()
@@ -319,7 +319,7 @@ def _events(answers: Sequence[dict[str, Any]]) -> list[Any]:
     return [_EVENTS[each["type"]].construct(**each) for each in said if each.get("type") in _EVENTS]
 
 
-class _Reply:
+class _MessageReader:
     """One reply, as its events come in."""
 
     def __init__(self, prefix: str) -> None:

@@ -111,7 +111,7 @@ class OpenAIModel:
     ) -> AsyncIterator[Delta]:
         """Answer ``messages``. Raises `ModelError`."""
         request = self._request(messages, tools, output)
-        reply = _Reply(self.id)
+        reply = _CompletionReader(self.id)
         failure: ModelError | None = None
         try:
             client = await self._clients.get()
@@ -244,7 +244,7 @@ def _chunk(answer: Mapping[str, Any]) -> Any:
     return ChatCompletionChunk.construct(**{**answer, "choices": choices})
 
 
-class _Reply:
+class _CompletionReader:
     """One reply, as its chunks come in."""
 
     def __init__(self, model_id: str) -> None:

@@ -235,7 +235,7 @@ def _lines(said: list[dict[str, Any]]) -> list[str]:
 
 def _as_json(said: Iterable[dict[str, Any]], redaction: Redaction) -> list[dict[str, Any]]:
     """As the record would have it."""
-    return [json.loads(json.dumps(redaction.plain(each), default=repr)) for each in said]
+    return [json.loads(json.dumps(redaction.value(each), default=repr)) for each in said]
 
 
 def _said(call: ToolCall) -> Any:

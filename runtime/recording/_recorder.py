@@ -166,7 +166,7 @@ class Recorder:
         if stream.deltas is None:
             return
         runs = itertools.groupby(stream.deltas, _key)
-        deltas = [each for key, run in runs for each in self._clean([_plain(delta) for delta in run], key is not None)]
+        deltas = [each for key, run in runs for each in self._clean(list(map(_dict_of, run)), key is not None)]
         said: dict[str, Any] = {"request": stream.request, "deltas": deltas}
         if error is not None:
             said["error"] = error if isinstance(error, str) else describe(error)
@@ -180,7 +180,7 @@ class Recorder:
         if not joinable or not pieces:
             return pieces
         whole = _joined(pieces)
-        clean = self._redaction.plain(whole)
+        clean = self._redaction.value(whole)
         return pieces if clean == whole else [clean]
 
     def _add(self, type: str, **said: Any) -> None:
@@ -191,7 +191,7 @@ class Recorder:
         while self._lines and self._lines[0].ready:
             line = self._lines.popleft()
             if line.said is not None:
-                said = line.said if line.clean else self._redaction.plain(line.said)
+                said = line.said if line.clean else self._redaction.value(line.said)
                 text = json.dumps(said, ensure_ascii=False, default=repr) + "\n"
                 left = memoryview(text.encode("utf-8", "backslashreplace"))  # makes JSON of half a surrogate pair
                 while left:
@@ -292,7 +292,7 @@ def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:
     return joined
 
 
-def _plain(delta: Delta) -> dict[str, Any]:
+def _dict_of(delta: Delta) -> dict[str, Any]:
     """A delta, as JSON has it, without the fields that say nothing."""
     said = {each.name: getattr(delta, each.name) for each in fields(delta)}
     return {

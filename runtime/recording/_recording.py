@@ -154,7 +154,7 @@ class Recording:
         def tool(name: str, description: str, parameters: Mapping[str, Any]) -> Tool:
             def recorded(context_of_the_call: CallContext, **arguments: Any) -> ToolResult:
                 id = getattr(context_of_the_call, "call_id", "")
-                return results.take(ToolCall(id, name, json.dumps(self.redaction.plain(arguments), default=repr)))
+                return results.take(ToolCall(id, name, json.dumps(self.redaction.value(arguments), default=repr)))
 
             made = Tool(name, recorded, description=description, parameters=parameters, read_only=True)
             # The record has what came of arguments that are wrong, too; and a run that was no loop is none again.

@@ -149,7 +149,7 @@ class Redaction:
         if begin and begin in "{[" and len(text) <= _JSON and depth < _DEPTH:
             try:
                 said = json.loads(text)
-                clean = self._plain(said, False, depth + 1)
+                clean = self._value(said, False, depth + 1)
                 return text if clean == said else json.dumps(clean, ensure_ascii=False)
             except (ValueError, RecursionError):
                 pass  # it only looks like it
@@ -159,13 +159,13 @@ class Redaction:
             text = _sub(rule, text)
         return text
 
-    def plain(self, value: Any) -> Any:
+    def value(self, value: Any) -> Any:
         """``value``, as JSON has it, without secrets: all that stands under a name that says so, in lists and objects
         too, but for true, false and null, which tell nothing.
         """
-        return self._plain(value, False, 0)
+        return self._value(value, False, 0)
 
-    def _plain(self, value: Any, secret: bool, depth: int, schema: bool = False) -> Any:
+    def _value(self, value: Any, secret: bool, depth: int, schema: bool = False) -> Any:
         if isinstance(value, str):
             if secret:
                 return REDACTED if value else value
@@ -173,7 +173,7 @@ class Redaction:
         if isinstance(value, Mapping):
             # The names of a schema are those of parameters: what is said of one is no secret.
             return {
-                self._name(key): self._plain(
+                self._name(key): self._value(
                     item,
                     secret or (_tells(key) and not (schema and isinstance(item, Mapping))),
                     depth,
@@ -182,7 +182,7 @@ class Redaction:
                 for key, item in value.items()
             }
         if isinstance(value, (list, tuple)):
-            return [self._plain(item, secret, depth) for item in value]
+            return [self._value(item, secret, depth) for item in value]
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return REDACTED if secret or str(value) in self._values else value
         return value

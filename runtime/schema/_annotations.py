@@ -96,7 +96,7 @@ def signature_of(
         if not optional:
             required.append(name)
         elif default is not None:
-            schema["default"] = plain(default)
+            schema["default"] = to_jsonable(default)
         properties[name] = schema
     parameters = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
     if definitions:
@@ -395,18 +395,19 @@ def _by_pydantic(annotation: Any, definitions: dict[str, Schema]) -> Kind:
 # -- and back ----------------------------------------------------------------------------------------------------------
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """``value`` as JSON can write it: dataclasses, enums, dates, sets, pydantic models; what is unknown as text."""
     if isinstance(value, enum.Enum):
-        return plain(value.value)
+        return to_jsonable(value.value)
     if value is None or isinstance(value, (str, int, float)):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+        return {each.name: to_jsonable(getattr(value, each.name)) for each in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else str(plain(key)): plain(each) for key, each in value.items()}
+        keys = (key if isinstance(key, str) else str(to_jsonable(key)) for key in value)
+        return dict(zip(keys, map(to_jsonable, value.values()), strict=True))
     if isinstance(value, (list, tuple, abc.Set)):
-        return [plain(each) for each in value]
+        return [to_jsonable(each) for each in value]
     if isinstance(value, (date, time)):
         return value.isoformat()
     dump = getattr(value, "model_dump", None)

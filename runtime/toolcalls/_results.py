@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ..agent._tool import CallContext, Tool, ToolResult
 from ..foreign import _json
-from ..schema._annotations import plain
+from ..schema._annotations import to_jsonable
 from ..session._message import Image
 
 LIMIT: Final = 50_000  # characters of one result that a model is given, unless somebody says otherwise
@@ -52,7 +52,7 @@ async def _result_of(value: Awaitable[Any]) -> ToolResult:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else _json.write(plain(value))
+    return value if isinstance(value, str) else _json.write(to_jsonable(value))
 
 
 def cut(text: str, limit: int, where: str) -> str:

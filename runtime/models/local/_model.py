@@ -21,7 +21,7 @@ from ...model import Delta, FinishDelta, TextDelta, ToolDefinition
 from ...session._message import Message
 from . import _engine
 from ._engine import ModelUnavailable, Server, Stop
-from ._reply import Reply
+from ._reply import LocalReply
 
 __all__ = ["LocalModel", "ModelUnavailable"]
 
@@ -66,7 +66,7 @@ class LocalModel:
         self._key = (file.resolve(), context, threads)
         self._name = _QUANTISATION.sub("", file.stem)
         self._max_tokens = max_tokens
-        self._replies: set[Reply] = set()
+        self._replies: set[LocalReply] = set()
         self._closed = False
 
     @property
@@ -103,9 +103,9 @@ class LocalModel:
         self._check_usable()
         if messages and messages[-1].role == "tool":
             return _results(messages, cancel)
-        return self._answers(Reply(list(messages), list(tools), self._max_tokens, cancel))
+        return self._answers(LocalReply(list(messages), list(tools), self._max_tokens, cancel))
 
-    def _answers(self, reply: Reply) -> Iterator[Delta]:
+    def _answers(self, reply: LocalReply) -> Iterator[Delta]:
         self._replies.add(reply)
         try:
             self._check_usable()

@@ -39,7 +39,7 @@ class _CutOff(Exception):
     """The arguments of a call are longer than the model may write."""
 
 
-class Reply:
+class LocalReply:
     """Answers ``messages``, with one of ``tools`` or without. It is iterated once; the thread starts then."""
 
     def __init__(

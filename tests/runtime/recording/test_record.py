@@ -359,7 +359,7 @@ def test_what_is_no_secret_stays(text: str) -> None:
 def test_secrets_by_the_name_of_their_key() -> None:
     """Whatever they look like, also in lists, numbers too; what tells nothing stays."""
     said = {"api_key": "a", "nested": {"password": ["b", 3], "max_tokens": "c"}, "token": None, "secret": ""}
-    assert Redaction().plain(said) == {
+    assert Redaction().value(said) == {
         "api_key": REDACTED,
         "nested": {"password": [REDACTED, REDACTED], "max_tokens": "c"},
         "token": None,
