@@ -36,13 +36,14 @@ from mcp.types import (
 from channels import CancelToken, Channel, ChannelClosed, SupportsDone
 from channels.aio import LoopThread
 
-from ._stdio import KILLED, POLITE, Process
+from ._stdio import POLITE, Process
 
 MODERN: Final = "2026-07-28"  # from here on it is the client that calls again with the answer; revisions are dates
 INBOX: Final = 1 << 30  # the loop's thread must never wait: as good as unbounded
 
 # Seconds.
 LEAVING: Final = 2.0  # cancelled calls have, to tell the server
+CLOSING: Final = 0.3  # the same, where their loop is closed
 SLACK: Final = 15.0  # more than all that starting and ending a server may take
 PONG: Final = 30.0  # a server has to answer a ping, before it is believed to have nothing more to say of an old call
 
@@ -337,7 +338,7 @@ class Connection:
                         task.cancel()
                     if tasks:  # before their client goes
                         with anyio.CancelScope(shield=True):
-                            await asyncio.wait(tasks, timeout=LEAVING if self._process.grace else KILLED)
+                            await asyncio.wait(tasks, timeout=LEAVING if self._process.grace else CLOSING)
         except asyncio.CancelledError:
             raise  # see `_ended`
         except BaseException as error:

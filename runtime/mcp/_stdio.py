@@ -32,7 +32,9 @@ TAIL: Final = 8 << 10  # bytes of its standard error that are kept
 # Seconds.
 POLITE: Final = 2.0  # a server has to end by itself when its input ends, and as long again after SIGTERM
 HASTY: Final = 0.2  # the same for one that never answered
-KILLED: Final = 0.3  # until the loop has seen the end of a process that was killed
+# Until the loop has seen the end of a process that was killed. On a busy machine that takes its time, and asyncio warns
+# on standard error of a transport that is closed before.
+KILLED: Final = 1.0
 LAST_WORDS: Final = 0.1  # until what a server that has ended wrote last has arrived
 MUTE: Final = 1.5  # a server has to answer the newer handshake, before it is asked in the older one
 
