@@ -211,7 +211,9 @@ class ElicitationRequest(Event):
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationEvent(Event):
-    """A server wants the user to sign in, or a sign-in ended."""
+    """A server wants the user to sign in, or a sign-in ended. This version reads and writes the event, and
+    never sends it.
+    """
 
     type: ClassVar[str] = "authorization_event"
 
@@ -347,7 +349,7 @@ class SubSessionCompleted(Event):
 
 @dataclass(frozen=True, slots=True)
 class MessageAdded(Event):
-    """The session has one message more."""
+    """The session has one message more. This version reads and writes the event, and never sends it."""
 
     type: ClassVar[str] = "message_added"
 

@@ -36,7 +36,7 @@ from .stream._core import Shared
 from .stream._event_stream import IN_A_COROUTINE, EventStream
 from .stream._forwarder import AnyObserver, checked
 from .stream._open import open_stream
-from .toolcalls._results import LIMIT
+from .toolcalls._results import RESULT_CHARACTERS
 from .usage import Price, Prices
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Runtime:
         answer_timeout: float | None = 300.0,
         grace: float = 1.0,
         prices: Mapping[str, Price] | None = None,
-        result_limit: int | None = LIMIT,
+        result_limit: int | None = RESULT_CHARACTERS,
         result_directory: str | os.PathLike[str] | None = None,
         titles: bool = False,
     ) -> None:

@@ -15,7 +15,7 @@ from channels._exit import exit_seconds
 if TYPE_CHECKING:
     from ._core import StreamCore
 
-LIMIT = 1.5  # seconds for all of them
+EXIT_SECONDS = 1.5  # for all of them
 
 live: set[StreamCore] = set()  # a stream is in here from before its worker starts until that is over
 
@@ -41,7 +41,7 @@ def end_streams(cores: set[StreamCore], cause: str, limit: float) -> None:
 
 def _at_exit() -> None:
     if live:
-        end_streams(live, "the interpreter exits", exit_seconds(LIMIT))
+        end_streams(live, "the interpreter exits", exit_seconds(EXIT_SECONDS))
 
 
 def register() -> None:

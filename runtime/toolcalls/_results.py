@@ -11,7 +11,7 @@ from ..foreign import _json
 from ..schema._annotations import to_jsonable
 from ..session._message import Image
 
-LIMIT: Final = 50_000  # characters of one result that a model is given, unless somebody says otherwise
+RESULT_CHARACTERS: Final = 50_000  # of one result, for the model; ``Runtime(result_limit=)`` says otherwise
 
 
 def result_of(value: Any) -> ToolResult:
