@@ -22,6 +22,7 @@ from runtime import (
     ConsumerCall,
     Image,
     Message,
+    NotPending,
     Runtime,
     Session,
     StreamStuck,
@@ -31,6 +32,7 @@ from runtime import (
     tool,
 )
 from runtime.events import AgentChoice, ElicitationRequest, Event, StreamStopped, ToolCallOutput, ToolCallResponse
+from runtime.stream._core import StreamCore
 from support.scripted import Scripted, Stall, approving, call, say
 
 PIXEL = Image(b"\x89PNG", "image/png")
@@ -720,3 +722,48 @@ def test_what_cannot_run_on_the_consumer() -> None:
         tool(on="moon", name="f")(lambda: None)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="a number of seconds above 0"):
         tool(timeout=0, name="f")(lambda: None)
+
+
+def test_a_result_is_in_the_session_before_its_event_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who saves the session on the event has the result."""
+    session = Session.from_user("go")
+    emit, had = StreamCore.emit, []
+
+    def watched(core: StreamCore, event: Event) -> None:
+        if isinstance(event, ToolCallResponse):
+            had.append(session.messages[-1].tool_call_id == event.tool_call.id)
+        emit(core, event)
+
+    monkeypatch.setattr(StreamCore, "emit", watched)
+    with approving(Agent("a", Scripted([call("f", "{}")], say("ok")), tools=[tool(lambda: "x", name="f")])) as runtime:
+        runtime.run(session)
+    assert had == [True]
+
+
+def test_a_question_that_a_tool_leaves_behind_is_withdrawn_with_the_call() -> None:
+    """Nobody waits for its answer any more, and the stream goes on."""
+    sent = threading.Event()
+
+    @tool(read_only=True)
+    def leaves(context: ToolContext) -> str:
+        """Asks on a thread of its own, and does not wait."""
+        asks = threading.Thread(target=lambda: answers.append(context.elicit("?").action))
+        threads.append(asks)
+        asks.start()
+        assert sent.wait(5)
+        return "left"
+
+    answers: list[str] = []
+    threads: list[threading.Thread] = []
+    model = Scripted([call("leaves", "{}")], say("ok"))
+    with Runtime(Agent("a", model, tools=[leaves])) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        for event in stream:
+            if isinstance(event, ElicitationRequest):
+                asked = event
+                sent.set()
+            elif isinstance(event, ToolCallResponse):
+                assert not stream.pending
+                with pytest.raises(NotPending):
+                    stream.respond(asked, "accept")
+                threads[0].join(5)
+                assert answers == ["cancel"]
