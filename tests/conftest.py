@@ -57,11 +57,14 @@ def _where(threads: list[threading.Thread]) -> str:
 
 
 def pytest_configure() -> None:
-    """A shell starts what it puts in the background with Ctrl-C ignored, and Python leaves it so: tests that press it
-    would wait for ever, here and in the processes they start.
+    """A shell starts what it puts in the background with Ctrl-C ignored, and nohup ignores the end of the terminal;
+    Python leaves it so: tests that send these signals would wait for ever, here and in the processes they start.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("SIGHUP", "SIGTERM"):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 def pytest_collection_finish() -> None:
