@@ -142,3 +142,38 @@ def test_by_the_time_that_owed_hooks_run() -> None:
     with waiting.stream() as (stream, _):
         stream.cancel()
     assert seen == [EVERYTHING]
+
+
+@pytest.mark.parametrize(
+    ("point", "how"), [("turn_end", "cancel"), ("turn_end", "the time is up"), ("session_end", "cancel")]
+)
+def test_hooks_at_an_end_go_on(point: str, how: str) -> None:
+    """What is let go is all else: a hook that has begun comes to its end, once."""
+    begun = threading.Event()
+    started: list[int] = []
+    ended: list[int] = []
+
+    async def hook(given: HookInput) -> None:
+        started.append(given.iteration)
+        begun.set()
+        await asyncio.sleep(0.05)
+        ended.append(given.iteration)
+
+    @tool(read_only=True)
+    def nothing() -> str:
+        """Does nothing."""
+        return ""
+
+    agent = Agent(
+        "a", Scripted([call("nothing")], say("y")), tools=[nothing], hooks={point: [hook]}, budget=Budget(seconds=600)
+    )
+    with Runtime(agent, grace=LONG) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        (core,) = runtime._shared.cores
+        assert begun.wait(LONG)
+        if how == "cancel":
+            stream.cancel()
+        else:
+            core.token.cancel("as its timer does")
+        list(stream)
+    assert started
+    assert ended == started
