@@ -17,7 +17,7 @@ import time
 import pytest
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock, after, merge, select
-from channels._channel import _closing
+from channels._rescue import closing
 
 pytestmark = pytest.mark.usefixtures("switching")
 
@@ -35,7 +35,7 @@ LIMIT = 300  # seconds for the long ones
 @pytest.fixture(autouse=True)
 def _nothing_on_record():
     yield
-    assert not _closing
+    assert not closing
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 7, 128])
