@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from channels.aio import default_loop
 from support.replay import Replay
+from support.waiting import eventually
 
 
 @pytest.fixture
@@ -14,3 +19,17 @@ def server() -> Iterator[Replay]:
     """A server on loopback that answers as the test says."""
     with Replay() as replay:
         yield replay
+
+
+@pytest.fixture
+def tasks_of_ours() -> Callable[[], set[asyncio.Task[Any]]]:
+    """The tasks on the loop that everything shares. What tests before this one have dropped is closed by tasks of the
+    garbage collector's: they are over before the test begins, and not counted as its own.
+    """
+
+    def tasks() -> set[asyncio.Task[Any]]:
+        return asyncio.all_tasks(default_loop().loop)
+
+    gc.collect()
+    assert eventually(lambda: not tasks())
+    return tasks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Any, Literal, TypedDict
 import pytest
 
 from channels import CancelToken
-from channels.aio import LoopThread, default_loop
+from channels.aio import LoopThread
 from runtime import (
     Agent,
     FinishDelta,
@@ -514,7 +513,7 @@ def test_partial_text_is_kept_and_marked_when_the_stream_breaks(server, model):
 
 
 @pytest.mark.parametrize("before", [[], HELLO])
-def test_law_18_cancel_is_prompt_while_the_server_is_silent(server, model, before):
+def test_law_18_cancel_is_prompt_while_the_server_is_silent(server, model, before, tasks_of_ours):
     with Stall() as stall, Runtime(Agent("a", model)) as runtime:
         server.answer(Answer(*before, stall))
         stream = runtime.run_stream(Session.from_user("Hi"))
@@ -524,7 +523,7 @@ def test_law_18_cancel_is_prompt_while_the_server_is_silent(server, model, befor
         assert isinstance(list(stream)[-1], StreamStopped)
         assert time.monotonic() - started < 0.05
         stream.close()
-        assert not asyncio.all_tasks(default_loop().loop)
+        assert not tasks_of_ours()
         stall.go_on.set()
         assert server.wait_for(0)  # the connection of the broken stream is closed, not kept
 

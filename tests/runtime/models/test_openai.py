@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import gc
 import json
@@ -39,7 +38,7 @@ from support.scripted import Stall
 pytest.importorskip("openai", reason="the extra openai is not installed")
 
 from channels import CancelToken
-from channels.aio import LoopThread, default_loop
+from channels.aio import LoopThread
 from runtime.models.openai import OpenAIModel
 
 KEY = "sk-test-0123456789abcdef"
@@ -451,7 +450,7 @@ def test_partial_text_is_kept_and_marked_when_the_stream_breaks(server, model):
 
 
 @pytest.mark.parametrize("before", [[], HELLO])
-def test_law_18_cancel_is_prompt_while_the_server_is_silent(server, model, before):
+def test_law_18_cancel_is_prompt_while_the_server_is_silent(server, model, before, tasks_of_ours):
     with Stall() as stall, Runtime(Agent("a", model)) as runtime:
         server.answer(Answer(*before, stall))
         stream = runtime.run_stream(Session.from_user("Hi"))
@@ -461,7 +460,7 @@ def test_law_18_cancel_is_prompt_while_the_server_is_silent(server, model, befor
         assert isinstance(list(stream)[-1], StreamStopped)
         assert time.monotonic() - started < 0.05
         stream.close()
-        assert not asyncio.all_tasks(default_loop().loop)
+        assert not tasks_of_ours()
         stall.go_on.set()
         assert server.wait_for(0)  # the connection of the broken stream is closed, not kept
 

@@ -166,7 +166,7 @@ def test_backoff_doubles_with_jitter_up_to_a_bound() -> None:
     assert [shortest(n) for n in (1, 2, 3, 4, 5, 5000)] == [0.5, 1, 2, 4, 5, 5]
 
 
-def test_law_18_cancel_is_prompt_while_it_waits(kind: Any) -> None:
+def test_law_18_cancel_is_prompt_while_it_waits(kind: Any, tasks_of_ours: Any) -> None:
     waiting = Stall()
 
     def backoff(attempt: int) -> float:
@@ -182,7 +182,7 @@ def test_law_18_cancel_is_prompt_while_it_waits(kind: Any) -> None:
         assert time.monotonic() - started < PROMPT
         assert events[-1].reason == "canceled"
         stream.close()
-    assert not asyncio.all_tasks(default_loop().loop)
+    assert not tasks_of_ours()
 
 
 def test_attempts_are_logged(caplog: pytest.LogCaptureFixture) -> None:
