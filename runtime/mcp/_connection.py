@@ -39,7 +39,7 @@ from channels.aio import LoopThread
 from ._stdio import POLITE, Process
 
 MODERN: Final = "2026-07-28"  # from here on it is the client that calls again with the answer; revisions are dates
-INBOX: Final = 1 << 30  # the loop's thread must never wait: as good as unbounded
+UNBOUNDED: Final = 1 << 30  # the loop's thread must never wait: as good as unbounded
 
 # Seconds.
 LEAVING: Final = 2.0  # cancelled calls have, to tell the server
@@ -99,7 +99,7 @@ class Progressed:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Elicitation:
     params: Params
     _answer: asyncio.Future[ElicitResult]
 
@@ -124,21 +124,21 @@ class Declined:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class CallEnded:
     """The end of the call, which is the last message to its inbox."""
 
     result: CallToolResult | None = None
     error: BaseException | None = None
 
 
-class Call:
+class ServerCall:
     """One call of a tool."""
 
     def __init__(self, connection: Connection, name: str, arguments: Mapping[str, Any], stream: str) -> None:
         self.name = name
         self.arguments = dict(arguments)
         self.stream = stream  # whose user its questions are for
-        self.inbox: Channel[Any] = Channel(INBOX, name=f"call of {name}")
+        self.inbox: Channel[Any] = Channel(UNBOUNDED, name=f"call of {name}")
         self.over = CancelToken()  # whoever is asked for it need not answer any more
         self.context = contextvars.copy_context()
         self._connection = connection
@@ -173,7 +173,7 @@ class Call:
 
     def finish(self, *, result: CallToolResult | None = None, error: BaseException | None = None) -> None:
         """Send the last message; the inbox refuses what comes later."""
-        self.inbox.close(Finished(result, error))
+        self.inbox.close(CallEnded(result, error))
         self.over.cancel("the call is over")
 
     def end(self) -> None:
@@ -184,7 +184,7 @@ class Call:
             _settle(answer, ElicitResult(action="cancel"))
 
 
-_call: contextvars.ContextVar[Call | None] = contextvars.ContextVar("call", default=None)
+_call: contextvars.ContextVar[ServerCall | None] = contextvars.ContextVar("call", default=None)
 
 
 # -- the owner ---------------------------------------------------------------------------------------------------------
@@ -219,9 +219,9 @@ class Connection:
         self._connect_timeout = connect_timeout
         self._new_process = functools.partial(Process, name, command, env, cwd)
         self._process = self._new_process()
-        self._commands: janus.Queue[Call | None] = janus.Queue()  # None: end
+        self._commands: janus.Queue[ServerCall | None] = janus.Queue()  # None: end
         # The rest is used on the loop's thread only.
-        self._open: dict[Call, None] = {}
+        self._open: dict[ServerCall, None] = {}
         self._client: Client | None = None  # once connected
         self._stale = False  # the tools have changed since they were listed
         self._stopping = False
@@ -230,8 +230,8 @@ class Connection:
         # An old server does not say which call asks: so it matters which are in flight, and from its first question on
         # there is only ever one.
         self._turn = asyncio.Lock()
-        self._in_flight: dict[Call, None] = {}
-        self._given_up: dict[Call, None] = {}  # in flight still, as far as is known: a question may be on its way
+        self._in_flight: dict[ServerCall, None] = {}
+        self._given_up: dict[ServerCall, None] = {}  # in flight still, as far as is known: a question may be on its way
         self._landed = asyncio.Event()  # there is one less
         self._asks = False
         # In a context of its own: the first caller's must not stick to all who come later.
@@ -253,14 +253,14 @@ class Connection:
             self._refuse("listing the tools of an MCP server")
             self._wait(listing, self._connect_timeout, cancel)
 
-    def call(self, name: str, arguments: Mapping[str, Any], stream: str) -> Call:
-        """Begin a call. Receive from its inbox until `Finished`, and drop it on every other way out."""
+    def call(self, name: str, arguments: Mapping[str, Any], stream: str) -> ServerCall:
+        """Begin a call. Receive from its inbox until `CallEnded`, and drop it on every other way out."""
         self._refuse("calling a tool of an MCP server")
-        call = Call(self, name, arguments, stream)
+        call = ServerCall(self, name, arguments, stream)
         try:
             self._commands.sync_q.put_nowait(call)
         except janus.SyncQueueShutDown:
-            call.inbox.close(Finished(error=Unsent(str(self.failure))))
+            call.inbox.close(CallEnded(error=Unsent(str(self.failure))))
         return call
 
     def request_stop(self) -> None:
@@ -461,7 +461,7 @@ class Connection:
         else:
             self._fail(Lost("was stopped"))
 
-    def _settle(self, call: Call, task: asyncio.Task[CallToolResult]) -> None:
+    def _settle(self, call: ServerCall, task: asyncio.Task[CallToolResult]) -> None:
         if task.cancelled():  # by whoever dropped the call, or else with everything on the loop
             error: BaseException | None = Lost("lost its event loop, which was closed")
         else:
@@ -522,7 +522,7 @@ class Connection:
             return Lost(f"did not start: it answered {error.message!r} where an MCP server introduces itself")
         return Lost(f"did not start: {type(error).__name__}: {error}.{process.evidence()}")
 
-    async def _run(self, client: Client, call: Call) -> CallToolResult:
+    async def _run(self, client: Client, call: ServerCall) -> CallToolResult:
         if self.version >= MODERN:
             _call.set(call)  # a question comes up in a child of this task
             self._begin(call)
@@ -545,7 +545,7 @@ class Connection:
         self._land(call)
         return result
 
-    async def _settle_given_up(self, client: Client, call: Call) -> None:
+    async def _settle_given_up(self, client: Client, call: ServerCall) -> None:
         """A question of a call that was given up may be on its way, and would be taken for another one's. What the
         server sends stays in order, so nothing of the kind comes after its reply to a ping.
         """
@@ -557,11 +557,11 @@ class Connection:
             self._given_up.pop(call, None)
             self._land(call)
 
-    def _land(self, call: Call) -> None:
+    def _land(self, call: ServerCall) -> None:
         self._in_flight.pop(call, None)
         self._landed.set()
 
-    def _begin(self, call: Call) -> None:
+    def _begin(self, call: ServerCall) -> None:
         if self._process.ended:
             raise Unsent("has just ended; the next call starts it again")  # the owner will know more
         call.begun = True
@@ -576,7 +576,7 @@ class Connection:
             if call is None:
                 return ElicitResult(action="decline" if self._in_flight else "cancel")
         answer: asyncio.Future[ElicitResult] = self._loop.create_future()
-        if call is None or not call.tell(Asked(params, answer)):
+        if call is None or not call.tell(Elicitation(params, answer)):
             return ElicitResult(action="cancel")  # nobody waits for it
         call.answers.add(answer)
         try:
@@ -584,7 +584,7 @@ class Connection:
         finally:
             call.answers.discard(answer)
 
-    def _who_asks(self, message: str) -> Call | None:
+    def _who_asks(self, message: str) -> ServerCall | None:
         """The call in flight whose user is asked: any of them, if they are all of one stream. It is certain to be the
         right one only where it is alone; where nobody can tell, the calls hear of it.
         """

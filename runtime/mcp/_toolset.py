@@ -30,7 +30,7 @@ from ._content import result_of
 if TYPE_CHECKING:
     from mcp.types import CallToolResult
 
-    from ._connection import Asked, Call, Connection, Visit
+    from ._connection import Connection, Elicitation, ServerCall, Visit
 
 # The name under which a call's context comes among the tool's arguments. No server's parameter has a space in its name.
 _CONTEXT: Final = "the context"
@@ -298,9 +298,9 @@ class MCPToolSet:
                 why = answer.note or f"the user's answer is {answer.action!r}"
                 raise MCPServerError(self.name, f"refused to call {tool} before the user visits {url}: {why}")
 
-    def _converse(self, call: Call, context: ToolContext | None, notes: list[str]) -> CallToolResult:
+    def _converse(self, call: ServerCall, context: ToolContext | None, notes: list[str]) -> CallToolResult:
         """Answer the messages of a call until it has ended. Leaving earlier, by an exception, cancels it there."""
-        from ._connection import Asked, Begun, Declined, Finished, Lost, Progressed, visit_of
+        from ._connection import Begun, CallEnded, Declined, Elicitation, Lost, Progressed, visit_of
 
         left: float | None = None
         try:
@@ -318,7 +318,7 @@ class MCPToolSet:
                     left = max(left - (time.monotonic() - since), 0)
                 if isinstance(message, Begun):
                     left = self.call_timeout
-                elif isinstance(message, Asked):
+                elif isinstance(message, Elicitation):
                     try:
                         self._ask(message, context, call.over)
                     except Cancelled:
@@ -335,7 +335,7 @@ class MCPToolSet:
                     left = self.call_timeout
                     if context is not None:
                         context.progress(message.message, message.progress, message.total)
-                elif isinstance(message, Finished):
+                elif isinstance(message, CallEnded):
                     if message.result is not None:
                         return message.result
                     if isinstance(message.error, Lost):
@@ -346,7 +346,7 @@ class MCPToolSet:
         finally:
             call.drop()
 
-    def _ask(self, question: Asked, context: ToolContext | None, over: CancelToken) -> None:
+    def _ask(self, question: Elicitation, context: ToolContext | None, over: CancelToken) -> None:
         params = question.params
         if context is None:
             answer = Answer("decline", note="nobody is there to be asked")
