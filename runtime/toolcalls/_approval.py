@@ -7,6 +7,7 @@ from typing import Final
 
 from .. import events
 from ..agent._tool import Tool
+from ..execution._calls import Finished
 from ..human._asks import Ask
 from ..permissions import Decision, Rule, Verdict, decide
 from ..session._message import ToolCall
@@ -29,7 +30,7 @@ def approval(running: Running) -> Steps[Decision]:
     """
     core, tool = running.turn.core, running.tool
 
-    verdict, rule = _permitted(running)  # 1 to 4
+    verdict, rule = yield from _permitted(running)  # 1 to 4
     if verdict == "deny":
         return Decision(False, reason=f"it is denied by the permission {str(rule)!r}")
     if verdict == "allow":
@@ -52,14 +53,15 @@ def approval(running: Running) -> Steps[Decision]:
     return Decision(False, reason=note)
 
 
-def _permitted(running: Running) -> tuple[Verdict, Rule | None]:
+def _permitted(running: Running) -> Steps[tuple[Verdict, Rule | None]]:
     """What the permissions say, and the rule that says so."""
     core, tool = running.turn.core, running.tool
     said = core.permissions, tool.names, running.ready.shown
     judge = functools.partial(decide, *said, owner=tool.owner, read_only=tool.read_only)
-    if len(running.call.arguments) < _LONG:
+    if len(running.call.arguments) < _LONG and not running.changed:
         return judge()
-    verdict: tuple[Verdict, Rule | None] = core.calls.run("permissions", judge)  # patterns are held against all of it
+    judged: Finished = yield core.calls.start("permissions", running.turn.inbox, judge)  # patterns see all of it
+    verdict: tuple[Verdict, Rule | None] = judged.result()
     return verdict
 
 

@@ -33,8 +33,8 @@ class Approval(NamedTuple):
     told: Steps[HookResult]
 
 
-#: What a call waits for, and what it is sent then: a hook, its `Outcome`; a tool, its `Finished`, or None when the time
-#: of the tool is up; the user, a `Decision`.
+#: What a call waits for, and what it is sent then: a hook, its `Outcome`; a tool or a check on a helper, its
+#: `Finished`, or None when the time of the tool is up; the user, a `Decision`.
 Wait: TypeAlias = HookCall | Call | Approval
 Steps: TypeAlias = Generator[Wait, Any, T]
 
@@ -64,6 +64,7 @@ class Running:
     call: ToolCall
     ready: Ready
     token: CancelToken
+    changed: bool = False  # a hook has changed the arguments: how long they are is not known
     task: Call | None = None
     errand: ConsumerCall | None = None
     ask: Ask[ToolCall, Decision] | None = None  # for the user's approval, until what he said is remembered

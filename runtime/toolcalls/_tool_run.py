@@ -7,7 +7,9 @@ tool does: no other begins that may not run beside it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from channels import Cancelled, CancelToken, Channel
 
@@ -48,11 +50,12 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
         core.emit(events.HookBlocked("pre_tool_use", reason, call, **core.tags))
         refused = _refusal(reason)
     elif hooks.updated_input is not None:
-        changed = core.calls.run("checking the arguments", given, running.tool, hooks.updated_input, core.token)
+        checked: Finished = yield _check(running, hooks.updated_input)
+        changed = checked.result()
         if isinstance(changed, ToolResult):
             refused = replace(changed, content=f"a hook changed the arguments: {changed.content}")
         else:
-            running.ready = changed
+            running.ready, running.changed = changed, True
 
     # Permit, and ask where that is to be decided by the user.
     if refused is None:
@@ -93,6 +96,14 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
 
 def _refusal(reason: str) -> ToolResult:
     return ToolResult(f"this call was rejected{f': {reason}' if reason else ' by the user'}", is_error=True)
+
+
+def _check(running: Running, arguments: Mapping[str, Any]) -> Call:
+    """Start checking the arguments that a hook has changed: the schema, and what the hook gave, are foreign."""
+    turn = running.turn
+    return turn.core.calls.start(
+        "checking the arguments", turn.inbox, given, running.tool, arguments, turn.core.token
+    )
 
 
 def _start(running: Running) -> Call:

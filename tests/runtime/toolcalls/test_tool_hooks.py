@@ -234,6 +234,39 @@ def test_a_hook_of_one_call_keeps_no_other_waiting() -> None:
         assert order == ["2", "1"]
 
 
+@pytest.mark.parametrize(
+    ("module", "check"), [("runtime.toolcalls._tool_run", "given"), ("runtime.toolcalls._approval", "decide")]
+)
+def test_a_check_of_one_call_keeps_no_other_waiting(module: str, check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments that a hook has changed are held against the schema, and against patterns: other calls go on."""
+    real = getattr(sys.modules[module], check)
+    checking, answered = threading.Event(), threading.Event()
+    in_time: list[bool] = []
+
+    def slow(*args: Any, **more: Any) -> Any:
+        if "Eve" in str(args):
+            checking.set()
+            in_time.append(answered.wait(5))
+        return real(*args, **more)
+
+    def change(given: HookInput) -> HookResult | None:
+        return HookResult(updated_input={"name": "Eve"}) if given.tool_use_id == "1" else None
+
+    def other() -> str:
+        assert checking.wait(5)
+        return ""
+
+    monkeypatch.setattr(sys.modules[module], check, slow)
+    turn = [call("greet", "{}", id="1"), call("other", "{}", id="2", index=1)]
+    tools = [GREET, Tool("other", other, read_only=True)]
+    agent = Agent("a", Scripted(turn, say("done")), tools=tools, hooks={"pre_tool_use": [change]})
+    with Runtime(agent) as runtime, runtime.run_stream(Session.from_user("hi")) as stream:
+        for event in stream:
+            if isinstance(event, ToolCallResponse):
+                answered.set()
+    assert in_time == [True]
+
+
 def test_hooks_need_no_thread_beside_the_one_they_run_on() -> None:
     """A pool of one thread is enough for tools, hooks and a model together."""
     ran: list[str] = []
