@@ -254,7 +254,7 @@ class MCPToolSet:
         return made
 
     def _call(self, name: str, context: ToolContext | None, arguments: Mapping[str, Any]) -> ToolResult:
-        """Call a tool, and wait for its result. Without a context nobody is asked, and nothing cancels it."""
+        """ServerCall a tool, and wait for its result. Without a context nobody is asked, and nothing cancels it."""
         from . import _connection
 
         notes: list[str] = []

@@ -19,11 +19,11 @@ from ..execution._calls import Call
 from ..session._message import ToolCall
 from ..stream._core import StreamCore
 from ..stream._private_events import ConsumerCall
-from ._context import Context
+from ._context import StreamContext
 from ._results import run_tool
 
 
-class ConsumerContext(Context):
+class ConsumerContext(StreamContext):
     """`ToolContext` of a call that the consumer makes, who cannot answer meanwhile."""
 
     def elicit(self, *args: Any, **kwargs: Any) -> NoReturn:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent's worker
 
 
-class Context:
+class StreamContext:
     """`ToolContext`, for one call. ``inbox`` is where the worker listens, until the call's turn is over."""
 
     def __init__(self, core: StreamCore, call: ToolCall, inbox: Channel[Any], cancel: CancelToken) -> None:

@@ -22,7 +22,7 @@ from ..stream._private_events import ToolReturned
 from ..team._delegation import HandOff
 from ._approval import approval
 from ._consumer import consumer_call
-from ._context import Context
+from ._context import StreamContext
 from ._messages import Resumed, posting
 from ._resolve import Resolved, given
 from ._results import cut, run_tool, run_tool_async
@@ -116,7 +116,7 @@ def _start(running: Running) -> Call:
         running.task = task
         core.emit(running.errand)
         return task
-    context = Context(core, call, turn.inbox, running.token)
+    context = StreamContext(core, call, turn.inbox, running.token)
     run = run_tool_async if tool.is_async else run_tool
     task = running.task = core.calls.start(f"tool {tool.name}", turn.inbox, run, tool, values, context)
     running.resume()

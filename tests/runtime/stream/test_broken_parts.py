@@ -21,7 +21,7 @@ from runtime.events import ElicitationRequest, Error, Event, StreamStopped, Tool
 from runtime.session import Message, ToolCall
 from runtime.session._session import SessionLog
 from runtime.stream._core import StreamCore
-from runtime.toolcalls._context import Context
+from runtime.toolcalls._context import StreamContext
 from support.scripted import AsyncScripted, Scripted, Stall, call, say
 from support.waiting import eventually
 
@@ -174,14 +174,14 @@ def test_an_internal_error_lets_go_of_tools(monkeypatch: pytest.MonkeyPatch, nes
     failing = threading.Event()
     posted = threading.Event()
     ended = threading.Event()
-    real = Context._post
+    real = StreamContext._post
 
     def post(self: Any, message: Any) -> None:
         real(self, message)
         if not nested or getattr(message, "event", None).__class__ is ElicitationRequest:
             posted.set()
 
-    monkeypatch.setattr(Context, "_post", post)
+    monkeypatch.setattr(StreamContext, "_post", post)
 
     @tool(read_only=True)
     def ask(context: ToolContext) -> str:
