@@ -89,6 +89,26 @@ class SessionBusy(Exception):
     """The session already has a live stream, which is not about to end; one at a time."""
 
 
+class SessionNotFound(LookupError):
+    """The store has no session with this id."""
+
+
+class SessionChanged(Exception):
+    """The store has more of the session than this copy knows: another copy of it was run meanwhile. Load it again."""
+
+
+class StoreError(Exception):
+    """A store could not be read or written. The text says why, and what to do. Nothing that was there is lost."""
+
+
+class StoreTooNew(StoreError):
+    """The store was written by a later version of lockgate."""
+
+
+class LeaseLost(StoreError):
+    """Another process has taken the session over, because this one had not renewed its lease. It writes no more."""
+
+
 class NotRunning(LookupError):
     """No stream on the session could take the message, or it has come to its end. The message was not recorded."""
 

@@ -23,6 +23,7 @@ from .._errors import SessionBusy
 from ..foreign._sound import well_formed
 from ..permissions import Permissions, Rule
 from ..usage import Usage
+from ._journal import Unfinished
 from ._message import Image, Message
 
 LEAVING: Final = 2.0  # seconds that a stream which is to end may keep its session from the next
@@ -43,6 +44,14 @@ class Compacted:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "summary", well_formed(self.summary))
+
+
+@dataclass(slots=True)
+class Stored:
+    """What a session knows of itself in its store. Written by the store's `load`, `open` and journal."""
+
+    epoch: int  # goes up with each stream that opens it: two copies that part are told apart by it
+    messages: int  # how many of the messages are there
 
 
 class Session:
@@ -78,6 +87,8 @@ class Session:
         self._usage: Usage | None = None
         for message in self._messages:
             self._count(message.usage)
+        self._stored: Stored | None = None
+        self._unfinished: Unfinished | None = None  # what its last stream has left to do, as its store has it
         self._leases: dict[None, SessionLog] = {}  # the one there is: who puts it there has it, in a single step
         self._lock = threading.Lock()  # for _permissions, which several workers may write
 
@@ -276,7 +287,7 @@ class SessionLog:
             return
         session = self._session
         before = list(session._messages)
-        after = _settled(before, note)
+        after = settled(before, note)
         if len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True)):
             return
         place = {id(message): i for i, message in enumerate(after)}
@@ -305,13 +316,15 @@ class SessionLog:
         self.release()
 
 
-def _settled(messages: Sequence[Message], note: str) -> list[Message]:
-    """The messages, with a result behind every call."""
-    settled: list[Message] = []
+def settled(messages: Sequence[Message], note: str | None) -> list[Message]:
+    """The messages, each call followed by its result, in the order of the calls. A call without one gets ``note`` as
+    its result, or none with None: a store has results in the order in which they came.
+    """
+    after: list[Message] = []
     rest = deque(messages)
     while rest:
         message = rest.popleft()
-        settled.append(message)
+        after.append(message)
         if not message.tool_calls:
             continue
         calls = {call.id for call in message.tool_calls}
@@ -323,9 +336,10 @@ def _settled(messages: Sequence[Message], note: str) -> list[Message]:
                 results[each.tool_call_id] = each
             else:
                 others.append(each)
-        settled += [
-            results.get(call.id) or Message("tool", note, tool_call_id=call.id, is_error=True)
-            for call in message.tool_calls
-        ]
-        settled += others
-    return settled
+        for call in message.tool_calls:
+            if call.id in results:
+                after.append(results[call.id])
+            elif note is not None:
+                after.append(Message("tool", note, tool_call_id=call.id, is_error=True))
+        after += others
+    return after
