@@ -61,8 +61,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A message behind the others. That of an assistant opens its tool calls. ``mail`` is the id of the `Mailed` that it
-    was, which is taken with this.
+    """A message behind the others. That of an assistant opens its tool calls. ``mail`` is the id of the `Mailed`
+    that it was, which is taken with this.
     """
 
     message: Message
