@@ -24,6 +24,9 @@ from typing import Any
 import pytest
 
 from channels._park import StandingWaiter, Waiter
+from support.postgres import postgres, postgres_server
+
+__all__ = ["postgres", "postgres_server"]  # fixtures for all tests
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GRACE = 3.0  # seconds that a thread a test has told to end may take
