@@ -39,6 +39,7 @@ class Request:
     kind: RequestKind
     event: Mapping[str, Any]
     call_id: str | None = None
+    arguments: str | None = None  # of the call whose approval is asked for, in JSON: hooks may have changed the model's
     ordinal: int = 0
     schema: Mapping[str, Any] | None = None  # of the content of an accepted answer
     expires_at: datetime | None = None
@@ -234,7 +235,7 @@ class CallState:
 
     call_id: str
     phase: CallPhase = "open"
-    arguments: str | None = None  # with which it was shown, or began; None: those of the model
+    arguments: str | None = None  # of its `Began`, or else of the request for its approval; None: those of the model
     nested: tuple[str, ...] = ()  # the ids of the sessions that it ran agents on, by ordinal
     kept: Mapping[str, Any] = field(default_factory=dict)  # what `Kept` has, by key
     requests: tuple[Request, ...] = ()  # in the order of their asking

@@ -52,6 +52,9 @@ class Stored:
 
     epoch: int  # goes up with each stream that opens it: two copies that part are told apart by it
     messages: int  # how many of the messages are there
+    #: A journal of it has failed, so that the store has less than this copy, in another order: the next `open` by it
+    #: writes all of it anew, as long as the epoch is the same.
+    behind: bool = False
 
 
 class Session:

@@ -45,7 +45,7 @@ class Notice:
 
     kind: Literal["answered", "released", "deleted"]
     session_id: str
-    request_id: str | None = None
+    request: Request | None = None  # that was answered, with its answer
 
 
 class Store(Protocol):
