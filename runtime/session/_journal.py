@@ -97,15 +97,6 @@ class Began:
 
 
 @dataclass(frozen=True, slots=True)
-class Nested:
-    """A call runs an agent on a session of its own. A call may do so several times: ``ordinal`` counts from 0."""
-
-    call_id: str
-    session_id: str
-    ordinal: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Kept:
     """A step of a resumable tool was made, and this (JSON) is what it returned (`ToolContext.once`)."""
 
@@ -116,7 +107,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A call has its result."""
+    """A call has its result. Its requests that nobody has answered are withdrawn with it."""
 
     message: Message  # its `tool_call_id` says which
 
@@ -181,7 +172,6 @@ Entry: TypeAlias = (
     | Asked
     | Answered
     | Began
-    | Nested
     | Kept
     | Ended
     | Partial
@@ -202,7 +192,8 @@ class Journal(Protocol):
     """
 
     def append(self, *entries: Entry, cancel: SupportsDone | None = None) -> None:
-        """Write the entries, and wait until they are durable.
+        """Write the entries, and wait until they are durable, and all that was posted before; without entries, wait for
+        these alone.
 
         Raises `StoreError` where that fails, `LeaseLost` where another process has taken the session over, and
         `Cancelled` when ``cancel`` is done first: the entries are on their way then, and are written if the store can.
@@ -214,8 +205,9 @@ class Journal(Protocol):
         ...
 
     def release(self, status: Status, reason: str = "", *, timeout: float | None = None) -> None:
-        """Give the lease back, once all is written. Raises as `append`, and `StoreError` after ``timeout`` seconds.
-        Twice is harmless.
+        """Give the lease back, once all is written. Raises as `append`, and `StoreError` after ``timeout`` seconds: the
+        lease then runs out by itself. With another status than ``waiting``, requests that nobody has answered are
+        withdrawn. Twice is harmless.
         """
         ...
 
@@ -236,7 +228,7 @@ class CallState:
     call_id: str
     phase: CallPhase = "open"
     arguments: str | None = None  # of its `Began`, or else of the request for its approval; None: those of the model
-    nested: tuple[str, ...] = ()  # the ids of the sessions that it ran agents on, by ordinal
+    nested: tuple[str, ...] = ()  # the ids of the sessions that it ran agents on, in the order of their opening
     kept: Mapping[str, Any] = field(default_factory=dict)  # what `Kept` has, by key
     requests: tuple[Request, ...] = ()  # in the order of their asking
 

@@ -11,19 +11,31 @@ import os
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import NoneType, TracebackType
 from typing import Any, Final
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed
+from channels import Cancelled, CancelToken, Channel, ChannelClosed, SupportsDone
 
 from .._checks import check, check_items
-from .._errors import SessionBusy
+from .._errors import SessionBusy, StoreError
 from ..foreign._sound import well_formed
 from ..permissions import Permissions, Rule
 from ..usage import Usage
-from ._journal import Unfinished
+from ._journal import (
+    Allowed,
+    Counted,
+    Ended,
+    Entry,
+    HandedOver,
+    Journal,
+    Named,
+    Said,
+    Shortened,
+    Status,
+    Unfinished,
+)
 from ._message import Image, Message
 
 LEAVING: Final = 2.0  # seconds that a stream which is to end may keep its session from the next
@@ -210,11 +222,25 @@ class Session:
 
 
 class SessionLog:
-    """The writing end of a session. Held by one worker, used by its thread only."""
+    """The writing end of a session. Held by one worker, used by its thread only, but for `allow`, `note` and `flush`.
+
+    Where the session has a store, each change is noted for its ``journal``, in the order in which it was made. What is
+    noted is written with the next `commit`; until then ``unwritten`` is true, and nobody is told of it.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._sealed = False
+        self.journal: Journal | None = None
+        self.unwritten = False
+        self._noted: deque[Entry] = deque()
+        #: What is noted is handed to the journal under this, in its order; waiting for it is done outside. A signal
+        #: handler may come into the middle, and hands over the rest.
+        self._handing_over = threading.RLock()
+        #: How the stream ends, for the store: written by the worker before it gives the lease back.
+        self._failed: Journal | None = None
+        self.status: Status = "idle"
+        self.reason = ""
         self.released: Channel[None] = Channel(name="session released")  # closes
         self.token: CancelToken | None = None  # cancelled when its stream is to end
         self.process = os.getpid()
@@ -230,12 +256,54 @@ class SessionLog:
         """The session that this writes."""
         return self._session
 
-    def append(self, message: Message) -> None:
-        """Add a message."""
+    def append(self, message: Message, mail: str | None = None) -> None:
+        """Add a message; ``mail`` is the id under which the store has it already, as a steering message."""
         if self._sealed:
             raise RuntimeError("the session is sealed: its stream has ended")
         self._session._messages.append(message)
         self._session._count(message.usage)
+        self.note(Said(message, mail))
+
+    # -- what the store is told ----------------------------------------------------------------------------------------
+
+    def note(self, *entries: Entry) -> None:
+        """Let the store have the entries, with the next `commit`. Thread-safe."""
+        if self.journal is not None:
+            self._noted.extend(entries)
+            self.unwritten = True
+
+    def commit(self, cancel: SupportsDone | None) -> None:
+        """Wait until all that was noted is in the store. Raises `StoreError`, and then the rest of the stream is not
+        written; `Cancelled`, and then it is on its way.
+        """
+        self.unwritten = False  # before looking: what is noted meanwhile belongs to the next
+        self.flush(cancel)
+
+    def flush(self, cancel: SupportsDone | None) -> None:
+        """As `commit`, for other threads, which do not take from the worker that it has to wait, too."""
+        journal = self.journal
+        if journal is None:
+            return
+        try:
+            with self._handing_over:
+                entries = []
+                while self._noted:
+                    entries.append(self._noted.popleft())
+                journal.post(*entries)
+            journal.append(cancel=cancel)
+        except StoreError:
+            self._forget_journal()
+            raise
+
+    def _forget_journal(self) -> None:
+        """The store has failed: the session in memory stays whole, and the store behind it."""
+        self.journal, self._failed = None, self.journal
+        self._noted.clear()
+        self.unwritten = False
+        if self._session._stored is not None:
+            self._session._stored.behind = True
+
+    # -- changes -------------------------------------------------------------------------------------------------------
 
     def add_result(self, message: Message, order: Mapping[str | None, int]) -> None:
         """Add the result of a call of the last reply, at its place in the ``order`` of the calls."""
@@ -246,25 +314,30 @@ class SessionLog:
         while at and messages[at - 1].role == "tool" and order.get(messages[at - 1].tool_call_id, -1) > place:
             at -= 1
         messages.insert(at, message)
+        self.note(Ended(message))
 
     def hand_over(self, agent_name: str) -> None:
         """Let the agent of this name act from the next turn on, also that of another stream."""
         if not self._sealed:
             self._session._agent_name = agent_name
+            self.note(HandedOver(agent_name))
 
     def compact(self, compacted: Compacted) -> None:
         """Let the model be shown ``compacted`` from now on."""
         if not self._sealed:
             self._session._compacted = compacted
+            self.note(Shortened(compacted.summary, compacted.start, compacted.shortened, compacted.at))
 
     def name(self, title: str) -> None:
         """Give the session a title."""
         if not self._sealed:
             self._session.title = well_formed(title)
+            self.note(Named(self._session.title))
 
     def count(self, usage: Usage) -> None:
         """Add the usage of a model call that left no message."""
         self._session._count(usage)
+        self.note(Counted(usage))
 
     def allow(self, rule: Rule | None) -> None:
         """Let the calls that ``rule`` is about be made without asking, or all of them with None.
@@ -281,16 +354,17 @@ class SessionLog:
                 session._permissions = replace(before, approve_all=True)
             else:
                 session._permissions = replace(before, allow=(*before.allow, rule))
+            self.note(Allowed(rule))
 
-    def settle(self, note: str) -> None:
+    def settle(self, note: str, keep: Collection[str] = ()) -> None:
         """Give every tool call that has no result one that says ``note``, and let the results follow their calls, in
-        the order of these: a model refuses a conversation with open calls.
+        the order of these: a model refuses a conversation with open calls. Those in ``keep`` stay open.
         """
         if self._sealed:
             return
         session = self._session
         before = list(session._messages)
-        after = settled(before, note)
+        after = settled(before, note, keep)
         if len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True)):
             return
         place = {id(message): i for i, message in enumerate(after)}
@@ -300,15 +374,42 @@ class SessionLog:
 
         was = session._compacted
         session._messages[:] = after
-        session._compacted = replace(was, start=moved(was.start), shortened=moved(was.shortened), at=moved(was.at))
+        known = set(map(id, before))
+        self.note(*(Ended(message) for message in after if id(message) not in known))
+        moved_to = replace(was, start=moved(was.start), shortened=moved(was.shortened), at=moved(was.at))
+        if moved_to != was:
+            self.compact(moved_to)
 
-    def release(self) -> None:
-        """Seal what was written, and let the next stream have the session."""
+    def release(self, timeout: float | None = None) -> None:
+        """Seal what was written, and let the next stream have the session. Twice is harmless.
+
+        Raises `StoreError` where the store did not take all of it, within ``timeout`` seconds.
+        """
         with self._session._lock:
             self._sealed = True
-        if self._session._lease is self:
-            self._session._leases.pop(None, None)
-        self.released.close()
+        try:
+            self._give_back(timeout)
+        finally:
+            if self._session._lease is self:
+                self._session._leases.pop(None, None)
+            self.released.close()
+
+    def _give_back(self, timeout: float | None) -> None:
+        journal, self.journal = self.journal, None
+        if journal is None:
+            if self._failed is not None:  # the lease may be given back all the same
+                with contextlib.suppress(StoreError):
+                    self._failed.release("interrupted", self.reason, timeout=0.0)
+            return
+        try:
+            with self._handing_over:
+                journal.post(*self._noted)
+                self._noted.clear()
+            journal.release(self.status, self.reason, timeout=timeout)
+        except StoreError:
+            if self._session._stored is not None:
+                self._session._stored.behind = True
+            raise
 
     def __enter__(self) -> SessionLog:
         return self
@@ -319,12 +420,13 @@ class SessionLog:
         self.release()
 
 
-def settled(messages: Sequence[Message], note: str | None) -> list[Message]:
+def settled(messages: Sequence[Message], note: str | None, keep: Collection[str] = ()) -> list[Message]:
     """The messages, each call followed by its result, in the order of the calls. A call without one gets ``note`` as
-    its result, or none with None: a store has results in the order in which they came.
+    its result, but for those in ``keep``; with None, none does: a store has results in the order in which they came.
     """
     after: list[Message] = []
     rest = deque(messages)
+    last = next((message for message in reversed(messages) if message.tool_calls), None)
     while rest:
         message = rest.popleft()
         after.append(message)
@@ -342,7 +444,7 @@ def settled(messages: Sequence[Message], note: str | None) -> list[Message]:
         for call in message.tool_calls:
             if call.id in results:
                 after.append(results[call.id])
-            elif note is not None:
+            elif note is not None and not (call.id in keep and message is last):
                 after.append(Message("tool", note, tool_call_id=call.id, is_error=True))
         after += others
     return after

@@ -64,8 +64,10 @@ class Store(Protocol):
 
     def open(self, session: Session, *, parent: Parent | None = None) -> Journal:
         """Take the lease of the session, and write what is not in the store yet: all of a new one, the messages that
-        were added to one which was loaded, and its title and permissions.
+        were added to one which was loaded, and its title and permissions. What it has left to do
+        (``Session._unfinished``) is read anew: its questions may have been answered since it was loaded.
 
+        A sub-session says which call of its ``parent`` runs it; a call may run several, one after the other.
         Raises `SessionBusy`, naming the process and its host, while another stream has it, here or elsewhere, and
         `SessionChanged` where the store has more of the session than this copy knows. The lease of a process that has
         died is taken over.
