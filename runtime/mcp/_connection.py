@@ -17,8 +17,7 @@ import functools
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import anyio
 import janus
@@ -26,6 +25,7 @@ from mcp import Client, MCPError
 from mcp.types import (
     URL_ELICITATION_REQUIRED,
     CallToolResult,
+    DiscoverResult,
     ElicitRequestFormParams,
     ElicitRequestURLParams,
     ElicitResult,
@@ -36,7 +36,9 @@ from mcp.types import (
 from channels import CancelToken, Channel, ChannelClosed, SupportsDone
 from channels.aio import LoopThread
 
-from ._stdio import POLITE, Process
+from ._http import Kind, Remote
+from ._messages import unwrap
+from ._stdio import Process
 
 MODERN: Final = "2026-07-28"  # from here on it is the client that calls again with the answer; revisions are dates
 UNBOUNDED: Final = 1 << 30  # the loop's thread must never wait: as good as unbounded
@@ -187,6 +189,14 @@ class ServerCall:
 _call: contextvars.ContextVar[ServerCall | None] = contextvars.ContextVar("call", default=None)
 
 
+class Way(NamedTuple):
+    """A way to speak with a server: over what, and in which generation of the protocol."""
+
+    kind: Kind
+    mode: str
+    learnt: DiscoverResult | None = None  # what it has said of itself, where it was asked before
+
+
 # -- the owner ---------------------------------------------------------------------------------------------------------
 
 
@@ -201,11 +211,9 @@ class Connection:
         loop: LoopThread,
         *,
         name: str,
-        command: Sequence[str],
-        env: Mapping[str, str] | None,
-        cwd: str | None,
-        mode: str,
-        connect_timeout: float,
+        link: Callable[[Kind], Process | Remote],
+        ways: Sequence[Way],
+        startup_timeout: float,
     ) -> None:
         self.tools: list[Tool] = []  # complete once ready
         self.version = ""
@@ -215,10 +223,12 @@ class Connection:
         self._listing: Channel[None] | None = None  # closes when `tools` is up to date again
         self._loop_thread = loop
         self._loop = loop.loop
-        self._mode = mode
-        self._connect_timeout = connect_timeout
-        self._new_process = functools.partial(Process, name, command, env, cwd)
-        self._process = self._new_process()
+        self.way: Way | None = None  # that the server takes, once it is known
+        self._name = name
+        self._ways = ways
+        self._startup_timeout = startup_timeout
+        self._new_link = link
+        self._link = link(ways[0].kind)
         self._commands: janus.Queue[ServerCall | None] = janus.Queue()  # None: end
         # The rest is used on the loop's thread only.
         self._open: dict[ServerCall, None] = {}
@@ -242,7 +252,7 @@ class Connection:
     def wait_ready(self, cancel: SupportsDone | None = None) -> None:
         """Wait until the server is connected and its tools are listed. Raises `Lost`, and `Cancelled`."""
         self._refuse("waiting for an MCP server")
-        self._wait(self.ready, self._connect_timeout + SLACK, cancel)
+        self._wait(self.ready, self._startup_timeout + SLACK, cancel)
         if self.failure is not None and not self.version:
             raise Lost(str(self.failure))
 
@@ -251,7 +261,7 @@ class Connection:
         listing = self._listing
         if listing is not None:
             self._refuse("listing the tools of an MCP server")
-            self._wait(listing, self._connect_timeout, cancel)
+            self._wait(listing, self._startup_timeout, cancel)
 
     def call(self, name: str, arguments: Mapping[str, Any], stream: str) -> ServerCall:
         """Begin a call. Receive from its inbox until `CallEnded`, and drop it on every other way out."""
@@ -320,7 +330,7 @@ class Connection:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 client = await self._connect(stack)
-                self._process.grace = POLITE
+                self._link.settled()
                 self.version = client.protocol_version
                 self.ready.close()
                 changing = client.server_capabilities.tools
@@ -330,57 +340,67 @@ class Connection:
                 try:
                     await self._serve(client, tasks)
                 except BaseException:
-                    self._process.grace = 0  # whoever cancels the owner itself is closing the loop
+                    self._link.grace = 0  # whoever cancels the owner itself is closing the loop
                     raise
                 finally:
-                    self._fail(Lost("lost its event loop, which was closed"))
+                    self._fail(self._why_over())
                     for task in self._background:
                         task.cancel()
                     if tasks:  # before their client goes
                         with anyio.CancelScope(shield=True):
-                            await asyncio.wait(tasks, timeout=LEAVING if self._process.grace else CLOSING)
+                            await asyncio.wait(tasks, timeout=LEAVING if self._link.grace else CLOSING)
         except asyncio.CancelledError:
             raise  # see `_ended`
         except BaseException as error:
             if self.version:
-                _logger.warning("MCP server %r did not end cleanly", self._process.name, exc_info=error)
+                _logger.warning("MCP server %r did not end cleanly", self._name, exc_info=error)
             else:
-                self._fail(self._start_failure(_unwrap(error)))
+                self._fail(self._start_failure(unwrap(error)))
 
     async def _connect(self, stack: contextlib.AsyncExitStack) -> Client:
         if self._stopping:
             raise TimeoutError
         try:
-            async with asyncio.timeout(self._connect_timeout) as self._connecting:
-                try:
-                    client = await self._enter(stack, self._mode)
-                except Exception:
-                    if self._mode != "auto" or not self._process.ended or self._stopping:
-                        raise
-                    # The newer handshake came first, and old servers may take that for their end (all that are made
-                    # with the Rust SDK do).
-                    self._process = self._new_process()
-                    client = await self._enter(stack, "legacy")
-                self._client = client
-                # Inside the timeout: only now is it certain that somebody is there.
-                self.tools = await self._list(client)
-                return client
+            async with asyncio.timeout(self._startup_timeout) as self._connecting:
+                for way in self._ways[:-1]:
+                    try:
+                        return await self._enter(stack, way)
+                    except Exception as error:
+                        if self._stopping or not (way.learnt or self._link.may_be_older(unwrap(error))):
+                            raise
+                return await self._enter(stack, self._ways[-1])
         finally:
             self._connecting = None
 
-    async def _enter(self, stack: contextlib.AsyncExitStack, mode: str) -> Client:
-        client = Client(
-            self._process.open(self._on_end),
-            mode=mode,
-            elicitation_callback=self._on_question,
-            message_handler=self._on_message,
-            cache=None,
-        )
-        return await stack.enter_async_context(client)
+    async def _enter(self, stack: contextlib.AsyncExitStack, way: Way) -> Client:
+        """Connect in one of the ways that there are, and list the tools: only then is it certain that somebody is there
+        who takes it.
+        """
+        async with contextlib.AsyncExitStack() as attempt:
+            self._link = self._new_link(way.kind)
+            client = Client(
+                self._link.open(self._on_end, self._on_unseen),
+                mode=way.mode,
+                prior_discover=way.learnt,
+                elicitation_callback=self._on_question,
+                message_handler=self._on_message,
+                cache=None,
+            )
+            self._client = await attempt.enter_async_context(client)
+            self.tools = await self._list(client)
+            stack.push_async_exit(attempt.pop_all())
+        found = client.session.discover_result
+        self.way = Way(way.kind, "legacy" if found is None else client.protocol_version, found)
+        return client
 
     def _on_end(self) -> None:
         if self.version:
             self._command_end()
+
+    def _on_unseen(self) -> None:
+        """The server has not seen the request in whose context this is called: it may be sent once more."""
+        if (call := _call.get()) is not None:
+            call.begun = False
 
     async def _list(self, client: Client) -> list[Tool]:
         tools: list[Tool] = []
@@ -410,13 +430,13 @@ class Connection:
         try:
             while self._stale:
                 self._stale = False
-                async with asyncio.timeout(self._connect_timeout):
+                async with asyncio.timeout(self._startup_timeout):
                     self.tools = await self._list(client)
         except Exception as error:
             _logger.warning(
                 "MCP server %r says that its tools have changed, and cannot list them",
-                self._process.name,
-                exc_info=_unwrap(error),
+                self._name,
+                exc_info=unwrap(error),
             )
         finally:
             self._listing = None
@@ -429,7 +449,7 @@ class Connection:
                 async for _ in changes:
                     self._on_change()
         except Exception as error:  # the tools are those of the beginning then
-            _logger.debug("MCP server %r does not tell of changes", self._process.name, exc_info=error)
+            _logger.debug("MCP server %r does not tell of changes", self._name, exc_info=error)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine, context=contextvars.Context())
@@ -440,7 +460,7 @@ class Connection:
 
     async def _serve(self, client: Client, tasks: set[asyncio.Task[CallToolResult]]) -> None:
         """Run calls until the end is commanded, or the server ends."""
-        if self._stopping or self._process.ended:
+        if self._stopping or self._link.ended:
             self._command_end()
         # The runtime reads results, and not only those that keep to the schema that the server says they have. Checking
         # that would compute on the loop's thread with patterns of the server's.
@@ -454,12 +474,17 @@ class Connection:
             # Not in the task's own `except`: one that is cancelled before its first step never gets there.
             task.add_done_callback(tasks.discard)
             task.add_done_callback(functools.partial(self._settle, call))
-        if self._process.ended and not self._stopping:
-            await self._process.last_words()
-            how = self._process.how()
-            self._fail(Lost(f"{how} during this call; the next call starts it again.{self._process.evidence()}"))
+        if self._link.ended and not self._stopping:
+            await self._link.last_words()
+            self._fail(self._why_over())
         else:
             self._fail(Lost("was stopped"))
+
+    def _why_over(self) -> Lost:
+        link = self._link
+        if not link.ended:
+            return Lost("lost its event loop, which was closed")
+        return Lost(f"{link.how()} during this call; {link.again}.{link.evidence()}")
 
     def _settle(self, call: ServerCall, task: asyncio.Task[CallToolResult]) -> None:
         if task.cancelled():  # by whoever dropped the call, or else with everything on the loop
@@ -467,10 +492,10 @@ class Connection:
         else:
             error = task.exception()
         call.task = None
-        if error is not None and self._process.ended and self.failure is None:
+        if error is not None and self._link.ended and self.failure is None:
             return  # the owner, who is about to notice, knows better why
         self._open.pop(call, None)
-        call.finish(result=None if error is not None else task.result(), error=_unwrap(error) if error else None)
+        call.finish(result=None if error is not None else task.result(), error=unwrap(error) if error else None)
         call.end()
 
     def _fail(self, why: Lost) -> None:
@@ -496,37 +521,28 @@ class Connection:
     def _ended(self, result: object, error: BaseException | None) -> None:
         """The owner task has ended, on whatever path; or its loop was closed before it began or while it waited."""
         self._fail(Lost("lost its event loop, which was closed"))
-        self._process.kill()
+        self._link.kill()
         self.ready.close()
         self.gone.close()
 
     def _start_failure(self, error: BaseException) -> Lost:
-        process = self._process
         if self._stopping:
             return Lost("was stopped while it started")
-        if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-            if process.cwd is not None and not Path(process.cwd).is_dir():
-                return Lost(f"did not start: there is no directory {process.cwd!r} to start it in")
-            if isinstance(error, FileNotFoundError):
-                return Lost(f"did not start: there is no command {process.command[0]!r}; install it, or give its path")
-            return Lost(f"did not start: {process.command[0]!r} cannot be run: {error}")
-        if process.ended:
-            return Lost(f"did not start: it {process.how()} before it had answered.{process.evidence()}")
-        if isinstance(error, TimeoutError):
-            return Lost(
-                f"did not start: no answer within {self._connect_timeout:g} s. Does {process.command[0]!r} speak MCP on"
-                " its standard input and output? If it is only slow, give it more connect_timeout."
-                f"{process.evidence()}"
-            )
-        if isinstance(error, MCPError):
-            return Lost(f"did not start: it answered {error.message!r} where an MCP server introduces itself")
-        return Lost(f"did not start: {type(error).__name__}: {error}.{process.evidence()}")
+        return Lost(self._link.why_not(error, self._startup_timeout))
 
     async def _run(self, client: Client, call: ServerCall) -> CallToolResult:
         if self.version >= MODERN:
             _call.set(call)  # a question comes up in a child of this task
             self._begin(call)
             return await client.call_tool(call.name, call.arguments, progress_callback=call.progressed)
+        if self._link.kind == "http" and not self._asks:  # questions come with the answer to what this task sends
+            _call.set(call)
+            self._begin(call)
+            self._in_flight[call] = None
+            try:
+                return await client.call_tool(call.name, call.arguments, progress_callback=call.progressed)
+            finally:
+                self._land(call)
         async with self._turn:  # first come, first served
             while self._given_up or (self._asks and self._in_flight):
                 self._landed.clear()
@@ -562,8 +578,8 @@ class Connection:
         self._landed.set()
 
     def _begin(self, call: ServerCall) -> None:
-        if self._process.ended:
-            raise Unsent("has just ended; the next call starts it again")  # the owner will know more
+        if self._link.ended:
+            raise Unsent(f"has just ended; {self._link.again}")  # the owner will know more
         call.begun = True
         call.tell(Begun())
 
@@ -598,9 +614,3 @@ class Connection:
 
 async def _unchecked(name: str, result: object) -> None:
     """In place of `ClientSession.validate_tool_result`: results are not checked by the SDK."""
-
-
-def _unwrap(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # errors come in nested groups
-        error = error.exceptions[0]
-    return error

@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
-import re
 import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import anyio
+from mcp import MCPError
 from mcp.client.stdio import get_default_environment
 from mcp.shared.message import SessionMessage
-from mcp.types import ErrorData, JSONRPCError, JSONRPCRequest, JSONRPCResponse, jsonrpc_message_adapter
+from mcp.types import JSONRPCRequest, JSONRPCResponse, jsonrpc_message_adapter
 
 from .._orphans import tied
+from ._messages import ANSWER, failed, has_many_values, mended, refused
 from ._sound import sound
 
-LINE: Final = 64 << 20  # bytes that a message of the server may have
-VALUES: Final = 100_000  # that it may be made of, about: to read more holds the GIL, and with it every thread
 TAIL: Final = 8 << 10  # bytes of its standard error that are kept
 
 # Seconds.
@@ -37,13 +36,6 @@ HASTY: Final = 0.2  # the same for one that never answered
 KILLED: Final = 1.0
 LAST_WORDS: Final = 0.1  # until what a server that has ended wrote last has arrived
 MUTE: Final = 1.5  # a server has to answer the newer handshake, before it is asked in the older one
-
-# The beginning of a reply, as most servers write it; those made with the TypeScript SDK say the result first.
-_REPLY: Final = re.compile(r'\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,15})\s*,')
-#: To the end too, or a line of quotes would take time that is quadratic.
-_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
-_REPLIED: Final = re.compile(r'"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*(\d{1,15})\s*\}\s*$')  # or the end
-_SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 _logger = logging.getLogger("runtime.mcp")
 
@@ -73,18 +65,18 @@ class _FromServer:
                     # Old servers drop what they do not know, and new ones may only be slow to start. With this answer
                     # the SDK tries the older handshake, and comes back to the newer one if the server says so.
                     self._spoken = True
-                    return SessionMessage(_failed(self.probe, "the server does not answer"))
+                    return SessionMessage(failed(self.probe, "the server does not answer"))
                 continue
-            except ValueError:  # longer than LINE: there is no telling where the next one begins
+            except ValueError:  # longer than ANSWER: there is no telling where the next one begins
                 line = b""
             if not line:
                 self._ended()
                 raise anyio.EndOfStream
             text = line.decode("utf-8", "replace")
-            if _has_many_values(line):
+            if has_many_values(line):
                 self._spoken = True
-                if (refused := _refused(text)) is not None:
-                    return refused
+                if (answer := refused(text)) is not None:
+                    return SessionMessage(answer)
                 self._rubbish(text[:200])
                 continue
             try:
@@ -92,7 +84,7 @@ class _FromServer:
                     jsonrpc_message_adapter.validate_json(text, by_name=False)
                 )
             except ValueError:
-                message = _mended(text)
+                message = mended(text)
             if message is not None:
                 self._spoken = True
                 if isinstance(message.message, JSONRPCResponse):
@@ -118,48 +110,6 @@ class _FromServer:
 
     async def __aexit__(self, *exc: object) -> None:
         pass
-
-
-def _has_many_values(line: bytes) -> bool:
-    """Whether a message is made of so many values that it cannot be read without holding up the process."""
-    return line.count(b",") > VALUES and _STRING.sub(b"", line).count(b",") > VALUES
-
-
-def _answered(text: str) -> int | None:
-    """The id of the request that an unreadable message answers."""
-    reply = _REPLY.match(text) or _REPLIED.search(text[-100:])
-    return None if reply is None else int(reply[1])
-
-
-def _refused(text: str) -> SessionMessage | None:
-    """The error of the call that a message answers which is not read. None where it answers none."""
-    id = _answered(text)
-    if id is None:
-        return None
-    return SessionMessage(_failed(id, f"the answer of the server has more than {VALUES:,} values"))
-
-
-def _mended(text: str) -> SessionMessage | None:
-    """What a message says that the SDK cannot read. A call whose answer were dropped would wait in vain: what cannot be
-    read at all is an error of the call that it answers. None where it is nothing of the kind.
-    """
-    id: object = None
-    try:
-        read = json.loads(text)
-        id = read["id"] if "method" not in read else None
-        # Half a character, which JavaScript writes where a text was cut; JSON allows it, UTF-8 does not.
-        whole = json.loads(_SURROGATES.sub("\ufffd", json.dumps(read, ensure_ascii=False)))
-        return SessionMessage(jsonrpc_message_adapter.validate_python(whole, by_name=False))
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        if id is None:
-            id = _answered(text)
-        if isinstance(id, (int, str)) and not isinstance(id, bool):
-            return SessionMessage(_failed(id, f"the answer of the server cannot be read: {type(error).__name__}"))
-        return None
-
-
-def _failed(id: int | str, message: str) -> JSONRPCError:
-    return JSONRPCError(jsonrpc="2.0", id=id, error=ErrorData(code=-32603, message=message))
 
 
 class _ToServer:
@@ -196,6 +146,9 @@ class Process:
     """The SDK's own transport leaves a process behind when its task is cancelled twice or its loop closed, and does not
     tell how one ended."""
 
+    kind: Final = "stdio"
+    again: Final = "the next call starts it again"
+
     def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str] | None, cwd: str | None) -> None:
         self.name = name
         self.command = command
@@ -212,7 +165,9 @@ class Process:
         self._forced = False  # it did not end by itself
 
     @contextlib.asynccontextmanager
-    async def open(self, ended: Callable[[], object]) -> AsyncIterator[tuple[_FromServer, _ToServer]]:
+    async def open(
+        self, ended: Callable[[], object], unseen: Callable[[], object]
+    ) -> AsyncIterator[tuple[_FromServer, _ToServer]]:
         """Start the process; on leaving, end it. ``ended`` is called when its output ends."""
 
         def on_end() -> None:
@@ -229,7 +184,7 @@ class Process:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            limit=LINE,
+            limit=ANSWER,
             env=env,
             cwd=self.cwd,
             start_new_session=True,  # a Ctrl-C in the terminal is ours, and signals reach its children too
@@ -322,6 +277,36 @@ class Process:
         if lines:
             text += " The last it wrote to its standard error:\n  " + "\n  ".join(lines[-10:])
         return text
+
+    def settled(self) -> None:
+        """It has answered: it gets more time to end."""
+        self.grace = POLITE
+
+    def may_be_older(self, error: BaseException) -> bool:
+        """Whether the server may have ended because it was asked in the newer way: all that are made with the Rust SDK
+        take that for their end.
+        """
+        return self.ended
+
+    def why_not(self, error: BaseException, timeout: float) -> str:
+        """Why it could not be started, for an error's text."""
+        program = self.command[0]
+        if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+            if self.cwd is not None and not Path(self.cwd).is_dir():
+                return f"did not start: there is no directory {self.cwd!r} to start it in"
+            if isinstance(error, FileNotFoundError):
+                return f"did not start: there is no command {program!r}; install it, or give its path"
+            return f"did not start: {program!r} cannot be run: {error}"
+        if self.ended:
+            return f"did not start: it {self.how()} before it had answered.{self.evidence()}"
+        if isinstance(error, TimeoutError):
+            return (
+                f"did not start: no answer within {timeout:g} s. Does {program!r} speak MCP on its standard input and"
+                f" output? If it is only slow, give it more startup_timeout.{self.evidence()}"
+            )
+        if isinstance(error, MCPError):
+            return f"did not start: it answered {error.message!r} where an MCP server introduces itself"
+        return f"did not start: {type(error).__name__}: {error}.{self.evidence()}"
 
     def kill(self) -> None:
         """Kill the process, with what it started, if it has not ended."""

@@ -9,12 +9,13 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from channels import Cancelled, CancelToken
@@ -30,7 +31,9 @@ from ._content import result_of
 if TYPE_CHECKING:
     from mcp.types import CallToolResult
 
-    from ._connection import Connection, Elicitation, ServerCall, Visit
+    from ._connection import Connection, Elicitation, ServerCall, Visit, Way
+    from ._http import Kind, Remote
+    from ._stdio import Process
 
 # The name under which a call's context comes among the tool's arguments. No server's parameter has a space in its name.
 _CONTEXT: Final = "the context"
@@ -50,10 +53,14 @@ class MCPServerError(Portable, RuntimeError):
 
 
 class MCPToolSet:
-    """The tools of one MCP server: a process that is started, and spoken to through its standard input and output.
+    """The tools of one MCP server: a process that is started, or a server that runs somewhere else.
 
-    ``command`` is the program and its arguments. The server sees HOME, LOGNAME, PATH, SHELL, TERM and USER of our
-    environment, and what ``env`` adds. ``connect_timeout`` is how many seconds it has to start and to list its tools.
+    ``command`` is the program and its arguments, spoken to through its standard input and output. The server sees HOME,
+    LOGNAME, PATH, SHELL, TERM and USER of our environment, and what ``env`` adds. Or ``url`` is the address of a
+    server, to which ``headers`` go with every request; ``auth`` is an ``httpx2.Auth``. ``transport`` "http" or "sse"
+    spares it the question which of the two it speaks.
+
+    ``startup_timeout`` is how many seconds the server has to start and to list its tools.
     A call from which nothing is heard for ``call_timeout`` seconds is given up (None: never). Progress that the server
     reports starts the time anew; the time that users take to answer it, and in which the call waits for others, is not
     counted.
@@ -80,19 +87,23 @@ class MCPToolSet:
 
     def __init__(
         self,
-        command: Sequence[str | os.PathLike[str]],
+        command: Sequence[str | os.PathLike[str]] | None = None,
         *,
+        url: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        auth: Any = None,
+        transport: Literal["auto", "http", "sse"] = "auto",
         name: str | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
-        connect_timeout: float = 30.0,
+        startup_timeout: float = 30.0,
         call_timeout: float | None = 300.0,
         tools: Iterable[str] | None = None,
         prefix: str = "",
         mode: str = "auto",
         loop: LoopThread | None = None,
     ) -> None:
-        check_number("connect_timeout", connect_timeout, "seconds", above=0)
+        check_number("startup_timeout", startup_timeout, "seconds", above=0)
         check_number("call_timeout", call_timeout, "seconds", above=0, optional=True)
         check("mode", mode, str, '"auto", "legacy" or "2026-07-28"')
         if mode not in ("auto", "legacy") and not re.fullmatch(r"\d{4}-\d\d-\d\d", mode):
@@ -100,18 +111,34 @@ class MCPToolSet:
         check("prefix", prefix, str, "text")
         if isinstance(tools, str):
             raise TypeError(f"tools is a list of names, such as [{tools!r}], not one text")
-        for name, value in (env or {}).items():
-            if not isinstance(value, str):  # which is not shown: it may be a secret
-                raise TypeError(f"env[{name!r}] is text, not {type(value).__name__}")
-        if isinstance(command, (str, bytes)):
-            raise TypeError(f"the command is a list, such as {str(command).split()!r}, not one text")
-        self.command = tuple(os.fspath(part) for part in command)
-        if not self.command:
-            raise ValueError("the command is empty")
-        self.name = name or os.path.basename(self.command[0])
+        if (command is None) == (url is None):
+            given = "neither is given" if command is None else "both are given"
+            raise TypeError(f"an MCP server is a command to start or the url of one that runs, and {given}")
+        if url is None:
+            _refuse("a server that is started by a command", url="", headers=headers, auth=auth)
+            if transport != "auto":
+                raise TypeError("a server that is started by a command reads its standard input: it has no transport=")
+            self.command, default = _checked_command(command, env)
+        else:
+            _refuse("a server that runs somewhere else", env=env, cwd=cwd)
+            self.command, default = (), checked_url(url)
+            check("transport", transport, str, '"auto", "http" or "sse"')
+            if transport not in ("auto", "http", "sse"):
+                raise ValueError(f'transport is "auto", "http" or "sse", not {transport!r}')
+            if transport == "sse" and mode not in ("auto", "legacy"):
+                raise ValueError(
+                    f"SSE is of the older generation of the protocol, so it cannot be spoken in mode {mode!r}"
+                )
+            _check_headers(headers)
+            _check_auth(auth)
+        self.url = url
+        self.name = name or default
+        self.headers = None if headers is None else dict(headers)
+        self.auth = auth
+        self.transport = transport
         self.env = None if env is None else dict(env)
         self.cwd = None if cwd is None else os.fspath(cwd)
-        self.connect_timeout = connect_timeout
+        self.startup_timeout = startup_timeout
         self.call_timeout = call_timeout
         self.wanted = None if tools is None else tuple(tools)
         self.prefix = prefix
@@ -120,6 +147,7 @@ class MCPToolSet:
         self._loop = loop
         self._lock = threading.Lock()
         self._stopped = False
+        self._way: Way | None = None  # that the server took
         self._connections: list[Connection] = []  # the last one counts, the others are about to end
         self._finalizer: weakref.finalize[Any, MCPToolSet] | None = None
         _toolsets.add(self)
@@ -130,7 +158,7 @@ class MCPToolSet:
         """Start the server, unless it runs, and wait until its tools are known.
 
         Raises `MCPServerError`: no such command, it ended at once (with the last lines of its standard error), it does
-        not speak MCP, no answer within ``connect_timeout``. Nothing is left of it then, and the next try starts anew.
+        not speak MCP, no answer within ``startup_timeout``. Nothing is left of it then, and the next try starts anew.
         The same where it lacks one of the wanted tools; `MissingExtra` where the package ``mcp`` is not installed.
         """
         listed = [tool.name for tool in self._connection(start=True).tools]
@@ -197,14 +225,13 @@ class MCPToolSet:
                 raise MCPServerError(self.name, "was stopped; start() starts it again")
             connection = self._connections[-1] if self._connections else None
             if connection is None or connection.failure is not None:
+                self._way = self._way if connection is None else connection.way
                 connection = _connection.Connection(
                     self._loop or default_loop(),
                     name=self.name,
-                    command=self.command,
-                    env=self.env,
-                    cwd=self.cwd,
-                    mode=self.mode,
-                    connect_timeout=self.connect_timeout,
+                    link=self._link(),
+                    ways=self._ways(),
+                    startup_timeout=self.startup_timeout,
                 )
                 self._connections = [each for each in self._connections if not each.gone.closed]
                 self._connections.append(connection)
@@ -214,6 +241,31 @@ class MCPToolSet:
         except _connection.Lost as error:
             raise MCPServerError(self.name, str(error)) from None
         return connection
+
+    def _link(self) -> Callable[[Kind], Process | Remote]:
+        """What makes a new link to the server. It does not hold this toolset."""
+        from ._http import Remote
+        from ._stdio import Process
+
+        name, command, env, cwd = self.name, self.command, self.env, self.cwd
+        url, headers, auth = self.url, self.headers or {}, self.auth
+
+        def link(kind: Kind) -> Process | Remote:
+            return Process(name, command, env, cwd) if url is None else Remote(name, url, headers, auth, kind)
+
+        return link
+
+    def _ways(self) -> list[Way]:
+        """The ways to speak with the server, in the order in which they are tried: first that which it took before."""
+        from ._connection import Way
+
+        known = [] if self._way is None else [self._way]
+        older = self.mode in ("auto", "legacy")
+        if self.url is None:
+            return [*known, Way("stdio", self.mode), *([Way("stdio", "legacy")] if self.mode == "auto" else [])]
+        http = [] if self.transport == "sse" else [Way("http", self.mode)]
+        sse = [] if self.transport == "http" or not older else [Way("sse", "legacy")]
+        return [*known, *http, *sse]
 
     def _finalize(self, connection: Connection) -> None:
         """A toolset that nobody has any more takes its server with it."""
@@ -367,6 +419,61 @@ class MCPToolSet:
         if isinstance(code, int):  # the SDK's MCPError: the server's own words
             return MCPServerError(self.name, f"refused to call {tool}: {error} (code {code})")
         return MCPServerError(self.name, f"failed to call {tool}: {type(error).__name__}: {error}")
+
+
+def _refuse(what: str, **given: Any) -> None:
+    """Raise `TypeError` for a setting that the server cannot have."""
+    for name, value in given.items():
+        if value:
+            raise TypeError(f"{what} has no {name}=")
+
+
+def _checked_command(
+    command: Sequence[str | os.PathLike[str]] | None, env: Mapping[str, str] | None
+) -> tuple[tuple[str, ...], str]:
+    """The command, and the name that it gives to the server."""
+    for name, value in (env or {}).items():
+        if not isinstance(value, str):  # which is not shown: it may be a secret
+            raise TypeError(f"env[{name!r}] is text, not {type(value).__name__}")
+    if isinstance(command, (str, bytes)):
+        raise TypeError(f"the command is a list, such as {str(command).split()!r}, not one text")
+    parts = tuple(os.fspath(part) for part in command or ())
+    if not parts:
+        raise ValueError("the command is empty")
+    return parts, os.path.basename(parts[0])
+
+
+def checked_url(url: str) -> str:
+    """The name that the address gives to the server. Raises `ValueError` where no server can be there."""
+    check("url", url, str, "text, such as 'https://example.org/mcp'")
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"url is no address of a server: {error}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError(f"url begins with https:// or http://, and names a host; it is {url!r:.200}")
+    if any(each.isspace() or not each.isprintable() for each in url):
+        raise ValueError(f"url has a space or a control character in it: {url!r:.200}")
+    return host.replace(":", "_")
+
+
+def _check_headers(headers: Mapping[str, str] | None) -> None:
+    """Raise an error for a header that cannot be sent. Its value is not shown: it may be a secret."""
+    if headers is not None:
+        check("headers", headers, Mapping, "a mapping, such as {'Authorization': 'Bearer ...'}")
+    for name, value in (headers or {}).items():
+        if not isinstance(name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+            raise ValueError(f"{name!r:.100} is not the name of a header")
+        if not isinstance(value, str):
+            raise TypeError(f"headers[{name!r}] is text, not {type(value).__name__}")
+        if not value.isascii() or any(each < " " or each == "\x7f" for each in value):
+            raise ValueError(f"headers[{name!r}] has characters in it that no header can have")
+
+
+def _check_auth(auth: Any) -> None:
+    if auth is not None and not hasattr(auth, "async_auth_flow"):
+        raise TypeError(f"auth is an httpx2.Auth, not {type(auth).__name__}; a token goes into headers=")
 
 
 def _described(tool: Any, name: str, server: str) -> Tool:

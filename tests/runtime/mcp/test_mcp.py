@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import contextvars
 import gc
 import json
@@ -15,14 +13,14 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from channels import Cancelled, CancelToken, Channel
+from channels import Cancelled, CancelToken
 from channels.aio import LoopThread, default_loop
 from runtime import (
     Agent,
@@ -39,10 +37,11 @@ from runtime import (
     ToolDefinition,
 )
 from runtime._orphans import _wrapper
-from runtime.agent import Answer, Tool, ToolResult, ToolSet
+from runtime.agent import Answer, ToolResult, ToolSet
 from runtime.agent._tool import Question
 from runtime.events import ElicitationRequest
 from runtime.mcp import MCPServerError, MCPToolSet
+from support.mcp import Context, books, call, children, is_alive, running, tasks, use
 from support.waiting import eventually
 
 pytest.importorskip("mcp")
@@ -228,102 +227,6 @@ for line in sys.stdin:
 """
 
 
-class Context:
-    """What a dispatcher gives to a tool. Without ``reply`` the user never answers."""
-
-    call_id = agent_name = "test"
-
-    def __init__(self, reply: Callable[[Question], Answer] | None = None, session_id: str = "test") -> None:
-        self.session_id = session_id
-        self.cancel = CancelToken()
-        self.asked: list[Question] = []
-        self.told: list[tuple[str, float | None, float | None]] = []
-        self.threads: list[int] = []
-        self.question_came = threading.Event()
-        self.answers: Channel[Answer] = Channel(1)
-        self._reply = reply
-
-    def progress(self, output: str = "", progress: float | None = None, total: float | None = None) -> None:
-        self.told.append((output, progress, total))
-
-    def elicit(
-        self,
-        message: str,
-        schema: Mapping[str, Any] | None = None,
-        *,
-        url: str = "",
-        timeout: float | None = None,
-        cancel: CancelToken | None = None,
-    ) -> Answer:
-        question = Question(message, schema, "url" if url else "form", url, timeout)
-        self.asked.append(question)
-        self.threads.append(threading.get_ident())
-        self.question_came.set()
-        if self._reply is not None:
-            return self._reply(question)
-        either = CancelToken(self.cancel)
-        with contextlib.nullcontext() if cancel is None else cancel.on_cancel(either.cancel):
-            return self.answers.recv(cancel=either)
-
-    async def aelicit(self, *args: Any, **kwargs: Any) -> Answer:
-        raise NotImplementedError
-
-    def run_agent(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
-
-
-def books(date: str = "2026-12-24", people: int = 2) -> Callable[[Question], Answer]:
-    """A user who answers the booking desk."""
-
-    def reply(question: Question) -> Answer:
-        assert question.schema is not None
-        if "confirm" in question.schema["properties"]:
-            return Answer("accept", {"confirm": True})
-        return Answer("accept", {"date": date, "people": people})
-
-    return reply
-
-
-def call(toolset: MCPToolSet, name: str, context: Context | None = None, /, **arguments: Any) -> ToolResult:
-    """As the dispatcher does it."""
-    tool = next(tool for tool in toolset.tools() if tool.name == name)
-    return use(tool, context, **arguments)
-
-
-def use(tool: Tool, context: Context | None = None, /, **arguments: Any) -> ToolResult:
-    result = tool.function(**tool.bind(arguments, context or Context()))
-    assert isinstance(result, ToolResult)
-    return result
-
-
-def children() -> set[int]:
-    """Processes of ours that run."""
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat=,comm="], capture_output=True, text=True, check=True)
-    lines = [line.split(None, 3) for line in listed.stdout.splitlines()]
-    return {int(pid) for pid, parent, _, name in lines if int(parent) == os.getpid() and name != "ps"}
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def tasks() -> set[asyncio.Task[Any]]:
-    with contextlib.suppress(RuntimeError):  # the set changed meanwhile
-        return asyncio.all_tasks(default_loop().loop)
-    return tasks()
-
-
-@contextlib.contextmanager
-def running(toolset: MCPToolSet) -> Iterator[MCPToolSet]:
-    try:
-        yield toolset
-    finally:
-        toolset.stop()
-
-
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], MCPToolSet]]:
     """A booking desk and an odd server in either mode, shared by the tests that leave them as they are."""
@@ -442,6 +345,7 @@ def test_without_a_context_questions_are_declined(booking: MCPToolSet) -> None:
 
 def test_questions_of_concurrent_calls_reach_their_own_callers(booking: MCPToolSet) -> None:
     variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable")
+    call(booking, "book_table", Context(books()), restaurant="First")  # an old server is known from then on to ask
 
     def book(number: int) -> tuple[ToolResult, list[Question]]:
         variable.set(number)
@@ -1030,7 +934,7 @@ def test_calls_that_come_while_a_server_ends_go_to_the_next(odd_script: list[str
     with running(MCPToolSet(odd_script, name="odd")) as odd:
         where = next(tool for tool in odd.tools() if tool.name == "where")
         hanging_up = Caller(odd, "hang_up")
-        process = odd._connections[-1]._process
+        process = odd._connections[-1]._link
         while not process.ended:
             time.sleep(0.001)
         assert use(where, name="HOME").content  # the owner is still waiting for the server's last words
@@ -1058,9 +962,9 @@ def test_calls_that_come_while_a_server_ends_go_to_the_next(odd_script: list[str
         (["cat"], {}, "did not start: it answered 'Method not found' where an MCP server introduces itself"),
         (
             ["sh", "-c", "echo Hello there; cat >/dev/null"],
-            {"connect_timeout": 0.5},
+            {"startup_timeout": 0.5},
             "did not start: no answer within 0.5 s. Does 'sh' speak MCP on its standard input and output?"
-            " If it is only slow, give it more connect_timeout."
+            " If it is only slow, give it more startup_timeout."
             " On its standard output, where only MCP belongs, it wrote: Hello there",
         ),
         (["sh", "-c", "exec >&-; sleep 60"], {}, "did not start: it closed the connection before it had answered."),
@@ -1104,8 +1008,8 @@ def test_wrong_arguments() -> None:
         MCPToolSet("npx server")
     with pytest.raises(ValueError, match="the command is empty"):
         MCPToolSet([])
-    with pytest.raises(ValueError, match="connect_timeout is a number of seconds above 0, not -1"):
-        MCPToolSet(["x"], connect_timeout=-1)
+    with pytest.raises(ValueError, match="startup_timeout is a number of seconds above 0, not -1"):
+        MCPToolSet(["x"], startup_timeout=-1)
     with pytest.raises(ValueError, match="call_timeout is a number of seconds above 0, or None, not 0"):
         MCPToolSet(["x"], call_timeout=0)
     with pytest.raises(ValueError, match=r"mode is .* not 'new'"):
@@ -1125,7 +1029,7 @@ def test_many_threads_start_one_server() -> None:
 
 
 def test_many_threads_hear_that_it_does_not_start() -> None:
-    toolset = MCPToolSet(["sleep", "60"], connect_timeout=0.5)
+    toolset = MCPToolSet(["sleep", "60"], startup_timeout=0.5)
     with ThreadPoolExecutor(10) as threads:
         errors = [each.exception() for each in [threads.submit(toolset.start) for _ in range(10)]]
     assert all(isinstance(error, MCPServerError) for error in errors)
@@ -1213,7 +1117,7 @@ def test_stop_from_many_threads() -> None:
 def test_a_server_that_resists() -> None:
     script = "trap '' TERM INT; while true; do sleep 0.1; done"
     before = children()
-    toolset = MCPToolSet(["sh", "-c", script], connect_timeout=0.3)
+    toolset = MCPToolSet(["sh", "-c", script], startup_timeout=0.3)
     since = time.monotonic()
     with pytest.raises(MCPServerError, match=r"no answer within 0\.3 s"):
         toolset.start()
@@ -1497,7 +1401,7 @@ def test_the_end_of_a_killed_server_may_be_seen_late() -> None:
             finally:
                 reaped.set()
         os.waitpid = late
-        toolset = MCPToolSet(["sh", "-c", "trap '' TERM; sleep 60; sleep 60"], connect_timeout=1.5)
+        toolset = MCPToolSet(["sh", "-c", "trap '' TERM; sleep 60; sleep 60"], startup_timeout=1.5)
         try:
             toolset.start()
         except Exception as error:
