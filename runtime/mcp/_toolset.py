@@ -306,7 +306,7 @@ class MCPToolSet:
         return made
 
     def _call(self, name: str, context: ToolContext | None, arguments: Mapping[str, Any]) -> ToolResult:
-        """ServerCall a tool, and wait for its result. Without a context nobody is asked, and nothing cancels it."""
+        """Call a tool, and wait for its result. Without a context nobody is asked, and nothing cancels it."""
         from . import _connection
 
         notes: list[str] = []
