@@ -12,13 +12,12 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed
+from channels import Cancelled, CancelToken
 
-from .._errors import describe
 from ..agent._hooks import Hook
 from ..execution._calls import Call
 from ._core import StreamCore
-from ._firing import answer, tell_finished, tell_started
+from ._firing import HookRun, answer, tell_finished, tell_started
 
 _logger = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ class Cleanup:
     @property
     def calls(self) -> set[Call]:
         """Those of the hooks, which outlive the other calls of the stream."""
-        return {call for stage in self._owed for call, _ in stage.calls}
+        return {run.call for stage in self._owed for run in stage.runs}
 
     def __repr__(self) -> str:
         return f"<Cleanup {len(self._owed)} hook points left>"
@@ -79,10 +78,10 @@ class _Stage:
     def __init__(self, point: str, hooks: list[Hook], fields: dict[str, Any]) -> None:
         self.point = point
         self.reason = ""  # until they are due
-        self.calls = [(Call(f"hook {hook.name}", Channel(1)), hook) for hook in hooks]  # not seen to end
-        self._to_start = self.calls[:]
         self._fields = fields
         self._commands = CancelToken()
+        self.runs = [HookRun(hook, self._commands) for hook in hooks]  # not seen to end
+        self._to_start = self.runs[:]
 
     def _starting(self, core: StreamCore) -> Iterator[Hook]:
         """Start them, each once, also when this is called again."""
@@ -90,59 +89,37 @@ class _Stage:
             return
         given = core.hook_input(self.point, reason=self.reason or core.ending.reason, **self._fields)
         while self._to_start:
-            call, hook = self._to_start[0]
-            try:
-                core.calls.launch(call, hook.bound(given, self._commands))
-            except Exception as error:
-                core.calls.withdraw(call)
-                self.calls.remove((call, hook))
-                self._log(hook, describe(error))
+            run = self._to_start[0]
+            run.given = given
+            run.start(core.calls)
             # Not before: what an exception interrupts here is started again, and runs once.
-            self._to_start.remove((call, hook))
-            yield hook
+            self._to_start.remove(run)
+            yield run.hook
 
     def run(self, core: StreamCore) -> None:
         """Start them, and wait for each as long as it may take. Raises `Cancelled`."""
         for hook in self._starting(core):
             tell_started(core, self.point, hook)
-        while self.calls:
-            call, hook = self.calls[0]
-            failure = ""
-            try:
-                call.done.recv(timeout=hook.timeout, cancel=core.token)
-            except ChannelClosed:
-                failure = _failure(call, hook, self.point)
-            except TimeoutError:
-                call.cancel()
-                failure = f"did not end within {hook.timeout:g} s"
-            self.calls.pop(0)
-            tell_finished(core, self.point, hook, failure)
+        while self.runs:
+            run = self.runs[0]
+            outcome = run.wait(run.hook.timeout, core.token)
+            _, failure = answer(run.hook, self.point, outcome.result)
+            self.runs.pop(0)
+            tell_finished(core, self.point, run.hook, failure)
 
     def finish(self, core: StreamCore) -> None:
         """Start those that have not been, and give them the grace time."""
         for _ in self._starting(core):
             pass
         deadline = CancelToken(timeout=core.shared.grace)
-        while self.calls:
-            call, hook = self.calls[0]
-            failure = ""
+        while self.runs:
+            run = self.runs[0]
             try:
-                call.done.recv(cancel=deadline)
-            except ChannelClosed:
-                failure = _failure(call, hook, self.point)
+                outcome = run.wait(None, deadline)
             except Cancelled:
-                call.cancel()  # a command is killed below
-                failure = f"did not end within the {core.shared.grace:g} s that are left after the end"
-            self.calls.pop(0)
+                outcome = run.late(core.shared.grace)  # a command is killed below
+            _, failure = answer(run.hook, self.point, outcome.result)
+            self.runs.pop(0)
             if failure:
-                self._log(hook, failure)
+                _logger.warning("hook %s at %s failed: %s", run.hook.name, self.point, failure)
         self._commands.cancel("the stream has ended")
-
-    def _log(self, hook: Hook, failure: str) -> None:
-        _logger.warning("hook %s at %s failed: %s", hook.name, self.point, failure)
-
-
-def _failure(call: Call, hook: Hook, point: str) -> str:
-    """How a call that is over failed, if it did."""
-    _, failure = answer(hook, point, lambda: call.inbox.try_recv().result())
-    return failure

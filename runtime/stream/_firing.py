@@ -1,30 +1,61 @@
 """The hooks at a point of a stream: run one after the other, and told in its events.
 
-There is one way to do so, the generator `firing`, which yields each hook that it waits for. `fire` steps it where the
-worker has nothing else to do; the calls of a turn step it beside others, so that a hook of one keeps no other waiting.
-The hooks at the end of a turn and of a stream (`_end_hooks`) run all at once, whatever ends it; they are told the same.
+There is one way to start a hook and to wait for it, a `HookRun`. The generator `firing` yields one for each hook at
+the point. `fire` steps it where the worker has nothing else to do; the calls of a turn step it beside others, so that a
+hook of one keeps no other waiting. Those at the end of a turn and of a stream (`_end_hooks`) run all at once, whatever
+ends it, and are told the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from channels import Cancelled, CancelToken
+from channels import Cancelled, CancelToken, ChannelClosed
 
-from .._errors import describe
+from .._errors import HookFailed, NotInTime, describe
 from ..agent._hooks import GUARDS, NOTHING, Hook, HookInput, HookResult, Hooks
 from ..events import Event, HookFinished, HookStarted, Warning
-from ..execution._calls import Calls, Outcome
+from ..execution._calls import Call, Calls, Inbox, Kept, Outcome
 from ._reason import Tags
 
 
-class HookCall(NamedTuple):
-    """A hook to be run by ``function``, on a helper or as a task. What waits for it is sent its `Outcome`."""
+class HookRun:
+    """A hook that is to be run, on a helper thread or as a task: started once, also where that is done twice, and
+    waited for as long as it may take. ``given`` may be set until it is started; ``cancel`` ends a command.
+    """
 
-    hook: Hook
-    function: Callable[[], Any]
+    def __init__(self, hook: Hook, cancel: CancelToken, given: HookInput | None = None) -> None:
+        self.hook = hook
+        self.given = given
+        self._cancel = cancel
+        self._kept = Kept()
+        self.call = Call(f"hook {hook.name}", self._kept)
+
+    def start(self, calls: Calls, inbox: Inbox | None = None) -> None:
+        """Start it. Its `Finished` goes to ``inbox``, where it is not `wait` that waits for it."""
+        assert self.given is not None
+        self.call.inbox = inbox or self._kept
+        calls.begin(self.call, self.hook.bound(self.given, self._cancel))
+
+    def wait(self, timeout: float | None, cancel: CancelToken) -> Outcome:
+        """The outcome, after ``timeout`` seconds at the latest. Raises `Cancelled`; may be called again then."""
+        try:
+            self.call.done.recv(timeout, cancel)
+        except TimeoutError:
+            return self.late(timeout)
+        except ChannelClosed:
+            pass
+        return self._kept.outcome or Outcome(None, HookFailed(f"{self.call.what} did not say how it ended"))
+
+    def late(self, seconds: float | None) -> Outcome:
+        """Its time is up: it is left to itself. The outcome that this is."""
+        self.call.cancel()
+        return Outcome(None, NotInTime(f"{self.call.what} did not end within {seconds:g} s"))
+
+    def __repr__(self) -> str:
+        return f"<HookRun {self.call!r}>"
 
 
 class Hooked(Protocol):
@@ -39,7 +70,7 @@ class Hooked(Protocol):
     def hook_input(self, point: str, **fields: Any) -> HookInput: ...
 
 
-def firing(core: Hooked, point: str, **fields: Any) -> Generator[HookCall, Outcome, HookResult]:
+def firing(core: Hooked, point: str, **fields: Any) -> Generator[HookRun, Outcome, HookResult]:
     """The hooks at ``point``, one after the other, each told what the one before has changed.
 
     The first hook that blocks or allows is the last; context adds up. One that fails is a `Warning` event and nothing
@@ -53,7 +84,7 @@ def firing(core: Hooked, point: str, **fields: Any) -> Generator[HookCall, Outco
     changed: dict[str, Any] = {}
     for hook in hooks:
         tell_started(core, point, hook)
-        outcome = yield HookCall(hook, hook.bound(given, core.token))
+        outcome = yield HookRun(hook, core.token, given)
         result, failure = answer(hook, point, outcome.result)
         tell_finished(core, point, hook, failure)
         if failure and point in GUARDS:
@@ -75,15 +106,13 @@ def fire(core: Hooked, point: str, **fields: Any) -> HookResult:
     """Run the hooks at ``point``, and wait for them: what they come to. Raises `Cancelled`."""
     steps = firing(core, point, **fields)
     try:
-        hook, function = next(steps)
+        run = next(steps)
         while True:
-            try:
-                outcome = Outcome(core.calls.run(f"hook {hook.name}", function, timeout=hook.timeout), None)
-            except BaseException as error:
-                if core.token.cancelled:
-                    raise Cancelled(core.token.cause) from error
-                outcome = Outcome(None, error)
-            hook, function = steps.send(outcome)
+            run.start(core.calls)
+            outcome = run.wait(run.hook.timeout, core.token)
+            if outcome.error is not None and core.token.cancelled:
+                raise Cancelled(core.token.cause) from outcome.error
+            run = steps.send(outcome)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
 

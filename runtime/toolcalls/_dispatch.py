@@ -15,15 +15,14 @@ from typing import Any
 from channels import CancelToken
 
 from .. import events
-from .._errors import NotInTime
 from ..agent._agent import Agent
 from ..agent._tool import Answer, Tool
-from ..execution._calls import Call, Finished, Outcome
+from ..execution._calls import Call, Finished
 from ..human._asks import Ask
 from ..permissions import Decision
 from ..session._message import Message, ToolCall
 from ..stream._core import StreamCore
-from ..stream._firing import HookCall, firing
+from ..stream._firing import HookRun, firing
 from ..team._delegation import HandOff
 from ._approval import remember_late
 from ._elicitation import elicitation
@@ -113,12 +112,11 @@ class _Dispatcher:
             wait = steps.send(sent)
         except StopIteration:
             return
-        if isinstance(wait, HookCall):
-            hook = wait.hook
-            call = self.core.calls.start(f"hook {hook.name}", self.turn.inbox, wait.function)
-            deadline = CancelToken(timeout=hook.timeout)
-            self.waits[call] = steps, deadline
-            deadline.on_cancel(posting(self.turn.inbox, Late(call, hook.timeout)))
+        if isinstance(wait, HookRun):
+            deadline = CancelToken(timeout=wait.hook.timeout)
+            self.waits[wait.call] = steps, deadline
+            wait.start(self.core.calls, self.turn.inbox)
+            deadline.on_cancel(posting(self.turn.inbox, Late(wait)))
         elif isinstance(wait, Approval):
             self.waits[wait.ask] = steps, None
             self._step(wait.told)
@@ -187,10 +185,9 @@ class _Dispatcher:
 
     def _late(self, message: Late) -> None:
         """A hook has had its time: it is left to itself."""
-        call = message.call
-        if call in self.waits:
-            call.cancel()
-            self._go_on(call, Outcome(None, NotInTime(f"{call.what} did not end within {message.timeout:g} s")))
+        run = message.run
+        if run.call in self.waits:
+            self._go_on(run.call, run.late(run.hook.timeout))
 
 
 def _fire(core: StreamCore, message: Fire) -> Steps[None]:

@@ -13,10 +13,10 @@ from channels import CancelToken, Channel, ChannelClosed
 
 from .. import events
 from ..agent._tool import Answer, Question
-from ..execution._calls import Call
 from ..human._asks import Ask
 from ..permissions import Decision
 from ..session._message import ToolCall
+from ..stream._firing import HookRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,9 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """The hook that is run by ``call`` has had its time."""
+    """A hook has had its time."""
 
-    call: Call
-    timeout: float
+    run: HookRun
 
 
 @dataclass(frozen=True, slots=True)

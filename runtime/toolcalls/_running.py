@@ -17,7 +17,7 @@ from ..human._asks import Ask
 from ..permissions import Decision
 from ..session._message import ToolCall
 from ..stream._core import StreamCore
-from ..stream._firing import HookCall, firing
+from ..stream._firing import HookRun, firing
 from ..stream._private_events import ConsumerCall
 from ._resolve import Ready
 
@@ -35,7 +35,7 @@ class Approval(NamedTuple):
 
 #: What a call waits for, and what it is sent then: a hook, its `Outcome`; a tool or a check on a helper, its
 #: `Finished`, or None when the time of the tool is up; the user, a `Decision`.
-Wait: TypeAlias = HookCall | Call | Approval
+Wait: TypeAlias = HookRun | Call | Approval
 Steps: TypeAlias = Generator[Wait, Any, T]
 
 

@@ -101,9 +101,7 @@ def _refusal(reason: str) -> ToolResult:
 def _check(running: Running, arguments: Mapping[str, Any]) -> Call:
     """Start checking the arguments that a hook has changed: the schema, and what the hook gave, are foreign."""
     turn = running.turn
-    return turn.core.calls.start(
-        "checking the arguments", turn.inbox, given, running.tool, arguments, turn.core.token
-    )
+    return turn.core.calls.start("checking the arguments", turn.inbox, given, running.tool, arguments, turn.core.token)
 
 
 def _start(running: Running) -> Call:
