@@ -18,12 +18,13 @@ from collections.abc import AsyncIterator, Callable, Container, Generator, Itera
 from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed
 
 from .._errors import NotInTime, describe
 from ._helpers import HelperPool
+from ._pump import Pump, reading
 
 if TYPE_CHECKING:
     from channels.aio import LoopThread, TaskHandle
@@ -54,10 +55,31 @@ def refuse_on_the_loop(what: str, instead: str) -> None:
         )
 
 
+class Inbox(Protocol):
+    """Where the last message of a call goes: a channel, or a pump. Closed, it raises `ChannelClosed`, or drops it."""
+
+    def send(self, message: Finished, /) -> None: ...
+    def close(self) -> object: ...
+
+
+class Kept:
+    """The inbox of one call, which keeps how it ended, for whoever has waited until it is done."""
+
+    def __init__(self) -> None:
+        self.outcome: Outcome | None = None
+
+    def send(self, message: Finished) -> None:
+        """Keep the outcome, not the message: that holds the call, which holds this."""
+        self.outcome = Outcome(message.value, message.error)
+
+    def close(self) -> None:
+        """The call is left to itself. What it comes to may still be looked at."""
+
+
 class Call:
     """One call of foreign code that is under way."""
 
-    def __init__(self, what: str, inbox: Channel[Any]) -> None:
+    def __init__(self, what: str, inbox: Inbox) -> None:
         self.what = what
         self.inbox = inbox
         self.done: Channel[None] = Channel(name=f"{what} done")
@@ -152,7 +174,7 @@ class Calls:
         self._live: set[Call] = set()
         self._nested: dict[Call, Calls] = {}  # nested streams, while there may be something left of them
 
-    def start(self, what: str, inbox: Channel[Any], function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
+    def start(self, what: str, inbox: Inbox, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
         """Start ``function`` with its own copy of the caller's context; its last message to ``inbox`` is `Finished`.
 
         So it is where the system has no thread for it, or no event loop: one call of thousands that cannot be started
@@ -160,14 +182,19 @@ class Calls:
         """
         call = Call(what, inbox)
         try:
-            self.launch(call, functools.partial(function, *args, **kwargs) if args or kwargs else function)
-        except Exception as error:
-            if call.claim():
-                self._done(call, None, error)
+            self.begin(call, functools.partial(function, *args, **kwargs) if args or kwargs else function)
         except BaseException:
             self.withdraw(call)
             raise
         return call
+
+    def begin(self, call: Call, function: Callable[[], Any]) -> None:
+        """`launch`, but where that fails the call has failed: it is told so by its last message."""
+        try:
+            self.launch(call, function)
+        except Exception as error:
+            if call.claim():
+                self._done(call, None, error)
 
     def launch(self, call: Call, function: Callable[[], Any]) -> None:
         """Make ``call``. Launched twice, it is made once: for a worker that was interrupted, and cannot know."""
@@ -210,9 +237,12 @@ class Calls:
         self, what: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> Generator[Any, None, None]:
         """Iterate over what ``function`` returns: an iterator or an asynchronous iterator."""
-        if inspect.isasyncgenfunction(function):
-            return self._iterate_async(what, functools.partial(function, *args, **kwargs))
-        return self._iterate_sync(what, function, args, kwargs)
+        source = functools.partial(function, *args, **kwargs)
+        return (
+            self._iterate_async(what, source)
+            if inspect.isasyncgenfunction(function)
+            else self._iterate_sync(what, source)
+        )
 
     def _iterate_async(self, what: str, source: Callable[[], AsyncIterator[Any]]) -> Generator[Any, None, None]:
         call = Call(what, Channel(name=what))
@@ -224,36 +254,10 @@ class Calls:
         if call.done.closed:
             self._live.discard(call)
 
-    def _iterate_sync(
-        self, what: str, function: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Generator[Any, None, None]:
-        inbox: Channel[Any] = Channel(DELTAS, name=what)
-        call = self.start(what, inbox, self._produce, inbox, function, args, kwargs)
-        try:
-            while True:
-                item = inbox.recv(cancel=self.token)
-                if item.__class__ is Finished and item.call is call:
-                    item.result()
-                    return
-                yield item
-        finally:
-            inbox.close()
-
-    def _produce(self, inbox: Channel[Any], function: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """On the helper: pass on what the source brings, until nobody takes it any more."""
-        source = function(*args, **kwargs)
-        if hasattr(source, "__aiter__"):
-            source = self._loop().iterate(source, cancel=self.token)
-        try:
-            for item in source:
-                try:
-                    inbox.send(item)
-                except ChannelClosed:
-                    return
-        finally:
-            close = getattr(source, "close", None)
-            if close is not None:
-                close()
+    def _iterate_sync(self, what: str, source: Callable[[], Any]) -> Generator[Any, None, None]:
+        pump: Pump[Any] = Pump(DELTAS, what)
+        self.start(what, pump, pump.feed, reading(source, self._loop, self.token))
+        yield from pump.take(self.token)
 
     def _help(self, call: Call, context: Context, function: Callable[[], Any]) -> None:
         if not call.claim():

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import aclosing, closing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, aclosing, closing
 from dataclasses import astuple, dataclass
-from typing import Any, Final, Protocol, TypeAlias, cast
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, cast
 
 from channels import CancelToken, ChannelClosed
 
 from .._checks import check
 from ..agent._output import output_for
+from ..execution._pump import reading
 from ..model import (
     Delta,
     FallbackDelta,
@@ -30,6 +32,9 @@ from ..model import (
     UsageDelta,
 )
 from ..session._message import Message
+
+if TYPE_CHECKING:
+    from channels.aio import LoopThread
 
 Messages: TypeAlias = Sequence[Message]
 Tools: TypeAlias = Sequence[ToolDefinition]
@@ -137,22 +142,18 @@ def on_loop(
     return aclosing(cast("AsyncGenerator[Delta, None]", source))
 
 
-@contextmanager
 def on_thread(
     model: Model, messages: Messages, tools: Tools, cancel: CancelToken, output: OutputSchema | None
-) -> Iterator[Iterator[Delta]]:
-    """The deltas of any model, waited for in this thread."""
-    source: Any = model.stream(messages, tools, cancel=cancel, **output_for(model, output))
-    if hasattr(source, "__aiter__"):
-        from channels.aio import default_loop
+) -> AbstractContextManager[Iterator[Delta]]:
+    """The deltas of any model, waited for in the thread that enters the ``with`` block."""
+    asked = partial(model.stream, messages, tools, cancel=cancel, **output_for(model, output))
+    return reading(asked, _loop, cancel)
 
-        source = default_loop().iterate(source, cancel=cancel)
-    try:
-        yield iter(source)
-    finally:
-        close: Callable[[], None] | None = getattr(source, "close", None)
-        if close is not None:
-            close()
+
+def _loop() -> LoopThread:
+    from channels.aio import default_loop  # slow, and only needed for models on the loop
+
+    return default_loop()
 
 
 class Used:

@@ -6,11 +6,13 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextvars import copy_context
+from functools import partial
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed
+from channels import Cancelled, CancelToken
 
 from .._checks import check_number
 from .._errors import ModelError
+from ..execution._pump import Pump
 from ..model import Delta, Model, OutputSchema
 from ._wrapper import Messages, Tools, Wrapper, on_loop, on_thread
 
@@ -59,44 +61,28 @@ class IdleTimeout(Wrapper):
     def _on_thread(
         self, messages: Messages, tools: Tools, *, cancel: CancelToken, output: OutputSchema | None = None
     ) -> Iterator[Delta]:
-        deltas: Channel[Delta] = Channel(AHEAD, name=f"{self.id} deltas")
-        failures: list[BaseException] = []
+        pump: Pump[Delta] = Pump(AHEAD, f"{self.id} deltas")
         inner = CancelToken(cancel)
-
-        def feed() -> None:
-            try:
-                with on_thread(self._model, messages, tools, inner, output) as source:
-                    for delta in source:
-                        try:
-                            deltas.send(delta)
-                        except ChannelClosed:
-                            return
-            except BaseException as error:  # raised again where the deltas are taken
-                failures.append(error)
-            finally:
-                deltas.close()
-
-        context = copy_context()
-        thread = threading.Thread(target=lambda: context.run(feed), name=f"lockgate-idle {self.id}", daemon=True)
-        thread.start()
         stalled = False
+
+        def late() -> ModelError:
+            nonlocal stalled
+            stalled = True
+            return self._stalled()
+
+        run = partial(copy_context().run, pump.run, on_thread(self._model, messages, tools, inner, output))
+        thread = threading.Thread(target=run, name=f"lockgate-idle {self.id}", daemon=True)
+        thread.start()
         try:
-            while True:
-                try:
-                    delta = deltas.recv(timeout=self._seconds, cancel=cancel)
-                except TimeoutError:
-                    stalled = True
-                    raise self._stalled() from None
-                except (ChannelClosed, Cancelled):
-                    break
-                yield delta
+            yield from pump.take(cancel, timeout=self._seconds, late=late)
+        except Cancelled:
+            if not cancel.cancelled:
+                raise
         finally:
             inner.cancel("nobody waits for this reply any more")
-            deltas.close()
+            pump.close()
             if not stalled:
                 thread.join()  # a stream that is cancelled waits for its threads, and names the one that is stuck
-        if failures:
-            raise failures[0]
 
     def _stalled(self) -> ModelError:
         return ModelError("stalled", f"{self.id} has said nothing for {self._seconds:g} s: try again", retryable=True)

@@ -10,8 +10,9 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed
+from channels import Cancelled, CancelToken, ChannelClosed
 
+from ...execution._pump import Pump
 from ...model import Delta, FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, ToolDefinition, UsageDelta
 from ...session._message import Message
 from ._arguments import extract
@@ -49,33 +50,27 @@ class LocalReply:
         self._tools = tools
         self._max_tokens = max_tokens
         self._cancel = cancel
-        self._deltas: Channel[Delta] = Channel(AHEAD)
-        self._failure: BaseException | None = None
+        self._pump: Pump[Delta] = Pump(AHEAD, "local model")
         self._read = self._written = 0  # tokens
 
     def iterate(self, server: Callable[[], Server]) -> Iterator[Delta]:
         """The deltas. ``server`` is called on the thread. However the iteration ends, the thread ends, too."""
         try:
-            worker = Worker(lambda: self._run(server), stop=self._deltas.close)
+            worker = Worker(lambda: self._run(server), stop=self._pump.end)
         except Stop:
             return
         try:
-            for delta in self._deltas:
-                if self._cancel.cancelled:
-                    return
-                yield delta
+            yield from self._pump.take(self._cancel)
+        except Cancelled:
+            if not self._cancel.cancelled:
+                raise
         finally:
-            self._deltas.close()
+            self._pump.close()
             worker.join(PATIENCE)
-        failure, self._failure = self._failure, None  # its traceback holds this object
-        if failure is not None and not self._cancel.cancelled:
-            raise failure
 
     def fail(self, error: BaseException) -> None:
         """End the reply, and raise ``error`` in the iteration; from any thread."""
-        if self._failure is None:
-            self._failure = error
-        self._deltas.close()
+        self._pump.end(error)
 
     # -- on the thread ---------------------------------------------------------------------------------------------
 
@@ -87,13 +82,13 @@ class LocalReply:
         except BaseException as error:
             self.fail(error)
         finally:
-            self._deltas.close()
+            self._pump.end()
 
     def _stopped(self) -> bool:
-        return self._cancel.cancelled or self._deltas.closed
+        return self._cancel.cancelled or self._pump.closed
 
     def _send(self, delta: Delta) -> None:
-        self._deltas.send(delta, cancel=self._cancel)
+        self._pump.put(delta, cancel=self._cancel)
 
     def _answer(self, server: Server) -> None:
         asked = next((clean(m.content[:ASKED]) for m in reversed(self._messages) if m.role == "user"), "")

@@ -1,0 +1,145 @@
+"""A pump: what one thread produces, such as the deltas of a model, is taken by another.
+
+Invariant: the consumer gets what was put before the end, in order, and then the end, once: the producer is through, or
+the exception that it failed with, whichever was said first (`Pump.end`). A channel that is closed before an end was
+said is no end: it raises `ChannelClosed`.
+
+Up to ``ahead`` items wait for the consumer. A producer that is further ahead is parked.
+
+How it ends, other than by the producer's end:
+
+- The consumer leaves: it closes the iterator, its token is cancelled, it has waited too long, or Ctrl-C comes into its
+  wait. Leaving `Pump.take` closes the channel. The producer, parked or not, learns so from its next `put`
+  (`ChannelClosed`), closes its source and ends; what it says from then on is dropped.
+- A producer that stands still in foreign code learns nothing until it puts again. A pump has no thread: whoever has
+  given it one tells that code by its own means, such as a token, and waits for the thread as long as it wants to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from channels import CancelToken, Channel, ChannelClosed, SupportsDone
+
+if TYPE_CHECKING:
+    from channels.aio import LoopThread
+
+T = TypeVar("T")
+
+
+class _Ended(Protocol):
+    @property
+    def error(self) -> BaseException | None: ...
+
+
+class Pump(Generic[T]):
+    """Takes items from one thread to another. See the top of this file for what holds, and how it ends."""
+
+    def __init__(self, ahead: int, name: str) -> None:
+        self._items: Channel[T] = Channel(ahead, name=name)
+        self._error: BaseException | None = None
+        self._ended = False
+        #: For the producer: `channels.Channel.send`. Raises `ChannelClosed` where nobody takes items any more.
+        self.put = self._items.send
+
+    # -- for the producer ----------------------------------------------------------------------------------------------
+
+    def feed(self, source: AbstractContextManager[Iterator[T]]) -> None:
+        """Put what ``source`` brings, until nobody takes it any more. Raises what the source raises."""
+        put = self.put
+        with source as items:
+            for item in items:
+                try:
+                    put(item)
+                except ChannelClosed:
+                    return
+
+    def run(self, source: AbstractContextManager[Iterator[T]]) -> None:
+        """The function of a thread that is the producer: `feed`, then `end`. Raises nothing."""
+        error: BaseException | None = None
+        try:
+            self.feed(source)
+        except BaseException as caught:
+            error = caught
+        try:
+            self.end(error)
+        finally:
+            del error  # it holds this frame
+
+    def end(self, error: BaseException | None = None) -> None:
+        """No more items. With ``error``, that is raised where they are taken. Any thread; never waits. The first end
+        counts, and none does once the consumer has left.
+        """
+        if not self._ended and not self._items.closed:
+            self._error = error
+        self._ended = True
+        self._items.close()
+
+    # A pump is an inbox to the call that is its producer: the last message of the call is the end.
+
+    def send(self, finished: _Ended) -> None:
+        """`end`, with the outcome of a call."""
+        self.end(finished.error)
+
+    def close(self) -> None:
+        """Nobody takes items any more. Any thread; never waits."""
+        self._items.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether there will be no more items, or nobody takes them any more."""
+        return self._items.closed
+
+    # -- for the consumer ----------------------------------------------------------------------------------------------
+
+    def take(
+        self,
+        cancel: SupportsDone | None = None,
+        *,
+        timeout: float | None = None,
+        late: Callable[[], BaseException] = TimeoutError,
+    ) -> Generator[T, None, None]:
+        """The items, then the error of the producer, if there is one. Raises `Cancelled` when ``cancel`` is done first,
+        and ``late()`` when the next item takes longer than ``timeout`` seconds.
+        """
+        recv = self._items.recv
+        try:
+            while True:
+                try:
+                    item = recv(timeout, cancel)
+                except TimeoutError:
+                    raise late() from None
+                except ChannelClosed:
+                    if not self._ended:
+                        raise
+                    break
+                yield item
+        finally:
+            self._items.close()
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # it holds this frame
+
+    def __repr__(self) -> str:
+        return f"<Pump {self._items!r}>"
+
+
+@contextmanager
+def reading(source: Callable[[], Any], loop: Callable[[], LoopThread], cancel: CancelToken) -> Iterator[Iterator[Any]]:
+    """Call ``source``, and read the iterator, or asynchronous iterator, that it returns in this thread. Leaving the
+    block closes it.
+    """
+    opened = source()
+    if hasattr(opened, "__aiter__"):
+        opened = loop().iterate(opened, cancel=cancel)
+    try:
+        yield iter(opened)
+    finally:
+        close = getattr(opened, "close", None)
+        if close is not None:
+            close()
