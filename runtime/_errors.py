@@ -179,6 +179,6 @@ def describe(error: BaseException) -> str:
         return f"{type(error).__name__}, whose text cannot be had: {type(failed).__name__}"
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST]}... ({len(text)} characters)"
-    if isinstance(error, (HookFailed, ModelError, NotInTime, BadArguments)):  # written for people
+    if isinstance(error, (HookFailed, ModelError, NotInTime, BadArguments, StoreError)):  # written for people
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -31,6 +31,7 @@ from .permissions import Decision, Permissions, Scope
 from .recording._recorder import Recorder
 from .recording._recording import Recording
 from .session._session import Session
+from .stores._store import Store
 from .stream import _at_exit
 from .stream._core import Shared
 from .stream._event_stream import IN_A_COROUTINE, EventStream
@@ -60,6 +61,8 @@ class Runtime:
     Of a tool's result, the model is given ``result_limit`` characters (None: all of them); a longer one is kept in full
     in a file in ``result_directory``, where you clean up, or by default in a temporary directory, which goes with the
     runtime. With ``titles``, a session without one gets the first words of its user as the title (`SessionTitle`).
+    With a ``store`` (see `Store`), sessions outlive the process, as far as they have come:
+    ``runtime.run_stream(store.load(id))`` goes on with one. The store is yours to close.
 
     Use it as a context manager, or `close` it: that ends its streams, helper threads and toolsets.
     """
@@ -78,6 +81,7 @@ class Runtime:
         result_limit: int | None = RESULT_CHARACTERS,
         result_directory: str | os.PathLike[str] | None = None,
         titles: bool = False,
+        store: Store | None = None,
     ) -> None:
         for name, seconds in (("grace", grace), ("answer_timeout", answer_timeout)):
             if not is_number(seconds, least=0) and not (name == "answer_timeout" and seconds is None):
@@ -104,6 +108,7 @@ class Runtime:
             result_limit=result_limit,
             result_files=ResultFiles(result_directory),
             titles=titles,
+            store=store,
             roster=roster,
             run=_loop.run,
         )

@@ -87,7 +87,11 @@ class Tool:
     ``destructive`` is for the user to know. A call that takes longer than ``timeout`` seconds ends with an error that
     the model reads; the time that users take to answer it is not counted. A result of more than ``result_limit``
     characters (by default the runtime's) is cut. ``server`` is the MCP server that it belongs to, which permissions may
-    name. ``on`` is "consumer" for a tool that runs in the thread of the stream's consumer, while it iterates.
+    name. Where the process dies in the middle of a call, a store does not know whether the call took effect, and it is
+    not made again, but for a ``read_only`` tool and one that is ``repeatable``: calling it twice does no more than
+    once, for it uses `ToolContext.call_id` as the key. A ``resumable`` tool is called again from its top, gets the
+    answers that the user has given already, and keeps what must not be done twice in `ToolContext.once`.
+    ``on`` is "consumer" for a tool that runs in the thread of the stream's consumer, while it iterates.
     """
 
     def __init__(
@@ -106,6 +110,8 @@ class Tool:
         on: Literal["helper", "consumer"] = "helper",
         server: str = "",
         convert: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
+        repeatable: bool = False,
+        resumable: bool = False,
     ) -> None:
         check("the name of a tool", name, str, "text")
         check(f"the function of tool {name!r}", function, Callable, "callable")  # type: ignore[arg-type]
@@ -134,6 +140,8 @@ class Tool:
         self.on = on
         self.server = server
         self.convert = convert
+        self.repeatable = repeatable
+        self.resumable = resumable
         self.nullable: frozenset[str] = frozenset()  # arguments that may be null beside what `parameters` says
         self.unbound = False  # a method, without the object that it is called on
         self.given: Mapping[str, Any] = {}  # what its own code gives to arguments that a call leaves out
@@ -229,6 +237,8 @@ def tool(
     timeout: float | None = None,
     result_limit: int | None = None,
     on: Literal["helper", "consumer"] = "helper",
+    repeatable: bool = False,
+    resumable: bool = False,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
     function: Callable[..., Any] | None = None,
@@ -243,6 +253,8 @@ def tool(
     timeout: float | None = None,
     result_limit: int | None = None,
     on: Literal["helper", "consumer"] = "helper",
+    repeatable: bool = False,
+    resumable: bool = False,
 ) -> Any:
     """Make a tool of a typed function: its name, its docstring and its annotations are what the model sees.
 
@@ -250,7 +262,7 @@ def tool(
     says that the tool changes nothing, so that the user need not approve its calls; ``destructive`` that what it does
     cannot be undone; ``parallel=False`` that it must not run beside other calls of the same turn; ``polling`` that it
     is called again and again until something has happened, so that identical calls of it are no loop. ``timeout``,
-    ``result_limit`` and ``on`` as for `Tool`.
+    ``result_limit``, ``on``, ``repeatable`` and ``resumable`` as for `Tool`.
 
     A method that is marked in its class is a tool of each object: ``Shop().sell``. What a `functools.partial` gives,
     a model is not asked for. Raises `TypeError` for what a model cannot call or pass: a generator, a function without a
@@ -273,6 +285,8 @@ def tool(
             timeout=timeout,
             result_limit=result_limit,
             on=on,
+            repeatable=repeatable,
+            resumable=resumable,
         )
         made.nullable = signature.nullable
         made.unbound = is_method(function)

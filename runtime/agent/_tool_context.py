@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from channels import CancelToken
@@ -68,6 +68,18 @@ class ToolContext(CallContext, Protocol):
         timeout: float | None = None,
     ) -> Answer:
         """`elicit`, for asynchronous tools. Cancelling the task that waits takes the question back."""
+
+    def once(self, key: str, function: Callable[[], Any]) -> Any:
+        """Call ``function``, and keep what it returns, which has to be JSON, in the store under ``key``. Where the
+        process dies later in this call and the tool is called again (``@tool(resumable=True)``), return what is kept.
+
+        ``function`` may still run twice, where the process dies before its result is in the store: give what it calls
+        an idempotency key such as `call_id`. Raises what ``function`` raises, `TypeError` for what is not JSON,
+        `StoreError`. Without a store it keeps the value as long as the call lasts. In a coroutine, await `aonce`.
+        """
+
+    async def aonce(self, key: str, function: Callable[[], Awaitable[Any]]) -> Any:
+        """`once`, for asynchronous tools, with a coroutine function."""
 
     def run_agent(self, agent: Agent, task: str | Session) -> RunResult[Any]:
         """Run another agent inside this call, on a new session that begins with ``task``, or on a session.

@@ -35,8 +35,16 @@ class Ask(Generic[Q, A]):
     `ChannelClosed` where nobody takes the answer any more.
     """
 
-    def __init__(self, stream: object, root: object, call: object, question: Q, settled: Callable[[A], object]) -> None:
-        self.id = uuid.uuid4().hex  # ours, never the server's: two servers may choose the same
+    def __init__(
+        self,
+        stream: object,
+        root: object,
+        call: object,
+        question: Q,
+        settled: Callable[[A], object],
+        id: str | None = None,
+    ) -> None:
+        self.id = id or uuid.uuid4().hex  # ours, never the server's: two servers may choose the same
         self.stream = stream  # that asks
         self.root = root  # the stream whose consumer answers
         self.call = call  # that asks, or is asked about
@@ -46,6 +54,7 @@ class Ask(Generic[Q, A]):
         self.deadline: CancelToken | None = None
         self.retry: Callable[[], object] = _nothing  # delivers what is written down, on the deadline's thread
         self.written: dict[None, list[A]] = {}
+        self.keep: Callable[[A], object] = _kept_nowhere  # writes the answer down where it outlives the process
 
     @property
     def answer(self) -> A | None:
@@ -74,9 +83,18 @@ class Pending(Generic[Q, A]):
         deadline.on_cancel(lambda: self._settle(ask, self._unanswered(note)))
 
     def settle(self, ask: Ask[Q, A], answer: A) -> None:
-        """Answer ``ask``. Raises `NotPending` where somebody was faster, or the stream ends."""
+        """Answer ``ask``, in its store first. Raises `NotPending` where somebody was faster, in another process too, or
+        the stream ends; `StoreError`, and then it still waits.
+        """
+        ask.keep(answer)
         if not self._settle(ask, answer):
             raise NotPending(f"{self.kind} {ask.id} was settled meanwhile")
+
+    def settle_elsewhere(self, ask_id: str, answer: A) -> None:
+        """The question was answered in its store, by another process; nothing where it does not wait here."""
+        ask = self._pending.get(ask_id)
+        if ask is not None:
+            self._settle(ask, answer)
 
     def withdraw(self, owner: object, note: str) -> None:
         """Settle a question that nobody waits for any more, or all those of a call or a stream that ends."""
@@ -141,6 +159,10 @@ class Pending(Generic[Q, A]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {len(self._pending)} waiting>"
+
+
+def _kept_nowhere(answer: object) -> None:
+    """The answer is for this process alone."""
 
 
 def _nothing() -> None:

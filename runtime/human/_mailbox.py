@@ -8,48 +8,66 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import uuid
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from channels import CancelToken, Channel, ChannelClosed
 
 from .._errors import NotRunning
-from ..session._session import Session
+from ..session._journal import Mailed, MailPoint
+from ..session._session import Session, SessionLog
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A message of the user, and the hooks that it belongs to."""
+class Mail:
+    """A message of the user, and the hooks that it belongs to. ``id`` is that of its `Mailed` in the store."""
 
-    point: Literal["user_steering_messages_submit", "user_followup_submit"]
+    point: MailPoint
     text: str
+    id: str | None = None
 
 
 class Mailbox:
-    """The messages for one stream, and whether it is paused. Thread-safe; only `wait` waits."""
+    """The messages for one stream, and whether it is paused. Thread-safe. `wait` waits, and `steer` and `follow_up`
+    wait for a store; nothing else does. ``left`` are the messages that an earlier stream has left unheard.
+    """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, log: SessionLog, left: Iterable[Mailed] = ()) -> None:
         self._session = session
-        self._steering: deque[Said] = deque()
-        self._following: deque[Said] = deque()
+        self._log = log
+        self._steering: deque[Mail] = deque()
+        self._following: deque[Mail] = deque()
         self._closed = False
         self._resumed: Channel[None] | None = None  # closes when the pause is over
         self._lock = threading.RLock()  # a signal handler may steer, too
+        for each in left:
+            self._queue(each.point).append(Mail(each.point, each.text, each.id))
 
     # -- for anyone ----------------------------------------------------------------------------------------------------
 
     def steer(self, text: str) -> None:
-        """Take a message for the next model call (`Runtime.steer`). Raises `NotRunning`."""
-        with self._lock:
-            self._refuse_if_closed()
-            self._steering.append(Said("user_steering_messages_submit", text))
+        """Take a message for the next model call (`Runtime.steer`). Raises `NotRunning` and `StoreError`."""
+        self._take("user_steering_messages_submit", text)
 
     def follow_up(self, text: str) -> None:
-        """Take a message for when the agent has nothing more to do (`Runtime.follow_up`). Raises `NotRunning`."""
+        """Take a message for when the agent has nothing more to do (`Runtime.follow_up`). Raises as `steer`."""
+        self._take("user_followup_submit", text)
+
+    def _take(self, point: MailPoint, text: str) -> None:
+        stored = self._log.journal is not None
         with self._lock:
             self._refuse_if_closed()
-            self._following.append(Said("user_followup_submit", text))
+            mail = Mail(point, text, uuid.uuid4().hex if stored else None)
+            if mail.id is not None:  # noted before the worker can take it: it is said after that
+                self._log.note(Mailed(mail.id, point, text))
+            self._queue(point).append(mail)
+        if stored:
+            self._log.flush(None)
+
+    def _queue(self, point: MailPoint) -> deque[Mail]:
+        return self._following if point == "user_followup_submit" else self._steering
 
     def pause(self) -> None:
         """Let the stream stand still before its next turn. Raises `NotRunning`."""
@@ -83,21 +101,21 @@ class Mailbox:
             with contextlib.suppress(ChannelClosed):
                 resumed.recv(cancel=token)
 
-    def steering(self) -> list[Said]:
+    def steering(self) -> list[Mail]:
         """The steering messages since the last look."""
         with self._lock:
             said = list(self._steering)
             self._steering.clear()
         return said
 
-    def next(self) -> list[Said]:
+    def next(self) -> list[Mail]:
         """The next message where the agent has nothing more to do. Where there is none, the mailbox closes."""
         with self._lock:
             said = self.steering() or ([self._following.popleft()] if self._following else [])
             self._closed = not said
         return said
 
-    def close(self) -> list[Said]:
+    def close(self) -> list[Mail]:
         """Take no more messages; those that are left."""
         with self._lock:
             self._closed = True

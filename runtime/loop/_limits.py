@@ -10,7 +10,9 @@ from channels import Channel
 from .. import events
 from ..agent._tool import Answer, Question
 from ..human._asks import Ask
+from ..session._journal import Request
 from ..stream._core import StopRun, StreamCore
+from ..stream._requests import answer_of, keep, keep_answer, seconds_left
 
 #: The schema of the answer to `MaxIterationsReached`.
 MORE: Final[Mapping[str, Any]] = {
@@ -20,23 +22,35 @@ MORE: Final[Mapping[str, Any]] = {
 }
 
 
-def ask_for_more(core: StreamCore, limit: int) -> int:
+def ask_for_more(core: StreamCore, limit: int, before: Request | None = None) -> int:
     """Ask for more turns, since the stream has taken ``limit`` and wants another: how many it may take, 1 or more.
 
-    Where nobody answers, says so, or can be asked, it ends (`StopRun`).
+    ``before`` is the request of an earlier stream, which has asked already. Where nobody answers, says so, or can be
+    asked, the stream ends (`StopRun`).
     """
     reason = f"the agent has used up its turns ({limit})"
-    core.fire("on_max_iterations", reason=reason)
+    if before is None:
+        core.fire("on_max_iterations", reason=reason)
     answer = Answer("decline")
-    if core.interactive:
+    earlier = None if before is None else answer_of(before)
+    if earlier is not None:
+        answer = earlier
+    elif core.interactive:
         answers: Channel[Answer] = Channel(1, name="more turns")
 
         def settled(answer: Answer) -> None:
             answers.close(final=answer)
 
-        ask = Ask(core, core.root, None, Question("How many more turns?", MORE), settled)
+        asked = None if before is None else before.id
+        ask = Ask(core, core.root, None, Question("How many more turns?", MORE), settled, asked)
         ask.event = events.MaxIterationsReached(limit, ask.id, **core.tags)
-        core.shared.asks.register(ask, core.shared.answer_timeout)
+        timeout = core.shared.answer_timeout
+        if before is None:
+            keep(core, ask, "turns", timeout, schema=MORE)
+        else:
+            timeout = seconds_left(before)
+            keep_answer(core, ask)
+        core.shared.asks.register(ask, timeout)
         core.emit(ask.event)
         core.fire("on_user_input", reason=reason)
         answer = answers.recv(cancel=core.token)

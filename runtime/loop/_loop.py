@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from channels import Cancelled
@@ -14,7 +14,8 @@ from ..agent._agent import Agent
 from ..agent._instructions import instructions_text
 from ..agent._output import InvalidOutput
 from ..agent._tool import Tool
-from ..human._mailbox import Said
+from ..human._mailbox import Mail
+from ..session._journal import CallState
 from ..session._message import Message
 from ..stream._core import EndHooks, StopRun, StreamCore
 from ..stream._ending import time_is_up
@@ -37,8 +38,12 @@ def run(core: StreamCore, cleanup: EndHooks) -> None:
             core.emit(events.TeamInfo(core.roster.names, **core.tags))
         core.emit(events.AgentInfo(core.agent.model.id, core.agent.description, **core.tags))
         team = _delegation.tools(core)
+        left = core.unfinished
         run = _Run(core, cleanup, team, _begin(core, team))
         limit = core.agent.max_iterations
+        asked = next((each for each in left.requests if each.kind == "turns"), None) if left is not None else None
+        if asked is not None:
+            limit = ask_for_more(core, limit, asked)
         check_budget(core)
         while run.turn():
             if run.iteration >= limit:
@@ -65,6 +70,7 @@ class _Run:
         self._stops_blocked = 0
         self._successor: Agent | None = None  # whom the conversation was handed to
         self._asked_again = False
+        self._left = core.unfinished.calls if core.unfinished is not None else {}
 
     def turn(self) -> bool:
         """Ask the model, make the calls that it wants; whether there is more to do. However it ends, the ``turn_end``
@@ -112,6 +118,10 @@ class _Run:
     def _turn(self, context: list[str]) -> bool:
         core = self._core
         self._next = []
+        unmade, self._left = self._left, {}
+        if unmade:  # an earlier stream was parked, or its process died, in the middle of these calls
+            reply = next(each for each in reversed(core.session.messages) if each.tool_calls)
+            return self._calls(reply, _tools(core, self._team), unmade)
         self._hear(core.mailbox.steering())
         model = core.agent.model.id
         tools = _tools(core, self._team)
@@ -131,24 +141,31 @@ class _Run:
                 shown = less
         core.fire("after_llm_call", model=model, iteration=self.iteration, response=reply.content, usage=reply.usage)
         if reply.tool_calls:
-            check_budget(core)  # calls may have effects, and nobody would see their results
-            made = dispatch(core, reply, tools)
-            self._next, self._successor = made.contexts, made.successor
-            results = core.session.messages[-len(reply.tool_calls) :]
-            # What the model has written is read once more, to compare it.
-            repeated = core.calls.run("comparing calls", self._repeats.look, reply.tool_calls, results, tools)
-            if repeated:
-                raise loop_detected(core, repeated)
-        elif not (self._is_asked_again(reply) or self._stop_is_blocked(reply) or self._hear(core.mailbox.next())):
+            return self._calls(reply, tools)
+        if not (self._is_asked_again(reply) or self._stop_is_blocked(reply) or self._hear(core.mailbox.next())):
             return False
         check_budget(core)
         return True
 
-    def _hear(self, messages: Sequence[Said]) -> bool:
+    def _calls(self, reply: Message, tools: Mapping[str, Tool], left: Mapping[str, CallState] | None = None) -> bool:
+        """Make the calls of the reply, or those that an earlier stream has ``left``."""
+        core = self._core
+        check_budget(core)  # calls may have effects, and nobody would see their results
+        made = dispatch(core, reply, tools, left)
+        self._next, self._successor = made.contexts, made.successor
+        results = core.session.messages[-len(reply.tool_calls) :]
+        # What the model has written is read once more, to compare it.
+        repeated = core.calls.run("comparing calls", self._repeats.look, reply.tool_calls, results, tools)
+        if repeated:
+            raise loop_detected(core, repeated)
+        check_budget(core)
+        return True
+
+    def _hear(self, messages: Sequence[Mail]) -> bool:
         """Record the user's steering messages, and show them to the hooks; whether there were any."""
         core = self._core
         for said in messages:
-            core.record(Message("user", said.text))
+            core.record(Message("user", said.text), said.id)
         for said in messages:
             core.emit(events.UserMessage(said.text, **core.tags))
             submitted = core.fire(said.point, prompt=said.text)

@@ -19,6 +19,8 @@ from ..usage import Usage
 from ._message import Message
 
 RequestKind: TypeAlias = Literal["approval", "question", "turns"]
+#: Where the hooks are that are told of a message: one that comes while the agent is at work, or for afterwards.
+MailPoint: TypeAlias = Literal["user_steering_messages_submit", "user_followup_submit"]
 #: Of a session in a store: ``running`` under a lease, ``waiting`` for the user, ``interrupted`` when the process that
 #: ran it has died, else ``idle``.
 Status: TypeAlias = Literal["idle", "running", "waiting", "interrupted"]
@@ -71,7 +73,7 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Requested:
     """The user is asked."""
 
     request: Request
@@ -163,13 +165,13 @@ class Mailed:
     """A steering message or a follow-up, before the agent has heard it."""
 
     id: str
-    point: Literal["user_steering_messages_submit", "user_followup_submit"]
+    point: MailPoint
     text: str
 
 
 Entry: TypeAlias = (
     Said
-    | Asked
+    | Requested
     | Answered
     | Began
     | Kept

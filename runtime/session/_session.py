@@ -394,8 +394,12 @@ class SessionLog:
                 self._session._leases.pop(None, None)
             self.released.close()
 
+    def disown(self) -> None:
+        """Leave the store to the process that this one was forked from."""
+        self.journal = self._failed = None
+
     def _give_back(self, timeout: float | None) -> None:
-        journal, self.journal = self.journal, None
+        journal = self.journal
         if journal is None:
             if self._failed is not None:  # the lease may be given back all the same
                 with contextlib.suppress(StoreError):
@@ -406,7 +410,9 @@ class SessionLog:
                 journal.post(*self._noted)
                 self._noted.clear()
             journal.release(self.status, self.reason, timeout=timeout)
+            self.journal = None
         except StoreError:
+            self.journal = None
             if self._session._stored is not None:
                 self._session._stored.behind = True
             raise

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from channels import CancelToken, Channel
 
-from .._errors import Portable
+from .._errors import Portable, StoreError, describe
 from ..agent._agent import Agent
 from ..agent._budget import Budget
 from ..agent._hooks import HookInput, HookResult, Hooks
@@ -31,8 +31,10 @@ from ..human._asks import Asks, Confirmations
 from ..human._bridge import ElicitationBridge, Events
 from ..human._mailbox import Mailbox
 from ..permissions import Permissions
+from ..session._journal import Unfinished
 from ..session._message import Message
 from ..session._session import Session, SessionLog
+from ..stores._store import Store
 from ..usage import Prices
 from ._firing import fire
 from ._reason import Ending, Tags
@@ -94,6 +96,7 @@ class Shared:
     roster: Roster  # of the team
     result_limit: int | None
     titles: bool
+    store: Store | None = None
 
     bridge: ElicitationBridge = field(default_factory=ElicitationBridge, init=False)
     asks: Asks = field(default_factory=Asks, init=False)
@@ -146,7 +149,6 @@ class StreamCore:
             self.token = CancelToken(self.stopping, timeout=self.spending.seconds)
         self.observed = observed  # or recorded: a forwarder stands between the worker and the consumer
         self.parent = parent
-        self.mailbox: Final = Mailbox(session)
         self.background: dict[str, BackgroundTask] = {}  # by id
         self.task_numbers: Final = itertools.count(1)  # their own, so that a replay names them as the run did
         self.recorder = recorder
@@ -173,6 +175,9 @@ class StreamCore:
         self.inherited = False  # by a forked child, which has none of these threads
         messages = session.messages
         self.first_message = len(messages)
+        #: What an earlier stream has left to do, as the store has it: it was parked, or its process has died.
+        self.unfinished: Unfinished | None = session._unfinished if log.journal is not None else None
+        self.mailbox: Final = Mailbox(session, log, self.unfinished.mail if self.unfinished is not None else ())
         #: The ids of all tool calls in the session: a model that numbers them anew each turn is given others.
         self.call_ids = {call.id for message in messages for call in message.tool_calls}
 
@@ -200,12 +205,23 @@ class StreamCore:
     # -- used by the worker --------------------------------------------------------------------------------------------
 
     def emit(self, event: Event) -> None:
-        """Send an event to this stream. Raises `Cancelled` when the stream is cancelled first."""
+        """Send an event to this stream, once all that it may tell of is in the store. Raises `Cancelled` when the
+        stream is cancelled first.
+        """
+        if self.log.unwritten:
+            self.commit()
         self.events.send(event, None, self.token)
 
-    def record(self, message: Message) -> None:
-        """Add a message to the session."""
-        self.log.append(message)
+    def commit(self) -> None:
+        """Wait until the store has what the log has. Raises `StopRun` where it fails, and `Cancelled`."""
+        try:
+            self.log.commit(self.token)
+        except StoreError as error:
+            raise StopRun("error", "store_failed", describe(error)) from error
+
+    def record(self, message: Message, mail: str | None = None) -> None:
+        """Add a message to the session; ``mail`` is the id of the `Mail` that it was, if it was."""
+        self.log.append(message, mail)
 
     def act(self, agent: Agent) -> None:
         """Let ``agent`` act from now on."""

@@ -17,9 +17,11 @@ What foreign code does not do when it is let go, such as a thread that goes on, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from typing import Final
 
+from .._errors import StoreError
 from ..execution._calls import Call
 from . import _at_exit
 from ._core import EndHooks, StreamCore
@@ -27,6 +29,7 @@ from ._end_hooks import Cleanup
 from ._tasks import stop_all
 
 _ENDED: Final = "the stream has ended"
+_LAST_WRITE: Final = 0.5  # seconds that a store has at the least for what a stream leaves it, at its end
 
 
 def let_go(core: StreamCore, why: str, keep: Collection[Call] = ()) -> None:
@@ -59,11 +62,17 @@ def leave(core: StreamCore, cleanup: Cleanup) -> None:
         cleanup.finish()
 
 
+def give_back(core: StreamCore) -> None:
+    """Seal the session, and let the next stream have it. Raises `StoreError` where its store did not take all of it."""
+    core.log.release(max(core.shared.grace, _LAST_WRITE))
+
+
 def release(core: StreamCore, keep: Collection[Call] = ()) -> None:
     """Let go of everything but the calls to ``keep``, also of what the way out did not come to."""
     try:
         core.mailbox.close()
-        core.log.release()
+        with contextlib.suppress(StoreError):  # which has been told, where the worker came so far
+            give_back(core)
     finally:
         try:
             core.scope.leave()

@@ -10,11 +10,13 @@ from typing import Any
 
 from channels import CancelToken, ChannelClosed
 
+from .._errors import StoreError
 from ..agent._agent import Agent
 from ..agent._budget import Budget
 from ..agent._output import Output
 from ..execution._calls import Calls
 from ..session._session import Session
+from ..stores._store import Parent
 from . import _at_exit
 from ._core import Shared, StreamCore
 from ._end_hooks import Cleanup
@@ -37,15 +39,19 @@ def open_stream(
     record: Callable[[str, Session], Recorder] | None = None,
     parent: StreamCore | None = None,
     within: CancelToken | None = None,
+    call_id: str | None = None,
 ) -> EventStream:
-    """A stream whose worker runs. Raises `SessionBusy`.
+    """A stream whose worker runs. Raises `SessionBusy`, and what `Store.open` raises.
 
     With ``parent`` it is nested: cancelled when ``within`` is, asking the same consumer, and observed and
-    recorded through it. Raises `OSError` where the file of the ``record`` cannot be written.
+    recorded through it; ``call_id`` is the call that runs it. Raises `OSError` where the file of the ``record`` cannot
+    be written.
     """
     log = session.lease()
     recorder: Recorder | None = None
     try:
+        if shared.store is not None:
+            log.journal = shared.store.open(session, parent=_parent(parent, call_id))
         if record is not None:  # not before the lease: it may be the file of the stream that has it
             recorder = record(agent.name, session)
         observed = parent is None and (bool(shared.observers) or recorder is not None)
@@ -66,7 +72,8 @@ def open_stream(
         observing = observing_calls(core) if observed else None
         stream = EventStream(core, observing)
     except BaseException:
-        log.release()
+        with contextlib.suppress(StoreError):  # it could not be opened, most likely, and that is what is raised
+            log.release(shared.grace)
         if recorder is not None:
             recorder.close()
         raise
@@ -91,6 +98,10 @@ def open_stream(
         over(core)
         raise
     return stream
+
+
+def _parent(parent: StreamCore | None, call_id: str | None) -> Parent | None:
+    return None if parent is None else Parent(parent.session.id, parent.root.session.id, call_id)
 
 
 def _start(core: StreamCore, name: str, target: Callable[..., None], *args: Any) -> None:

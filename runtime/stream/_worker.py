@@ -13,11 +13,11 @@ from typing import Final
 from channels import Cancelled
 
 from .. import events
-from .._errors import describe
+from .._errors import StoreError, describe
 from ..session._message import Message
 from ._core import StopRun, StreamCore, insist
 from ._end_hooks import Cleanup
-from ._ending import wind_down
+from ._ending import give_back, wind_down
 
 _logger = logging.getLogger(__name__)
 _UNKNOWN: Final = "interrupted: the run ended in the middle of this call; it is not known whether it took effect"
@@ -53,19 +53,38 @@ def _run(core: StreamCore, cleanup: Cleanup) -> None:
     """Run the loop, and leave the session in order: every call with a result, a word on why it ended early, and what
     the user said too late, for the next stream.
     """
-    with core.log as log:
-        log.settle(_UNKNOWN)  # the session may have been saved in the middle of a run, or its process have died
-        try:
-            core.shared.run(core, cleanup)
-        except StopRun as stop:
-            log.settle(_INTERRUPTED)
-            if stop.note:
-                log.append(Message("assistant", stop.note, agent_name=core.agent.name))
-            raise
-        finally:
-            insist(log.settle, _INTERRUPTED)
-            for said in core.mailbox.close():
-                log.append(Message("user", said.text))
+    log = core.log
+    reason = "error"
+    try:
+        # The session may have been saved in the middle of a run, or its process have died.
+        log.settle(_UNKNOWN, core.unfinished.calls if core.unfinished is not None else ())
+        core.shared.run(core, cleanup)
+        reason = "normal"
+    except Cancelled:
+        reason = "canceled"
+        raise
+    except StopRun as stop:
+        reason = stop.reason
+        log.settle(_INTERRUPTED)
+        if stop.note:
+            log.append(Message("assistant", stop.note, agent_name=core.agent.name))
+        raise
+    finally:
+        insist(_put_in_order, core, reason)
+
+
+def _put_in_order(core: StreamCore, reason: str) -> None:
+    log = core.log
+    log.settle(_INTERRUPTED)
+    for mail in core.mailbox.close():
+        log.append(Message("user", mail.text), mail.id)
+    log.reason = reason
+    try:
+        give_back(core)
+    except StoreError as error:
+        if reason == "normal":
+            raise StopRun("error", "store_failed", describe(error)) from error
+        _logger.warning("%r ends as %s, and its store was not told: %s", core, reason, describe(error))
 
 
 def _report(core: StreamCore) -> None:

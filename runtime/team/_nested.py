@@ -27,15 +27,36 @@ Fire = Callable[..., object]
 
 
 def open_nested(
-    parent: StreamCore, agent: Agent, session: Session, *, interactive: bool, within: CancelToken
+    parent: StreamCore,
+    agent: Agent,
+    session: Session,
+    *,
+    interactive: bool,
+    within: CancelToken,
+    call_id: str | None = None,
 ) -> EventStream:
     """A stream of ``agent`` on ``session``, which is cancelled when ``within`` is. Raises `SessionBusy`."""
     if len(parent.line) > MAX_DEPTH:
         names = " > ".join(core.agent.name for core in parent.line)
         raise RuntimeError(f"agents run agents {MAX_DEPTH} deep, and no deeper: {names}")
     return open_stream(
-        parent.shared, agent, session, interactive=interactive, context=parent.context, parent=parent, within=within
+        parent.shared,
+        agent,
+        session,
+        interactive=interactive,
+        context=parent.context,
+        parent=parent,
+        within=within,
+        call_id=call_id,
     )
+
+
+def ended(session: Session) -> RunResult[Any] | None:
+    """The result of a nested stream on a session that was loaded, where it had come to its end."""
+    last = session.messages[-1] if session.messages else None
+    if last is None or last.role != "assistant" or last.tool_calls or last.finish_reason == "interrupted":
+        return None
+    return RunResult(last.content, session.messages, session.usage, "normal")
 
 
 def follow(

@@ -6,11 +6,14 @@ import functools
 from typing import Final
 
 from .. import events
+from ..agent._hooks import NOTHING
 from ..agent._tool import Tool
 from ..execution._calls import Finished
 from ..human._asks import Ask
 from ..permissions import Decision, Rule, Verdict, decide
+from ..session._journal import Request
 from ..session._message import ToolCall
+from ..stream._requests import decision_of, keep, keep_answer, seconds_left
 from ._messages import Decided
 from ._running import Approval, Running, Steps
 
@@ -21,35 +24,40 @@ def approval(running: Running) -> Steps[Decision]:
     """What is decided about the call, and why. The first of these that says something decides:
 
     1. a ``deny`` pattern at any level, also where everything is approved;
-    2. ``approve_all`` at any level;
-    3. the first level with an ``allow`` or ``ask`` pattern for the call: ``allow`` makes it, ``ask`` goes on with 5;
-    4. that the tool is read-only;
-    5. a hook at ``permission_request``;
-    6. the user;
-    7. where nobody is there to be asked, the call is refused.
+    2. what was decided already, when an earlier stream was parked or its process died;
+    3. ``approve_all`` at any level;
+    4. the first level with an ``allow`` or ``ask`` pattern for the call: ``allow`` makes it, ``ask`` goes on with 6;
+    5. that the tool is read-only;
+    6. a hook at ``permission_request``, unless the user has been asked already;
+    7. the user;
+    8. where nobody is there to be asked, the call is refused.
     """
     core, tool = running.turn.core, running.tool
 
-    verdict, rule = yield from _permitted(running)  # 1 to 4
+    verdict, rule = yield from _permitted(running)  # 1, and 3 to 5
     if verdict == "deny":
         return Decision(False, reason=f"it is denied by the permission {str(rule)!r}")
+    asked, earlier = _earlier(running)  # 2
+    if earlier is not None:
+        remember(running, earlier)
+        return earlier
     if verdict == "allow":
         return Decision(True, reason=_why(rule, tool))
 
-    hooks = yield from running.fire("permission_request")  # 5
+    hooks = NOTHING if asked is not None else (yield from running.fire("permission_request"))  # 6
     if hooks.allow:
         return Decision(True, reason=hooks.reason or "a permission_request hook allows it")
     if hooks.block:
         return Decision(False, reason=hooks.reason or "a permission_request hook denies it")
 
-    if core.interactive:  # 6
-        ask = _asked(running)
+    if core.interactive:  # 7
+        ask = _asked(running, asked)
         told = running.fire("on_user_input", reason=f"approval of {tool.name}")
         decision: Decision = yield Approval(ask, told)
         remember(running, decision)
         return decision
 
-    note = "it needs the user's approval, and nobody is there to be asked: this run is not interactive"  # 7
+    note = "it needs the user's approval, and nobody is there to be asked: this run is not interactive"  # 8
     return Decision(False, reason=note)
 
 
@@ -65,18 +73,35 @@ def _permitted(running: Running) -> Steps[tuple[Verdict, Rule | None]]:
     return verdict
 
 
-def _asked(running: Running) -> Ask[ToolCall, Decision]:
-    """The question to the consumer of the stream. Its answer is awaited before anyone can see it."""
+def _earlier(running: Running) -> tuple[Request | None, Decision | None]:
+    """The request that an earlier stream has made for the approval of the call, and what was decided by then."""
+    state = running.state
+    asked = next((each for each in reversed(state.requests) if each.kind == "approval"), None)
+    if state.phase == "began":
+        return asked, Decision(True, reason="it had been approved")
+    return asked, None if asked is None else decision_of(asked)
+
+
+def _asked(running: Running, before: Request | None) -> Ask[ToolCall, Decision]:
+    """The question to the consumer of the stream, under the id that it had ``before``. Its answer is awaited before
+    anyone can see it.
+    """
     core, inbox = running.turn.core, running.turn.inbox
 
     def settled(decision: Decision) -> None:
         inbox.try_send(Decided(ask, decision))
 
-    ask = running.ask = Ask(core, core.root, running, running.call, settled)
+    ask = running.ask = Ask(core, core.root, running, running.call, settled, None if before is None else before.id)
     ask.event = events.ToolCallConfirmation(
         running.call, ask.id, running.ready.shown, running.tool.destructive, running.tool.server, **core.tags
     )
-    core.shared.confirmations.register(ask, core.shared.answer_timeout)
+    timeout = core.shared.answer_timeout
+    if before is None:
+        keep(core, ask, "approval", timeout, call_id=running.call.id, arguments=running.ready.text)
+    else:
+        timeout = seconds_left(before)
+        keep_answer(core, ask)
+    core.shared.confirmations.register(ask, timeout)
     core.shared.bridge.send(ask.event, to=core.events, cancel=core.token)
     return ask
 

@@ -16,6 +16,7 @@ from channels import Cancelled, CancelToken, Channel
 
 from ..agent._tool import Tool
 from ..execution._calls import Call
+from ..session._journal import CallState
 from ..session._message import ToolCall
 from ..stream._core import StreamCore
 from ..stream._private_events import ConsumerCall
@@ -46,13 +47,14 @@ def consumer_call(
     values: Mapping[str, Any],
     token: CancelToken,
     inbox: Channel[Any],
+    state: CallState,
     begun: Callable[[], None],
 ) -> tuple[ConsumerCall, Call]:
     """A call to be sent to the consumer, and what its last message to ``inbox`` will be about.
 
     ``begun`` is called in the consumer's thread when it begins.
     """
-    context = ConsumerContext(core, made, inbox, token)
+    context = ConsumerContext(core, made, inbox, token, state)
     call = Call(f"tool {tool.name} in the consumer's thread", inbox)
 
     def work() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock
@@ -15,10 +16,11 @@ from ..agent._agent import Agent
 from ..agent._result import RunResult
 from ..agent._tool import Answer, Question
 from ..execution._calls import refuse_on_the_loop
+from ..session._journal import CallState, Kept
 from ..session._message import ToolCall
 from ..session._session import Session
 from ..stream._core import StreamCore
-from ..team._nested import follow, open_nested
+from ..team._nested import ended, follow, open_nested
 from ._messages import Asked, Fire, Forwarded, Progress
 
 if TYPE_CHECKING:
@@ -30,13 +32,17 @@ _AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent
 class StreamContext:
     """`ToolContext`, for one call. ``inbox`` is where the worker listens, until the call's turn is over."""
 
-    def __init__(self, core: StreamCore, call: ToolCall, inbox: Channel[Any], cancel: CancelToken) -> None:
+    def __init__(
+        self, core: StreamCore, call: ToolCall, inbox: Channel[Any], cancel: CancelToken, state: CallState
+    ) -> None:
         self.call_id = call.id
         self.session_id = core.session.id
         self.agent_name = core.agent.name
         self.cancel = cancel
         self._core = core
         self._inbox = inbox
+        self._nested = iter(state.nested)  # the sessions that it ran agents on, in an earlier stream
+        self._kept = dict(state.kept)
         self._credits: Channel[None] = Channel(_AHEAD, name="credits")
         self._progress_credits: Channel[None] | None = None
 
@@ -65,9 +71,34 @@ class StreamContext:
         return cast("RunResult[Any]", await _waiting(future, within))
 
     def _run_agent(self, agent: Agent, task: str | Session, within: CancelToken) -> RunResult[Any]:
+        core = self._core
         session = Session.from_user(task) if isinstance(task, str) else task
-        stream = open_nested(self._core, agent, session, interactive=self._core.interactive, within=within)
-        return follow(self._core, stream, self._forward, self._fire)
+        before = next(self._nested, None)
+        if before is not None and core.shared.store is not None:
+            session = core.shared.store.load(before)
+            if result := ended(session):
+                return result
+        stream = open_nested(core, agent, session, interactive=core.interactive, within=within, call_id=self.call_id)
+        return follow(core, stream, self._forward, self._fire)
+
+    def once(self, key: str, function: Callable[[], Any]) -> Any:
+        refuse_on_the_loop("once", "await context.aonce(...)")
+        return self._kept[key] if key in self._kept else self._keep(key, function())
+
+    async def aonce(self, key: str, function: Callable[[], Awaitable[Any]]) -> Any:
+        import asyncio  # slow, and loaded by now: whoever awaits this has a loop
+
+        return self._kept[key] if key in self._kept else await asyncio.to_thread(self._keep, key, await function())
+
+    def _keep(self, key: str, value: Any) -> Any:
+        try:
+            value = self._kept[key] = json.loads(json.dumps(value, allow_nan=False))
+        except ValueError as error:
+            raise TypeError(f"once({key!r}) keeps what is JSON, and this is not: {error}") from error
+        log = self._core.log
+        log.note(Kept(self.call_id, key, value))
+        log.flush(self.cancel)
+        return value
 
     def _forward(self, event: events.Event) -> None:
         self._credits.send(None, cancel=self.cancel)

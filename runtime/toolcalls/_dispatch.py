@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,10 @@ from ..agent._tool import Answer, Tool
 from ..execution._calls import Call, Finished
 from ..human._asks import Ask
 from ..permissions import Decision
+from ..session._journal import CallState
 from ..session._message import Message, ToolCall
 from ..stream._core import StreamCore
 from ..stream._firing import HookRun, firing
-from ..team._delegation import HandOff
 from ._approval import remember_late
 from ._elicitation import elicitation
 from ._messages import Asked, Decided, Fire, Forwarded, Late, Progress, Resumed, posting
@@ -40,14 +40,18 @@ class Made:
     successor: Agent | None
 
 
-def dispatch(core: StreamCore, reply: Message, tools: Mapping[str, Tool]) -> Made:
+def dispatch(
+    core: StreamCore, reply: Message, tools: Mapping[str, Tool], left: Mapping[str, CallState] | None = None
+) -> Made:
     """Make the calls of the reply and record their results. What a tool raises is a result too, for the model to read.
+    With ``left``, only these are made, which an earlier stream has left.
 
     Raises `Cancelled` when the stream is cancelled first, `StopRun` where a hook ends it; the results that were there
     by then are recorded.
     """
-    turn = Turn(core, tools, {call.id: i for i, call in enumerate(reply.tool_calls)})
-    dispatcher = _Dispatcher(turn, reply)
+    turn = Turn(core, tools, {call.id: i for i, call in enumerate(reply.tool_calls)}, left or {})
+    calls = [call for call in reply.tool_calls if left is None or call.id in left]
+    dispatcher = _Dispatcher(turn, calls, reply.finish_reason)
     try:
         dispatcher.run()
     finally:
@@ -59,17 +63,18 @@ def dispatch(core: StreamCore, reply: Message, tools: Mapping[str, Tool]) -> Mad
 class _Dispatcher:
     """Steps the calls of one turn, and the hooks that run beside them. Used by the worker's thread only."""
 
-    def __init__(self, turn: Turn, reply: Message) -> None:
+    def __init__(self, turn: Turn, calls: Sequence[ToolCall], finish: str | None) -> None:
         self.turn = turn
         self.core = turn.core
-        self.reply = reply
-        self.to_begin = deque(reply.tool_calls)
+        self.calls = calls
+        self.finish = finish  # why the model stopped
+        self.to_begin = deque(calls)
         #: What is waited for, and who goes on then; a hook has a deadline too, whose timer goes when nobody holds it.
         self.waits: dict[Call | Ask[ToolCall, Decision], tuple[Steps[Any], CancelToken | None]] = {}
 
     def run(self) -> None:
         # The schemas are a server's and the arguments a model's: what they take to be read is not for the worker.
-        given = self.reply, self.turn.tools, self.core.token
+        given = self.calls, self.finish, self.turn.tools, self.turn.states, self.core.token
         resolved: Mapping[str, Resolved] = self.core.calls.run("reading the arguments", resolve, *given)
         while self.to_begin or self.waits:
             while self.to_begin and self._has_room(self.to_begin[0]):
@@ -86,7 +91,7 @@ class _Dispatcher:
         return not running or tool is None or tool.parallel
 
     def close(self) -> None:
-        """Answer who still asks; the session says whom the conversation is handed to, whatever ends the stream now."""
+        """Answer who still asks."""
         turn = self.turn
         turn.inbox.close()
         for running in turn.running.values():
@@ -99,10 +104,6 @@ class _Dispatcher:
                 message.settled(Answer("cancel", note=OVER))
             elif isinstance(message, Fire):
                 message.done.close()
-        for call in self.reply.tool_calls:
-            result = turn.results.get(call.id)
-            if isinstance(result, HandOff) and result.agent is not None:
-                self.core.log.hand_over(result.agent.name)
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 

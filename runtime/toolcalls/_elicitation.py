@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Final
 
 from .. import events
-from ..agent._tool import Answer
+from ..agent._tool import Answer, Question
 from ..human._asks import Ask
+from ..session._journal import Request
+from ..stream._requests import answer_of, keep, keep_answer, seconds_left
 from ._messages import Asked, Resumed, posting
 from ._running import OVER, Running, Steps, Turn
 
@@ -30,8 +32,14 @@ def elicitation(turn: Turn, message: Asked) -> Steps[None]:
     if not core.interactive:
         settled(Answer("decline", note=_NOBODY))
         return
+    before = _asked_before(running, question)
+    answer = None if before is None else answer_of(before)
+    if answer is not None:
+        running.questions += 1
+        settled(answer)
+        return
     asks = core.shared.asks
-    ask = Ask(core, core.root, running, question, settled)
+    ask = Ask(core, core.root, running, question, settled, None if before is None else before.id)
     ask.event = events.ElicitationRequest(
         ask.id,
         question.message,
@@ -42,11 +50,28 @@ def elicitation(turn: Turn, message: Asked) -> Steps[None]:
         running.tool.server,
         **core.tags,
     )
-    asks.register(ask, core.shared.answer_timeout if question.timeout is None else question.timeout)
+    timeout = core.shared.answer_timeout if question.timeout is None else question.timeout
+    if before is None:
+        fields = {"call_id": message.call_id, "ordinal": running.questions, "schema": question.schema}
+        keep(core, ask, "question", timeout, **fields)
+    else:
+        timeout = seconds_left(before)
+        keep_answer(core, ask)
+    running.questions += 1
+    asks.register(ask, timeout)
     message.dropped.on_cancel(lambda: asks.withdraw(ask, _DROPPED))
     if asks.is_pending(ask):
         core.shared.bridge.send(ask.event, to=core.events, cancel=core.token)
         yield from running.fire("on_user_input", reason=question.message)
+
+
+def _asked_before(running: Running, question: Question) -> Request | None:
+    """The request that an earlier stream has made for this question, of a call that had come so far before."""
+    for request in running.state.requests:
+        if request.kind == "question" and request.ordinal == running.questions:
+            same = request.event.get("message") == question.message and request.schema == question.schema
+            return request if same else None
+    return None
 
 
 def _settling(running: Running, message: Asked) -> Callable[[Answer], None]:

@@ -4,37 +4,55 @@ it is held against: all of this is for a helper thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from channels import CancelToken
 
 from .._errors import BadArguments, describe
 from ..agent._tool import Tool, ToolResult
+from ..foreign._sound import sound
 from ..foreign._spelling import spelled
-from ..session._message import Message, ToolCall
+from ..session._journal import CallState
+from ..session._message import ToolCall
 from ._assembler import cut_off
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
     """A call that can be made: its arguments as the model, or a hook, gave them; the ``values`` that the tool gets; and
-    these as patterns and the user see them, ``shown``. What is asked about is what runs: all three are made at once.
+    these as patterns and the user see them, ``shown``. What is asked about is what runs: all three are made at once,
+    and ``text`` with them, the arguments in JSON, from which they could be made again.
     """
 
     tool: Tool
     arguments: Mapping[str, Any]
     values: Mapping[str, Any]
     shown: Mapping[str, Any]
+    text: str
 
 
 Resolved: TypeAlias = Ready | ToolResult  # or the result of a call that cannot be made
 
 
-def resolve(reply: Message, tools: Mapping[str, Tool], cancel: CancelToken) -> dict[str, Resolved]:
-    """The calls of the reply, by id."""
-    return {call.id: _resolve(call, reply.finish_reason, tools, cancel) for call in reply.tool_calls}
+def resolve(
+    calls: Sequence[ToolCall],
+    finish: str | None,
+    tools: Mapping[str, Tool],
+    states: Mapping[str, CallState],
+    cancel: CancelToken,
+) -> dict[str, Resolved]:
+    """What the calls of a reply mean, by id. One that was shown to the user before, in another process it may be, means
+    what was shown.
+    """
+    return {call.id: _resolve(_as_shown(call, states), finish, tools, cancel) for call in calls}
+
+
+def _as_shown(call: ToolCall, states: Mapping[str, CallState]) -> ToolCall:
+    shown = states[call.id].arguments if call.id in states else None
+    return call if shown is None else replace(call, arguments=shown)
 
 
 def _resolve(call: ToolCall, finish: str | None, tools: Mapping[str, Tool], cancel: CancelToken) -> Resolved:
@@ -48,10 +66,10 @@ def _resolve(call: ToolCall, finish: str | None, tools: Mapping[str, Tool], canc
     arguments = call.parsed
     if arguments is None:
         return ToolResult(call.problem, is_error=True)
-    return given(tool, arguments, cancel)
+    return given(tool, arguments, cancel, call.sound_arguments)
 
 
-def given(tool: Tool, arguments: Mapping[str, Any], cancel: CancelToken) -> Resolved:
+def given(tool: Tool, arguments: Mapping[str, Any], cancel: CancelToken, text: str | None = None) -> Resolved:
     """The arguments, held against the schema of the tool and made into what it takes; or what is wrong with them."""
     checked = arguments
     if tool.nullable:
@@ -63,4 +81,5 @@ def given(tool: Tool, arguments: Mapping[str, Any], cancel: CancelToken) -> Reso
         values = tool.values(arguments)
     except BadArguments as error:
         return ToolResult(describe(error), is_error=True)
-    return Ready(tool, arguments, values, spelled({**tool.defaults, **values}))
+    text = json.dumps(sound(arguments)) if text is None else text
+    return Ready(tool, arguments, values, spelled({**tool.defaults, **values}), text)

@@ -15,6 +15,7 @@ from ..agent._tool import Tool, ToolResult
 from ..execution._calls import INBOX, Call
 from ..human._asks import Ask
 from ..permissions import Decision
+from ..session._journal import CallState
 from ..session._message import ToolCall
 from ..stream._core import StreamCore
 from ..stream._firing import HookRun, firing
@@ -46,6 +47,7 @@ class Turn:
     core: StreamCore
     tools: Mapping[str, Tool]
     order: dict[str | None, int]  # of the calls, by id
+    states: Mapping[str, CallState] = field(default_factory=dict)  # of those that an earlier stream has left, by id
     inbox: Channel[Any] = field(default_factory=lambda: Channel(INBOX, name="tool calls"))
     running: dict[str, Running] = field(default_factory=dict)
     results: dict[str, ToolResult] = field(default_factory=dict)
@@ -68,6 +70,7 @@ class Running:
     task: Call | None = None
     errand: ConsumerCall | None = None
     ask: Ask[ToolCall, Decision] | None = None  # for the user's approval, until what he said is remembered
+    questions: int = 0  # that the call has asked so far
     notes: list[str] = field(default_factory=list)  # why nobody was asked, for the model to read
     # The clock of a tool with a timeout stands still while the tool waits for somebody.
     left: float | None = None
@@ -77,6 +80,11 @@ class Running:
     @property
     def tool(self) -> Tool:
         return self.ready.tool
+
+    @property
+    def state(self) -> CallState:
+        """How far the call had come in an earlier stream."""
+        return self.turn.states.get(self.call.id) or CallState(self.call.id)
 
     def fire(self, point: str, **fields: Any) -> Steps[HookResult]:
         """The hooks at ``point``, told about this call."""

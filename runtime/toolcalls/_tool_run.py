@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from channels import Cancelled, CancelToken, Channel
 
 from .. import events
 from .._errors import BadArguments, describe
-from ..agent._tool import ToolResult
+from ..agent._hooks import NOTHING
+from ..agent._tool import Tool, ToolResult
 from ..execution._calls import Call, Finished
+from ..session._journal import Began
 from ..session._message import Message, ToolCall
 from ..stream._private_events import ToolReturned
 from ..team._delegation import HandOff
@@ -27,6 +29,11 @@ from ._messages import Resumed, posting
 from ._resolve import Resolved, given
 from ._results import cut, run_tool, run_tool_async
 from ._running import Running, Steps, Turn
+
+IN_DOUBT: Final = (
+    "this call had begun when the process that made it ended, and was not made again: it is not known whether it took"
+    " effect"
+)
 
 
 def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
@@ -42,8 +49,14 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
     token = core.token if timeout is None else CancelToken(core.token)
     running = turn.running[call.id] = Running(turn, call, resolved, token, left=timeout)
 
-    # Check: hooks may refuse the call, or change its arguments.
-    hooks = yield from running.fire("pre_tool_use")
+    # Go on where an earlier stream has left it: what may have taken effect is not made again.
+    if running.state.phase == "began" and not _may_begin_again(running.tool):
+        del turn.running[call.id]
+        _record(turn, call, ToolResult(IN_DOUBT, is_error=True))
+        return
+
+    # Check: hooks may refuse the call, or change its arguments, as long as the user has not seen them.
+    hooks = (yield from running.fire("pre_tool_use")) if running.state.phase == "open" else NOTHING
     refused: ToolResult | None = None
     if hooks.block:
         reason = hooks.reason or "a pre_tool_use hook blocks it"
@@ -70,6 +83,7 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
         return
 
     # Run: what a tool raises is a result too, and so is that it takes too long.
+    _tell_store(running)
     task = _start(running)
     ended: Finished | None = yield task
     returned = _late(running, task) if ended is None else _returned(running, ended)
@@ -94,6 +108,20 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
         turn.contexts.append(hooks.context)
 
 
+def _may_begin_again(tool: Tool) -> bool:
+    return tool.read_only or tool.repeatable or tool.resumable
+
+
+def _tell_store(running: Running) -> None:
+    """The tool is about to be entered: should the process die, nobody could tell whether it took effect. Of one that
+    changes nothing that need not be known.
+    """
+    core = running.turn.core
+    if core.log.journal is not None and not running.tool.read_only:
+        core.log.note(Began(running.call.id, running.ready.text))
+        core.commit()
+
+
 def _refusal(reason: str) -> ToolResult:
     return ToolResult(f"this call was rejected{f': {reason}' if reason else ' by the user'}", is_error=True)
 
@@ -110,11 +138,13 @@ def _start(running: Running) -> Call:
     core = turn.core
     if tool.on == "consumer":
         begun = posting(turn.inbox, Resumed(call.id))
-        running.errand, task = consumer_call(core, call, tool, values, running.token, turn.inbox, begun)
+        running.errand, task = consumer_call(
+            core, call, tool, values, running.token, turn.inbox, running.state, begun
+        )
         running.task = task
         core.emit(running.errand)
         return task
-    context = StreamContext(core, call, turn.inbox, running.token)
+    context = StreamContext(core, call, turn.inbox, running.token, running.state)
     run = run_tool_async if tool.is_async else run_tool
     task = running.task = core.calls.start(f"tool {tool.name}", turn.inbox, run, tool, values, context)
     running.resume()
@@ -163,6 +193,8 @@ def _record(turn: Turn, call: ToolCall, result: ToolResult) -> ToolResult:
     turn.results[call.id] = result
     message = Message("tool", result.content, tool_call_id=call.id, is_error=result.is_error, images=result.images)
     core.log.add_result(message, turn.order)  # before anyone sees it: who saves the session then has it
+    if isinstance(result, HandOff) and result.agent is not None:
+        core.log.hand_over(result.agent.name)  # whatever ends the stream now
     result = replace(result, content=message.content)
     core.emit(events.ToolCallResponse(call, result.content, result.is_error, result.images, **core.tags))
     return result

@@ -10,6 +10,7 @@ import pytest
 from runtime import Agent, HookInput, HookResult, NotRunning, RunError, Runtime, Session, ToolContext, tool
 from runtime.events import AgentChoice, Paused, StreamStopped, ToolCallResponse, UserMessage
 from runtime.human._mailbox import Mailbox
+from runtime.session._session import SessionLog
 from support.scripted import Scripted, Stall, call, say
 
 
@@ -270,7 +271,8 @@ def test_a_run_that_is_not_paused_can_be_resumed() -> None:
 
 def test_the_mailbox_tells_what_it_is() -> None:
     """For people."""
-    box = Mailbox(Session())
+    session = Session()
+    box = Mailbox(session, SessionLog(session))
     box.steer("x")
     assert repr(box) == "<Mailbox open, 1 waiting>"
     box.pause()

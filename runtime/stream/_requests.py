@@ -1,0 +1,70 @@
+"""Questions that outlive their process: the store has one before the user is asked, and its answer before it counts."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from ..agent._tool import Answer
+from ..human._asks import Ask
+from ..permissions import Decision
+from ..session._journal import Request, Requested, RequestKind
+from ._core import StreamCore
+
+_IN_TIME: Final = "nobody answered in time"
+
+
+def keep(core: StreamCore, ask: Ask[Any, Any], kind: RequestKind, timeout: float | None, **fields: Any) -> None:
+    """Let the store have the question, where there is one; ``timeout`` is in seconds. Called by the worker, before
+    anyone can answer. Raises `StopRun` and `Cancelled`.
+    """
+    if core.log.journal is None or ask.event is None:
+        return
+    expires = None if timeout is None else datetime.now(UTC) + timedelta(seconds=timeout)
+    root = core.root.session.id
+    core.log.note(
+        Requested(Request(ask.id, core.session.id, root, kind, ask.event.to_dict(), expires_at=expires, **fields))
+    )
+    keep_answer(core, ask)
+    core.commit()
+
+
+def keep_answer(core: StreamCore, ask: Ask[Any, Any]) -> None:
+    """Let the store have the answer of a question that it has already. Who is not the first there is refused."""
+    store = core.shared.store
+    if core.log.journal is not None and store is not None:
+        ask.keep = lambda answer: store.answer(ask.id, form(answer))
+
+
+def form(answer: Answer | Decision) -> dict[str, Any]:
+    """The answer as a store takes it."""
+    if isinstance(answer, Decision):
+        return {"approved": answer.approved, "scope": answer.scope, "reason": answer.reason}
+    return {"action": answer.action, "content": dict(answer.content), "note": answer.note}
+
+
+def seconds_left(request: Request) -> float | None:
+    """How long the request may still be answered."""
+    if request.expires_at is None:
+        return None
+    return max(0.0, (request.expires_at - datetime.now(UTC)).total_seconds())
+
+
+def decision_of(request: Request) -> Decision | None:
+    """What the user has decided, or that nobody did in time; None as long as the request waits."""
+    if request.expired:
+        return Decision(False, reason=_IN_TIME)
+    if request.answer is None:
+        return None
+    said = request.answer
+    return Decision(bool(said.get("approved")), said.get("scope") or "once", str(said.get("reason") or ""))
+
+
+def answer_of(request: Request) -> Answer | None:
+    """What the user has answered, or that nobody did in time; None as long as the request waits."""
+    if request.expired:
+        return Answer("decline", note=_IN_TIME)
+    if request.answer is None:
+        return None
+    said = request.answer
+    return Answer(said.get("action", "cancel"), said.get("content") or {}, str(said.get("note") or ""))
