@@ -8,6 +8,7 @@ from ._channel import Channel
 from ._errors import Cancelled, ChannelClosed, WouldBlock
 from ._group import WorkerGroup
 from ._merge import merge
+from ._parked import Parked, ParkedCase, parked
 from ._select import Selected, select
 from ._timer import after, tick
 from ._views import ChannelStatistics, Receiver, Sender, Sending, SupportsDone
@@ -18,6 +19,8 @@ __all__ = [
     "Channel",
     "ChannelClosed",
     "ChannelStatistics",
+    "Parked",
+    "ParkedCase",
     "Receiver",
     "Registration",
     "Selected",
@@ -28,6 +31,7 @@ __all__ = [
     "WouldBlock",
     "after",
     "merge",
+    "parked",
     "select",
     "tick",
 ]

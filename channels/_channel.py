@@ -140,7 +140,7 @@ class Channel(Rescue, Generic[T]):
             if self._attention:
                 self._attend()
             if waiter is not None:
-                self._wait(waiter, deadline, cancel)
+                self._wait(waiter, "send", deadline, cancel)
         except BaseException:
             try:
                 self._let_go(waiter, entry=entry)
@@ -219,7 +219,7 @@ class Channel(Rescue, Generic[T]):
             if self._attention:
                 self._attend()
             if waiter is not None:
-                self._wait(waiter, deadline, cancel)
+                self._wait(waiter, "recv", deadline, cancel)
         except BaseException:
             try:
                 self._let_go(waiter, value)
@@ -451,11 +451,11 @@ class Channel(Rescue, Generic[T]):
             raise ChannelClosed(f"receive from {self!r}")
         return value
 
-    def _wait(self, waiter: Waiter, deadline: float | None, cancel: SupportsDone | None) -> None:
+    def _wait(self, waiter: Waiter, operation: str, deadline: float | None, cancel: SupportsDone | None) -> None:
         """Park. Afterwards ``waiter.channel`` tells: this channel, the one of ``cancel``, or None for a timeout."""
         if cancel is not None:
             cancel.done._channel._await_close(waiter)
-        if waiter.done or waiter.wait(deadline):
+        if waiter.done or waiter.wait(deadline, operation, self):
             return
         self._withdraw(waiter)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ._park import RLock, get_ident
+from ._park import RLock, get_ident, parked_waiters
 
 forked = False  # whether this process is a forked child, which may have inherited channels
 epoch = object()  # of this process: another one in a forked child
@@ -18,6 +18,9 @@ def _after_fork() -> None:
     epoch = object()
     survivor = get_ident()
     refreshing = RLock()
+    for waiter, (_, _, ident, _) in parked_waiters.copy().items():
+        if ident != survivor:
+            del parked_waiters[waiter]  # its thread stayed in the parent
 
 
 if hasattr(os, "register_at_fork"):

@@ -138,7 +138,7 @@ def _find(place: _Place, open_: dict[int, Channel[Any]], cancel: SupportsDone | 
         else:
             if not open_:
                 return False
-            if not _wait(place, cancel):
+            if not _wait(place, open_, cancel):
                 continue
         return True
 
@@ -188,7 +188,7 @@ def _end(place: _Place, channel: Channel[Any], open_: dict[int, Channel[Any]]) -
         raise failure
 
 
-def _wait(place: _Place, cancel: SupportsDone | None) -> bool:
+def _wait(place: _Place, open_: dict[int, Channel[Any]], cancel: SupportsDone | None) -> bool:
     """Wait until something happens; whether that was a value."""
     waiter = place.waiter
     if cancel is not None:
@@ -200,7 +200,7 @@ def _wait(place: _Place, cancel: SupportsDone | None) -> bool:
     if waiter.left:  # somebody came before it waited
         waiter.disarm()
     else:
-        waiter.collect()
+        waiter.collect(open_)
     channel = waiter.channel
     if channel is None or not waiter.ok:
         return False  # nothing, or a channel was closed: it is among those that may have something

@@ -30,7 +30,17 @@ from importlib.machinery import BuiltinImporter
 from threading import TIMEOUT_MAX
 from typing import Any, Final
 
-__all__ = ["NOTHING", "RLock", "StandingWaiter", "Waiter", "deadline_after", "get_ident", "monotonic", "refuse_patched"]
+__all__ = [
+    "NOTHING",
+    "RLock",
+    "StandingWaiter",
+    "Waiter",
+    "deadline_after",
+    "get_ident",
+    "monotonic",
+    "parked_waiters",
+    "refuse_patched",
+]
 
 
 def _own_clock() -> Callable[[], float]:
@@ -63,6 +73,10 @@ class _Nothing:
 
 NOTHING: Final[Any] = _Nothing()
 
+# The waiters that are parked: what they do, on which channels or cases, in which thread, since when. For people
+# (`_parked`): nothing in here decides by it.
+parked_waiters: dict[Waiter, tuple[str, Any, int, float]] = {}
+
 # The partner is often about to run: giving the processor away a few times is far cheaper than two futex wake-ups.
 # (Not time.sleep(0), which costs ten times as much. Windows has no such call and goes straight to the park.)
 _YIELDS = 10
@@ -94,19 +108,26 @@ class Waiter:
         self.channel = None
         self.index = -1
 
-    def wait(self, deadline: float | None) -> bool:
-        """Park until served: True. False once the deadline (of `monotonic`) has passed."""
+    def wait(self, deadline: float | None, operation: str, where: Any) -> bool:
+        """Park until served: True. False once the deadline (of `monotonic`) has passed.
+
+        ``operation`` on ``where``, a channel or the cases of a select, is what `channels.parked` shows of it.
+        """
         if _yield is not None:
             for _ in range(_YIELDS):
                 _yield()
                 if self.done:
                     return True
-        if deadline is None:
-            return bool(self.park.acquire())
-        while (left := deadline - monotonic()) > 0:
-            if self.park.acquire(True, min(left, TIMEOUT_MAX)):
-                return True
-        return self.done
+        parked_waiters[self] = (operation, where, get_ident(), monotonic())
+        try:  # no call before it, after which an interrupt could leave the entry there
+            if deadline is None:
+                return bool(self.park.acquire())
+            while (left := deadline - monotonic()) > 0:
+                if self.park.acquire(True, min(left, TIMEOUT_MAX)):
+                    return True
+            return self.done
+        finally:
+            del parked_waiters[self]
 
     def withdraw(self) -> None:
         """With a ticket: make sure that nobody will serve this waiter any more. ``channel`` tells whether one has."""
@@ -142,14 +163,21 @@ class StandingWaiter(Waiter):
         self.armed = True
         ticket += [None]  # no call, which an interrupt could follow
 
-    def collect(self) -> None:
-        """Park until served. Takes the unlocking of each service once, or the next wait would end at once."""
+    def collect(self, channels: Any) -> None:
+        """Park until served. Takes the unlocking of each service once, or the next wait would end at once.
+
+        ``channels`` are those that it waits for, which `channels.parked` shows.
+        """
         if _yield is not None:
             for _ in range(_YIELDS):
                 _yield()
                 if self.done:
                     break
-        self.park.acquire()
+        parked_waiters[self] = ("merge", channels, get_ident(), monotonic())
+        try:
+            self.park.acquire()
+        finally:
+            del parked_waiters[self]
         self.armed = False
 
     def disarm(self) -> None:

@@ -275,7 +275,7 @@ def _park(
             return None
         if cancel is not None and not waiter.done:
             cancel.done._channel._await_close(waiter)
-        if not waiter.done and not waiter.wait(deadline):
+        if not waiter.done and not waiter.wait(deadline, "select", cases):
             waiter.withdraw()
         if entries:
             _forget(entries, waiter)

@@ -257,10 +257,10 @@ async def _pump(source: Any, ref: weakref.ref[_Fed[Any]], ending: list[Callable[
                 channel = value = None  # not to be kept alive while the source makes the next one
                 continue
             burst = 0
-            waiter = LoopWaiter(channel)
+            waiter = LoopWaiter(channel, "send")
             entry = [waiter, value, 0]
             while not channel._enlist(waiter, entry):
-                waiter = entry[0] = LoopWaiter(channel)
+                waiter = entry[0] = LoopWaiter(channel, "send")
             channel = value = None
             await waiter.served()
             entry = None

@@ -49,9 +49,9 @@ class AsyncReceiver(Generic[T_co]):
         except ChannelClosed:
             raise StopAsyncIteration from None
         self._burst = 0
-        waiter = LoopWaiter(channel)
+        waiter = LoopWaiter(channel, "recv")
         while not channel._enlist(waiter, None):
-            waiter = LoopWaiter(channel)
+            waiter = LoopWaiter(channel, "recv")
         self._waiting.add(waiter)
         try:
             await waiter.served()

@@ -15,22 +15,24 @@ import operator
 import socket
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import janus
 
-from .. import _timer
+from .. import _parked, _timer
 from .._channel import Channel
-from .._park import NOTHING, Waiter
+from .._park import NOTHING, Waiter, get_ident, monotonic
 
 
 class LoopWaiter(Waiter):
     """A waiter that wakes a task of the running loop instead of a thread."""
 
-    __slots__ = ("_future", "_waker")
+    __slots__ = ("_future", "_waker", "awaited", "operation")
 
-    def __init__(self, channel: Channel[Any]) -> None:
+    def __init__(self, channel: Channel[Any], operation: str) -> None:
         super().__init__([None])
+        self.operation = operation  # this and the next are for `channels.parked`
+        self.awaited = weakref.ref(channel)  # the task must not keep alive what it feeds
         self._waker = _waker()
         self._future: asyncio.Future[None] | None = None
         self.park = _Park(channel._lock, self._waker.release_of(self))
@@ -110,7 +112,7 @@ class _Bell:
     __slots__ = ("__weakref__", "_armed", "_ears", "_loop", "_mouth", "_ring", "_served", "_watch", "waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.waiting: dict[LoopWaiter, None] = {}  # until their tasks have gone on
+        self.waiting: dict[LoopWaiter, _Wait] = {}  # until their tasks have gone on
         self._served: dict[LoopWaiter, bool] = {}
         self._armed = {"bell": True}
         self._ears, self._mouth = socket.socketpair()
@@ -133,7 +135,7 @@ class _Bell:
 
     async def wait(self, waiter: LoopWaiter) -> None:
         waiter._future = future = asyncio.get_running_loop().create_future()
-        self.waiting[waiter] = None
+        self.waiting[waiter] = (monotonic(), get_ident(), asyncio.current_task())
         try:
             await future
         finally:
@@ -183,11 +185,13 @@ def _loop_closed(ref: weakref.ref[_Bell], _: object) -> None:
 class _Ear:
     """Wakes one task of a loop that cannot watch a socket."""
 
-    __slots__ = ("_loop", "_queue")
+    __slots__ = ("__weakref__", "_loop", "_queue", "waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._queue: janus.Queue[None] = janus.Queue()
+        self.waiting: dict[LoopWaiter, _Wait] = {}
+        _ears[self] = None
         _timer.start()
 
     def release_of(self, waiter: LoopWaiter) -> Callable[[], object]:
@@ -203,10 +207,17 @@ class _Ear:
         waiter.put_back()
 
     async def wait(self, waiter: LoopWaiter) -> None:
-        await self._queue.async_q.get()
+        self.waiting[waiter] = (monotonic(), get_ident(), asyncio.current_task())
+        try:
+            await self._queue.async_q.get()
+        finally:
+            self.waiting.pop(waiter, None)
 
+
+_Wait: TypeAlias = "tuple[float, int, asyncio.Task[Any] | None]"  # since when, on which thread, which task
 
 _call: Callable[[Callable[[], object]], object] = operator.call
+_ears: weakref.WeakKeyDictionary[_Ear, None] = weakref.WeakKeyDictionary()
 _bells: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Bell] = weakref.WeakKeyDictionary()
 
 
@@ -220,3 +231,21 @@ def _waker() -> _Bell | _Ear:
         except NotImplementedError:
             return _Ear(loop)
     return bell
+
+
+def _notes() -> list[_parked.Note]:
+    """The tasks that are parked, for `channels.parked`. Any thread."""
+    loops = [loop for ref in _bells.keyrefs() if (loop := ref()) is not None]
+    wakers: list[_Bell | _Ear] = [bell for loop in loops if (bell := _bells.get(loop)) is not None]
+    wakers += [ear for ref in _ears.keyrefs() if (ear := ref()) is not None]
+    notes: list[_parked.Note] = []
+    for waker in wakers:
+        for waiter, (since, ident, task) in waker.waiting.copy().items():
+            channel = waiter.awaited()
+            if channel is not None and not waiter.done:
+                name = "" if task is None else task.get_name()
+                notes.append((waiter.operation, channel, ident, since, name))
+    return notes
+
+
+_parked.sources.append(_notes)

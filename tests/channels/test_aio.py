@@ -1663,7 +1663,7 @@ def test_waking_a_task_calls_nothing_but_c():
     from channels.aio._wake import LoopWaiter
 
     async def main():
-        waiter = LoopWaiter(Channel())
+        waiter = LoopWaiter(Channel(), "recv")
         events = []
         release = waiter.park.release
         gc.disable()  # a finalizer that happens to run is not what is looked at
