@@ -49,7 +49,7 @@ explore: $(VENV)/test.stamp
 	$(BIN)/pytest -m stress tests/explorer $(ARGS)
 
 bench: $(VENV)/test.stamp
-	@for name in channels aio runtime; do echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+	@for name in channels aio runtime growth; do echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
 
 free-threaded:
 	bash tests/free_threaded.sh

@@ -17,10 +17,11 @@ _TASK: Final = 4000  # characters of what the user said last, where that stands 
 
 
 def view(session: Session, result_limit: int, compacted: Compacted | None = None) -> list[Message]:
-    """The messages that the model is shown: what is left of the session, behind its summary."""
+    """The messages that the model is shown: what is left of the session, behind its summary. A list of its own."""
     messages, compacted = session._messages, compacted or session.compacted
     start, cut = compacted.start, max(compacted.start, compacted.shortened)
-    shown = [*(shortened(message, result_limit) for message in messages[start:cut]), *messages[cut:]]
+    shown = messages[start:]
+    shown[: cut - start] = [shortened(message, result_limit) for message in shown[: cut - start]]
     if not compacted.summary:
         return shown
     text = f"This is what was said before, summed up:\n{compacted.summary}"
@@ -102,9 +103,16 @@ def tokens(messages: Iterable[Message], tools: Iterable[ToolDefinition] = ()) ->
     return count
 
 
+def sizes_of(session: Session) -> Sizes:
+    """Those of the messages of the session, as far as its streams have come."""
+    if session._sizes is None:
+        session._sizes = Sizes()
+    return session._sizes  # type: ignore[no-any-return]
+
+
 class Sizes:
     """How many tokens the messages of a session are, in running sums: a turn looks at what is new in it. Used by the
-    worker of one stream.
+    worker that holds the lease of the session.
     """
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from typing import Final, Literal
 from .. import events
 from .._errors import ModelError
 from ..agent._compaction import Compaction
-from ..agent._view import clipped, fitted, level, recent, shortened, text_tokens, tokens, view
+from ..agent._view import clipped, fitted, level, recent, shortened, sizes_of, text_tokens, tokens, view
 from ..model import Model, ToolDefinition
 from ..session._message import Message
 from ..session._session import Compacted
@@ -140,12 +140,14 @@ def _shown(core: StreamCore, system: str, room: _Room | None) -> list[Message]:
         core.emit(events.Warning(text, **core.tags))
         # What the model will have counted then is not what there is: its next number does not count.
         core.log.compact(replace(session.compacted, at=len(session._messages) + 1))
-    return [Message("system", system), *messages] if system else messages
+    if system:
+        messages.insert(0, Message("system", system))
+    return messages
 
 
 def _counted(core: StreamCore, limit: int, compacted: Compacted, end: int | None = None) -> int:
     """How many of our tokens the conversation is, before message ``end``."""
-    return core.sizes.shown(core.session, limit, compacted, end) + text_tokens(compacted.summary)
+    return sizes_of(core.session).shown(core.session, limit, compacted, end) + text_tokens(compacted.summary)
 
 
 def _compact(

@@ -120,7 +120,7 @@ class _Run:
         self._next = []
         unmade, self._left = self._left, {}
         if unmade:  # an earlier stream was parked, or its process died, in the middle of these calls
-            reply = next(each for each in reversed(core.session.messages) if each.tool_calls)
+            reply = next(each for each in reversed(core.session._messages) if each.tool_calls)
             return self._calls(reply, _tools(core, self._team), unmade)
         self._hear(core.mailbox.steering())
         model = core.agent.model.id
@@ -129,7 +129,7 @@ class _Run:
         core.stop_if_blocked("before_llm_call", blocked)
         definitions = [tool.definition for tool in tools.values()]
         system = _system(core, [*self._context, *context])
-        shown, before = conversation(core, system, definitions), len(core.session.messages)
+        shown, before = conversation(core, system, definitions), len(core.session._messages)
         for left in range(OVERFLOWS, -1, -1):
             try:
                 reply = take_turn(core, shown, definitions)
@@ -153,7 +153,7 @@ class _Run:
         check_budget(core)  # calls may have effects, and nobody would see their results
         made = dispatch(core, reply, tools, left)
         self._next, self._successor = made.contexts, made.successor
-        results = core.session.messages[-len(reply.tool_calls) :]
+        results = core.session._messages[-len(reply.tool_calls) :]
         # What the model has written is read once more, to compare it.
         repeated = core.calls.run("comparing calls", self._repeats.look, reply.tool_calls, results, tools)
         if repeated:
@@ -223,7 +223,7 @@ def _begin(core: StreamCore, team: Sequence[Tool]) -> list[str]:
     core.stop_if_blocked("session_start", started)
     core.emit(events.ToolsetInfo(tuple(_tools(core, team)), **core.tags))
     extra = [started.context]
-    last = core.session.messages[-1] if core.session.messages else None
+    last = core.session._messages[-1] if core.session._messages else None
     if last is not None and last.role == "user":
         core.emit(events.UserMessage(last.content, **core.tags))
         if core.shared.titles and core is core.root:
@@ -288,8 +288,10 @@ def _instructions(core: StreamCore) -> str:
 
 def _give_title(core: StreamCore) -> None:
     """Give the session the user's first words as its title, where it has none."""
-    first = next((each.content for each in core.session.messages if each.role == "user" and each.content.strip()), "")
-    if first and not core.session.title:
+    if core.session.title:
+        return
+    first = next((each.content for each in core.session._messages if each.role == "user" and each.content.strip()), "")
+    if first:
         title = textwrap.shorten(first, TITLE, placeholder=" ...")
         core.log.name(title)
         core.emit(events.SessionTitle(title, **core.tags))

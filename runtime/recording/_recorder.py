@@ -36,8 +36,7 @@ except ImportError:  # Windows
 _logger = logging.getLogger(__name__)
 _BEGIN: Final = json.dumps({"type": HEADER})[:-1].encode()  # of every record
 _CHANGED: Final = 4  # messages that a request may have changed; where there are more, all after them are written anew
-
-
+_BLOCK: Final = 256  # messages that are held against those of the request before at once
 
 
 @dataclass(slots=True)
@@ -256,15 +255,21 @@ def _news(
     What is the same object is not looked into: what a turn costs does not grow with the run.
     """
     changed: dict[str, dict[str, Any]] = {}
-    same = 0
-    for old, new in zip(before, now, strict=False):
-        if old is not new:
-            said = shown(new)
-            if shown(old) != said:
-                if len(changed) == _CHANGED or old.role != new.role:
-                    break
-                changed[str(same)] = said
-        same += 1
+    same, length = 0, min(len(before), len(now))
+    while same < length:
+        end = min(same + _BLOCK, length)
+        if before[same:end] == now[same:end]:  # tells the same objects apart in C
+            same = end
+            continue
+        for old, new in zip(before[same:end], now[same:end], strict=True):
+            if old is not new:
+                said = shown(new)
+                if shown(old) != said:
+                    if len(changed) == _CHANGED or old.role != new.role:
+                        length = same
+                        break
+                    changed[str(same)] = said
+            same += 1
     return same, changed, [shown(message) for message in now[same:]]
 
 

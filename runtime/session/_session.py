@@ -7,6 +7,7 @@ reads.
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import threading
 import uuid
@@ -102,6 +103,9 @@ class Session:
         self._usage: Usage | None = None
         for message in self._messages:
             self._count(message.usage)
+        self._settled = 0  # of the first messages each call has its result behind it: who settles looks at the others
+        self._call_ids: tuple[int, set[str]] = (0, set())  # of so many of the first messages: see `call_ids`
+        self._sizes: Any = None  # how long the messages are: the next stream on the session goes on from there
         self._stored: Stored | None = None
         self._unfinished: Unfinished | None = None  # what its last stream has left to do, as its store has it
         self._leases: dict[None, SessionLog] = {}  # the one there is: who puts it there has it, in a single step
@@ -150,7 +154,8 @@ class Session:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state of a copy, in this process or another: the messages, in a list of their own, and no live stream."""
-        return {**self.__dict__, "_messages": list(self._messages), "_leases": {}, "_lock": None}
+        kept: dict[str, Any] = {"_messages": list(self._messages), "_leases": {}, "_lock": None}
+        return {**self.__dict__, **kept, "_call_ids": (0, set()), "_sizes": None}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
@@ -313,6 +318,8 @@ class SessionLog:
         at = len(messages)
         while at and messages[at - 1].role == "tool" and order.get(messages[at - 1].tool_call_id, -1) > place:
             at -= 1
+        if at < self._session._settled:
+            self._session._settled = 0
         messages.insert(at, message)
         self.note(Ended(message))
 
@@ -363,22 +370,35 @@ class SessionLog:
         if self._sealed:
             return
         session = self._session
-        before = list(session._messages)
+        first = session._settled
+        before = session._messages[first:]
         after = settled(before, note, keep)
-        if len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True)):
-            return
-        place = {id(message): i for i, message in enumerate(after)}
+        if len(before) != len(after) or any(map(operator.is_not, before, after)):
+            place = {id(message): i for i, message in enumerate(after, first)}
 
-        def moved(index: int) -> int:
-            return place[id(before[index])] if index < len(before) else len(after)
+            def moved(index: int) -> int:
+                if index < first:
+                    return index
+                return place[id(before[index - first])] if index - first < len(before) else first + len(after)
 
-        was = session._compacted
-        session._messages[:] = after
-        known = set(map(id, before))
-        self.note(*(Ended(message) for message in after if id(message) not in known))
-        moved_to = replace(was, start=moved(was.start), shortened=moved(was.shortened), at=moved(was.at))
-        if moved_to != was:
-            self.compact(moved_to)
+            was = session._compacted
+            session._messages[first:] = after
+            session._sizes = None
+            known = set(map(id, before))
+            self.note(*(Ended(message) for message in after if id(message) not in known))
+            moved_to = replace(was, start=moved(was.start), shortened=moved(was.shortened), at=moved(was.at))
+            if moved_to != was:
+                self.compact(moved_to)
+        if not keep:
+            session._settled = first + len(after)
+
+    def call_ids(self) -> set[str]:
+        """The ids of all tool calls in the session, to which its stream adds those that it gives."""
+        messages = self._session._messages
+        known, ids = self._session._call_ids
+        ids.update(call.id for message in messages[known:] for call in message.tool_calls)
+        self._session._call_ids = len(messages), ids
+        return ids
 
     def release(self, timeout: float | None = None) -> None:
         """Seal what was written, and let the next stream have the session. Twice is harmless.

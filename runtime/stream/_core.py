@@ -22,7 +22,6 @@ from ..agent._budget import Budget
 from ..agent._hooks import HookInput, HookResult, Hooks
 from ..agent._roster import Roster
 from ..agent._spending import Spending
-from ..agent._view import Sizes
 from ..events import Event, HookBlocked, StopReason
 from ..execution._calls import Call, Calls
 from ..execution._helpers import HelperPool
@@ -152,7 +151,6 @@ class StreamCore:
         self.background: dict[str, BackgroundTask] = {}  # by id
         self.task_numbers: Final = itertools.count(1)  # their own, so that a replay names them as the run did
         self.recorder = recorder
-        self.sizes: Final = Sizes()  # of the messages of the session
         self.density = 1.0  # tokens of the model for one of our count, as far as it has told
         self.window: int | None = None  # that it has refused to exceed, where nobody knew
         self._output = output
@@ -173,13 +171,12 @@ class StreamCore:
         self.over: Channel[None] = Channel(name=f"stream {self.number} over") if observed else self.finished
         self.threads: list[threading.Thread] = []
         self.inherited = False  # by a forked child, which has none of these threads
-        messages = session.messages
-        self.first_message = len(messages)
+        self.first_message = len(session._messages)
         #: What an earlier stream has left to do, as the store has it: it was parked, or its process has died.
         self.unfinished: Unfinished | None = session._unfinished if log.journal is not None else None
         self.mailbox: Final = Mailbox(session, log, self.unfinished.mail if self.unfinished is not None else ())
         #: The ids of all tool calls in the session: a model that numbers them anew each turn is given others.
-        self.call_ids = {call.id for message in messages for call in message.tool_calls}
+        self.call_ids = log.call_ids()
 
     @property
     def root(self) -> StreamCore:

@@ -234,7 +234,7 @@ class EventStream(Receiver[Event]):
         if ending.reason != "normal":
             error = RunError(ending.code, ending.message, ending.reason, failures=core.failures, stuck=stuck)
             raise error from ending.error
-        added = core.session.messages[core.first_message :]
+        added = tuple(core.session._messages[core.first_message :])
         text = next((m.content for m in reversed(added) if m.role == "assistant"), "")
         return RunResult(text, added, core.spending.usage or Usage(), ending.reason, core.said, stuck)
 

@@ -89,4 +89,4 @@ def follow(
 
 def last_words(session: Session) -> str:
     """The last reply of the agent."""
-    return next((message.content for message in reversed(session.messages) if message.role == "assistant"), "")
+    return next((message.content for message in reversed(session._messages) if message.role == "assistant"), "")

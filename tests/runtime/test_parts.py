@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ import pytest
 
 from runtime import Agent, Image, Message, Runtime, Session, SessionBusy, Tool, ToolCall, ToolContext, events, tool
 from runtime.schema._checking import problems
+from runtime.session._session import Compacted, settled
 from support.scripted import Scripted
 
 SAMPLES: dict[str, Any] = {
@@ -230,6 +232,37 @@ def test_settling_gives_every_call_a_result() -> None:
     before = session.messages
     log.settle("late")
     assert session.messages == before
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_session_that_is_settled_again_and_again_is_as_if_settled_at_its_end(seed: int) -> None:
+    """Who settles does not look again at what is in order already; what is not is mended wherever it stands."""
+    choose = random.Random(seed)
+    session = Session()
+    with session.lease() as log:
+        for turn in range(12):
+            calls = tuple(ToolCall(f"{turn}.{n}", "f") for n in range(choose.randrange(4)))
+            log.append(Message("assistant", str(turn), calls))
+            order: dict[str | None, int] = {each.id: n for n, each in enumerate(calls)}
+            for each in choose.sample(calls, choose.randrange(len(calls) + 1)):
+                if choose.random() < 0.3:
+                    log.append(Message("user", "in between"))
+                result = Message("tool", "done", tool_call_id=each.id)
+                if choose.random() < 0.7:
+                    log.add_result(result, order)
+                else:
+                    log.append(result)
+            if choose.random() < 0.4:
+                log.settle("late")
+                assert list(session.messages) == settled(session.messages, "late")
+            elif choose.random() < 0.5:
+                log.compact(Compacted("before", start=len(session.messages)))
+                first = len(session.messages)
+                log.settle("late")
+                assert first <= session.compacted.start <= len(session.messages)
+            assert log.call_ids() == {each.id for message in session.messages for each in message.tool_calls}
+        log.settle("late")
+        assert list(session.messages) == settled(session.messages, "late")
 
 
 def test_repr_is_helpful() -> None:
