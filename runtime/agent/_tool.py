@@ -87,9 +87,10 @@ class Tool:
     ``destructive`` is for the user to know. A call that takes longer than ``timeout`` seconds ends with an error that
     the model reads; the time that users take to answer it is not counted. A result of more than ``result_limit``
     characters (by default the runtime's) is cut. ``server`` is the MCP server that it belongs to, which permissions may
-    name. Where the process dies in the middle of a call, a store does not know whether the call took effect, and it is
-    not made again, but for a ``read_only`` tool and one that is ``repeatable``: calling it twice does no more than
-    once, for it uses `ToolContext.call_id` as the key. A ``resumable`` tool is called again from its top, gets the
+    name, and ``version`` says which definition of the server's it is: what the user has approved for good is approved
+    for this one. Where the process dies in the middle of a call, a store does not know whether the call took effect,
+    and it is not made again, but for a ``read_only`` tool and one that is ``repeatable``: calling it twice does no more
+    than once, for it uses `ToolContext.call_id` as the key. A ``resumable`` tool is called again from its top, gets the
     answers that the user has given already, and keeps what must not be done twice in `ToolContext.once`.
     ``on`` is "consumer" for a tool that runs in the thread of the stream's consumer, while it iterates.
     """
@@ -109,6 +110,7 @@ class Tool:
         result_limit: int | None = None,
         on: Literal["helper", "consumer"] = "helper",
         server: str = "",
+        version: str = "",
         convert: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
         repeatable: bool = False,
         resumable: bool = False,
@@ -139,6 +141,7 @@ class Tool:
         self.result_limit = result_limit
         self.on = on
         self.server = server
+        self.version = version
         self.convert = convert
         self.repeatable = repeatable
         self.resumable = resumable
@@ -171,7 +174,7 @@ class Tool:
     def owner(self) -> str:
         """The owner of the tool: its server, or the code it is made from. Tools of one name may have two owners."""
         if self.server:
-            return f"mcp:{self.server}"
+            return f"mcp:{self.server}#{self.version}" if self.version else f"mcp:{self.server}"
         code = self.function if hasattr(self.function, "__qualname__") else type(self.function)
         return f"{code.__module__}.{code.__qualname__}"
 
@@ -216,6 +219,8 @@ class ToolSet(Protocol):
 
     ``start`` may raise: a stream that needs the tools then ends with an error, and the next one tries again. The
     methods are called on helper threads. ``tools`` is asked before every turn, and may answer differently each time.
+    One with an attribute ``required`` that is False may fail to give its tools: the run goes on without them, and looks
+    for them again at the next turn.
     """
 
     def start(self) -> None: ...

@@ -25,6 +25,7 @@ from ._compact import OVERFLOWS, after_overflow, conversation
 from ._limits import ask_for_more, check_budget, loop_detected, over_budget
 from ._model_call import take_turn
 from ._repeats import Repeats
+from ._toolsets import AgentTools
 
 TITLE: Final = 60  # characters
 STOPS_BLOCKED: Final = 8  # times that ``stop`` hooks may make the agent go on: a condition that never holds ends too
@@ -39,7 +40,8 @@ def run(core: StreamCore, cleanup: EndHooks) -> None:
         core.emit(events.AgentInfo(core.agent.model.id, core.agent.description, **core.tags))
         team = _delegation.tools(core)
         left = core.unfinished
-        run = _Run(core, cleanup, team, _begin(core, team))
+        tools = AgentTools(core)
+        run = _Run(core, cleanup, tools, team, _begin(core, tools, team))
         limit = core.agent.max_iterations
         asked = next((each for each in left.requests if each.kind == "turns"), None) if left is not None else None
         if asked is not None:
@@ -59,10 +61,13 @@ def run(core: StreamCore, cleanup: EndHooks) -> None:
 class _Run:
     """The turns of one stream, and what goes from one to the next."""
 
-    def __init__(self, core: StreamCore, cleanup: EndHooks, team: Sequence[Tool], context: list[str]) -> None:
+    def __init__(
+        self, core: StreamCore, cleanup: EndHooks, tools: AgentTools, team: Sequence[Tool], context: list[str]
+    ) -> None:
         self.iteration = 0
         self._core = core
         self._cleanup = cleanup
+        self._tools = tools
         self._team = team
         self._context = context  # what hooks want the model to know, as long as the stream lasts
         self._next: list[str] = []  # and for one turn
@@ -112,7 +117,7 @@ class _Run:
             self._repeats = Repeats(successor.max_repeated_calls)
             core.emit(events.AgentInfo(successor.model.id, successor.description, **core.tags))
             self._team = _delegation.tools(core)
-            core.emit(events.ToolsetInfo(tuple(_tools(core, self._team)), **core.tags))
+            core.emit(events.ToolsetInfo(tuple(self._tools.now(self._team)), **core.tags))
             check_budget(core)
 
     def _turn(self, context: list[str]) -> bool:
@@ -121,10 +126,10 @@ class _Run:
         unmade, self._left = self._left, {}
         if unmade:  # an earlier stream was parked, or its process died, in the middle of these calls
             reply = next(each for each in reversed(core.session._messages) if each.tool_calls)
-            return self._calls(reply, _tools(core, self._team), unmade)
+            return self._calls(reply, self._tools.now(self._team), unmade)
         self._hear(core.mailbox.steering())
         model = core.agent.model.id
-        tools = _tools(core, self._team)
+        tools = self._tools.now(self._team)
         blocked = core.fire("before_llm_call", model=model, iteration=self.iteration)
         core.stop_if_blocked("before_llm_call", blocked)
         definitions = [tool.definition for tool in tools.values()]
@@ -217,11 +222,11 @@ class _Run:
         return True
 
 
-def _begin(core: StreamCore, team: Sequence[Tool]) -> list[str]:
+def _begin(core: StreamCore, tools: AgentTools, team: Sequence[Tool]) -> list[str]:
     """Run the first hooks and start the toolsets; the context that the hooks have for the model."""
     started = core.fire("session_start")
     core.stop_if_blocked("session_start", started)
-    core.emit(events.ToolsetInfo(tuple(_tools(core, team)), **core.tags))
+    core.emit(events.ToolsetInfo(tuple(tools.now(team)), **core.tags))
     extra = [started.context]
     last = core.session._messages[-1] if core.session._messages else None
     if last is not None and last.role == "user":
@@ -232,38 +237,6 @@ def _begin(core: StreamCore, team: Sequence[Tool]) -> list[str]:
         core.stop_if_blocked("user_prompt_submit", submitted)
         extra.append(submitted.context)
     return [text for text in extra if text]
-
-
-def _tools(core: StreamCore, team: Sequence[Tool]) -> dict[str, Tool]:
-    """The tools that the agent has now, by name: its own, those of its toolsets, which are started with the first
-    stream that needs them, and those for its ``team``, which are made once for an agent that acts, and not every turn.
-    """
-    tools: dict[str, Tool] = {tool.name: tool for tool in core.agent.made_tools}
-    for toolset in core.agent.toolsets:
-        name = getattr(toolset, "name", None) or type(toolset).__name__
-        starts = not core.shared.toolsets.is_started(toolset)
-        if starts:
-            core.emit(events.McpInitStarted(name, **core.tags))
-        try:
-            found: Sequence[Tool] = core.calls.run(f"toolset {name}", core.shared.toolsets.tools, toolset)
-        except BaseException as error:
-            if core.token.cancelled:
-                raise Cancelled(core.token.cause) from error
-            raise StopRun("error", "tool_failed", f"toolset {name} cannot be used: {describe(error)}") from error
-        if starts:
-            core.emit(events.McpInitFinished(name, **core.tags))
-        for tool in found:
-            if tool.name in tools:
-                problem = f"toolset {name}: there is another tool named {tool.name!r}"
-                if tool.server:
-                    problem += "; MCPToolSet(..., prefix=) tells them apart"
-                raise StopRun("error", "tool_failed", problem)
-            tools[tool.name] = tool
-    for tool in team:
-        if tool.name in tools:
-            raise StopRun("error", "tool_failed", f"there is another tool named {tool.name!r}, which agents come with")
-        tools[tool.name] = tool
-    return tools
 
 
 def _system(core: StreamCore, extra: Sequence[str]) -> str:

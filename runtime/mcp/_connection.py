@@ -15,6 +15,7 @@ import contextlib
 import contextvars
 import functools
 import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -217,6 +218,7 @@ class Connection:
     ) -> None:
         self.tools: list[Tool] = []  # complete once ready
         self.version = ""
+        self.ready_at = self.ended_at = 0.0  # by `time.monotonic`
         self.failure: Lost | None = None  # why it is of no use any more; None: it is, or may yet be
         self.ready: Channel[None] = Channel(name=f"{name} ready")  # closes, also when it failed
         self.gone: Channel[None] = Channel(name=f"{name} gone")  # closes when nothing of it is left
@@ -249,9 +251,13 @@ class Connection:
 
     # -- any thread ----------------------------------------------------------------------------------------------------
 
-    def wait_ready(self, cancel: SupportsDone | None = None) -> None:
-        """Wait until the server is connected and its tools are listed. Raises `Lost`, and `Cancelled`."""
+    def wait_ready(self, cancel: SupportsDone | None = None, timeout: float | None = None) -> None:
+        """Wait until the server is connected and its tools are listed. Raises `Lost`, also where that takes more than
+        ``timeout`` seconds, and `Cancelled`.
+        """
         self._refuse("waiting for an MCP server")
+        if timeout is not None and not self._wait(self.ready, timeout, cancel, hurried=True):
+            raise Lost("has not started yet")
         self._wait(self.ready, self._startup_timeout + SLACK, cancel)
         if self.failure is not None and not self.version:
             raise Lost(str(self.failure))
@@ -297,13 +303,15 @@ class Connection:
         if self._is_running():
             raise RuntimeError(f"{what} on the event loop's own thread would stall it: do it in another thread")
 
-    def _wait(self, event: Channel[None], timeout: float, cancel: SupportsDone | None = None) -> bool:
+    def _wait(
+        self, event: Channel[None], timeout: float, cancel: SupportsDone | None = None, *, hurried: bool = False
+    ) -> bool:
         try:
             event.recv(timeout, cancel)
         except ChannelClosed:
             return True
         except TimeoutError:
-            if event is self.ready:  # its own timeout comes earlier, unless the loop stands still
+            if event is self.ready and not hurried:  # its own timeout comes earlier, unless the loop stands still
                 raise Lost(f"did not start: {self._loop_thread!r} has been stalled by something else") from None
         return False
 
@@ -332,6 +340,7 @@ class Connection:
                 client = await self._connect(stack)
                 self._link.settled()
                 self.version = client.protocol_version
+                self.ready_at = time.monotonic()
                 self.ready.close()
                 changing = client.server_capabilities.tools
                 if self.version >= MODERN and changing is not None and changing.list_changed:
@@ -504,6 +513,7 @@ class Connection:
         Synchronous: the owner may be in a cancelled scope, where nothing can be awaited. Or the loop is over.
         """
         if self.failure is None:
+            self.ended_at = time.monotonic()
             self.failure = why
         why = self.failure
         self._commands.shutdown()  # refuses new ones, and keeps what is there

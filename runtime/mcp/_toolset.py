@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import json
+import logging
 import os
 import re
 import threading
@@ -40,7 +42,12 @@ _CONTEXT: Final = "the context"
 _STOP_TIMEOUT: Final = 10.0  # seconds; a server that resists takes half of it
 _VISITS: Final = 3  # times that a user is sent to the pages that one call needs
 _NAME: Final = 64  # characters that a tool's name may have
+_STEADY: Final = 30.0  # seconds after which a server that ends has not failed again, but for the first time
+_LONGEST_PAUSE: Final = 60.0  # seconds before a server that fails again and again is started once more
+_GLANCE: Final = 1.0  # seconds that a turn waits for a server that can be done without, and has failed before
 _EXIT_TIMEOUT: Final = 0.6  # seconds that all servers together have when the interpreter exits
+
+_logger = logging.getLogger("runtime.mcp")
 
 
 class MCPServerError(Portable, RuntimeError):
@@ -78,8 +85,10 @@ class MCPToolSet:
     ends is started again.
 
     A server that ends is started again by the next call, or when its tools are next asked for; the calls that it was
-    busy with fail. What it writes to its standard error is logged by the logger ``runtime.mcp`` at level DEBUG, and the
-    last of it is part of the error when the server fails.
+    busy with fail. One that ends again and again is given a pause first, of a second, then two, up to a minute. With
+    ``required`` False a run goes on without a server that does not start, and looks each turn whether it is there. What
+    a server writes to its standard error is logged by the logger ``runtime.mcp`` at level DEBUG, and the last of it is
+    part of the error when the server fails.
 
     All methods may be called from any thread but that of ``loop``, by default the loop that everything shares. A forked
     child has a server of its own.
@@ -101,6 +110,7 @@ class MCPToolSet:
         tools: Iterable[str] | None = None,
         prefix: str = "",
         mode: str = "auto",
+        required: bool = True,
         loop: LoopThread | None = None,
     ) -> None:
         check_number("startup_timeout", startup_timeout, "seconds", above=0)
@@ -109,6 +119,7 @@ class MCPToolSet:
         if mode not in ("auto", "legacy") and not re.fullmatch(r"\d{4}-\d\d-\d\d", mode):
             raise ValueError(f'mode is "auto", "legacy" or "2026-07-28", not {mode!r}')
         check("prefix", prefix, str, "text")
+        check("required", required, bool, "True or False")
         if isinstance(tools, str):
             raise TypeError(f"tools is a list of names, such as [{tools!r}], not one text")
         if (command is None) == (url is None):
@@ -143,11 +154,16 @@ class MCPToolSet:
         self.wanted = None if tools is None else tuple(tools)
         self.prefix = prefix
         self.mode = mode
+        self.required = required
         self._known: tuple[Sequence[Any], Mapping[str, Tool]] = ((), {})  # what was listed last, and what it describes
         self._loop = loop
         self._lock = threading.Lock()
         self._stopped = False
         self._way: Way | None = None  # that the server took
+        self._untold: MCPServerError | None = None  # of a start, where the server is not required: for `tools` to say
+        self._counted: Connection | None = None  # the last one whose end is counted
+        self._failures = 0  # in a row
+        self._retry_at = 0.0  # when it may be started again, by `time.monotonic`
         self._connections: list[Connection] = []  # the last one counts, the others are about to end
         self._finalizer: weakref.finalize[Any, MCPToolSet] | None = None
         _toolsets.add(self)
@@ -159,11 +175,20 @@ class MCPToolSet:
 
         Raises `MCPServerError`: no such command, it ended at once (with the last lines of its standard error), it does
         not speak MCP, no answer within ``startup_timeout``. Nothing is left of it then, and the next try starts anew.
-        The same where it lacks one of the wanted tools; `MissingExtra` where the package ``mcp`` is not installed.
+        The same where it lacks one of the wanted tools; `MissingExtra` where the package ``mcp`` is not installed. One
+        that is not ``required`` may fail to start: `tools` says so.
         """
-        listed = [tool.name for tool in self._connection(start=True).tools]
+        try:
+            listed = [tool.name for tool in self._connection(start=True).tools]
+        except MCPServerError as error:
+            if self.required:
+                raise
+            self._untold = error
+            return
         missing = [name for name in self.wanted or () if not any(fnmatchcase(each, name) for each in listed)]
-        if missing:
+        if missing and not self.required:
+            _logger.warning("MCP server %r has no tool %s", self.name, " or ".join(map(repr, missing)))
+        elif missing:
             self.stop()
             problem = f"has no tool {' or '.join(map(repr, missing))}; it has: {', '.join(sorted(listed)) or 'none'}"
             raise MCPServerError(self.name, problem)
@@ -173,6 +198,9 @@ class MCPToolSet:
 
         After `stop`, only `start` starts it.
         """
+        untold, self._untold = self._untold, None
+        if untold is not None:
+            raise untold
         connection = self._connection()
         connection.wait_listed()
         listed = connection.tools
@@ -225,6 +253,8 @@ class MCPToolSet:
                 raise MCPServerError(self.name, "was stopped; start() starts it again")
             connection = self._connections[-1] if self._connections else None
             if connection is None or connection.failure is not None:
+                if connection is not None and not start:
+                    self._back_off(connection)
                 self._way = self._way if connection is None else connection.way
                 connection = _connection.Connection(
                     self._loop or default_loop(),
@@ -236,11 +266,26 @@ class MCPToolSet:
                 self._connections = [each for each in self._connections if not each.gone.closed]
                 self._connections.append(connection)
                 self._finalize(connection)
+            # Who can do without does not wait each turn for what has failed before.
+            patience = _GLANCE if self._failures and not self.required and not start else None
         try:
-            connection.wait_ready(None if context is None else context.cancel)
+            connection.wait_ready(None if context is None else context.cancel, patience)
         except _connection.Lost as error:
             raise MCPServerError(self.name, str(error)) from None
         return connection
+
+    def _back_off(self, connection: Connection) -> None:
+        """Raise `MCPServerError` where a server that ends again and again has been started too often of late."""
+        if connection is not self._counted:
+            self._counted = connection
+            steady = connection.ended_at - connection.ready_at > _STEADY if connection.version else False
+            self._failures = 1 if steady else self._failures + 1
+            pause = 0.0 if self._failures == 1 else min(2.0 ** (self._failures - 2), _LONGEST_PAUSE)
+            self._retry_at = connection.ended_at + pause
+        left = self._retry_at - time.monotonic()
+        if left > 0:
+            times = f"{self._failures} times in a row; it is started again in {left:.0f} s at the earliest"
+            raise MCPServerError(self.name, f"has failed {times}. The last time it {connection.failure}")
 
     def _link(self) -> Callable[[Kind], Process | Remote]:
         """What makes a new link to the server. It does not hold this toolset."""
@@ -486,9 +531,17 @@ def _described(tool: Any, name: str, server: str) -> Tool:
         read_only=read_only,
         destructive=not read_only and bool(tool.annotations and tool.annotations.destructive_hint),
         server=server,
+        version=_version(tool),
     )
     made.context_parameter = _CONTEXT  # not a parameter of the function's: any name may be one of the tool's own
     return made
+
+
+def _version(tool: Any) -> str:
+    """What tells one definition of a tool from every other: all of it that a user may have read, or a model does."""
+    said = {"name": tool.name, "title": tool.title, "description": tool.description, "schema": tool.input_schema}
+    said["annotations"] = tool.annotations and tool.annotations.model_dump(mode="json")
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _uncalled(**arguments: Any) -> ToolResult:
