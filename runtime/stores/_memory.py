@@ -18,7 +18,6 @@ from ..foreign._sound import well_formed
 from ..session._journal import (
     Allowed,
     Answered,
-    Asked,
     Began,
     Counted,
     Ended,
@@ -29,6 +28,7 @@ from ..session._journal import (
     Named,
     Partial,
     Request,
+    Requested,
     Said,
     Shortened,
     Status,
@@ -64,7 +64,7 @@ class _Kept:
                 self.say(message)
                 snapshot.calls = [call for call in snapshot.calls if call.call_id != message.tool_call_id]
                 self.withdraw(message.tool_call_id)
-            case Asked(request):
+            case Requested(request):
                 known = [each for each in snapshot.requests if each.request.id == request.id]
                 for each in known:
                     each.at = len(snapshot.messages)
@@ -448,7 +448,7 @@ def _as_read(entry: Entry) -> Entry:
             return replace(entry, value=json.loads(json.dumps(value)))
         case Answered(_, answer):
             return replace(entry, answer=json.loads(json.dumps(answer)))
-        case Asked(request):
+        case Requested(request):
             said = replace(request, event=json.loads(json.dumps(request.event)))
-            return Asked(replace(said, schema=json.loads(json.dumps(said.schema))))
+            return Requested(replace(said, schema=json.loads(json.dumps(said.schema))))
     return entry

@@ -34,7 +34,6 @@ from ..permissions import Permissions, Rule
 from ..session._journal import (
     Allowed,
     Answered,
-    Asked,
     Began,
     Counted,
     Ended,
@@ -45,6 +44,7 @@ from ..session._journal import (
     Named,
     Partial,
     Request,
+    Requested,
     Said,
     Shortened,
     Unfinished,
@@ -249,7 +249,7 @@ class StoreConformance:
         session, journal = held()
         journal.append(Said(_calling("open", "asked", "approved", "refused", "began", "ended")))
         for id in ("asked", "approved", "refused", "began"):
-            journal.append(Asked(_request(session, id, "approval", call_id=id, arguments='{"shown": 1}')))
+            journal.append(Requested(_request(session, id, "approval", call_id=id, arguments='{"shown": 1}')))
         journal.append(Answered("approved", {"approved": True, "scope": "once", "reason": ""}, "me"))
         journal.append(Answered("refused", {"approved": False, "scope": "once", "reason": "no"}, "me"))
         journal.append(Answered("began", {"approved": True, "scope": "once", "reason": ""}, "me"))
@@ -285,7 +285,7 @@ class StoreConformance:
         """What was approved, begun and kept then is nothing of this one's: it would be made without being asked for."""
         session, journal = held()
         journal.append(Said(_calling("1")))
-        journal.append(Asked(_request(session, "first", "approval", call_id="1", arguments="{}")))
+        journal.append(Requested(_request(session, "first", "approval", call_id="1", arguments="{}")))
         journal.append(Answered("first", {"approved": True, "scope": "once", "reason": ""}))
         journal.append(Began("1", "{}"), Kept("1", "step", 5))
         journal.append(Ended(_result("1")))
@@ -323,7 +323,7 @@ class StoreConformance:
             expires_at=datetime.now(UTC) + timedelta(hours=1),
             request_state="opaque\0",
         )
-        journal.append(Asked(request))
+        journal.append(Requested(request))
         assert list(store.pending()) == [request]
         assert list(store.pending(session.id)) == [request]
         [found] = store.pending()
@@ -334,7 +334,7 @@ class StoreConformance:
 
     def test_the_first_answer_counts(self, store: Store, held: Any) -> None:
         session, journal = held(_calling("1"))
-        journal.append(Asked(_request(session, "q", schema=_FORM, call_id="1")))
+        journal.append(Requested(_request(session, "q", schema=_FORM, call_id="1")))
         journal.release("waiting")
         answers = [{"action": "accept", "content": {"size": f"{n}"}} for n in range(8)]
         barrier = threading.Barrier(8)
@@ -374,7 +374,7 @@ class StoreConformance:
         self, store: Store, held: Any, kind: Any, answer: Mapping[str, Any]
     ) -> None:
         session, journal = held(_calling("1"))
-        journal.append(Asked(_request(session, "q", kind, schema=_FORM, call_id="1")))
+        journal.append(Requested(_request(session, "q", kind, schema=_FORM, call_id="1")))
         with pytest.raises(InvalidAnswer):
             store.answer("q", answer)
         assert [request.id for request in store.pending()] == ["q"]
@@ -384,7 +384,7 @@ class StoreConformance:
 
     def test_an_answer_of_the_stream_does_not_replace_one_that_was_there(self, store: Store, held: Any) -> None:
         session, journal = held(_calling("1"))
-        journal.append(Asked(_request(session, "q", call_id="1")))
+        journal.append(Requested(_request(session, "q", call_id="1")))
         store.answer("q", {"action": "decline"}, by="elsewhere")
         journal.append(Answered("q", {"action": "cancel"}, "here"))
         [kept] = _left(store.load(session.id)).calls["1"].requests
@@ -393,7 +393,9 @@ class StoreConformance:
 
     def test_a_request_whose_time_is_over_takes_no_answer(self, store: Store, held: Any) -> None:
         session, journal = held(_calling("1"))
-        journal.append(Asked(_request(session, "q", call_id="1", expires_at=datetime.now(UTC) - timedelta(seconds=1))))
+        journal.append(
+            Requested(_request(session, "q", call_id="1", expires_at=datetime.now(UTC) - timedelta(seconds=1)))
+        )
         assert list(store.pending()) == []
         with pytest.raises(NotPending):
             store.answer("q", {"action": "decline"})
@@ -404,7 +406,7 @@ class StoreConformance:
 
     def test_the_result_of_a_call_withdraws_its_requests(self, store: Store, held: Any) -> None:
         session, journal = held(_calling("1", "2"))
-        journal.append(Asked(_request(session, "q1", call_id="1")), Asked(_request(session, "q2", call_id="2")))
+        journal.append(Requested(_request(session, "q1", call_id="1")), Requested(_request(session, "q2", call_id="2")))
         journal.append(Ended(_result("1")))
         assert [request.id for request in store.pending()] == ["q2"]
         with pytest.raises(NotPending):
@@ -414,7 +416,7 @@ class StoreConformance:
     @pytest.mark.parametrize("status", ["idle", "interrupted", "waiting"])
     def test_requests_outlast_their_stream_only_where_it_waits(self, store: Store, held: Any, status: Any) -> None:
         session, journal = held(_calling("1"))
-        journal.append(Asked(_request(session, "q", call_id="1")), Asked(_request(session, "turns", "turns")))
+        journal.append(Requested(_request(session, "q", call_id="1")), Requested(_request(session, "turns", "turns")))
         journal.release(status)
         kept = ["q", "turns"] if status == "waiting" else []
         assert [request.id for request in store.pending()] == kept
@@ -423,14 +425,14 @@ class StoreConformance:
     def test_a_request_that_is_asked_again_keeps_its_id_and_its_answer(self, store: Store, held: Any) -> None:
         session, journal = held(_calling("1"))
         journal.append(
-            Asked(_request(session, "a", call_id="1")), Asked(_request(session, "b", call_id="1", ordinal=1))
+            Requested(_request(session, "a", call_id="1")), Requested(_request(session, "b", call_id="1", ordinal=1))
         )
         journal.release("waiting")
         store.answer("a", {"action": "decline"}, by="me")
         found = store.load(session.id)
         journal = store.open(found)
         for request in _left(found).calls["1"].requests:
-            journal.append(Asked(request))
+            journal.append(Requested(request))
         again = _left(store.load(session.id)).calls["1"].requests
         assert [(each.id, each.answer) for each in again] == [("a", {"action": "decline"}), ("b", None)]
         assert [request.id for request in store.pending()] == ["b"]
@@ -438,7 +440,7 @@ class StoreConformance:
 
     def test_more_turns_that_were_granted_are_not_granted_twice(self, store: Store, held: Any) -> None:
         session, journal = held()
-        journal.append(Asked(_request(session, "turns", "turns")))
+        journal.append(Requested(_request(session, "turns", "turns")))
         journal.append(Answered("turns", {"action": "accept", "content": {}}))
         assert [request.id for request in _left(store.load(session.id)).requests] == ["turns"]
         journal.append(Said(Message("assistant", "going on")))
@@ -450,7 +452,7 @@ class StoreConformance:
         inner = Session.from_user("a task")
         with_inner = store.open(inner, parent=Parent(session.id, session.id, "1"))
         request = Request("q", inner.id, session.id, "question", {"type": "elicitation_request"})
-        with_inner.append(Asked(request))
+        with_inner.append(Requested(request))
         assert list(store.pending(session.id)) == [request]
         assert list(store.pending(inner.id)) == [request]
         [info] = store.sessions()
@@ -502,7 +504,7 @@ class StoreConformance:
     def test_a_copy_that_the_store_is_behind_of_writes_all_of_it_anew(self, store: Store, held: Any) -> None:
         """Its journal has failed once: what is in the store is a part of it, and may be in another order."""
         session, journal = held()
-        journal.append(Said(_calling("1")), Asked(_request(session, "q", call_id="1")))
+        journal.append(Said(_calling("1")), Requested(_request(session, "q", call_id="1")))
         journal.release("interrupted")
         session._messages += [_calling("1"), _result("1"), Message("assistant", "done", usage=Usage(5, 5))]
         session._count(Usage(5, 5))
@@ -521,7 +523,7 @@ class StoreConformance:
         """Its questions may have been answered since it was loaded; a session from elsewhere may have open calls."""
         session, journal = held(_calling("1"))
         assert list(_left(session).calls) == ["1"]
-        journal.append(Asked(_request(session, "q", call_id="1")))
+        journal.append(Requested(_request(session, "q", call_id="1")))
         journal.release("waiting")
         found = store.load(session.id)
         store.answer("q", {"action": "decline"})
@@ -681,7 +683,7 @@ class StoreConformance:
         inner, innermost = Session.from_user("task"), Session.from_user("task of the task")
         nested = store.open(inner, parent=Parent(session.id, session.id, "1"))
         deepest = store.open(innermost, parent=Parent(inner.id, session.id))
-        deepest.append(Asked(Request("q", innermost.id, session.id, "question", {})))
+        deepest.append(Requested(Request("q", innermost.id, session.id, "question", {})))
         with pytest.raises(SessionBusy):
             store.delete(session.id)
         deepest.release("waiting")
@@ -706,7 +708,7 @@ class StoreConformance:
             permissions=Permissions(allow=["pay"], ask=["b"], deny=["c"]),
         )
         journal.append(Began("1", '{"a": 1}'), Kept("1", "k", [1]), Counted(Usage(5, 5, cost=0.1)), Allowed(None))
-        journal.append(Asked(_request(session, "q", "approval", call_id="2")), Partial("I was", "clerk"))
+        journal.append(Requested(_request(session, "q", "approval", call_id="2")), Partial("I was", "clerk"))
         journal.append(Answered("q", {"approved": True, "scope": "once", "reason": ""}))
         journal.append(Mailed("m", "user_followup_submit", "and?"))
         inner = Session.from_user("a task")
@@ -777,7 +779,7 @@ class StoreConformance:
 
     def test_who_watches_is_told(self, store: Store, held: Any) -> None:
         session, journal = held(_calling("1"))
-        journal.append(Asked(_request(session, "q", call_id="1")), Asked(_request(session, "p", call_id="1")))
+        journal.append(Requested(_request(session, "q", call_id="1")), Requested(_request(session, "p", call_id="1")))
         token = CancelToken()
         notices = store.watch(token)
         request = store.answer("q", {"action": "decline"}, by="me")
@@ -817,7 +819,7 @@ class StoreConformance:
 
     def test_an_answer_from_another_process_is_told(self, store: Store, other: Store, held: Any) -> None:
         session, journal = held(_calling("1"))
-        journal.append(Asked(_request(session, "q", call_id="1", schema=_FORM)))
+        journal.append(Requested(_request(session, "q", call_id="1", schema=_FORM)))
         token = CancelToken()
         notices = store.watch(token)
         request = other.answer("q", {"action": "accept", "content": {"size": "large"}}, by="elsewhere")
