@@ -109,6 +109,14 @@ class LeaseLost(StoreError):
     """Another process has taken the session over, because this one had not renewed its lease. It writes no more."""
 
 
+class NotParkable(RuntimeError):
+    """The run cannot be parked: it has no store, or something is under way that is no question. The text says what."""
+
+
+class StillWaiting(RuntimeError):
+    """The session waits for its user, and the run could not ask: nothing was run. The text names the requests."""
+
+
 class NotRunning(LookupError):
     """No stream on the session could take the message, or it has come to its end. The message was not recorded."""
 

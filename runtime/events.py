@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from .session._message import Image, Message, ToolCall
 
 StopReason: TypeAlias = Literal[
-    "normal", "error", "canceled", "hook_blocked", "loop_detected", "max_iterations", "budget_exceeded"
+    "normal", "error", "canceled", "hook_blocked", "loop_detected", "max_iterations", "budget_exceeded", "waiting"
 ]
 
 

@@ -62,7 +62,8 @@ class Runtime:
     in a file in ``result_directory``, where you clean up, or by default in a temporary directory, which goes with the
     runtime. With ``titles``, a session without one gets the first words of its user as the title (`SessionTitle`).
     With a ``store`` (see `Store`), sessions outlive the process, as far as they have come:
-    ``runtime.run_stream(store.load(id))`` goes on with one. The store is yours to close.
+    ``runtime.run_stream(store.load(id))`` goes on with one. A run that has done nothing but wait for its user for
+    ``park_after`` seconds is parked (`EventStream.park`; None: never). The store is yours to close.
 
     Use it as a context manager, or `close` it: that ends its streams, helper threads and toolsets.
     """
@@ -82,6 +83,7 @@ class Runtime:
         result_directory: str | os.PathLike[str] | None = None,
         titles: bool = False,
         store: Store | None = None,
+        park_after: float | None = None,
     ) -> None:
         for name, seconds in (("grace", grace), ("answer_timeout", answer_timeout)):
             if not is_number(seconds, least=0) and not (name == "answer_timeout" and seconds is None):
@@ -90,6 +92,8 @@ class Runtime:
             raise ValueError(f"event_capacity is a whole number, 0 or more, not {event_capacity!r}")
         if result_limit is not None and not is_number(result_limit, least=1, whole=True):
             raise ValueError(f"result_limit is a whole number of characters, or None for all, not {result_limit!r}")
+        if park_after is not None and (store is None or not is_number(park_after, least=0)):
+            raise ValueError(f"park_after is a number of seconds, 0 or more, and needs a store, not {park_after!r}")
         check("permissions", permissions or Permissions(), Permissions, "made with Permissions(allow=[...], ...)")
         self._team = agent if isinstance(agent, Team) else Team((agent,))
         roster = Roster(self._team.agents)
@@ -109,6 +113,7 @@ class Runtime:
             result_files=ResultFiles(result_directory),
             titles=titles,
             store=store,
+            park_after=park_after,
             roster=roster,
             run=_loop.run,
         )

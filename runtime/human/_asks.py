@@ -54,6 +54,7 @@ class Ask(Generic[Q, A]):
         self.deadline: CancelToken | None = None
         self.retry: Callable[[], object] = _nothing  # delivers what is written down, on the deadline's thread
         self.written: dict[None, list[A]] = {}
+        self.parked = False  # its stream has ended, and left it to the store, where it waits on
         self.keep: Callable[[A], object] = _kept_nowhere  # writes the answer down where it outlives the process
 
     @property
@@ -87,7 +88,7 @@ class Pending(Generic[Q, A]):
         the stream ends; `StoreError`, and then it still waits.
         """
         ask.keep(answer)
-        if not self._settle(ask, answer):
+        if not self._settle(ask, answer) and not ask.parked:
             raise NotPending(f"{self.kind} {ask.id} was settled meanwhile")
 
     def settle_elsewhere(self, ask_id: str, answer: A) -> None:
@@ -101,6 +102,14 @@ class Pending(Generic[Q, A]):
         for ask in list(self._pending.values()):
             if ask is owner or ask.call is owner or ask.stream is owner:
                 self._settle(ask, self._withdrawn(note))
+
+    def park(self, stream: object) -> None:
+        """Leave the questions of a stream, and their answers, to its store."""
+        for ask in list(self._pending.values()):
+            if ask.stream is stream:
+                ask.parked = True
+                self._pending.pop(ask.id, None)
+                ask.deadline, ask.retry = None, _nothing
 
     def is_pending(self, ask: Ask[Q, A]) -> bool:
         """Whether ``ask`` still waits."""

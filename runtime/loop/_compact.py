@@ -18,7 +18,8 @@ from ..agent._view import clipped, fitted, level, recent, shortened, sizes_of, t
 from ..model import Model, ToolDefinition
 from ..session._message import Message
 from ..session._session import Compacted
-from ..stream._core import StopRun, StreamCore
+from ..stream._core import StreamCore
+from ..stream._reason import StopRun
 from ._aside import ask_aside
 
 _INSTRUCTIONS: Final = (

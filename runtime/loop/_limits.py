@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from channels import Channel
+from channels import Cancelled, CancelToken, Channel
 
 from .. import events
 from ..agent._tool import Answer, Question
 from ..human._asks import Ask
 from ..session._journal import Request
-from ..stream._core import StopRun, StreamCore
+from ..stream._core import StreamCore
+from ..stream._parking import parked
+from ..stream._reason import StopRun
 from ..stream._requests import answer_of, keep, keep_answer, seconds_left
 
 #: The schema of the answer to `MaxIterationsReached`.
@@ -53,12 +55,30 @@ def ask_for_more(core: StreamCore, limit: int, before: Request | None = None) ->
         core.shared.asks.register(ask, timeout)
         core.emit(ask.event)
         core.fire("on_user_input", reason=reason)
-        answer = answers.recv(cancel=core.token)
+        answer = _awaited(core, answers)
     else:
         core.emit(events.MaxIterationsReached(limit, **core.tags))
     if answer.accepted:
         return int(answer.content["iterations"])
     raise StopRun("max_iterations", "max_iterations", reason, note=f"Stopped: {reason}.")
+
+
+def _awaited(core: StreamCore, answers: Channel[Answer]) -> Answer:
+    """The answer; where the stream is to be parked meanwhile, it ends (`StopRun`)."""
+    parking = core.parking
+    if parking is None:
+        return answers.recv(cancel=core.token)
+    parking.busy = ()
+    either = CancelToken(core.token)
+    try:
+        with parking.wanted.on_cancel(either.canceller("parked")):
+            return answers.recv(cancel=either)
+    except Cancelled:
+        if core.token.cancelled:
+            raise Cancelled(core.token.cause) from None
+        raise parked() from None
+    finally:
+        parking.at_the_model()
 
 
 def check_budget(core: StreamCore) -> None:

@@ -17,8 +17,9 @@ from ..agent._tool import Tool
 from ..human._mailbox import Mail
 from ..session._journal import CallState
 from ..session._message import Message
-from ..stream._core import EndHooks, StopRun, StreamCore
+from ..stream._core import EndHooks, StreamCore
 from ..stream._ending import time_is_up
+from ..stream._reason import StopRun
 from ..team import _delegation
 from ..toolcalls._dispatch import dispatch
 from ._compact import OVERFLOWS, after_overflow, conversation

@@ -24,8 +24,9 @@ from ..model import (
     UsageDelta,
 )
 from ..session._message import Message, Native
-from ..stream._core import StopRun, StreamCore
+from ..stream._core import StreamCore
 from ..stream._private_events import ModelAsked, ModelDone, ModelSaid
+from ..stream._reason import StopRun
 from ..toolcalls._assembler import Assembler
 from ..usage import Usage
 

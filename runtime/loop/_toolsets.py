@@ -9,7 +9,8 @@ from channels import Cancelled
 from .. import events
 from .._errors import describe
 from ..agent._tool import Tool, ToolSet
-from ..stream._core import StopRun, StreamCore
+from ..stream._core import StreamCore
+from ..stream._reason import StopRun
 
 
 class AgentTools:

@@ -99,7 +99,7 @@ class Began:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Step:
     """A step of a resumable tool was made, and this (JSON) is what it returned (`ToolContext.once`)."""
 
     call_id: str
@@ -174,7 +174,7 @@ Entry: TypeAlias = (
     | Requested
     | Answered
     | Began
-    | Kept
+    | Step
     | Ended
     | Partial
     | Counted
@@ -231,7 +231,7 @@ class CallState:
     phase: CallPhase = "open"
     arguments: str | None = None  # of its `Began`, or else of the request for its approval; None: those of the model
     nested: tuple[str, ...] = ()  # the ids of the sessions that it ran agents on, in the order of their opening
-    kept: Mapping[str, Any] = field(default_factory=dict)  # what `Kept` has, by key
+    kept: Mapping[str, Any] = field(default_factory=dict)  # what each `Step` returned, by key
     requests: tuple[Request, ...] = ()  # in the order of their asking
 
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from channels import CancelToken, Channel
 
-from .._errors import Portable, StoreError, describe
+from .._errors import StoreError, describe
 from ..agent._agent import Agent
 from ..agent._budget import Budget
 from ..agent._hooks import HookInput, HookResult, Hooks
 from ..agent._roster import Roster
 from ..agent._spending import Spending
-from ..events import Event, HookBlocked, StopReason
+from ..events import Event, HookBlocked
 from ..execution._calls import Call, Calls
 from ..execution._helpers import HelperPool
 from ..execution._result_files import ResultFiles
@@ -36,7 +36,8 @@ from ..session._session import Session, SessionLog
 from ..stores._store import Store
 from ..usage import Prices
 from ._firing import fire
-from ._reason import Ending, Tags
+from ._parking import Parking
+from ._reason import Ending, StopRun, Tags
 from ._scope import stream_scope
 from ._tasks import BackgroundTask
 
@@ -50,19 +51,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 _numbers = itertools.count(1)
 FAILURES: Final = 8  # tracebacks of tools that a stream keeps, the last ones
-
-
-class StopRun(Portable):
-    """Ends the stream. Raised by whoever finds the reason, handled in one place: the worker.
-
-    ``note`` is what the session says of it, for the model that goes on with it some other time.
-    """
-
-    def __init__(self, reason: StopReason, code: str, message: str, *, note: str = "") -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.code = code
-        self.note = note
 
 
 class EndHooks(Protocol):
@@ -96,6 +84,7 @@ class Shared:
     result_limit: int | None
     titles: bool
     store: Store | None = None
+    park_after: float | None = None
 
     bridge: ElicitationBridge = field(default_factory=ElicitationBridge, init=False)
     asks: Asks = field(default_factory=Asks, init=False)
@@ -174,6 +163,10 @@ class StreamCore:
         self.first_message = len(session._messages)
         #: What an earlier stream has left to do, as the store has it: it was parked, or its process has died.
         self.unfinished: Unfinished | None = session._unfinished if log.journal is not None else None
+        self.parking: Parking | None = None  # where there is a store
+        if log.journal is not None:
+            outer = None if parent is None else parent.parking
+            self.parking = Parking(self.agent.name, outer, shared.park_after)
         self.mailbox: Final = Mailbox(session, log, self.unfinished.mail if self.unfinished is not None else ())
         #: The ids of all tool calls in the session: a model that numbers them anew each turn is given others.
         self.call_ids = log.call_ids()

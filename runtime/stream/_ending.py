@@ -71,6 +71,8 @@ def release(core: StreamCore, keep: Collection[Call] = ()) -> None:
     """Let go of everything but the calls to ``keep``, also of what the way out did not come to."""
     try:
         core.mailbox.close()
+        if core.parking is not None:
+            core.parking.end()
         with contextlib.suppress(StoreError):  # which has been told, where the worker came so far
             give_back(core)
     finally:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, SupportsDone
 
 from .._checks import check, is_number
-from .._errors import InvalidAnswer, RunError, StreamStuck
+from .._errors import InvalidAnswer, NotParkable, RunError, StreamStuck
 from ..agent._result import RunResult
 from ..agent._tool import Action
 from ..events import ElicitationRequest, Event, MaxIterationsReached, StopReason, ToolCallConfirmation
@@ -193,6 +193,20 @@ class EventStream(Receiver[Event]):
             *(ask.event for ask in shared.confirmations.pending(self._core)),
         ]
         return sorted((event for event in waiting if event is not None), key=lambda event: event.timestamp)
+
+    def park(self, *, force: bool = False) -> None:
+        """End the run while it waits for its user, and keep its questions in the store: the last event is
+        `StreamStopped` with the reason "waiting". They can be answered from any process (`Store.answer`), and
+        ``runtime.run_stream(store.load(id))`` goes on with the run.
+
+        Does not wait. Raises `NotParkable` where the runtime has no store, and where anything but questions is under
+        way, such as a tool or a model. With ``force`` that is left to itself: a tool call that had begun is in doubt
+        afterwards (see `Tool`), unless it is ``read_only``, ``repeatable`` or ``resumable``. Which answers come too
+        late for the run and wait for the next, is decided by who is first.
+        """
+        if self._core.parking is None:
+            raise NotParkable("a run is parked in a store, and this runtime has none: Runtime(agent, store=...)")
+        self._core.parking.park(force=force)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+from .._errors import Portable
 from ..events import StopReason, StreamStopped
+
+
+class StopRun(Portable):
+    """Ends the stream. Raised by whoever finds the reason, handled in one place: the worker.
+
+    ``note`` is what the session says of it, for the model that goes on with it some other time.
+    """
+
+    def __init__(self, reason: StopReason, code: str, message: str, *, note: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.code = code
+        self.note = note
 
 
 class Tags(TypedDict):

@@ -15,9 +15,10 @@ from channels import Cancelled
 from .. import events
 from .._errors import StoreError, describe
 from ..session._message import Message
-from ._core import StopRun, StreamCore, insist
+from ._core import StreamCore, insist
 from ._end_hooks import Cleanup
 from ._ending import give_back, wind_down
+from ._reason import StopRun
 
 _logger = logging.getLogger(__name__)
 _UNKNOWN: Final = "interrupted: the run ended in the middle of this call; it is not known whether it took effect"
@@ -65,7 +66,11 @@ def _run(core: StreamCore, cleanup: Cleanup) -> None:
         raise
     except StopRun as stop:
         reason = stop.reason
-        log.settle(_INTERRUPTED)
+        if reason == "waiting":
+            core.shared.asks.park(core)
+            core.shared.confirmations.park(core)
+        else:
+            log.settle(_INTERRUPTED)
         if stop.note:
             log.append(Message("assistant", stop.note, agent_name=core.agent.name))
         raise
@@ -75,10 +80,14 @@ def _run(core: StreamCore, cleanup: Cleanup) -> None:
 
 def _put_in_order(core: StreamCore, reason: str) -> None:
     log = core.log
-    log.settle(_INTERRUPTED)
-    for mail in core.mailbox.close():
-        log.append(Message("user", mail.text), mail.id)
     log.reason = reason
+    mails = core.mailbox.close()
+    if reason == "waiting":  # its calls are open, and what was said to it waits with them
+        log.status = "waiting"
+    else:
+        log.settle(_INTERRUPTED)
+        for mail in mails:
+            log.append(Message("user", mail.text), mail.id)
     try:
         give_back(core)
     except StoreError as error:

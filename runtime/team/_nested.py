@@ -73,6 +73,8 @@ def follow(
     with parent.calls.nested(call), stream:
         for event in stream._core.out:  # not the stream itself: it would run here what belongs to the root's consumer
             if isinstance(event, events.StreamStopped):
+                if event.reason == "waiting":  # and so will be the parent: nothing has ended
+                    continue
                 forward(events.SubSessionCompleted(session.id, event.reason, **parent.tags))
                 if parent.hooks.at("subagent_stop"):
                     fire(

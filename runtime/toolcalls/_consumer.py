@@ -54,7 +54,7 @@ def consumer_call(
 
     ``begun`` is called in the consumer's thread when it begins.
     """
-    context = ConsumerContext(core, made, inbox, token, state)
+    context = ConsumerContext(core, made, inbox, token, state, set())
     call = Call(f"tool {tool.name} in the consumer's thread", inbox)
 
     def work() -> None:

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock
 
 from .. import events
+from .._errors import RunError
 from ..agent._agent import Agent
 from ..agent._result import RunResult
 from ..agent._tool import Answer, Question
 from ..execution._calls import refuse_on_the_loop
-from ..session._journal import CallState, Kept
+from ..session._journal import CallState, Step
 from ..session._message import ToolCall
 from ..session._session import Session
 from ..stream._core import StreamCore
 from ..team._nested import ended, follow, open_nested
-from ._messages import Asked, Fire, Forwarded, Progress
+from ._messages import Asked, Fire, Forwarded, NestedParked, Progress
 
 if TYPE_CHECKING:
     import asyncio
@@ -33,7 +34,13 @@ class StreamContext:
     """`ToolContext`, for one call. ``inbox`` is where the worker listens, until the call's turn is over."""
 
     def __init__(
-        self, core: StreamCore, call: ToolCall, inbox: Channel[Any], cancel: CancelToken, state: CallState
+        self,
+        core: StreamCore,
+        call: ToolCall,
+        inbox: Channel[Any],
+        cancel: CancelToken,
+        state: CallState,
+        agents: set[str],
     ) -> None:
         self.call_id = call.id
         self.session_id = core.session.id
@@ -43,6 +50,7 @@ class StreamContext:
         self._inbox = inbox
         self._nested = iter(state.nested)  # the sessions that it ran agents on, in an earlier stream
         self._kept = dict(state.kept)
+        self._agents = agents  # the worker looks whether there are any
         self._credits: Channel[None] = Channel(_AHEAD, name="credits")
         self._progress_credits: Channel[None] | None = None
 
@@ -79,7 +87,18 @@ class StreamContext:
             if result := ended(session):
                 return result
         stream = open_nested(core, agent, session, interactive=core.interactive, within=within, call_id=self.call_id)
-        return follow(core, stream, self._forward, self._fire)
+        self._agents.add(session.id)
+        try:
+            return follow(core, stream, self._forward, self._fire)
+        except RunError as error:
+            if error.reason != "waiting":
+                raise
+        finally:
+            self._agents.discard(session.id)
+        self._post(NestedParked(self.call_id))
+        with contextlib.suppress(ChannelClosed):
+            within.done.recv()  # the parent parks, too: this call is not to come to a result here
+        raise Cancelled(within.cause)
 
     def once(self, key: str, function: Callable[[], Any]) -> Any:
         refuse_on_the_loop("once", "await context.aonce(...)")
@@ -96,7 +115,7 @@ class StreamContext:
         except ValueError as error:
             raise TypeError(f"once({key!r}) keeps what is JSON, and this is not: {error}") from error
         log = self._core.log
-        log.note(Kept(self.call_id, key, value))
+        log.note(Step(self.call_id, key, value))
         log.flush(self.cancel)
         return value
 
@@ -149,7 +168,7 @@ class StreamContext:
         self._post(Asked(self.call_id, _question(message, schema, url, timeout), settled, dropped))
         return cast(Answer, await _waiting(future, dropped))
 
-    def _post(self, message: Asked | Forwarded | Fire) -> None:
+    def _post(self, message: Asked | Forwarded | Fire | NestedParked) -> None:
         try:
             self._inbox.try_send(message)
         except ChannelClosed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,10 @@ from ..session._journal import CallState
 from ..session._message import Message, ToolCall
 from ..stream._core import StreamCore
 from ..stream._firing import HookRun, firing
+from ..stream._parking import parked
 from ._approval import remember_late
 from ._elicitation import elicitation
-from ._messages import Asked, Decided, Fire, Forwarded, Late, Progress, Resumed, posting
+from ._messages import Asked, Decided, Fire, Forwarded, Late, NestedParked, Park, Progress, Resumed, posting
 from ._resolve import Resolved, resolve
 from ._running import OVER, Approval, Steps, Turn
 from ._tool_run import tool_run
@@ -76,12 +77,48 @@ class _Dispatcher:
         # The schemas are a server's and the arguments a model's: what they take to be read is not for the worker.
         given = self.calls, self.finish, self.turn.tools, self.turn.states, self.core.token
         resolved: Mapping[str, Resolved] = self.core.calls.run("reading the arguments", resolve, *given)
+        parking = self.core.parking
+        if parking is None:
+            self._make(resolved)
+            return
+        with parking.wanted.on_cancel(posting(self.turn.inbox, Park())):
+            try:
+                self._make(resolved)
+            finally:
+                parking.at_the_model()
+
+    def _make(self, resolved: Mapping[str, Resolved]) -> None:
         while self.to_begin or self.waits:
+            self._park_if_wanted()
             while self.to_begin and self._has_room(self.to_begin[0]):
                 call = self.to_begin.popleft()
                 self._step(tool_run(self.turn, call, resolved[call.id]))
             if self.waits:
                 self._wait()
+
+    def _park_if_wanted(self) -> None:
+        """End the stream where it is to be parked, and nothing is under way but questions (`StopRun`)."""
+        parking = self.core.parking
+        if parking is not None:
+            parking.busy = tuple(self._under_way())
+            if parking.wanted.cancelled and (parking.forced or not parking.busy):
+                raise parked()
+
+    def _under_way(self) -> Iterator[str]:
+        """What is under way but questions, and agents that tools run: these say so themselves, or are parked."""
+        asks = self.core.shared.asks
+        tasks = {running.task: running for running in self.turn.running.values() if running.task is not None}
+        wanted = self.core.parking is not None and self.core.parking.wanted.cancelled
+        for wait in self.waits:
+            if isinstance(wait, Ask):
+                continue
+            running = tasks.get(wait)
+            if running is None:
+                yield wait.what
+            elif running.parked or (running.agents and not wanted):
+                continue
+            elif not (running.tool.resumable and any(ask.call is running for ask in asks.pending())):
+                yield f"tool {running.tool.name}"
 
     def _has_room(self, call: ToolCall) -> bool:
         running = self.turn.running
@@ -166,6 +203,12 @@ class _Dispatcher:
             self._progress(message)
         elif isinstance(message, Late):
             self._late(message)
+        elif isinstance(message, NestedParked):
+            running = self.turn.running.get(message.call_id)
+            if running is not None:
+                running.parked = True
+        elif isinstance(message, Park):
+            pass  # it is looked at before each wait
         elif isinstance(message, Fire):
             self._step(_fire(self.core, message))
         else:

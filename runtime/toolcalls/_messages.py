@@ -77,6 +77,18 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class NestedParked:
+    """The agent that the call runs is parked."""
+
+    call_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """The stream is to be parked."""
+
+
+@dataclass(frozen=True, slots=True)
 class Fire:
     """A nested stream has come to a point where this one has hooks; ``done`` closes when they have run."""
 

@@ -70,6 +70,8 @@ class Running:
     task: Call | None = None
     errand: ConsumerCall | None = None
     ask: Ask[ToolCall, Decision] | None = None  # for the user's approval, until what he said is remembered
+    agents: set[str] = field(default_factory=set)  # the sessions on which it runs agents now
+    parked: bool = False  # one of these agents
     questions: int = 0  # that the call has asked so far
     notes: list[str] = field(default_factory=list)  # why nobody was asked, for the model to read
     # The clock of a tool with a timeout stands still while the tool waits for somebody.

@@ -144,7 +144,7 @@ def _start(running: Running) -> Call:
         running.task = task
         core.emit(running.errand)
         return task
-    context = StreamContext(core, call, turn.inbox, running.token, running.state)
+    context = StreamContext(core, call, turn.inbox, running.token, running.state, running.agents)
     run = run_tool_async if tool.is_async else run_tool
     task = running.task = core.calls.start(f"tool {tool.name}", turn.inbox, run, tool, values, context)
     running.resume()
