@@ -111,5 +111,5 @@ class Running:
 
     def stop(self) -> None:
         """The tool does not run any more: who still asks for it is told so."""
-        self.task = self.errand = self.left = self.deadline = None
+        self.task = self.left = self.deadline = None
         self.turn.core.shared.asks.withdraw(self, OVER)
