@@ -174,32 +174,42 @@ class Calls:
         self._live: set[Call] = set()
         self._nested: dict[Call, Calls] = {}  # nested streams, while there may be something left of them
 
-    def start(self, what: str, inbox: Inbox, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
-        """Start ``function`` with its own copy of the caller's context; its last message to ``inbox`` is `Finished`.
+    def start(
+        self,
+        what: str,
+        inbox: Inbox,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        within: Context | None = None,
+        **kwargs: Any,
+    ) -> Call:
+        """Start ``function`` with its own copy of ``within``, by default of the caller's context; its last message to
+        ``inbox`` is `Finished`.
 
         So it is where the system has no thread for it, or no event loop: one call of thousands that cannot be started
         fails, and not the stream.
         """
         call = Call(what, inbox)
         try:
-            self.begin(call, functools.partial(function, *args, **kwargs) if args or kwargs else function)
+            self.begin(call, functools.partial(function, *args, **kwargs) if args or kwargs else function, within)
         except BaseException:
             self.withdraw(call)
             raise
         return call
 
-    def begin(self, call: Call, function: Callable[[], Any]) -> None:
+    def begin(self, call: Call, function: Callable[[], Any], within: Context | None = None) -> None:
         """`launch`, but where that fails the call has failed: it is told so by its last message."""
         try:
-            self.launch(call, function)
+            self.launch(call, function, within)
         except Exception as error:
             if call.claim():
                 self._done(call, None, error)
 
-    def launch(self, call: Call, function: Callable[[], Any]) -> None:
+    def launch(self, call: Call, function: Callable[[], Any], within: Context | None = None) -> None:
         """Make ``call``. Launched twice, it is made once: for a worker that was interrupted, and cannot know."""
         self._live.add(call)
-        context = self._context.copy()
+        context = (within or self._context).copy()
         if inspect.iscoroutinefunction(function):
             call.task = self._loop().start(
                 lambda: _claimed(call, function),
@@ -234,19 +244,22 @@ class Calls:
         return finished.result()
 
     def iterate(
-        self, what: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+        self, what: str, function: Callable[..., Any], /, *args: Any, within: Context | None = None, **kwargs: Any
     ) -> Generator[Any, None, None]:
-        """Iterate over what ``function`` returns: an iterator or an asynchronous iterator."""
+        """Iterate over what ``function`` returns: an iterator or an asynchronous one. ``within`` is as in `start`."""
         source = functools.partial(function, *args, **kwargs)
         return (
-            self._iterate_async(what, source)
+            self._iterate_async(what, source, within)
             if inspect.isasyncgenfunction(function)
-            else self._iterate_sync(what, source)
+            else self._iterate_sync(what, source, within)
         )
 
-    def _iterate_async(self, what: str, source: Callable[[], AsyncIterator[Any]]) -> Generator[Any, None, None]:
+    def _iterate_async(
+        self, what: str, source: Callable[[], AsyncIterator[Any]], within: Context | None
+    ) -> Generator[Any, None, None]:
         call = Call(what, Channel(name=what))
-        with self._loop().iterate(source, cancel=self.token, buffer=DELTAS, context=self._context.copy()) as items:
+        context = (within or self._context).copy()
+        with self._loop().iterate(source, cancel=self.token, buffer=DELTAS, context=context) as items:
             call.done = items.done._channel  # type: ignore[assignment]
             self._live.add(call)  # leaving the block cancels the task; `join` waits for its end
             for batch in items.batches():
@@ -254,9 +267,11 @@ class Calls:
         if call.done.closed:
             self._live.discard(call)
 
-    def _iterate_sync(self, what: str, source: Callable[[], Any]) -> Generator[Any, None, None]:
+    def _iterate_sync(
+        self, what: str, source: Callable[[], Any], within: Context | None
+    ) -> Generator[Any, None, None]:
         pump: Pump[Any] = Pump(DELTAS, what)
-        self.start(what, pump, pump.feed, reading(source, self._loop, self.token))
+        self.start(what, pump, pump.feed, reading(source, self._loop, self.token), within=within)
         yield from pump.take(self.token)
 
     def _help(self, call: Call, context: Context, function: Callable[[], Any]) -> None:

@@ -8,6 +8,7 @@ from ..model import FallbackDelta, Model, TextDelta, UsageDelta
 from ..session._message import Message
 from ..stream._core import StreamCore
 from ..stream._private_events import ModelAsked
+from ..stream._tracing import ModelTrace
 from ..usage import Usage
 from ._model_call import END, highest, next_delta, settle_usage
 
@@ -16,10 +17,18 @@ def ask_aside(core: StreamCore, model: Model, messages: Sequence[Message]) -> st
     """The text that ``model`` replies. Its usage counts for the stream. Raises `StopRun` and `Cancelled`."""
     if core.recorded:
         core.emit(ModelAsked(model.id, tuple(messages), (), **core.tags))
+    with core.trace.model_call(model, messages, ()) as trace:
+        return _ask(core, model, messages, trace)
+
+
+def _ask(core: StreamCore, model: Model, messages: Sequence[Message], trace: ModelTrace) -> str:
     text: list[str] = []
     usage: Usage | None = None
     answering = model.id
-    deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, (), cancel=core.token)
+    produced = core.calls.iterate(
+        f"model {model.id}", model.stream, messages, (), cancel=core.token, within=trace.context
+    )
+    deltas = trace.watch(produced)
     try:
         while (delta := next_delta(core, model, deltas)) is not END:
             if delta.__class__ is TextDelta:
@@ -31,5 +40,6 @@ def ask_aside(core: StreamCore, model: Model, messages: Sequence[Message]) -> st
                 usage, answering = None, delta.to_model
     finally:
         deltas.close()
+        trace.said(Message("assistant", "".join(text), model=answering, usage=usage))
         settle_usage(core, answering, usage)
     return "".join(text)

@@ -27,6 +27,7 @@ from ..session._message import Message, Native
 from ..stream._core import StreamCore
 from ..stream._private_events import ModelAsked, ModelDone, ModelSaid
 from ..stream._reason import StopRun
+from ..stream._tracing import ModelTrace
 from ..toolcalls._assembler import Assembler
 from ..usage import Usage
 
@@ -39,6 +40,13 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
     A model that fails ends the run (`StopRun`, code ``model_error``). What it had said by then, or when the stream is
     cancelled, is recorded: the consumer has seen it.
     """
+    with core.trace.model_call(core.agent.model, messages, tools, typed=core.output is not None) as trace:
+        return _take_turn(core, messages, tools, trace)
+
+
+def _take_turn(
+    core: StreamCore, messages: Sequence[Message], tools: Sequence[ToolDefinition], trace: ModelTrace
+) -> Message:
     model = core.agent.model
     answering = model.id
     text: list[str] = []
@@ -51,7 +59,10 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
     if core.recorded:
         core.emit(ModelAsked(model.id, tuple(messages), tuple(tools), **core.tags))
     wanted = output_for(model, None if core.output is None else core.output.schema)
-    deltas = core.calls.iterate(f"model {model.id}", model.stream, messages, tools, cancel=core.token, **wanted)
+    produced = core.calls.iterate(
+        f"model {model.id}", model.stream, messages, tools, cancel=core.token, within=trace.context, **wanted
+    )
+    deltas = trace.watch(produced)
     try:
         while (delta := next_delta(core, model, deltas)) is not END:
             kind = delta.__class__
@@ -96,6 +107,7 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
             finish_reason=finish if whole else "interrupted",
             native=native if whole else None,
         )
+        trace.said(message)
         if whole or message.content:
             core.record(message)
         elif usage is not None:

@@ -40,6 +40,7 @@ from ._parking import Parking
 from ._reason import Ending, StopRun, Tags
 from ._scope import stream_scope
 from ._tasks import BackgroundTask
+from ._tracing import UNTRACED, StreamTrace, Tracing
 
 if TYPE_CHECKING:
     from channels.aio import LoopThread
@@ -90,6 +91,7 @@ class Shared:
     asks: Asks = field(default_factory=Asks, init=False)
     confirmations: Confirmations = field(default_factory=Confirmations, init=False)
     cores: set[StreamCore] = field(default_factory=set, init=False)  # the live streams
+    tracing: Tracing = field(default=UNTRACED, init=False)  # of streams that begin from now on
     #: The runtime, before it looks which streams are live: no other starts from then on. A plain flag, which a signal
     #: handler can set that comes into the middle of anything.
     closed: bool = field(default=False, init=False)
@@ -123,6 +125,7 @@ class StreamCore:
         self.log = log
         self.interactive = interactive
         self.context = context
+        self.trace: StreamTrace = UNTRACED
         self.hooks = Hooks(self.agent.hooks)
         self.tags: Tags = {"agent_name": self.agent.name, "session_id": session.id}
         self.spending: Spending = Spending((self.agent.budget, budget), None if parent is None else parent.spending)
@@ -217,6 +220,7 @@ class StreamCore:
         """Let ``agent`` act from now on."""
         self.agent = agent
         self.hooks = Hooks(agent.hooks)
+        self.trace.act(agent)
         self.tags["agent_name"] = agent.name
 
     def hook_input(self, point: str, **fields: Any) -> HookInput:

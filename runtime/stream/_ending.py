@@ -85,6 +85,7 @@ def release(core: StreamCore, keep: Collection[Call] = ()) -> None:
 
 def finished(core: StreamCore) -> None:
     """The worker is through."""
+    core.trace.end()  # not before: hooks and tools that end last are a part of it
     if not core.observed:
         over(core)
     core.finished.close()
@@ -92,6 +93,7 @@ def finished(core: StreamCore) -> None:
 
 def over(core: StreamCore) -> None:
     """Nothing of the stream runs any more, but for what it has let go."""
+    core.trace.end()
     core.shared.cores.discard(core)
     _at_exit.live.discard(core)
     core.over.close()

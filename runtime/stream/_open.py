@@ -82,6 +82,7 @@ def open_stream(
     try:
         if shared.closed:  # it did not see this one, so that nobody would end it
             raise RuntimeError("the runtime is closed")
+        shared.tracing.begin(core)
         _start(core, f"lockgate-stream-{core.number}", _work, core, Cleanup(core))
         if observing is not None:
             _start(core, f"lockgate-observe-{core.number}", _forward, core, observing)

@@ -6,6 +6,7 @@ that consumer. Its own first and last events stay here; `SubSessionCompleted` te
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -35,7 +36,10 @@ def open_nested(
     within: CancelToken,
     call_id: str | None = None,
 ) -> EventStream:
-    """A stream of ``agent`` on ``session``, which is cancelled when ``within`` is. Raises `SessionBusy`."""
+    """A stream of ``agent`` on ``session``, which is cancelled when ``within`` is. It has the context of the tool that
+    opens it, so that what the tool has set is seen in there, and the trace of one is in that of the other. Raises
+    `SessionBusy`.
+    """
     if len(parent.line) > MAX_DEPTH:
         names = " > ".join(core.agent.name for core in parent.line)
         raise RuntimeError(f"agents run agents {MAX_DEPTH} deep, and no deeper: {names}")
@@ -44,7 +48,7 @@ def open_nested(
         agent,
         session,
         interactive=interactive,
-        context=parent.context,
+        context=contextvars.copy_context(),
         parent=parent,
         within=within,
         call_id=call_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from typing import Final
 
 from .. import events
@@ -51,9 +52,11 @@ def approval(running: Running) -> Steps[Decision]:
         return Decision(False, reason=hooks.reason or "a permission_request hook denies it")
 
     if core.interactive:  # 7
+        began = time.monotonic()
         ask = _asked(running, asked)
         told = running.fire("on_user_input", reason=f"approval of {tool.name}")
         decision: Decision = yield Approval(ask, told)
+        running.waited = time.monotonic() - began
         remember(running, decision)
         return decision
 

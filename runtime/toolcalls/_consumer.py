@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextvars import Context
 from typing import Any, NoReturn
 
 from channels import Cancelled, CancelToken, Channel
@@ -49,10 +50,11 @@ def consumer_call(
     inbox: Channel[Any],
     state: CallState,
     begun: Callable[[], None],
+    within: Context,
 ) -> tuple[ConsumerCall, Call]:
     """A call to be sent to the consumer, and what its last message to ``inbox`` will be about.
 
-    ``begun`` is called in the consumer's thread when it begins.
+    ``begun`` is called in the consumer's thread when it begins. The tool runs in a copy of ``within``.
     """
     context = ConsumerContext(core, made, inbox, token, state, set())
     call = Call(f"tool {tool.name} in the consumer's thread", inbox)
@@ -64,7 +66,7 @@ def consumer_call(
         begun()
         value, error = None, None
         try:
-            value = core.context.copy().run(run_tool, tool, values, context)
+            value = within.copy().run(run_tool, tool, values, context)
         except BaseException as caught:
             error = caught
             if not isinstance(caught, (Exception, Cancelled)):  # the consumer's own, as if it had not iterated

@@ -134,6 +134,7 @@ class _Dispatcher:
         for running in turn.running.values():
             if running.errand is not None:
                 running.errand.withdraw()
+            running.trace.let_go()
             remember_late(running)
         while len(turn.inbox):
             message = turn.inbox.try_recv()

@@ -28,7 +28,7 @@ def elicitation(turn: Turn, message: Asked) -> Steps[None]:
         return
 
     running.pause()
-    settled = _settling(running, message)
+    settled = _settling(running, message, running.trace.asked())
     if not core.interactive:
         settled(Answer("decline", note=_NOBODY))
         return
@@ -74,12 +74,13 @@ def _asked_before(running: Running, question: Question) -> Request | None:
     return None
 
 
-def _settling(running: Running, message: Asked) -> Callable[[Answer], None]:
+def _settling(running: Running, message: Asked, traced: Callable[[str], None]) -> Callable[[Answer], None]:
     """What takes the answer: the clock of the tool goes on, and a note that comes with it is for the model too."""
     resumed = posting(running.turn.inbox, Resumed(message.call_id))
 
     def settled(answer: Answer) -> None:
         resumed()
+        traced(answer.action)
         told = message.dropped.cancelled or answer.note in running.notes  # it took the question back; said twice
         if answer.note and not told:
             running.notes.append(answer.note)

@@ -20,6 +20,7 @@ from ..session._message import ToolCall
 from ..stream._core import StreamCore
 from ..stream._firing import HookRun, firing
 from ..stream._private_events import ConsumerCall
+from ..stream._tracing import UNTRACED, ToolTrace
 from ._resolve import Ready
 
 T = TypeVar("T")
@@ -74,6 +75,8 @@ class Running:
     parked: bool = False  # one of these agents
     questions: int = 0  # that the call has asked so far
     notes: list[str] = field(default_factory=list)  # why nobody was asked, for the model to read
+    waited: float | None = None  # seconds, for the user's approval
+    trace: ToolTrace = UNTRACED  # from when the tool is started
     # The clock of a tool with a timeout stands still while the tool waits for somebody.
     left: float | None = None
     deadline: float | None = None

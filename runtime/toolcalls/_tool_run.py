@@ -43,6 +43,7 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
     # Resolve: what is wrong with the name or the arguments is a result that the model can mend.
     core.emit(events.ToolCallStarted(call, **core.tags))
     if isinstance(resolved, ToolResult):
+        core.trace.refused(call, turn.tools.get(call.name), "invalid_call", resolved)
         _record(turn, call, resolved)
         return
     timeout = resolved.tool.timeout
@@ -78,6 +79,7 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
         if not decision.approved:
             refused = _refusal(decision.reason)
     if refused is not None:
+        core.trace.refused(call, running.tool, "rejected", refused, running.waited)
         del turn.running[call.id]
         _record(turn, call, refused)
         return
@@ -88,6 +90,7 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
     ended: Finished | None = yield task
     returned = _late(running, task) if ended is None else _returned(running, ended)
     running.stop()
+    running.trace.end(returned, TimeoutError() if ended is None else ended.error)
 
     # Transform: hooks may change what the model reads.
     said, failed = returned.content, returned.is_error
@@ -136,17 +139,20 @@ def _start(running: Running) -> Call:
     """Start the tool, on a helper, as a task, or in the consumer's thread; the call that it is."""
     turn, call, tool, values = running.turn, running.call, running.tool, running.ready.values
     core = turn.core
+    trace = running.trace = core.trace.tool_call(call, tool, running.ready.arguments, running.waited)
     if tool.on == "consumer":
         begun = posting(turn.inbox, Resumed(call.id))
         running.errand, task = consumer_call(
-            core, call, tool, values, running.token, turn.inbox, running.state, begun
+            core, call, tool, values, running.token, turn.inbox, running.state, begun, trace.context or core.context
         )
         running.task = task
         core.emit(running.errand)
         return task
     context = StreamContext(core, call, turn.inbox, running.token, running.state, running.agents)
     run = run_tool_async if tool.is_async else run_tool
-    task = running.task = core.calls.start(f"tool {tool.name}", turn.inbox, run, tool, values, context)
+    task = running.task = core.calls.start(
+        f"tool {tool.name}", turn.inbox, run, tool, values, context, within=trace.context
+    )
     running.resume()
     return task
 
