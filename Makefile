@@ -79,9 +79,9 @@ $(VENV)/run.stamp: $(VENV)/venv.stamp pyproject.toml Makefile
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
-	$(PIP) install -e '.[mcp,local,openai,anthropic,postgres,schemas,test]'
+	$(PIP) install -e '.[mcp,local,openai,anthropic,otel,postgres,schemas,test]'
 	@touch $@
 
 $(VENV)/lint.stamp: $(VENV)/test.stamp
-	$(PIP) install -e '.[mcp,local,openai,anthropic,postgres,schemas,test,lint]'
+	$(PIP) install -e '.[mcp,local,openai,anthropic,otel,postgres,schemas,test,lint]'
 	@touch $@

@@ -120,7 +120,9 @@ class Model(Protocol):
         A synchronous model should look at ``cancel`` between deltas and return early once it is cancelled; the stream
         has then already moved on and waits for nobody. Exceptions become an ``error`` event with code ``model_error``.
 
-        An attribute ``context_window``, how many tokens the model takes, lets conversations be made shorter in time.
+        An attribute ``context_window``, how many tokens the model takes, lets conversations be made shorter in time. An
+        attribute ``settings``, a mapping, is what goes along with each request (``temperature``, ``max_tokens`` ...)
+        and the ``base_url`` it goes to: telemetry tells some of it.
 
         A ``stream`` with a keyword ``output`` is given the `OutputSchema` of a run that has an ``output_type``, for
         providers that can make a model keep to it. The instructions say it too, so nobody needs to have it.

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, closing
 from dataclasses import astuple, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
 from channels import CancelToken, ChannelClosed
 
@@ -80,9 +80,16 @@ class Wrapper:
         windows = [window for model in models if (window := getattr(model, "context_window", None)) is not None]
         #: As the protocol has it: what all of them take, as far as they know.
         self.context_window: int | None = min(windows, default=None)
+        self._first = models[0]
         on_loop = all(inspect.isasyncgenfunction(model.stream) for model in models)
         #: As the protocol `Model` has it.
         self.stream: _Stream = self._on_loop if on_loop else self._on_thread
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Those of the first model, as the protocol `Model` has them."""
+        settings: Mapping[str, Any] = getattr(self._first, "settings", {})
+        return settings
 
     def _steps(self, cancel: CancelToken) -> Steps:
         """What one reply takes: which models are asked, what is waited for, and what the consumer is told between."""

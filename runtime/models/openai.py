@@ -101,6 +101,11 @@ class OpenAIModel:
         """``provider/model``."""
         return f"{self._account.provider}/{self._account.model}"
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What goes along with each request, ``options`` included, and ``base_url``."""
+        return {**self._settings, **self._options, "base_url": self._account.base_url}
+
     async def stream(
         self,
         messages: Sequence[Message],

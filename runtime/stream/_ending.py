@@ -93,7 +93,6 @@ def finished(core: StreamCore) -> None:
 
 def over(core: StreamCore) -> None:
     """Nothing of the stream runs any more, but for what it has let go."""
-    core.trace.end()
     core.shared.cores.discard(core)
     _at_exit.live.discard(core)
     core.over.close()

@@ -10,9 +10,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from channels import CancelToken
 
@@ -73,6 +74,11 @@ class LocalModel:
     def id(self) -> str:
         """``local/`` and the name of the file, without its quantisation."""
         return f"local/{self._name}"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """``max_tokens``, of a plain reply."""
+        return {"max_tokens": self._max_tokens}
 
     @property
     def context_window(self) -> int:

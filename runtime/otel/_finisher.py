@@ -1,0 +1,88 @@
+"""Ends spans on a helper thread: span processors and exporters are foreign code, which may be slow or stand still."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from channels import Channel, ChannelClosed
+
+from ..execution._helpers import HelperPool
+
+_logger = logging.getLogger(__name__)
+_QUEUE: Final = 10_000  # jobs that wait for an exporter which stands still; more are dropped
+Job = Callable[[], object]
+
+
+class Finisher:
+    """Does jobs one after the other, in their order, on a helper that runs as long as there are some. Any thread."""
+
+    def __init__(self, helpers: HelperPool) -> None:
+        self._helpers = helpers
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # for _busy: whether there is a helper that will see what waits
+        self._busy = False
+        self._jobs: deque[Job] = deque()
+        self._late: Channel[None] | None = None  # of the wait that was in vain
+        self._dropped = False
+
+    def put(self, job: Job) -> None:
+        """Have ``job`` done. Does not wait."""
+        if self._pid != os.getpid():
+            self._begin()  # a forked child has none of the threads, and the jobs are the parent's
+        if len(self._jobs) >= _QUEUE:
+            if not self._dropped:
+                self._dropped = True
+                _logger.warning("spans are dropped: %d wait for an exporter of OpenTelemetry", _QUEUE)
+            return
+        self._jobs.append(job)
+        with self._lock:
+            if self._busy:
+                return
+            self._busy = True
+        try:
+            self._helpers.submit(self._work)
+        except Exception:  # no thread is to be had: the runtime is closed, or the interpreter exits
+            self._work()
+        except BaseException:
+            self._busy = False  # the next job finds this one, too
+            raise
+
+    def _work(self) -> None:
+        while True:
+            try:
+                job = self._jobs.popleft()
+            except IndexError:
+                with self._lock:
+                    if self._jobs:
+                        continue
+                    self._busy = False
+                    return
+            try:
+                job()
+            except BaseException:
+                _logger.warning("a span could not be ended", exc_info=True)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until what was put is done, ``seconds`` at most; not again, while it stands still."""
+        if not self._busy or (self._late is not None and not self._late.closed):
+            return
+        done: Channel[None] = Channel(name="spans ended")
+        self.put(done.close)
+        try:
+            done.recv(seconds)
+        except ChannelClosed:
+            pass
+        except TimeoutError:
+            self._late = done
+            _logger.warning("an exporter of OpenTelemetry took more than %g s, and is not waited for", seconds)
+
+    def __repr__(self) -> str:
+        return f"<Finisher, {len(self._jobs)} jobs wait>"
