@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from collections.abc import Iterable, MutableMapping
 from types import FunctionType
 from typing import Any
+
+from ._dataclasses import fields, is_dataclass, resolve_annotations
 
 
 def publish(module: str, namespace: MutableMapping[str, Any], names: Iterable[str]) -> None:
@@ -15,13 +16,13 @@ def publish(module: str, namespace: MutableMapping[str, Any], names: Iterable[st
         value = namespace[name]
         if not isinstance(value, (type, FunctionType)):
             continue
-        if dataclasses.is_dataclass(value):
+        if isinstance(value, type) and not resolve_annotations(value) and is_dataclass(value):
             # Who reads its annotations (pydantic does) looks their names up in the module that it says: they are looked
             # up here, where they can be found, once and for all.
             hints = typing.get_type_hints(value, include_extras=True)
             own = value.__annotations__
             value.__annotations__ = {each: hints[each] for each in own}
-            for field in dataclasses.fields(value):
+            for field in fields(value):
                 if field.name in own:  # the others are those of a base class, and shared with it
                     field.type = hints[field.name]
         value.__module__ = module

@@ -8,10 +8,10 @@ session of the stream (a nested stream has its own), ``timestamp`` the moment, i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, TypeAlias
 
+from ._dataclasses import dataclass, field, fields
 from .session._message import Image, Message, ToolCall
 
 StopReason: TypeAlias = Literal[

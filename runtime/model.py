@@ -8,11 +8,11 @@ models: it runs on a helper thread). Neither ever runs on the worker of a stream
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from channels import CancelToken
 
+from ._dataclasses import dataclass
 from .session._message import Message
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from ._checks import check
+from ._dataclasses import dataclass
 from .foreign._spelling import as_text
 
 Scope: TypeAlias = Literal["once", "tool", "session"]

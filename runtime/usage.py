@@ -7,12 +7,12 @@ decimals. An unknown cost is None, and so is every total that it is part of: unp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from ._catalog import BUILT_IN, Price, price_of
 from ._checks import check
+from ._dataclasses import asdict, dataclass, replace
 
 __all__ = ["BUILT_IN", "Price", "Prices", "Usage"]
 

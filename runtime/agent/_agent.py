@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any, Final
 
 from .._checks import check, check_items, is_number
+from .._dataclasses import dataclass, field, replace
 from ..model import Model
 from ..permissions import Permissions
 from ._budget import Budget

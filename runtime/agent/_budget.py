@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .._checks import is_number
+from .._dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

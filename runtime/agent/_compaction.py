@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import NoneType
 
 from .._checks import check, is_number
+from .._dataclasses import dataclass
 from ..model import Model
 
 

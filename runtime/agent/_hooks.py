@@ -7,13 +7,13 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, Final, TypeAlias
 
 from channels import CancelToken
 
 from .._checks import is_number
+from .._dataclasses import asdict, dataclass, field, fields, replace
 from .._errors import HookFailed
 from ..usage import Usage
 from ._hook_answers import read_answer

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from .._dataclasses import dataclass
 from .._errors import StreamStuck
 from ..events import StopReason
 from ..session._message import Message

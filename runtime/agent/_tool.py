@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MethodType, NoneType
 from typing import Any, Literal, Protocol, get_args, overload, runtime_checkable
 
 from .._checks import check, check_items, is_number
+from .._dataclasses import dataclass, field
 from .._errors import BadArguments, describe
 from ..foreign._sound import sound, well_formed
 from ..model import ToolDefinition
@@ -28,7 +27,7 @@ class Answer:
     """The answer to a question (elicitation). ``content`` belongs to ``accept``; ``note`` says why nobody was asked."""
 
     action: Action
-    content: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    content: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
     def __post_init__(self) -> None:

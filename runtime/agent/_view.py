@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Final
 
+from .._dataclasses import replace
 from ..model import ToolDefinition
 from ..session._message import Message, ToolCall
 from ..session._session import Compacted, Session

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from .._dataclasses import dataclass
 from ..schema._checking import problems
 from ..schema._refs import resolved
 

@@ -17,11 +17,11 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Container, Generator, Iterator
 from concurrent.futures import Future
 from contextvars import Context
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed
 
+from .._dataclasses import dataclass
 from .._errors import NotInTime, describe
 from ._helpers import HelperPool
 from ._pump import Pump, reading

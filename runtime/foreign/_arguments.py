@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
+from .._dataclasses import dataclass
 from . import _json
 from ._sound import sound, well_formed
 

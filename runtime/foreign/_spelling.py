@@ -6,13 +6,14 @@ is written in one way only.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import json
 import math
 from collections.abc import Mapping, Set
 from datetime import UTC, date, datetime, time
 from typing import Any, Final
+
+from .._dataclasses import fields, is_dataclass
 
 _DEPTH: Final = 100
 _DIGITS: Final = 100  # that a decimal may be written out with
@@ -60,8 +61,8 @@ def _object(value: Any, depth: int) -> Any:
         return value.isoformat()
     if type(value).__name__ == "Decimal" and type(value).__module__ in ("decimal", "_decimal", "_pydecimal"):
         return _decimal(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {each.name: spelled(getattr(value, each.name), depth - 1) for each in dataclasses.fields(value)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: spelled(getattr(value, each.name), depth - 1) for each in fields(value)}
     dump = getattr(value, "model_dump", None)  # of pydantic
     return spelled(dump(), depth - 1) if callable(dump) else str(value)
 

@@ -11,10 +11,10 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from channels import CancelToken, Channel, ChannelClosed
 
+from .._dataclasses import dataclass
 from .._errors import NotRunning
 from ..session._journal import Mailed, MailPoint
 from ..session._session import Session, SessionLog

@@ -8,10 +8,10 @@ are too long, the longest of them are cut.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from .. import events
+from .._dataclasses import dataclass, replace
 from .._errors import ModelError
 from ..agent._compaction import Compaction
 from ..agent._view import clipped, fitted, level, recent, shortened, sizes_of, text_tokens, tokens, view

@@ -17,7 +17,6 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import anyio
@@ -37,6 +36,7 @@ from mcp.types import (
 from channels import CancelToken, Channel, ChannelClosed, SupportsDone
 from channels.aio import LoopThread
 
+from .._dataclasses import dataclass
 from ._http import Kind, Remote
 from ._messages import unwrap
 from ._stdio import Process

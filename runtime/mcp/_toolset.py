@@ -13,7 +13,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -25,6 +24,7 @@ from channels._exit import exit_seconds
 from channels.aio import LoopThread, default_loop
 
 from .._checks import check, check_number
+from .._dataclasses import replace
 from .._errors import MissingExtra, Portable
 from ..agent._tool import Answer, Tool, ToolResult
 from ..agent._tool_context import ToolContext

@@ -9,9 +9,9 @@ import hashlib
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Final
 
+from .._dataclasses import replace
 from ..session._message import Image, Message
 
 _OTHER: Final = re.compile(r"[^a-zA-Z0-9_-]")

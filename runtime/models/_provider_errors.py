@@ -10,13 +10,13 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import NoneType
 from typing import Final
 from urllib.parse import urlsplit
 
 from .._checks import check, check_number
+from .._dataclasses import dataclass, field
 from .._errors import ModelError, ModelErrorCode
 
 # What reading an answer raises that is no UTF-8, no JSON, or not the JSON that was expected.

@@ -11,13 +11,13 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, closing
-from dataclasses import astuple, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
 from channels import CancelToken, ChannelClosed
 
 from .._checks import check
+from .._dataclasses import astuple, dataclass
 from ..agent._output import output_for
 from ..execution._pump import reading
 from ..model import (

@@ -9,11 +9,11 @@ import re
 import threading
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from channels import CancelToken
 
+from .._dataclasses import replace
 from .._errors import ModelError, Portable
 from ..agent._agent import Agent, Team
 from ..model import Delta, Model, ToolDefinition

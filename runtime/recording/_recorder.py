@@ -16,11 +16,11 @@ import os
 import stat
 import sys
 from collections import deque
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 from .. import events
+from .._dataclasses import dataclass, field, fields
 from .._errors import ModelError, describe
 from ..model import Delta, ReasoningDelta, TextDelta, ToolCallDelta
 from ..session._message import Message

@@ -13,12 +13,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from .. import events
+from .._dataclasses import dataclass, fields, replace
 from ..agent._agent import TEAM_TOOLS
 from ..agent._tool import CallContext, Tool, ToolResult
 from ..model import ToolDefinition

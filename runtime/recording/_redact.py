@@ -12,8 +12,9 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
+
+from .._dataclasses import dataclass
 
 REDACTED: Final = "<redacted>"
 _PIECE: Final = 32_768  # characters that a pattern is looked for in at once

@@ -6,7 +6,6 @@ to pydantic, which a program that has them has imported.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import functools
 import inspect
@@ -17,10 +16,11 @@ import typing
 import uuid
 from collections import abc
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import date, datetime, time
 from typing import Any, Final, Literal, NotRequired, Required, TypeAlias
 
+from .._dataclasses import dataclass, is_dataclass
+from .._dataclasses import fields as fields_of
 from . import _checking
 
 Convert: TypeAlias = Callable[[Any], Any]
@@ -331,10 +331,11 @@ def _class(
             if typing.get_origin(each) is not NotRequired and (name in needed or typing.get_origin(each) is Required)
         ]
         return _object(kinds_of(hints), required, lambda **values: values)
-    if dataclasses.is_dataclass(annotation):
-        fields = [each for each in dataclasses.fields(annotation) if each.init]
+    if is_dataclass(annotation):
+        fields = [each for each in fields_of(annotation) if each.init]
         hints = _hints(annotation)
-        missing = dataclasses.MISSING
+        from dataclasses import MISSING as missing
+
         required = [each.name for each in fields if each.default is missing and each.default_factory is missing]
         return _object(kinds_of(each.name for each in fields), required, annotation)
     if issubclass(annotation, tuple) and hasattr(annotation, "_field_defaults"):  # a NamedTuple
@@ -401,8 +402,8 @@ def to_jsonable(value: Any) -> Any:
         return to_jsonable(value.value)
     if value is None or isinstance(value, (str, int, float)):
         return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {each.name: to_jsonable(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: to_jsonable(getattr(value, each.name)) for each in fields_of(value)}
     if isinstance(value, Mapping):
         keys = (key if isinstance(key, str) else str(to_jsonable(key)) for key in value)
         return dict(zip(keys, map(to_jsonable, value.values()), strict=True))

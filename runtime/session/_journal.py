@@ -8,12 +8,12 @@ result yet, and the questions that wait for the user.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol, TypeAlias
 
 from channels import SupportsDone
 
+from .._dataclasses import dataclass, field, replace
 from ..permissions import Rule
 from ..usage import Usage
 from ._message import Message

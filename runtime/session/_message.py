@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from .._checks import check
+from .._dataclasses import dataclass, field
 from ..foreign._arguments import ReadArguments, read_arguments
 from ..foreign._sound import sound, well_formed
 from ..usage import Usage

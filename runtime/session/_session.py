@@ -13,13 +13,13 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from types import NoneType, TracebackType
 from typing import Any, Final
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, SupportsDone
 
 from .._checks import check, check_items
+from .._dataclasses import asdict, dataclass, replace
 from .._errors import SessionBusy, StoreError
 from ..foreign._sound import well_formed
 from ..permissions import Permissions, Rule

@@ -7,12 +7,12 @@ import json
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from channels import Channel, ChannelClosed, Receiver, SupportsDone, WouldBlock, select
 
+from .._dataclasses import replace
 from .._errors import NotPending, SessionBusy, SessionNotFound, StoreError
 from ..foreign._sound import well_formed
 from ..session._journal import (

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from .._dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, slots=True)

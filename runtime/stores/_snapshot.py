@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
+from .._dataclasses import asdict, dataclass, field
 from .._errors import SessionChanged
 from ..foreign._sound import well_formed
 from ..permissions import Rule

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from channels import Receiver, SupportsDone
 
+from .._dataclasses import dataclass
 from ..session._journal import Journal, Request, Status
 from ..session._session import Session
 

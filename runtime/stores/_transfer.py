@@ -10,10 +10,10 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final, NoReturn, TypeVar
 
+from .._dataclasses import asdict
 from ..foreign._sound import sound, well_formed
 from ..permissions import Permissions, Rule
 from ..session._journal import Mailed, Partial, Request

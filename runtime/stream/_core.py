@@ -11,11 +11,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection
 from contextvars import Context
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from channels import CancelToken, Channel
 
+from .._dataclasses import dataclass, field
 from .._errors import StoreError, describe
 from ..agent._agent import Agent
 from ..agent._budget import Budget

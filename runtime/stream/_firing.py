@@ -9,11 +9,11 @@ ends it, and are told the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import replace
 from typing import Any, Protocol
 
 from channels import Cancelled, CancelToken, ChannelClosed
 
+from .._dataclasses import replace
 from .._errors import HookFailed, NotInTime, describe
 from ..agent._hooks import GUARDS, NOTHING, Hook, HookInput, HookResult, Hooks
 from ..events import Event, HookFinished, HookStarted, Warning

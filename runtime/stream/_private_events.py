@@ -9,9 +9,9 @@ consumer's thread.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from .._dataclasses import dataclass, field
 from ..events import Event
 from ..model import Delta, ToolDefinition
 from ..session._message import Message, ToolCall

@@ -7,9 +7,9 @@ other agent does is approved as if this one did it. Permissions may name them al
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
+from .._dataclasses import dataclass
 from ..agent._agent import Agent
 from ..agent._tool import Tool, ToolResult
 from ..agent._tool_context import ToolContext

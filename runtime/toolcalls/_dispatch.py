@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from channels import CancelToken
 
 from .. import events
+from .._dataclasses import dataclass
 from ..agent._agent import Agent
 from ..agent._tool import Answer, Tool
 from ..execution._calls import Call, Finished

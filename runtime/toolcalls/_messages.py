@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from channels import CancelToken, Channel, ChannelClosed
 
 from .. import events
+from .._dataclasses import dataclass
 from ..agent._tool import Answer, Question
 from ..human._asks import Ask
 from ..permissions import Decision

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from channels import CancelToken
 
+from .._dataclasses import dataclass, replace
 from .._errors import BadArguments, describe
 from ..agent._tool import Tool, ToolResult
 from ..foreign._sound import sound

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from channels import CancelToken, Channel
 
+from .._dataclasses import dataclass, field
 from ..agent._agent import Agent
 from ..agent._hooks import NOTHING, HookResult
 from ..agent._tool import Tool, ToolResult

@@ -8,12 +8,12 @@ tool does: no other begins that may not run beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from channels import Cancelled, CancelToken, Channel
 
 from .. import events
+from .._dataclasses import replace
 from .._errors import BadArguments, describe
 from ..agent._hooks import NOTHING
 from ..agent._tool import Tool, ToolResult

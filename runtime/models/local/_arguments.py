@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
 
+from ..._dataclasses import dataclass
 from ...model import ToolDefinition
 from ...schema._refs import resolved
 

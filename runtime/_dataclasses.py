@@ -1,0 +1,195 @@
+"""Dataclasses whose methods are made when they are first used: `dataclass` and its companions of the standard library.
+
+`dataclasses.dataclass` writes and compiles the methods of a class where it is defined. Two thirds of what importing
+this package took went into that, for a hundred classes of which most programs use a few. Here a class gets its slots at
+once, and a `_Later` in the place of each thing that is to be made. Whoever first makes an instance, asks for the fields
+or matches against the class has the standard library make them all, in a class of the same definition, from which they
+are taken over. It is the same class before and after, and afterwards there is no difference.
+
+To make them twice, in two threads or in a signal handler, is harmless: there is no lock.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+__all__ = ["asdict", "astuple", "dataclass", "field", "fields", "is_dataclass", "replace", "resolve_annotations"]
+
+if TYPE_CHECKING:
+    from dataclasses import asdict, astuple, dataclass, field, fields, is_dataclass, replace
+else:
+
+    def dataclass(**settings):
+        """`dataclasses.dataclass`."""
+        return lambda cls: _defined(cls, settings)
+
+    def field(**settings):
+        """`dataclasses.field`."""
+        return _Field(settings)
+
+    def fields(of):
+        """`dataclasses.fields`."""
+        return _standard().fields(of)
+
+    def is_dataclass(value):
+        """`dataclasses.is_dataclass`."""
+        return _standard().is_dataclass(value)
+
+    def replace(value, /, **changes):
+        """`dataclasses.replace`."""
+        return _standard().replace(value, **changes)
+
+    def asdict(value):
+        """`dataclasses.asdict`."""
+        return _standard().asdict(value)
+
+    def astuple(value):
+        """`dataclasses.astuple`."""
+        return _standard().astuple(value)
+
+
+def _standard() -> Any:
+    import dataclasses  # which imports `inspect`, and that takes as long as all of `channels`
+
+    return dataclasses
+
+
+class _Field:
+    """What was said with `field`."""
+
+    __slots__ = ("settings",)
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+
+
+_ALWAYS: Final = ("__init__", "__repr__", "__match_args__", "__dataclass_fields__", "__dataclass_params__")
+#: In some versions, or never: who asks shall find what a dataclass has, or nothing.
+_PERHAPS: Final = ("__replace__", "__signature__")
+
+
+class _Definition:
+    """A class as it was written: what its methods are made of."""
+
+    __slots__ = ("cls", "namespace", "settings")
+
+    def __init__(self, namespace: dict[str, Any], settings: dict[str, Any]) -> None:
+        self.namespace = namespace
+        self.settings = settings
+        self.cls: Any = None  # the class that gets them
+
+    def complete(self) -> None:
+        """Give the class all that was to be made later."""
+        cls, standard = self.cls, _standard()
+        given = {
+            name: standard.field(**value.settings) if isinstance(value, _Field) else value
+            for name, value in self.namespace.items()
+        }
+        model = vars(standard.dataclass(**self.settings)(type(cls)(cls.__name__, cls.__bases__, given)))
+        for name, value in list(vars(cls).items()):
+            if isinstance(value, _Later) and name in model:
+                setattr(cls, name, model[name])
+        for name in _PERHAPS:
+            if isinstance(vars(cls).get(name), _Later):
+                with suppress(AttributeError):  # another thread was faster
+                    delattr(cls, name)
+
+
+class _Later:
+    """Stands in a class for something that is made when somebody first asks for it."""
+
+    __slots__ = ("definition", "name")
+
+    def __init__(self, definition: _Definition, name: str) -> None:
+        self.definition = definition
+        self.name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        self.definition.complete()
+        return getattr(owner if instance is None else instance, self.name)
+
+
+def _defined(cls: Any, settings: dict[str, Any]) -> Any:
+    """``cls`` as a dataclass; with ``slots=True`` another class in its place, as in the standard library."""
+    written = dict(vars(cls))
+    if "__annotations__" not in written and cls.__dict__.get("__annotate_func__") is not None:
+        return _standard().dataclass(**settings)(cls)  # its annotations are no texts
+    for name in ("__dict__", "__weakref__"):
+        written.pop(name, None)
+    slots, frozen, eq = (settings.get(name, name == "eq") for name in ("slots", "frozen", "eq"))
+    definition = _Definition({**written, "__qualname__": cls.__qualname__}, settings)
+    annotations = written.get("__annotations__", {})
+    own = [name for name, kind in annotations.items() if not str(kind).startswith(("ClassVar", "typing.ClassVar"))]
+
+    added: dict[str, Any] = {name: _Later(definition, name) for name in (*_ALWAYS, *_PERHAPS)}
+    if eq:
+        added["__eq__"] = _Later(definition, "__eq__")
+        added["__hash__"] = _Later(definition, "__hash__") if frozen else None
+    if frozen:
+        added["__setattr__"], added["__delattr__"] = _frozen(definition)
+    if frozen and slots:
+        added["__getstate__"], added["__setstate__"] = _getstate, _setstate
+    for name in written:
+        added.pop(name, None)
+
+    if slots:
+        inherited = {slot for base in cls.__mro__[1:] for slot in vars(base).get("__slots__", ())}
+        kept = {name: value for name, value in written.items() if name not in own}
+        kept["__slots__"] = tuple(name for name in own if name not in inherited)
+        definition.cls = type(cls)(cls.__name__, cls.__bases__, {**kept, **added, "__qualname__": cls.__qualname__})
+        return definition.cls
+    definition.cls = cls
+    for name in own:  # a default is the value of the class, too
+        value = written.get(name)
+        if isinstance(value, _Field):
+            if "default" in value.settings:
+                setattr(cls, name, value.settings["default"])
+            else:
+                delattr(cls, name)
+    for name, value in added.items():
+        setattr(cls, name, value)
+    return cls
+
+
+def _frozen(definition: _Definition) -> tuple[Any, Any]:
+    """The methods that refuse to change an instance; what a subclass adds of its own may change."""
+
+    def refuses(self: Any, name: str) -> bool:
+        return type(self) is definition.cls or name in definition.cls.__dataclass_fields__
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        if refuses(self, name):
+            raise _standard().FrozenInstanceError(f"cannot assign to field {name!r}")
+        super(definition.cls, self).__setattr__(name, value)
+
+    def __delattr__(self: Any, name: str) -> None:
+        if refuses(self, name):
+            raise _standard().FrozenInstanceError(f"cannot delete field {name!r}")
+        super(definition.cls, self).__delattr__(name)
+
+    return __setattr__, __delattr__
+
+
+def _getstate(self: Any) -> list[Any]:
+    return [getattr(self, each.name) for each in fields(self)]
+
+
+def _setstate(self: Any, state: list[Any]) -> None:
+    for each, value in zip(fields(self), state, strict=True):
+        object.__setattr__(self, each.name, value)
+
+
+def resolve_annotations(cls: type) -> bool:
+    """Where ``cls`` is a dataclass that is not made yet: let the annotations of its fields be what their texts mean in
+    the module where they stand. Whether it is one.
+    """
+    later = vars(cls).get("__dataclass_fields__")
+    if not isinstance(later, _Later):
+        return False
+    annotations, known = later.definition.namespace.get("__annotations__", {}), vars(sys.modules[cls.__module__])
+    for name, kind in annotations.items():
+        if isinstance(kind, str):
+            annotations[name] = eval(kind, known)
+    return True
