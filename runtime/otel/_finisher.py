@@ -21,8 +21,9 @@ Job = Callable[[], object]
 class Finisher:
     """Does jobs one after the other, in their order, on a helper that runs as long as there are some. Any thread."""
 
-    def __init__(self, helpers: HelperPool) -> None:
+    def __init__(self, helpers: HelperPool, failed: Callable[[str], object]) -> None:
         self._helpers = helpers
+        self._failed = failed  # told of an exception, while it is handled
         self._begin()
 
     def _begin(self) -> None:
@@ -68,7 +69,7 @@ class Finisher:
             try:
                 job()
             except BaseException:
-                _logger.warning("a span could not be ended", exc_info=True)
+                self._failed("the end of a span")
 
     def wait(self, seconds: float) -> None:
         """Wait until what was put is done, ``seconds`` at most; not again, while it stands still."""

@@ -39,6 +39,8 @@ SCOPE: Final = "lockgate"
 #: The conventions that the names here are of: the last that were released.
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.41.0"
 _LONGEST: Final = 500  # characters of a description
+#: Reasons for which a stream ends that are no failure: it is done, or parked until the user has answered.
+_NO_FAILURE: Final[Mapping[str, str]] = {"normal": "", "waiting": ""}
 
 # Bounds of the buckets, as the conventions advise them.
 _SECONDS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -72,7 +74,7 @@ class Telemetry:
         self.redaction = Redaction(redact)
         self.content = Content(self.redaction) if is_wanted() else None
         self.grace = grace
-        self.finisher = Finisher(helpers)
+        self.finisher = Finisher(helpers, self.failed)
         self._failed = False
 
     def begin(self, core: Traced) -> None:
@@ -164,12 +166,12 @@ class StreamSpans:
         if not self.open:
             return
         ending = self.core.ending
-        why = ending.code if ending.reason == "error" else ending.reason
+        why = ending.code if ending.reason == "error" else _NO_FAILURE.get(ending.reason, ending.reason)
         for operation in list(self.open):
             if operation is not self._agent:
-                operation.close("abandoned" if why == "normal" else why)
+                operation.close(why)
         if self._agent is not None:
-            self._agent.close("" if why == "normal" else why, ending.message)
+            self._agent.close(why, ending.message)
         self.telemetry.finisher.wait(self.telemetry.grace)
 
     def __repr__(self) -> str:

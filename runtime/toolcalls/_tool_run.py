@@ -53,7 +53,9 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
     # Go on where an earlier stream has left it: what may have taken effect is not made again.
     if running.state.phase == "began" and not _may_begin_again(running.tool):
         del turn.running[call.id]
-        _record(turn, call, ToolResult(IN_DOUBT, is_error=True))
+        unknown = ToolResult(IN_DOUBT, is_error=True)
+        core.trace.refused(call, running.tool, "in_doubt", unknown)
+        _record(turn, call, unknown)
         return
 
     # Check: hooks may refuse the call, or change its arguments, as long as the user has not seen them.

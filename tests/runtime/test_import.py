@@ -20,3 +20,31 @@ def test_another_package_named_channels_is_named_with_the_way_out(tmp_path: Path
     assert last.startswith(f"ImportError: the package 'channels' in ['{tmp_path}/channels'] is not lockgate's")
     assert "Django Channels" in last
     assert "separate environments" in last
+
+
+def test_opentelemetry_is_imported_by_instrument_and_not_before() -> None:
+    """Nor does a program that has it installed pay for it, unless it asks for traces."""
+    program = (
+        "import sys, runtime, runtime.otel, runtime.cli\n"
+        "print(sorted(name for name in sys.modules if name.partition('.')[0] == 'opentelemetry'))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_opentelemetry_that_is_not_installed_is_named_with_the_way_out() -> None:
+    program = (
+        "import sys; sys.modules['opentelemetry'] = None\n"
+        "import runtime\n"
+        "from runtime.otel import instrument, uninstrument\n"
+        "class M:\n"
+        "    id = 'm'\n"
+        "    def stream(self, messages, tools, *, cancel): yield runtime.TextDelta('x')\n"
+        "with runtime.Runtime(runtime.Agent('a', M())) as made:\n"
+        "    try: instrument(made)\n"
+        "    except runtime.MissingExtra as error: print(error)\n"
+        "    uninstrument(made)\n"
+        "    print(made.run(runtime.Session.from_user('go')).text)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.stdout.splitlines() == ["OpenTelemetry needs an extra: pip install 'lockgate[otel]'", "x"], done.stderr
