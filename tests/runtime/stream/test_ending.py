@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import runtime.stream._ending as ending
-from runtime import Agent, Budget, EventStream, HookInput, Runtime, Session, ToolContext, tool
-from runtime.events import ElicitationRequest, ToolCallConfirmation
+import runtime.stream._worker as worker
+from channels import ChannelClosed
+from runtime import Agent, Budget, EventStream, HookInput, NotRunning, Runtime, Session, ToolContext, tool
+from runtime.events import ElicitationRequest, HookStarted, SubSessionCompleted, ToolCallConfirmation
+from runtime.stream import _at_exit
 from runtime.stream._core import StreamCore
 from runtime.stream._reason import Ending
-from support.scripted import Scripted, call, say
+from support.scripted import AsyncScripted, Scripted, call, say
 
 LONG = 10.0  # seconds after which something will never happen
 EVERYTHING = {"question": False, "confirmation": False, "task": False}  # what waits, once it was let go
@@ -177,3 +181,129 @@ def test_hooks_at_an_end_go_on(point: str, how: str) -> None:
         list(stream)
     assert started
     assert ended == started
+
+
+# -- each step by itself -----------------------------------------------------------------------------------------------
+
+
+def test_hooks_at_the_end_run_where_the_time_is_up_as_the_stream_ends() -> None:
+    """While the channel is open, though the token was cancelled after the loop: the consumer hears of them."""
+
+    def late(given: HookInput) -> None:
+        core.token.cancel("as its timer does")
+
+    opened = threading.Event()
+    agent = Agent(
+        "a",
+        Scripted([lambda: opened.wait(LONG), ValueError("no")]),
+        hooks={"on_error": [late], "session_end": [lambda given: None]},
+        budget=Budget(seconds=600),
+    )
+    with Runtime(agent) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        (core,) = runtime._shared.cores
+        opened.set()
+        assert [event.hook_event for event in stream if isinstance(event, HookStarted)] == ["on_error", "session_end"]
+    assert stream.reason == "error"
+
+
+def test_hooks_of_the_turn_run_before_it_is_told_that_the_time_is_up() -> None:
+    """In the order in which things have ended."""
+    opened = threading.Event()
+    agent = Agent(
+        "a",
+        Scripted([lambda: opened.wait(LONG), lambda: core.token.cancel("as its timer does"), *say("x")]),
+        hooks={"turn_end": [lambda given: None], "notification": [lambda given: None]},
+        budget=Budget(seconds=600),
+    )
+    with Runtime(agent) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        (core,) = runtime._shared.cores
+        opened.set()
+        assert [event.hook_event for event in stream if isinstance(event, HookStarted)] == ["turn_end", "notification"]
+
+
+def test_what_the_user_says_too_late_is_refused_where_the_way_out_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would read it any more: not even into the session, which could not be put in order."""
+    refused: list[type[BaseException]] = []
+
+    def fails(*args: Any) -> None:
+        raise MemoryError("injected")
+
+    def steers(given: HookInput) -> None:
+        try:
+            runtime.steer(session, "too late")
+        except NotRunning as error:
+            refused.append(type(error))
+
+    reached = threading.Event()
+    agent = Agent(
+        "a", AsyncScripted([reached.set, lambda: asyncio.sleep(3600), *say("x")]), hooks={"session_end": [steers]}
+    )
+    session = Session.from_user("go")
+    with Runtime(agent) as runtime, runtime.run_stream(session) as stream:
+        assert reached.wait(LONG)
+        monkeypatch.setattr(worker, "_put_in_order", fails)
+        stream.cancel()
+        list(stream)
+    assert refused == [NotRunning]
+
+
+def test_who_still_acts_for_the_stream_is_told_that_it_has_ended() -> None:
+    """A thread that a tool left behind waits for its token: the stream ends normally, and nobody has closed it yet."""
+    left: list[threading.Thread] = []
+
+    @tool(read_only=True)
+    def leave(context: ToolContext) -> str:
+        """Leaves a thread behind."""
+
+        def wait() -> None:
+            with contextlib.suppress(ChannelClosed):
+                context.cancel.done.recv(timeout=LONG)
+
+        left.append(threading.Thread(target=wait))
+        left[0].start()
+        return "left"
+
+    agent = Agent("a", Scripted([call("leave")], say("ok")), tools=[leave])
+    with Runtime(agent) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        list(stream)
+        left[0].join(LONG / 2)
+        assert not left[0].is_alive()
+
+
+def test_agents_in_the_background_are_over_by_the_last_event() -> None:
+    """They are told to stop, and waited for, while the channel is open."""
+    reached = threading.Event()
+
+    @tool(read_only=True)
+    def wait() -> str:
+        """Until the other has begun."""
+        assert reached.wait(LONG)
+        return ""
+
+    background = Agent("helper", AsyncScripted([reached.set, lambda: asyncio.sleep(3600), *say("x")]))
+    start = call("run_background_agent", '{"agent": "helper", "task": "go"}')
+    agent = Agent(
+        "a",
+        Scripted([start, call("wait", id="2", index=1)], say("ok")),
+        tools=[wait],
+        sub_agents=[background],
+        background_agents=True,
+    )
+    with Runtime(agent) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        events = list(stream)
+        assert [core for core in runtime._shared.cores if core.parent is not None] == []
+    assert [event.reason for event in events if isinstance(event, SubSessionCompleted)] == ["canceled"]
+
+
+def test_a_stream_that_is_over_is_known_to_nobody() -> None:
+    """Neither to its runtime nor to the hook of the interpreter's exit."""
+    looked = threading.Event()
+    with Runtime(Agent("a", Scripted([lambda: looked.wait(LONG), *say("x")]))) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        core = weakref.ref(stream._core)
+        assert core() in _at_exit.live
+        looked.set()
+        stream.result()
+        stream.close()
+        assert not runtime._shared.cores
+        assert core() not in _at_exit.live
