@@ -6,13 +6,14 @@ import contextlib
 import contextvars
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from ._checks import check, is_number
-from ._errors import NotPending, NotRunning
+from ._errors import NotPending, NotRunning, SessionBusy, SessionChanged, SessionNotFound, StillWaiting
 from .agent._agent import Agent, Team
 from .agent._budget import Budget
 from .agent._output import Output
@@ -24,12 +25,14 @@ from .execution._calls import refuse_on_the_loop
 from .execution._helpers import HelperPool
 from .execution._result_files import ResultFiles
 from .execution._toolsets import ToolSets
+from .human._asks import Pending
 from .human._bridge import ElicitationBridge
 from .human._mailbox import Mailbox
 from .loop import _loop
 from .permissions import Decision, Permissions, Scope
 from .recording._recorder import Recorder
 from .recording._recording import Recording
+from .session._journal import Request
 from .session._session import Session
 from .stores._store import Store
 from .stream import _at_exit
@@ -37,6 +40,7 @@ from .stream._core import Shared
 from .stream._event_stream import IN_A_COROUTINE, EventStream
 from .stream._forwarder import AnyObserver, checked
 from .stream._open import open_stream
+from .stream._requests import form
 from .toolcalls._results import RESULT_CHARACTERS
 from .usage import Price, Prices
 
@@ -44,7 +48,7 @@ if TYPE_CHECKING:
     from channels.aio import LoopThread
 
 T = TypeVar("T")
-Request: TypeAlias = ElicitationRequest | ToolCallConfirmation | MaxIterationsReached
+RequestEvent: TypeAlias = ElicitationRequest | ToolCallConfirmation | MaxIterationsReached
 OnRequest: TypeAlias = "Callable[[Any], Answer | Mapping[str, Any] | Decision | bool | int | None]"
 
 
@@ -117,6 +121,8 @@ class Runtime:
             roster=roster,
             run=_loop.run,
         )
+        if self._shared.listener is not None:
+            weakref.finalize(self, self._shared.listener.end).atexit = False
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -144,6 +150,8 @@ class Runtime:
         check("what to run", session, Session, "a Session, such as Session.from_user('hello')")
         check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
         self._shared.roster.check(session.permissions)
+        if not interactive and self._shared.store is not None:
+            self._refuse_waiting(session, self._shared.store)
         return open_stream(
             self._shared,
             self._team.root,
@@ -154,6 +162,16 @@ class Runtime:
             output=None if output_type is None else Output(output_type),
             record=None if record is None else _recorder(record),
         )
+
+    def _refuse_waiting(self, session: Session, store: Store) -> None:
+        """A run that cannot ask would refuse what the user has still to decide."""
+        if session._stored is not None:
+            waiting = [request.id for request in store.pending(session.id)]
+            if waiting:
+                raise StillWaiting(
+                    f"session {session.id} waits for its user, and this run could not ask: answer first"
+                    f" ({', '.join(waiting)}), or run it interactively, with on_request=..."
+                )
 
     @overload
     def run(
@@ -198,7 +216,7 @@ class Runtime:
             session, interactive=interactive, budget=budget, output_type=output_type, record=record
         ) as stream:
             for event in stream:
-                if on_request is not None and isinstance(event, Request):
+                if on_request is not None and isinstance(event, RequestEvent):
                     answer = on_request(event)
                     with contextlib.suppress(NotPending):  # it took longer than ``answer_timeout``
                         _settle(stream, event, answer)
@@ -209,20 +227,81 @@ class Runtime:
     ) -> None:
         """Answer a question of any stream of this runtime; the id may be left out where only one is waiting.
 
-        Raises `InvalidAnswer` and `NotPending`, as `EventStream.respond`.
+        With a store, it may be one of a run that is parked, or that another process runs. Raises `InvalidAnswer`,
+        `NotPending` and `StoreError`, as `EventStream.respond`.
         """
-        self._shared.asks.answer(elicitation_id, action, content)
+        kept = self._kept(elicitation_id, self._shared.asks, ("question", "turns"))
+        if kept is None:
+            self._shared.asks.answer(elicitation_id, action, content)
+        else:
+            self._answer_kept(kept, {"action": action, "content": dict(content or {})})
 
     def approve(self, confirmation_id: str | None = None, scope: Scope = "once") -> None:
         """Let a tool call of any stream of this runtime be made; the id may be left out where only one is waiting.
 
-        Raises `NotPending`, as `EventStream.approve`.
+        With a store, it may be one of a run that is parked, or that another process runs. Raises `NotPending` and
+        `StoreError`, as `EventStream.approve`.
         """
-        self._shared.confirmations.answer(confirmation_id, Decision(True, scope))
+        self._decide(confirmation_id, Decision(True, scope))
 
     def reject(self, confirmation_id: str | None = None, reason: str = "") -> None:
         """Refuse a tool call of any stream of this runtime, as `approve` lets it be made."""
-        self._shared.confirmations.answer(confirmation_id, Decision(False, reason=reason))
+        self._decide(confirmation_id, Decision(False, reason=reason))
+
+    def _decide(self, confirmation_id: str | None, decision: Decision) -> None:
+        kept = self._kept(confirmation_id, self._shared.confirmations, ("approval",))
+        if kept is None:
+            self._shared.confirmations.answer(confirmation_id, decision)
+        else:
+            self._answer_kept(kept, form(decision))
+
+    def _kept(self, id: str | None, here: Pending[Any, Any], kinds: Collection[str]) -> str | None:
+        """The id of a request that the store has and no stream of this runtime; None where one of these is meant."""
+        store = self._shared.store
+        live = {ask.id for ask in here.pending()}
+        if store is None or id in live or (id is None and live):
+            return None
+        if id is not None:
+            return id
+        waiting = [request.id for request in store.pending() if request.kind in kinds]
+        if len(waiting) > 1:
+            raise NotPending(f"{len(waiting)} are waiting, so the answer needs an id: {', '.join(waiting)}")
+        return waiting[0] if waiting else None
+
+    def _answer_kept(self, id: str, answer: Mapping[str, Any]) -> None:
+        assert self._shared.store is not None
+        self._shared.store.answer(id, answer)
+
+    # -- runs that wait ------------------------------------------------------------------------------------------------
+
+    def waiting(self) -> Sequence[Request]:
+        """The requests of all sessions in the store that nobody has answered: of runs that are parked, live, here or in
+        another process, or whose process has died. The oldest comes first.
+
+        `approve`, `reject` and `resume_elicitation` answer them by their ``id``. Raises `RuntimeError` without a store,
+        and `StoreError`.
+        """
+        return self._its_store().pending()
+
+    def resume_ready(self, *, interactive: bool = True) -> Iterator[EventStream]:
+        """Go on with the sessions in the store whose requests are all answered: their streams, one after the other, to
+        be read. For a worker or a cron job; several may do this at once, and each session goes to one of them.
+
+        Raises `RuntimeError` without a store, and `StoreError`.
+        """
+        store = self._its_store()
+        for id in store.ready():
+            try:
+                stream = self.run_stream(store.load(id), interactive=interactive)
+            except (SessionNotFound, SessionBusy, SessionChanged):  # somebody else was faster
+                continue
+            with stream:
+                yield stream
+
+    def _its_store(self) -> Store:
+        if self._shared.store is None:
+            raise RuntimeError("this runtime has no store: Runtime(agent, store=SQLiteStore('sessions.db'))")
+        return self._shared.store
 
     # -- steering ------------------------------------------------------------------------------------------------------
 
@@ -275,10 +354,14 @@ class Runtime:
         left to itself.
         """
         self._shared.closed = True
+        if self._shared.listener is not None:
+            self._shared.listener.end()
         _at_exit.end_streams(self._shared.cores, "the runtime was closed", 3 * self._shared.grace)
         self._shared.toolsets.stop(3 * self._shared.grace, self._shared.loop)
         self._shared.helpers.close()
         self._shared.helpers.join(self._shared.grace)
+        if self._shared.listener is not None:
+            self._shared.listener.end(self._shared.grace)
         self._shared.result_files.close()
 
     def __enter__(self) -> Runtime:
@@ -299,7 +382,7 @@ def _recorder(record: Recording | str | os.PathLike[str]) -> Callable[[str, Sess
     return functools.partial(Recorder, record if isinstance(record, Recording) else Recording(record))
 
 
-def _settle(stream: EventStream, request: Request, answer: Any) -> None:
+def _settle(stream: EventStream, request: RequestEvent, answer: Any) -> None:
     """Pass on what an ``on_request`` returned."""
     if isinstance(request, MaxIterationsReached):
         stream.extend(request, 0 if answer is None else answer)

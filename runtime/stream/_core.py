@@ -28,6 +28,7 @@ from ..execution._helpers import HelperPool
 from ..execution._result_files import ResultFiles
 from ..human._asks import Asks, Confirmations
 from ..human._bridge import ElicitationBridge, Events
+from ..human._listener import AnswerListener
 from ..human._mailbox import Mailbox
 from ..permissions import Permissions
 from ..session._journal import Unfinished
@@ -90,11 +91,16 @@ class Shared:
     bridge: ElicitationBridge = field(default_factory=ElicitationBridge, init=False)
     asks: Asks = field(default_factory=Asks, init=False)
     confirmations: Confirmations = field(default_factory=Confirmations, init=False)
+    listener: AnswerListener | None = field(default=None, init=False)  # where there is a store
     cores: set[StreamCore] = field(default_factory=set, init=False)  # the live streams
     tracing: Tracing = field(default=UNTRACED, init=False)  # of streams that begin from now on
     #: The runtime, before it looks which streams are live: no other starts from then on. A plain flag, which a signal
     #: handler can set that comes into the middle of anything.
     closed: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        if self.store is not None:
+            self.listener = AnswerListener(self.store, self.asks, self.confirmations)
 
 
 class StreamCore:

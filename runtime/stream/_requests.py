@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from ..agent._tool import Answer
 from ..human._asks import Ask
+from ..human._listener import answer_from, decision_from
 from ..permissions import Decision
 from ..session._journal import Request, Requested, RequestKind
 from ._core import StreamCore
@@ -30,9 +31,13 @@ def keep(core: StreamCore, ask: Ask[Any, Any], kind: RequestKind, timeout: float
 
 
 def keep_answer(core: StreamCore, ask: Ask[Any, Any]) -> None:
-    """Let the store have the answer of a question that it has already. Who is not the first there is refused."""
-    store = core.shared.store
-    if core.log.journal is not None and store is not None:
+    """Let the store have the answer of a question that it has already, and hear of one that another process gives. Who
+    is not the first there is refused.
+    """
+    store, listener = core.shared.store, core.shared.listener
+    if core.log.journal is not None and store is not None and listener is not None:
+        if not listener.listening:
+            core.calls.run("listening to the store", listener.listen)
         ask.keep = lambda answer: store.answer(ask.id, form(answer))
 
 
@@ -56,8 +61,7 @@ def decision_of(request: Request) -> Decision | None:
         return Decision(False, reason=_IN_TIME)
     if request.answer is None:
         return None
-    said = request.answer
-    return Decision(bool(said.get("approved")), said.get("scope") or "once", str(said.get("reason") or ""))
+    return decision_from(request.answer)
 
 
 def answer_of(request: Request) -> Answer | None:
@@ -66,5 +70,4 @@ def answer_of(request: Request) -> Answer | None:
         return Answer("decline", note=_IN_TIME)
     if request.answer is None:
         return None
-    said = request.answer
-    return Answer(said.get("action", "cancel"), said.get("content") or {}, str(said.get("note") or ""))
+    return answer_from(request.answer)

@@ -1,0 +1,86 @@
+"""Answers that other processes give: a store tells of them, and the questions that wait here are settled."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from channels import CancelToken, Receiver
+
+from ..agent._tool import Answer
+from ..permissions import Decision
+from ..session._journal import Request
+from ..stores._store import Notice, Store
+from ._asks import Asks, Confirmations
+
+_logger = logging.getLogger(__name__)
+
+
+def decision_from(said: Mapping[str, Any]) -> Decision:
+    """The decision that a store has kept."""
+    return Decision(bool(said.get("approved")), said.get("scope") or "once", str(said.get("reason") or ""))
+
+
+def answer_from(said: Mapping[str, Any]) -> Answer:
+    """The answer that a store has kept."""
+    return Answer(said.get("action", "cancel"), said.get("content") or {}, str(said.get("note") or ""))
+
+
+class AnswerListener:
+    """The thread of one runtime that hears of answers. It is started with the first question that its store has, and
+    ends with `end`. It holds neither the runtime nor a stream.
+    """
+
+    def __init__(self, store: Store, asks: Asks, confirmations: Confirmations) -> None:
+        self._store = store
+        self._asks = asks
+        self._confirmations = confirmations
+        self._ended = CancelToken()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def listening(self) -> bool:
+        """Whether the thread was started."""
+        return self._thread is not None
+
+    def listen(self) -> None:
+        """Hear of answers from now on. Raises `StoreError`."""
+        with self._starting:
+            if self._thread is not None or self._ended.cancelled:
+                return
+            notices = self._store.watch(self._ended)
+            self._thread = threading.Thread(
+                target=self._listen, args=(notices,), name="lockgate-answers", daemon=True
+            )
+            self._thread.start()
+
+    def _listen(self, notices: Receiver[Notice]) -> None:
+        try:
+            for notice in notices:
+                if notice.kind == "answered" and notice.request is not None:
+                    self._settle(notice.request)
+        except BaseException:
+            _logger.exception("answers of other processes are not heard any more")
+
+    def _settle(self, request: Request) -> None:
+        said = request.answer
+        if said is None:
+            return
+        if request.kind == "approval":
+            self._confirmations.settle_elsewhere(request.id, decision_from(said))
+        else:
+            self._asks.settle_elsewhere(request.id, answer_from(said))
+
+    def end(self, timeout: float | None = 0.0) -> None:
+        """Hear no more, and wait for the thread for ``timeout`` seconds."""
+        self._ended.cancel("the runtime was closed")
+        thread = self._thread
+        if thread is not None and timeout and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    def __repr__(self) -> str:
+        state = "ended" if self._ended.cancelled else "listening" if self.listening else "not started"
+        return f"<AnswerListener {state}>"
