@@ -24,8 +24,7 @@ UNPRIVILEGED = ("postgres", "nobody")  # users to run the server as where the te
 GUARDED = "guarded"  # the only user who is asked for a password
 SETTINGS = {
     "listen_addresses": "",
-    "fsync": "off",  # the machine does not lose its power in a test
-    "synchronous_commit": "off",
+    "fsync": "off",  # the server ends in a test, the machine does not
     "full_page_writes": "off",
     "shared_buffers": "16MB",
     "max_connections": "50",
