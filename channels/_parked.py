@@ -39,6 +39,7 @@ class Parked(NamedTuple):
     thread_name: str
     thread_id: int  #: its `threading.get_ident`
     task_name: str | None  #: of the asyncio task that waits; None where the thread itself does
+    since: float  #: when it parked, in seconds of `time.monotonic`
     seconds: float  #: for how long it has been parked
 
     def __str__(self) -> str:
@@ -71,6 +72,7 @@ def parked() -> list[Parked]:
             names.get(ident, f"thread {ident}"),
             ident,
             task,
+            since,
             max(now - since, 0.0),
         )
         for operation, where, ident, since, task in notes

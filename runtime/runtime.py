@@ -47,6 +47,8 @@ from .usage import Price, Prices
 if TYPE_CHECKING:
     from channels.aio import LoopThread
 
+    from .inspection._data import Dump, Stall
+
 T = TypeVar("T")
 RequestEvent: TypeAlias = ElicitationRequest | ToolCallConfirmation | MaxIterationsReached
 OnRequest: TypeAlias = "Callable[[Any], Answer | Mapping[str, Any] | Decision | bool | int | None]"
@@ -69,6 +71,10 @@ class Runtime:
     ``runtime.run_stream(store.load(id))`` goes on with one. A run that has done nothing but wait for its user for
     ``park_after`` seconds is parked (`EventStream.park`; None: never). The store is yours to close.
 
+    A stream that has made no progress for ``stall_after`` seconds though nobody is being asked is reported, once: to
+    ``on_stall``, a function that is given a `runtime.dump.Stall`, on a thread of its own, or else to the log (None:
+    nobody looks).
+
     Use it as a context manager, or `close` it: that ends its streams, helper threads and toolsets.
     """
 
@@ -88,10 +94,18 @@ class Runtime:
         titles: bool = False,
         store: Store | None = None,
         park_after: float | None = None,
+        stall_after: float | None = None,
+        on_stall: Callable[[Stall], object] | None = None,
     ) -> None:
         for name, seconds in (("grace", grace), ("answer_timeout", answer_timeout)):
             if not is_number(seconds, least=0) and not (name == "answer_timeout" and seconds is None):
                 raise ValueError(f"{name} is a number of seconds, 0 or more, not {seconds!r}")
+        if stall_after is not None and not (is_number(stall_after, least=0) and stall_after > 0):
+            raise ValueError(f"stall_after is a number of seconds, more than 0, or None, not {stall_after!r}")
+        if on_stall is not None and not callable(on_stall):
+            raise TypeError(f"on_stall is a function that is given a Stall, not {on_stall!r}")
+        if on_stall is not None and stall_after is None:
+            raise ValueError("on_stall is called after stall_after= seconds without progress: say how many")
         if not is_number(event_capacity, least=0, whole=True):
             raise ValueError(f"event_capacity is a whole number, 0 or more, not {event_capacity!r}")
         if result_limit is not None and not is_number(result_limit, least=1, whole=True):
@@ -123,6 +137,11 @@ class Runtime:
         )
         if self._shared.listener is not None:
             weakref.finalize(self, self._shared.listener.end).atexit = False
+
+        if stall_after is not None:
+            from .inspection._watchdog import Watchdog
+
+            self._shared.watch = Watchdog(self._shared.cores, stall_after, on_stall)
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -343,6 +362,19 @@ class Runtime:
     def bridge(self) -> ElicitationBridge:
         """The elicitation bridge: the places of the streams that are live, to which questions go."""
         return self._shared.bridge
+
+    # -- looking inside ------------------------------------------------------------------------------------------------
+
+    def dump(self) -> Dump:
+        """The live streams: what each of them waits for and since when, its calls with their stacks, its questions, and
+        the channels of the process with who is parked on them. ``str()`` of it is for people.
+
+        Takes no lock and never waits, also while streams are stuck, and in a signal handler. Secrets are taken out, as
+        in records.
+        """
+        from .inspection._dump import dump_of, snapshot
+
+        return dump_of(snapshot(self._shared.cores))
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

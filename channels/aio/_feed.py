@@ -160,6 +160,10 @@ class Feed(Receiver[T_co]):
             self._run.life.refuse("receiving")
         return super().recv(timeout, cancel)
 
+    def stack(self) -> str:
+        """Where the task that brings the values is suspended, as `TaskHandle.stack`."""
+        return self._run.stack()
+
     def close(self, timeout: float = GRACE) -> None:
         """Cancel the task, drop what nobody received, and wait up to ``timeout`` seconds for the task to end.
 

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import inspect
 import logging
+import traceback
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
@@ -15,6 +16,7 @@ from .._views import Receiver
 from ._life import Life
 
 GRACE: Final = 1.0  # seconds that cancelled tasks have to end
+DEEPEST: Final = 100  # coroutines that await each other, as far as they are shown
 
 _logger = logging.getLogger(__name__)
 
@@ -92,6 +94,22 @@ class Run:
         if self._ticket:
             self._task = self.life.loop.create_task(self._drive(), name=self.name, context=self._context)
             self._task.add_done_callback(self._ended)
+
+    def stack(self) -> str:
+        """Where the task is suspended, for people. Any thread."""
+        task = self._task
+        frames: list[tuple[Any, int]] = []
+        awaited: Any = None if task is None else task.get_coro()
+        while awaited is not None and len(frames) < DEEPEST:
+            for frame, inner in (("cr_frame", "cr_await"), ("ag_frame", "ag_await"), ("gi_frame", "gi_yieldfrom")):
+                if hasattr(awaited, frame):
+                    at, awaited = getattr(awaited, frame), getattr(awaited, inner)
+                    if at is not None:
+                        frames.append((at, at.f_lineno))
+                    break
+            else:
+                break  # a future, or what is awaited in C
+        return "".join(traceback.StackSummary.extract(iter(frames)).format())
 
     async def _drive(self) -> None:
         try:
@@ -177,6 +195,12 @@ class TaskHandle:
         does nothing: a task is not disturbed in its cleanup.
         """
         self._run.cancel(cause)
+
+    def stack(self) -> str:
+        """Where the task is suspended, innermost call last, as a traceback has it; empty where it has ended. For
+        people: a task that runs meanwhile may be shown a step ahead or behind. Thread-safe, takes no lock.
+        """
+        return self._run.stack()
 
     def __repr__(self) -> str:
         return f"<TaskHandle {self._run.name}{', ended' if self.done.closed else ''}>"

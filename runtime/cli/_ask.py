@@ -9,11 +9,12 @@ from typing import Any, Final, TypeAlias
 from .._errors import InvalidAnswer, NotPending
 from ..agent._tool import Action, Answer
 from ..events import ElicitationRequest, Event, ToolCallConfirmation
+from ..foreign._printable import escaped, printable
 from ..permissions import Scope
 from ..stream._event_stream import EventStream
 from ._fields import Field, NotUnderstood, fields_of
 from ._show import named, said
-from ._terminal import Over, Terminal, escaped, printable
+from ._terminal import Over, Terminal
 
 Read: TypeAlias = Callable[[str, Callable[[], bool]], str]
 

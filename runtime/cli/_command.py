@@ -17,6 +17,7 @@ from channels import ChannelClosed
 from .. import events
 from .._errors import MissingExtra, RunError, StreamStuck
 from ..agent._agent import Agent, Team
+from ..dump import dump
 from ..loop._limits import MORE
 from ..permissions import Permissions
 from ..recording._recording import Recording
@@ -40,6 +41,8 @@ work as well.
 On a terminal you are asked whether tools may run that do more than read, and what the tools want to know; an
 --answer is what Enter takes. Without one, calls are approved by --yes, or rejected, and questions answered from
 --answer, or declined. Ctrl-C ends the run in good order, twice ends it at once.
+
+SIGUSR1 (kill -USR1 PID) prints what the run waits for, with the stacks of its calls, to standard error.
 
 Exit status: 0 when the run ended normally, 1 when it did not (the last line names the error's code), 2 when
 it could not begin, 130 when it was interrupted, 129 and 143 when SIGHUP or SIGTERM ended it, 141 when
@@ -361,6 +364,8 @@ class _Interrupts:
                 # Ignored: as in the background of a script, or under nohup.
                 if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
+            if hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+                self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, _show_dump)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -401,6 +406,16 @@ class _Interrupts:
                 self._reading = False
 
         return read
+
+
+def _show_dump(number: int, frame: FrameType | None) -> None:
+    """The handler of SIGUSR1: what the streams wait for, on standard error. It comes into the middle of anything, also
+    of a line that is being written, so it goes round `Terminal`; nothing in it can end the run.
+    """
+    with contextlib.suppress(Exception):
+        text = f"\n{dump()}\n".encode("utf-8", "replace")
+        while text:
+            text = text[os.write(2, text) :]
 
 
 _COMMANDS: Final = {"run": _run, "replay": _replay}

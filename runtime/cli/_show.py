@@ -9,8 +9,9 @@ from functools import singledispatchmethod
 from typing import Any, Final
 
 from .. import events
+from ..foreign._printable import escaped
 from ..session._message import ToolCall
-from ._terminal import Terminal, escaped
+from ._terminal import Terminal
 
 _ARGUMENT: Final = 200  # characters of one argument
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.:/-]+")

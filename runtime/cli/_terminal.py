@@ -12,36 +12,19 @@ from collections.abc import Callable, Iterable, Iterator
 from select import select
 from typing import IO, Any
 
+from ..foreign._printable import escaped, printable
+
 PATIENCE = 1.0  # seconds in which nothing needs to be said
 _FRAME = 0.125  # seconds between two pictures of the spinner
 _LOOK = 0.2  # seconds between two looks at whether an answer is still waited for
 _SPINNER = "|/-\\"
 _STYLES = {"bold": 1, "dim": 2, "red": 31, "yellow": 33, "cyan": 36}
 _CLEAR = "\r\x1b[K"
-# What a model or a server says must not move the cursor, retitle the window or hide what stood there before.
-_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
-_CONTROLS |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
-# Nor may it change the order of what is read, or end a line where none ends.
-_CONTROLS |= dict.fromkeys(
-    (0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xFEFF), "\N{REPLACEMENT CHARACTER}"
-)
 _LINE = 10_000  # characters of one line: a terminal that wraps more than that shows nothing else any more
 
 
 class Over(Exception):
     """The question is over: nobody waits for an answer any more."""
-
-
-def printable(text: str) -> str:
-    """``text`` without what a terminal would obey."""
-    return text.translate(_CONTROLS)
-
-
-def escaped(text: str) -> str:
-    """``text`` in one line, where everything that cannot be seen is written as an escape: for what is decided on."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _bounded(text: str) -> str:

@@ -13,6 +13,7 @@ import inspect
 import logging
 import sys
 import threading
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Container, Generator, Iterator
 from concurrent.futures import Future
@@ -27,7 +28,7 @@ from ._helpers import HelperPool
 from ._pump import Pump, reading
 
 if TYPE_CHECKING:
-    from channels.aio import LoopThread, TaskHandle
+    from channels.aio import Feed, LoopThread, TaskHandle
 
 _logger = logging.getLogger(__name__)
 
@@ -85,6 +86,9 @@ class Call:
         self.done: Channel[None] = Channel(name=f"{what} done")
         self.thread: threading.Thread | None = None
         self.task: TaskHandle | None = None
+        self.feed: Feed[Any] | None = None
+        self.tool_call_id: str | None = None  # where it is a tool that runs
+        self.began = time.monotonic()
         self.future: Future[None] | None = None
         self.traceback = ""  # where it failed
         self.said = ""  # and the exception in one line
@@ -123,10 +127,14 @@ class Call:
 
     def stack(self) -> str:
         """The stack of the call, for a report."""
+        on_loop = self.task or self.feed
+        if on_loop is not None:
+            return on_loop.stack()
         return "" if self.thread is None else stack_of(self.thread)
 
     def __repr__(self) -> str:
-        where = "event loop" if self.task is not None else self.thread.name if self.thread is not None else "waiting"
+        on_loop = self.task is not None or self.feed is not None
+        where = "event loop" if on_loop else self.thread.name if self.thread is not None else "waiting"
         return f"<Call {self.what} on {where}{', done' if self.done.closed else ''}>"
 
 
@@ -260,7 +268,7 @@ class Calls:
         call = Call(what, Channel(name=what))
         context = (within or self._context).copy()
         with self._loop().iterate(source, cancel=self.token, buffer=DELTAS, context=context) as items:
-            call.done = items.done._channel  # type: ignore[assignment]
+            call.done, call.feed = items.done._channel, items  # type: ignore[assignment]
             self._live.add(call)  # leaving the block cancels the task; `join` waits for its end
             for batch in items.batches():
                 yield from batch

@@ -9,6 +9,7 @@ waits.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -52,6 +53,7 @@ class Ask(Generic[Q, A]):
         self.settled = settled
         self.event: Event | None = None  # what the consumer is sent
         self.deadline: CancelToken | None = None
+        self.began = time.monotonic()
         self.retry: Callable[[], object] = _nothing  # delivers what is written down, on the deadline's thread
         self.written: dict[None, list[A]] = {}
         self.parked = False  # its stream has ended, and left it to the store, where it waits on

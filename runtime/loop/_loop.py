@@ -85,6 +85,7 @@ class _Run:
         core = self._core
         self._between()
         self.iteration += 1
+        core.turn = self.iteration
         reason = "error"
         self._cleanup.owe("turn_end", iteration=self.iteration)
         try:

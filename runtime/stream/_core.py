@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from contextvars import Context
@@ -65,6 +66,16 @@ class EndHooks(Protocol):
     def calls(self) -> Collection[Call]: ...
 
 
+class Watch(Protocol):
+    """Who looks after the live streams of a runtime."""
+
+    def wake(self) -> None:
+        """A stream has begun."""
+
+    def rest(self) -> None:
+        """A stream has ended, maybe the last."""
+
+
 @dataclass(kw_only=True, eq=False)
 class Shared:
     """What the streams of one runtime share: its parts and its settings, and what is under way."""
@@ -87,6 +98,7 @@ class Shared:
     titles: bool
     store: Store | None = None
     park_after: float | None = None
+    watch: Watch | None = None
 
     bridge: ElicitationBridge = field(default_factory=ElicitationBridge, init=False)
     asks: Asks = field(default_factory=Asks, init=False)
@@ -123,6 +135,8 @@ class StreamCore:
         recorder: Recorder | None = None,
     ) -> None:
         self.number = next(_numbers)
+        self.began = time.monotonic()
+        self.turn = 0  # that the loop is in, for people
         self.shared = shared
         self.roster = shared.roster.of(agent)
         #: Who acts: ``agent``, or whom the conversation was handed to. Its worker changes it, between turns.

@@ -96,3 +96,5 @@ def over(core: StreamCore) -> None:
     core.shared.cores.discard(core)
     _at_exit.live.discard(core)
     core.over.close()
+    if core.shared.watch is not None:
+        core.shared.watch.rest()

@@ -80,6 +80,8 @@ def open_stream(
     shared.cores.add(core)
     _at_exit.live.add(core)
     try:
+        if shared.watch is not None:
+            shared.watch.wake()
         if shared.closed:  # it did not see this one, so that nobody would end it
             raise RuntimeError("the runtime is closed")
         shared.tracing.begin(core)

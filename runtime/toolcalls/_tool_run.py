@@ -148,6 +148,7 @@ def _start(running: Running) -> Call:
             core, call, tool, values, running.token, turn.inbox, running.state, begun, trace.context or core.context
         )
         running.task = task
+        task.tool_call_id = call.id
         core.emit(running.errand)
         return task
     context = StreamContext(core, call, turn.inbox, running.token, running.state, running.agents)
@@ -155,6 +156,7 @@ def _start(running: Running) -> Call:
     task = running.task = core.calls.start(
         f"tool {tool.name}", turn.inbox, run, tool, values, context, within=trace.context
     )
+    task.tool_call_id = call.id
     running.resume()
     return task
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -37,6 +38,7 @@ def test_a_parked_receiver_and_a_parked_sender_are_named(threads):
     assert found.cases == (("recv", empty),)
     assert (found.thread_name, found.thread_id) == (reader.thread.name, reader.thread.ident)
     assert found.task_name is None
+    assert found.seconds == pytest.approx(time.monotonic() - found.since, abs=1)
     writer = threads.go(full.send, 2)
     (found,) = until_parked(1, full)
     assert (found.operation, found.cases, found.thread_name) == ("send", (("send", full),), writer.thread.name)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from runtime.cli._fields import NotUnderstood, fields_of
-from runtime.cli._terminal import printable
+from runtime.foreign._printable import printable
 
 ROOT = Path(__file__).resolve().parents[3]
 LONG = 30.0  # seconds after which something will never happen, on a busy machine
