@@ -35,7 +35,7 @@ help:
 run: $(VENV)/run.stamp
 	@$(BIN)/lockgate run $$(test -t 0 || echo --yes) $(ANSWERS) -- examples/booking.py "$$PROMPT"
 
-# In two processes, for much of it waits; ARGS="-n 0" is all in one, to debug, and shows what the explorer counts.
+# In two processes, for much of it waits; ARGS="-n 0" is all in one, to debug.
 test: $(VENV)/test.stamp
 	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 from channels._park import StandingWaiter, Waiter
+from support import figures
 from support.postgres import postgres, postgres_server
 
 __all__ = ["postgres", "postgres_server"]  # fixtures for all tests
@@ -68,6 +69,26 @@ def pytest_configure() -> None:
     for name in ("SIGHUP", "SIGTERM"):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
             signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of pytest-xdist hands over what its tests have counted."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["figures"] = figures.packed()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Such a process has ended. One that has crashed has handed nothing over."""
+    found = getattr(node, "workeroutput", {}).get("figures")
+    if found is not None:
+        figures.add(found)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What was counted and measured, after the tests."""
+    figures.write(terminalreporter)
 
 
 def pytest_collection_finish() -> None:

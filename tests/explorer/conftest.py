@@ -1,4 +1,4 @@
-"""Puts `interleave` on the path, and says at the end how far the explorer went."""
+"""Puts `interleave` on the path, and adds up how far the explorer went."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from pathlib import Path
 
 import pytest
 
+from support import figures
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 from interleave import reports
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not reports:
-        return
-    write = terminalreporter.write_line
-    terminalreporter.section("interleavings")
-    if terminalreporter.verbosity > 0:
-        for report in reports:
-            write(str(report))
-    else:
-        for report in reports:
-            if not report.complete:
-                write(str(report))
-    write(
-        f"explored {sum(r.schedules for r in reports)} schedules of {len(reports)} scenarios,"
-        f" {sum(r.thrown for r in reports)} exceptions thrown, {sum(r.nested for r in reports)} operations nested,"
-        f" {sum(r.steps for r in reports)} steps, {sum(r.seconds for r in reports):.0f} s"
-    )
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """Before the figures of this process are handed over."""
+    section = figures.INTERLEAVINGS
+    for report in reports:
+        found = figures.details if report.complete else figures.lines
+        found[section].append(str(report))
+        figures.counted[section].update(
+            schedules=report.schedules,
+            scenarios=1,
+            thrown=report.thrown,
+            nested=report.nested,
+            steps=report.steps,
+            seconds=report.seconds,  # type: ignore[arg-type]
+        )

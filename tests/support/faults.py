@@ -63,6 +63,7 @@ from runtime.events import (
     ToolCallConfirmation,
 )
 from runtime.stream._core import StreamCore
+from support import figures
 from support.interrupts import between, press_ctrl_c
 from support.waiting import eventually
 
@@ -72,7 +73,7 @@ GRACE = 0.5  # of the runtime: long enough for an observer on a busy machine
 _eventually = functools.partial(eventually, seconds=3.0)  # what a stream leaves to others is done soon
 TRIES = 3  # a run that was only slow is run again: what is slow by itself is slow each time
 
-INJECTED: collections.Counter[str] = collections.Counter()  # scenario -> faults; printed by tests/faults/conftest.py
+INJECTED = figures.counted[figures.FAULTS]  # scenario -> faults
 
 
 class Point(NamedTuple):
