@@ -38,6 +38,7 @@ _logger = logging.getLogger(__name__)
 SCOPE: Final = "lockgate"
 #: The conventions that the names here are of: the last that were released.
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.41.0"
+_UNHEARD: Final = ("opentelemetry.trace", "opentelemetry.metrics")
 _LONGEST: Final = 500  # characters of a description
 #: Reasons for which a stream ends that are no failure: it is done, or parked until the user has answered.
 _NO_FAILURE: Final[Mapping[str, str]] = {"normal": "", "waiting": ""}
@@ -58,6 +59,7 @@ class Telemetry:
         meter_provider: metrics.MeterProvider | None,
         redact: Callable[[str], str] | None,
     ) -> None:
+        self._providers = tracer_provider, meter_provider
         self.tracer = trace.get_tracer(SCOPE, tracer_provider=tracer_provider, schema_url=SCHEMA)
         meter = metrics.get_meter(SCOPE, meter_provider=meter_provider, schema_url=SCHEMA)
 
@@ -79,12 +81,22 @@ class Telemetry:
 
     def begin(self, core: Traced) -> None:
         """A stream begins."""
+        if not self._is_heard():
+            return
         spans = StreamSpans(self, core)
         core.trace = spans
         try:
             spans.begin()
         except Exception:
             self.failed("the start of a stream")
+
+    def _is_heard(self) -> bool:
+        """Whether anybody takes spans or metrics: an SDK, which may be set after `instrument` was called. The providers
+        that the API has itself stand for none.
+        """
+        tracers, meters = self._providers
+        providers = tracers or trace.get_tracer_provider(), meters or metrics.get_meter_provider()
+        return any(not type(each).__module__.startswith(_UNHEARD) for each in providers)
 
     def failed(self, what: str) -> None:
         """Log the exception that is being handled: once, for the next is likely to be the same."""

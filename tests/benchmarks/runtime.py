@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import os
 import queue
 import resource
@@ -89,7 +90,7 @@ def stream_first(runtime: Runtime) -> tuple[float, float]:
         return first * 1e3, (time.perf_counter() - start) * 1e3
 
 
-def tool_turns() -> float:
+def tool_turns(instrument: Callable[[Runtime], object] = lambda runtime: None) -> float:
     """Milliseconds per turn with one tool call."""
 
     @tool(read_only=True)
@@ -99,9 +100,65 @@ def tool_turns() -> float:
 
     turns = [[call("nothing", f'{{"n": {n}}}', id=f"call-{n}")] for n in range(TURNS)]
     with Runtime(Agent("a", Scripted(*turns, [TextDelta("done")]), tools=[nothing], max_iterations=200)) as runtime:
+        instrument(runtime)
         start = time.perf_counter()
         runtime.run(Session.from_user("go"))
         return (time.perf_counter() - start) / TURNS * 1e3
+
+
+def telemetry() -> dict[str, Callable[[Runtime], object]]:
+    """Ways to instrument a runtime: without an SDK, with one that exports to nobody, and one that gives all away."""
+    try:
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+        from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+        from runtime.otel import instrument
+    except ImportError:
+        return {}
+
+    class Away(SpanExporter):
+        def export(self, spans: object) -> SpanExportResult:
+            return SpanExportResult.SUCCESS
+
+    batch = TracerProvider()
+    batch.add_span_processor(BatchSpanProcessor(Away()))
+    sets = {
+        "no SDK": {},
+        "sampled out": {"tracer_provider": TracerProvider(ALWAYS_OFF), "meter_provider": MeterProvider()},
+        "SDK": {"tracer_provider": TracerProvider(), "meter_provider": MeterProvider()},
+        "exported": {"tracer_provider": batch, "meter_provider": MeterProvider([InMemoryMetricReader()])},
+    }
+    return {name: functools.partial(instrument, **providers) for name, providers in sets.items()}
+
+
+def floor_telemetry() -> float:
+    """Milliseconds that the SDK takes for the spans and metrics of a turn, made by hand."""
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import set_span_in_context
+
+    tracer = TracerProvider().get_tracer("by hand")
+    histogram = MeterProvider().get_meter("by hand").create_histogram("duration")
+    run = {"gen_ai.conversation.id": "s", "gen_ai.agent.name": "a"}
+    model = {"gen_ai.provider.name": "scripted", "gen_ai.request.model": "scripted", "gen_ai.operation.name": "chat"}
+    asked = {**run, **model, "gen_ai.request.stream": True}
+    answered = {"gen_ai.response.time_to_first_chunk": 0.1, "gen_ai.response.model": "scripted"}
+    tool = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "nothing"}
+    made = {**run, **tool, "gen_ai.tool.call.id": "1", "gen_ai.tool.type": "function", "gen_ai.tool.description": "x"}
+    parent = set_span_in_context(tracer.start_span("run"))
+    start = time.perf_counter()
+    for _ in range(TURNS):
+        chat = tracer.start_span("chat", parent, attributes=asked)
+        chat.set_attributes(answered)
+        chat.end()
+        histogram.record(0.1, {**model, "gen_ai.response.model": "scripted"})
+        histogram.record(0.1, {**model, "gen_ai.response.model": "scripted"})
+        tracer.start_span("execute_tool", parent, attributes=made).end()
+        histogram.record(0.1, tool)
+    return (time.perf_counter() - start) / TURNS * 1e3
 
 
 def paced(model: type[Scripted] | None) -> float:
@@ -206,7 +263,8 @@ def extras_loaded() -> Iterator[str]:
     loaded = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
-    return (name for name in ("mcp", "pydantic", "openai", "janus", "asyncio", "xllamacpp") if name in loaded.split())
+    extras = ("mcp", "pydantic", "openai", "janus", "asyncio", "xllamacpp", "opentelemetry")
+    return (name for name in extras if name in loaded.split())
 
 
 def main() -> None:
@@ -218,6 +276,7 @@ def main() -> None:
     def note(name: str, value: float) -> None:
         runs.setdefault(name, []).append(value)
 
+    traced = telemetry()
     with Runtime(Agent("a", Scripted(*[[TextDelta("x")]] * rounds))) as runtime:
         for _ in range(rounds):
             note("floor us/event", floor_events())
@@ -228,6 +287,10 @@ def main() -> None:
             note("first event ms", first)
             note("first text ms", text)
             note("tool turn ms", tool_turns())
+            for name, instrument in traced.items():
+                note(f"  {name} ms", tool_turns(instrument))
+            if traced:
+                note("  SDK by hand ms", floor_telemetry())
             note("floor paced us", paced(None))
             note("sync paced us", paced(Scripted))
             note("async paced us", paced(AsyncScripted))
@@ -236,6 +299,9 @@ def main() -> None:
     for name, values in runs.items():
         base = median.get(f"floor {name.split(' ', 1)[1]}")
         ratio = f"  {median[name] / base:5.2f} x floor" if base and not name.startswith("floor") else ""
+        if name.startswith("  "):  # which were measured one after the other in each round
+            turns = zip(values, runs["tool turn ms"], strict=True)
+            ratio = f"  {statistics.median(value / turn for value, turn in turns):5.2f} x a tool turn"
         print(f"{name:18s} {median[name]:9.3f}  ({min(values):.3f} to {max(values):.3f}){ratio}")
     for model in (Scripted, AsyncScripted):
         wall, added, threads = many_streams(model)

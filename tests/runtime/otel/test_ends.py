@@ -24,7 +24,8 @@ from runtime import (
     ToolContext,
     tool,
 )
-from runtime.events import AgentChoice, ToolCallStarted
+from runtime.events import AgentChoice, ToolCallConfirmation, ToolCallStarted
+from runtime.stores import MemoryStore
 from support.fault_scenarios import SCENARIOS
 from support.scripted import AsyncScripted, Scripted, Stall, call, say
 from support.telemetry import Telemetry
@@ -274,6 +275,41 @@ assert stall.reached.wait(10)
 """
     )
     assert sorted(said.splitlines()) == ["chat scripted canceled", "invoke_agent a canceled"]
+
+
+def test_a_run_that_is_parked_is_no_failure_and_the_next_goes_on_with_the_conversation(telemetry: Telemetry) -> None:
+    """A call whose approval is awaited has no span: that begins when the tool is called."""
+
+    @tool
+    def write() -> str:
+        """Has to be approved."""
+        return "written"
+
+    session = Session.from_user("go")
+    store = MemoryStore()
+    agent = Agent("a", Scripted([call("write")], say("x")), tools=[write])
+    with telemetry.instrument(Runtime(agent, store=store)) as runtime:
+        with runtime.run_stream(session) as stream:
+            for event in stream:
+                if isinstance(event, ToolCallConfirmation):
+                    stream.park()
+        assert stream.reason == "waiting"
+        assert telemetry.is_whole()
+        assert telemetry.outcomes() == {"chat scripted": None, "invoke_agent a": None}
+        assert telemetry.span("invoke_agent a").attributes["lockgate.stop_reason"] == "waiting"
+        with runtime.run_stream(store.load(session.id)) as stream:
+            for event in stream:
+                if isinstance(event, ToolCallConfirmation):
+                    stream.approve(event)
+    assert telemetry.is_whole()
+    assert [span.name for span in telemetry.kept.ended] == [
+        "chat scripted",
+        "invoke_agent a",
+        "execute_tool write",
+        "chat scripted",
+        "invoke_agent a",
+    ]
+    assert {span.attributes["gen_ai.conversation.id"] for span in telemetry.kept.ended} == {session.id}
 
 
 NAMES = (
