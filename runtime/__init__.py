@@ -3,7 +3,7 @@
     for event in runtime.run_stream(Session.from_user("Book a table")):
         ...
 
-Events are in `runtime.events`, models in `runtime.models`, MCP servers in `runtime.mcp`.
+Events are in `runtime.events`, models in `runtime.models`, MCP servers in `runtime.mcp`, stores in `runtime.stores`.
 """
 
 from typing import Any
@@ -17,7 +17,23 @@ if not hasattr(_channels, "CancelToken"):  # Django Channels installs a package 
         " lockgate again: pip install --force-reinstall lockgate"
     )
 
-from ._errors import InvalidAnswer, MissingExtra, ModelError, NotPending, NotRunning, RunError, SessionBusy, StreamStuck
+from ._errors import (
+    InvalidAnswer,
+    LeaseLost,
+    MissingExtra,
+    ModelError,
+    NotParkable,
+    NotPending,
+    NotRunning,
+    RunError,
+    SessionBusy,
+    SessionChanged,
+    SessionNotFound,
+    StillWaiting,
+    StoreError,
+    StoreTooNew,
+    StreamStuck,
+)
 from ._public import publish
 from .agent._agent import Agent, Team
 from .agent._budget import Budget
@@ -45,6 +61,7 @@ from .recording._recording import Recording
 from .runtime import Runtime
 from .session._message import Image, Message, ToolCall
 from .session._session import Session
+from .stores._store import Store
 from .stream._event_stream import EventStream
 from .stream._forwarder import Observer
 from .stream._private_events import ConsumerCall
@@ -69,11 +86,13 @@ __all__ = [
     "HookResult",
     "Image",
     "InvalidAnswer",
+    "LeaseLost",
     "Message",
     "MissingExtra",
     "Model",
     "ModelError",
     "NativeDelta",
+    "NotParkable",
     "NotPending",
     "NotRunning",
     "Observer",
@@ -88,6 +107,12 @@ __all__ = [
     "Runtime",
     "Session",
     "SessionBusy",
+    "SessionChanged",
+    "SessionNotFound",
+    "StillWaiting",
+    "Store",
+    "StoreError",
+    "StoreTooNew",
     "StreamStuck",
     "Team",
     "TextDelta",

@@ -105,13 +105,14 @@ class Pending(Generic[Q, A]):
             if ask is owner or ask.call is owner or ask.stream is owner:
                 self._settle(ask, self._withdrawn(note))
 
-    def park(self, stream: object) -> None:
-        """Leave the questions of a stream, and their answers, to its store."""
-        for ask in list(self._pending.values()):
-            if ask.stream is stream:
-                ask.parked = True
-                self._pending.pop(ask.id, None)
-                ask.deadline, ask.retry = None, _nothing
+    def park(self, stream: object) -> list[str]:
+        """Leave the questions of a stream, and their answers, to its store; their ids."""
+        left = [ask for ask in list(self._pending.values()) if ask.stream is stream]
+        for ask in left:
+            ask.parked = True
+            self._pending.pop(ask.id, None)
+            ask.deadline, ask.retry = None, _nothing
+        return [ask.id for ask in left]
 
     def is_pending(self, ask: Ask[Q, A]) -> bool:
         """Whether ``ask`` still waits."""

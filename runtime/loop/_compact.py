@@ -135,6 +135,8 @@ def _shown(core: StreamCore, system: str, room: _Room | None) -> list[Message]:
     compaction, session = core.agent.compaction, core.session
     limit = compaction.result_limit if compaction is not None else 0
     messages = view(session, limit)
+    if messages and messages[-1].finish_reason == "interrupted":
+        messages = messages[:-1]  # what broke off is said anew: many providers refuse to go on with a reply of theirs
     if room is not None and _counted(core, limit, session.compacted) > room.most:
         messages = fitted(messages, int(room.full))
         text = "the last messages are longer than what the model can read: the middle of the longest is not shown to it"

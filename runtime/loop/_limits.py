@@ -51,7 +51,7 @@ def ask_for_more(core: StreamCore, limit: int, before: Request | None = None) ->
             keep(core, ask, "turns", timeout, schema=MORE)
         else:
             timeout = seconds_left(before)
-            keep_answer(core, ask)
+            keep_answer(core, ask, before)
         core.shared.asks.register(ask, timeout)
         core.emit(ask.event)
         core.fire("on_user_input", reason=reason)

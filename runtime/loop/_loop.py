@@ -15,7 +15,7 @@ from ..agent._instructions import instructions_text
 from ..agent._output import InvalidOutput
 from ..agent._tool import Tool
 from ..human._mailbox import Mail
-from ..session._journal import CallState
+from ..session._journal import CallState, Unfinished
 from ..session._message import Message
 from ..stream._core import EndHooks, StreamCore
 from ..stream._ending import time_is_up
@@ -47,6 +47,8 @@ def run(core: StreamCore, cleanup: EndHooks) -> None:
         asked = next((each for each in left.requests if each.kind == "turns"), None) if left is not None else None
         if asked is not None:
             limit = ask_for_more(core, limit, asked)
+        elif left is not None and _is_over(core, left):
+            return
         check_budget(core)
         while run.turn():
             if run.iteration >= limit:
@@ -222,6 +224,14 @@ class _Run:
         core.emit(events.HookBlocked("stop", reason, **core.tags))
         core.record(Message("user", reason))
         return True
+
+
+def _is_over(core: StreamCore, left: Unfinished) -> bool:
+    """Whether an earlier stream has left nothing to do, and nobody has said anything since: its process died between
+    its last reply and its end, or it had come to that.
+    """
+    last = core.session.messages[-1] if core.session.messages else None
+    return not (left.calls or left.mail) and last is not None and last.ends_turn
 
 
 def _begin(core: StreamCore, tools: AgentTools, team: Sequence[Tool]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Mapping, Sequence
 from types import NoneType
 from typing import Any, Final
@@ -32,6 +33,7 @@ from ..toolcalls._assembler import Assembler
 from ..usage import Usage
 
 END: Final[Any] = object()
+SKETCH: Final = 0.5  # seconds from one time that a store is told of a reply that is not whole to the next
 
 
 def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> Message:
@@ -56,6 +58,7 @@ def _take_turn(
     finish: str | None = None
     native: Native | None = None
     whole = False
+    sketch_at = None if core.log.journal is None else time.monotonic() + SKETCH
     if core.recorded:
         core.emit(ModelAsked(model.id, tuple(messages), tuple(tools), **core.tags))
     wanted = output_for(model, None if core.output is None else core.output.schema)
@@ -70,6 +73,9 @@ def _take_turn(
                 said = speaking.add(delta.text)
                 text.append(said)
                 core.emit(events.AgentChoice(said, **core.tags))
+                if sketch_at is not None and time.monotonic() >= sketch_at:
+                    core.log.sketch("".join(text), core.agent.name)
+                    sketch_at = time.monotonic() + SKETCH
             elif kind is ReasoningDelta:
                 core.emit(events.AgentChoiceReasoning(thinking.add(delta.text), **core.tags))
             elif kind is ToolCallDelta:

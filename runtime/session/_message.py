@@ -149,6 +149,11 @@ class Message:
         if self.tool_call_id is not None and not self.tool_call_id.isascii():
             object.__setattr__(self, "tool_call_id", well_formed(self.tool_call_id))
 
+    @property
+    def ends_turn(self) -> bool:
+        """Whether this is a reply, whole, after which nothing is to be done but for the user to say something."""
+        return self.role == "assistant" and not self.tool_calls and self.finish_reason != "interrupted"
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary, without the fields that say nothing."""
         out: dict[str, Any] = {"role": self.role, "content": self.content, "created_at": self.created_at.isoformat()}

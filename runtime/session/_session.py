@@ -32,6 +32,8 @@ from ._journal import (
     HandedOver,
     Journal,
     Named,
+    Partial,
+    Request,
     Said,
     Shortened,
     Status,
@@ -176,6 +178,15 @@ class Session:
         return self._agent_name
 
     @property
+    def waiting(self) -> tuple[Request, ...]:
+        """The requests that its user had not answered when the session was loaded from its store, or parked."""
+        left = self._unfinished
+        if left is None:
+            return ()
+        requests = [*left.requests, *(each for call in left.calls.values() for each in call.requests)]
+        return tuple(each for each in requests if each.answer is None and not each.expired)
+
+    @property
     def compacted(self) -> Compacted:
         """The summary that a model is shown in place of the beginning; None where it is shown everything."""
         return self._compacted
@@ -283,6 +294,11 @@ class SessionLog:
         """
         self.unwritten = False  # before looking: what is noted meanwhile belongs to the next
         self.flush(cancel)
+
+    def sketch(self, text: str, agent_name: str) -> None:
+        """Let the store have what the model has said so far of a reply. Does not wait."""
+        if self.journal is not None:
+            self.journal.post(Partial(text, agent_name))
 
     def flush(self, cancel: SupportsDone | None) -> None:
         """As `commit`, for other threads, which do not take from the worker that it has to wait, too."""

@@ -32,7 +32,7 @@ from ..human._bridge import ElicitationBridge, Events
 from ..human._listener import AnswerListener
 from ..human._mailbox import Mailbox
 from ..permissions import Permissions
-from ..session._journal import Unfinished
+from ..session._journal import Request, Unfinished
 from ..session._message import Message
 from ..session._session import Session, SessionLog
 from ..stores._store import Store
@@ -186,6 +186,7 @@ class StreamCore:
         self.first_message = len(session._messages)
         #: What an earlier stream has left to do, as the store has it: it was parked, or its process has died.
         self.unfinished: Unfinished | None = session._unfinished if log.journal is not None else None
+        self.requested: dict[str, Request] = {}  # what the store has of the questions of this stream, by id
         self.parking: Parking | None = None  # where there is a store
         if log.journal is not None:
             outer = None if parent is None else parent.parking

@@ -249,7 +249,8 @@ class EventStream(Receiver[Event]):
             error = RunError(ending.code, ending.message, ending.reason, failures=core.failures, stuck=stuck)
             raise error from ending.error
         added = tuple(core.session._messages[core.first_message :])
-        text = next((m.content for m in reversed(added) if m.role == "assistant"), "")
+        said = core.session.messages if core.unfinished is not None else added  # in an earlier stream it may have been
+        text = next((m.content for m in reversed(said) if m.role == "assistant"), "")
         return RunResult(text, added, core.spending.usage or Usage(), ending.reason, core.said, stuck)
 
     @property

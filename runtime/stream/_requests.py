@@ -22,15 +22,14 @@ def keep(core: StreamCore, ask: Ask[Any, Any], kind: RequestKind, timeout: float
     if core.log.journal is None or ask.event is None:
         return
     expires = None if timeout is None else datetime.now(UTC) + timedelta(seconds=timeout)
-    root = core.root.session.id
-    core.log.note(
-        Requested(Request(ask.id, core.session.id, root, kind, ask.event.to_dict(), expires_at=expires, **fields))
-    )
-    keep_answer(core, ask)
+    ids = ask.id, core.session.id, core.root.session.id
+    request = Request(*ids, kind, ask.event.to_dict(), expires_at=expires, **fields)
+    core.log.note(Requested(request))
+    keep_answer(core, ask, request)
     core.commit()
 
 
-def keep_answer(core: StreamCore, ask: Ask[Any, Any]) -> None:
+def keep_answer(core: StreamCore, ask: Ask[Any, Any], request: Request) -> None:
     """Let the store have the answer of a question that it has already, and hear of one that another process gives. Who
     is not the first there is refused.
     """
@@ -38,6 +37,7 @@ def keep_answer(core: StreamCore, ask: Ask[Any, Any]) -> None:
     if core.log.journal is not None and store is not None and listener is not None:
         if not listener.listening:
             core.calls.run("listening to the store", listener.listen)
+        core.requested[ask.id] = request
         ask.keep = lambda answer: store.answer(ask.id, form(answer))
 
 

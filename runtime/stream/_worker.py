@@ -14,6 +14,7 @@ from channels import Cancelled
 
 from .. import events
 from .._errors import StoreError, describe
+from ..session._journal import Unfinished
 from ..session._message import Message
 from ._core import StreamCore, insist
 from ._end_hooks import Cleanup
@@ -67,8 +68,8 @@ def _run(core: StreamCore, cleanup: Cleanup) -> None:
     except StopRun as stop:
         reason = stop.reason
         if reason == "waiting":
-            core.shared.asks.park(core)
-            core.shared.confirmations.park(core)
+            left = core.shared.asks.park(core) + core.shared.confirmations.park(core)
+            core.session._unfinished = Unfinished({}, tuple(core.requested[id] for id in left))
         else:
             log.settle(_INTERRUPTED)
         if stop.note:

@@ -55,14 +55,6 @@ def open_nested(
     )
 
 
-def ended(session: Session) -> RunResult[Any] | None:
-    """The result of a nested stream on a session that was loaded, where it had come to its end."""
-    last = session.messages[-1] if session.messages else None
-    if last is None or last.role != "assistant" or last.tool_calls or last.finish_reason == "interrupted":
-        return None
-    return RunResult(last.content, session.messages, session.usage, "normal")
-
-
 def follow(
     parent: StreamCore, stream: EventStream, forward: Forward, fire: Fire, call: Call | None = None
 ) -> RunResult[Any]:

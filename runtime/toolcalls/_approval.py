@@ -103,7 +103,7 @@ def _asked(running: Running, before: Request | None) -> Ask[ToolCall, Decision]:
         keep(core, ask, "approval", timeout, call_id=running.call.id, arguments=running.ready.text)
     else:
         timeout = seconds_left(before)
-        keep_answer(core, ask)
+        keep_answer(core, ask, before)
     core.shared.confirmations.register(ask, timeout)
     core.shared.bridge.send(ask.event, to=core.events, cancel=core.token)
     return ask

@@ -21,7 +21,7 @@ from ..session._journal import CallState, Step
 from ..session._message import ToolCall
 from ..session._session import Session
 from ..stream._core import StreamCore
-from ..team._nested import ended, follow, open_nested
+from ..team._nested import follow, open_nested
 from ._messages import Asked, Fire, Forwarded, NestedParked, Progress
 
 if TYPE_CHECKING:
@@ -83,9 +83,7 @@ class StreamContext:
         session = Session.from_user(task) if isinstance(task, str) else task
         before = next(self._nested, None)
         if before is not None and core.shared.store is not None:
-            session = core.shared.store.load(before)
-            if result := ended(session):
-                return result
+            session = core.shared.store.load(before)  # where that had come to its end, so has the stream at once
         stream = open_nested(core, agent, session, interactive=core.interactive, within=within, call_id=self.call_id)
         self._agents.add(session.id)
         try:

@@ -56,7 +56,7 @@ def elicitation(turn: Turn, message: Asked) -> Steps[None]:
         keep(core, ask, "question", timeout, **fields)
     else:
         timeout = seconds_left(before)
-        keep_answer(core, ask)
+        keep_answer(core, ask, before)
     running.questions += 1
     asks.register(ask, timeout)
     message.dropped.on_cancel(lambda: asks.withdraw(ask, _DROPPED))
