@@ -122,6 +122,12 @@ CREATE INDEX ON @requests (session_id);
 CREATE INDEX ON @requests (root_id) WHERE answer IS NULL AND withdrawn_at IS NULL;
 CREATE INDEX ON @requests (answered_at);
 
+CREATE TABLE @deleted (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    session_id text NOT NULL,
+    deleted_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 CREATE TABLE @mailbox (
     session_id text REFERENCES @sessions ON DELETE CASCADE,
     id text,

@@ -60,7 +60,7 @@ class Head:
 
     session_id: str  # as its column has it
     epoch: int
-    channel: str  # on which notices go out
+    channel: str  # on which those who watch listen
     messages: int = 0
     permissions: dict[str, Any] = field(default_factory=dict)
     usage: Usage | None = None
@@ -91,7 +91,7 @@ class Head:
                     " WHERE id = %s AND session_id = %s AND answer IS NULL",
                     (as_json(answer), column(by), column(request_id), session),
                 )
-                yield notice(self.channel, "answered", session, column(request_id))
+                yield ring(self.channel)
             case Began(call_id, arguments):
                 yield (
                     "UPDATE @calls SET began_at = clock_timestamp(), arguments = %s"
@@ -242,10 +242,9 @@ def withdraw(which: str, values: tuple[Any, ...]) -> Statement:
     )
 
 
-def notice(channel: str, kind: str, session: str, request: str | None = None) -> Statement:
-    """Tell those who watch, once the transaction is through."""
-    said = as_json({"kind": kind, "session": session, "request": request})
-    return "SELECT pg_notify(%s, %s)", (channel, said if len(said.encode()) < 8000 else "")
+def ring(channel: str) -> Statement:
+    """Let those who watch look, once the transaction is through."""
+    return "SELECT pg_notify(%s, '')", (channel,)
 
 
 def insert_request(request: Request, at: int) -> Statement:

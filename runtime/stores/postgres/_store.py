@@ -33,8 +33,8 @@ from ._rows import (
     Head,
     as_json,
     column,
-    notice,
     request_of,
+    ring,
     snapshot_of,
     text_of,
     unfinished_of,
@@ -314,8 +314,13 @@ class PostgresStore:
                         "DELETE FROM @blobs b WHERE NOT EXISTS (SELECT FROM @images i WHERE i.sha256 = b.sha256)"
                     )
                 )
-                for key in keys:
-                    connection.execute(*_statement(self._database, notice(self._database.schema, "deleted", key)))
+                connection.execute(  # for those who watch
+                    self._database.sql("INSERT INTO @deleted (session_id) SELECT unnest(%s::text[])"), (keys,)
+                )
+                connection.execute(
+                    self._database.sql("DELETE FROM @deleted WHERE deleted_at < clock_timestamp() - interval '1 hour'")
+                )
+                connection.execute(*ring(self._database.schema))
                 return bool(rows)
 
         if not self._database.run(forget):
@@ -424,11 +429,7 @@ class PostgresStore:
                     self._database.sql("UPDATE @sessions SET updated_at = clock_timestamp() WHERE id = ANY(%s)"),
                     ([column(request.session_id)],),
                 )
-                connection.execute(
-                    *_statement(
-                        self._database, notice(self._database.schema, "answered", column(request.session_id), key)
-                    )
-                )
+                connection.execute(*ring(self._database.schema))
                 return None
 
         row = self._database.run(write)
@@ -513,10 +514,6 @@ def _info(
         branch_of=None if branch_of is None else text_of(branch_of),
         waiting=waiting,
     )
-
-
-def _statement(database: Database, statement: tuple[str, tuple[Any, ...]]) -> tuple[bytes, tuple[Any, ...]]:
-    return database.sql(statement[0]), statement[1]
 
 
 def _forget(writer: Writer, watch: Watch, database: Database) -> None:

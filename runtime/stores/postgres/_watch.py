@@ -8,7 +8,6 @@ connection away after each transaction there is nothing to be heard.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import select
 import socket
@@ -184,11 +183,12 @@ class _Listener:
                 self._connection = self._connect()
                 return self._look()
             select.select([self._connection.fileno(), self._bell.fileno()], [], [], LOOK)
-            heard = [each.payload for each in self._connection.notifies(timeout=0)]
+            for _ in self._connection.notifies(timeout=0):  # however many there are, it looks once
+                pass
             self._bell.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 self._bell.recv(100)
-            return [*self._look(), *_deleted(heard)]
+            return self._look()
         except (psycopg.Error, StoreError) as error:
             logger.warning("the store is not watched at the moment: %s", error)
             self._hang_up()
@@ -238,22 +238,20 @@ class _Listener:
                 ),
                 window,
             )
+            deleted = connection.execute(
+                sql(
+                    "SELECT session_id, number FROM @deleted"
+                    " WHERE deleted_at > %s::timestamptz - %s * interval '1 second' ORDER BY number"
+                ),
+                window,
+            )
         found: dict[tuple[str, str, Any], Notice] = {}
         for each in answered:
             request = request_of(each)
             found["answered", request.session_id, request.id] = Notice("answered", request.session_id, request)
         for key, epoch in released:
             found["released", key, epoch] = Notice("released", text_of(key))
+        for key, number in deleted:
+            found["deleted", key, number] = Notice("deleted", text_of(key))
         told, self._told = self._told, set(found)  # what is out of the window does not come back
         return [] if since is None else [notice for key, notice in found.items() if key not in told]
-
-
-def _deleted(heard: list[str]) -> list[Notice]:
-    """What cannot be looked up any more."""
-    notices = []
-    for payload in heard:
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # another program's, or one that was too long
-            said = json.loads(payload)
-            if said["kind"] == "deleted":
-                notices.append(Notice("deleted", text_of(said["session"])))
-    return notices

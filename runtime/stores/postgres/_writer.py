@@ -27,7 +27,7 @@ from ..._errors import LeaseLost, StoreError
 from ...session._journal import Entry, Status
 from ...session._session import Stored
 from ._database import Connection, Database, Unreachable, is_conflict, is_passing, roll_back
-from ._rows import Head, Statement, column, notice, withdraw
+from ._rows import Head, Statement, column, ring, withdraw
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +263,7 @@ class Writer:
                 (work.number, work.status, column(work.reason), head.session_id),
             )
         )
-        statements.append(notice(head.channel, "released", head.session_id))
+        statements.append(ring(head.channel))
         return statements
 
     def _write(self, works: Sequence[Work]) -> None:

@@ -579,3 +579,5 @@ def test_where_nothing_can_be_heard_it_looks(store: PostgresStore, monkeypatch: 
     assert notices.recv(timeout=10).kind == "answered"
     journal.release("idle")
     assert notices.recv(timeout=10).kind == "released"
+    store.delete("s")
+    assert notices.recv(timeout=10).kind == "deleted"
