@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from channels import Channel, ChannelClosed, Receiver, SupportsDone, WouldBlock, select
+from channels import Channel, Receiver, SupportsDone, select
 
 from .._dataclasses import replace
 from .._errors import NotPending, SessionBusy, SessionNotFound, StoreError
@@ -36,12 +36,11 @@ from ..session._journal import (
 from ..session._message import Message
 from ..session._session import Session, Stored
 from ._answers import checked
+from ._notices import NOTICES, tell
 from ._snapshot import Asking, Call, Snapshot, allowing, branched, permissions_of, to_write
 from ._store import Notice, Parent, SessionInfo
 from ._transfer import exported, imported
 from ._words import words
-
-NOTICES = 256  # that a slow receiver may be behind
 
 
 class _Kept:
@@ -421,19 +420,6 @@ class MemoryStore:
 
     def __repr__(self) -> str:
         return f"<MemoryStore {len(self._sessions)} sessions>"
-
-
-def tell(channel: Channel[Notice], notice: Notice) -> bool:
-    """Whether somebody still listens. Without waiting: one that is slow misses the oldest notices."""
-    while True:
-        try:
-            channel.try_send(notice)
-            return True
-        except ChannelClosed:
-            return False
-        except WouldBlock:
-            with contextlib.suppress(WouldBlock, ChannelClosed):
-                channel.try_recv()
 
 
 def _until(done: Receiver[Any], closing: Receiver[None], channel: Channel[Notice]) -> None:

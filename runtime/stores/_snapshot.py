@@ -91,16 +91,18 @@ class Snapshot:
     calls: list[Call] = field(default_factory=list)  # those without a result, in their order
     requests: list[Asking] = field(default_factory=list)  # in the order of their asking
     mail: list[Mailed] = field(default_factory=list)  # that the agent has not heard
+    count: int | None = None  # of the messages, where they were not read
 
     def unfinished(self) -> Unfinished:
         """What the session has left to do."""
+        count = len(self.messages) if self.count is None else self.count
         return Unfinished(
             calls={call.call_id: call.state(self.requests) for call in self.calls},
             requests=tuple(
                 each.request
                 for each in self.requests
                 # A run that was given more turns has said something since.
-                if each.request.call_id is None and (each.request.answer is None or each.at == len(self.messages))
+                if each.request.call_id is None and (each.request.answer is None or each.at == count)
             ),
             mail=tuple(self.mail),
         )

@@ -1,0 +1,294 @@
+"""The writing end of a session in a file, and how it is opened: the lease, and the epoch that fences it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from channels import SupportsDone
+
+from ..._dataclasses import asdict
+from ..._errors import LeaseLost, SessionBusy, SessionNotFound, StoreError
+from ...foreign._sound import well_formed
+from ...session._journal import Entry, Status, Unfinished
+from ...session._message import Message
+from ...session._session import Session, Stored
+from ...usage import Usage
+from .._owner import Owner
+from .._snapshot import permissions_of, to_write
+from .._store import Parent
+from . import _search
+from ._file import Connection
+from ._rows import (
+    Head,
+    MessageRow,
+    Prepared,
+    as_json,
+    blobs_of,
+    forget_blobs,
+    forget_messages,
+    insert_session,
+    message_row,
+    moment,
+    prepared,
+    snapshot_of,
+    withdraw,
+)
+from ._writer import Job, Writer, note
+
+
+class SQLiteJournal:
+    """The writing end of one session, for as long as a stream holds the lease. Thread-safe."""
+
+    def __init__(self, store: object, writer: Writer, head: Head, epoch: int) -> None:
+        self._store = store  # which shall not be collected meanwhile
+        self._writer = writer
+        self._process = os.getpid()
+        self._head = head  # used by the writer's thread alone
+        self.number = head.number
+        self.epoch = epoch
+        self.touched = time.monotonic()
+        self.stored = Stored(epoch, head.messages)
+        self._released = False
+        self._failed: StoreError | None = None
+
+    # -- for streams ---------------------------------------------------------------------------------------------------
+
+    def append(self, *entries: Entry, cancel: SupportsDone | None = None) -> None:
+        """Write the entries, and wait until they are durable. Raises `StoreError`, `LeaseLost` and `Cancelled`."""
+        self._check_process()
+        if self._released:
+            raise StoreError(f"the journal of session {self._head.session_id} was released: its stream has ended")
+        self._send(entries).wait(cancel=cancel)
+
+    def post(self, *entries: Entry) -> None:
+        """Write the entries without waiting. The next `append` or `release` finds out what became of them."""
+        if entries and not self._released and self._process == os.getpid():
+            with contextlib.suppress(StoreError):  # the store is closed, which the next append finds out
+                self._send(entries)
+
+    def release(self, status: Status, reason: str = "", *, timeout: float | None = None) -> None:
+        """Give the lease back. Raises as `append`, and `StoreError` after ``timeout`` seconds."""
+        self._check_process()
+        if self._released:
+            return
+        self._released = True
+
+        def release(connection: Connection, now: int) -> None:
+            self._writer.let_go(self)
+            done = connection.execute(
+                "UPDATE sessions SET status = ?, reason = ?, owner = NULL, lease_until = NULL, updated_at = ?"
+                " WHERE number = ? AND epoch = ?",
+                (status, well_formed(reason), now, self.number, self.epoch),
+            )
+            if not done.rowcount:
+                raise self._failed or self._lost(connection)
+            if status != "waiting":
+                withdraw(connection, self.number, now)
+            note(connection, "released", self._head.session_id)
+
+        job = self._writer.send(Job(release))
+        try:
+            job.wait(timeout)
+        except TimeoutError:
+            raise StoreError(
+                f"the end of session {self._head.session_id} was not written within {timeout:g} s; its lease runs out"
+                " by itself"
+            ) from None
+        if self._failed is not None:
+            raise _again(self._failed)
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _send(self, entries: Sequence[Entry]) -> Job:
+        try:
+            rows: list[Prepared] = [prepared(entry) for entry in entries]
+            broken = None
+        except StoreError as error:
+            rows, broken = [], error
+
+        def write(connection: Connection, now: int) -> None:
+            if self._failed is not None:
+                raise _again(self._failed)
+            try:
+                if broken is not None:
+                    raise broken
+                if rows:
+                    put(connection, now)
+            except Exception as error:  # at once: the next of the same transaction may be this journal's, too
+                self._fail(error)
+                raise
+
+        def put(connection: Connection, now: int) -> None:
+            head = self._head
+            changed = head.write(connection, rows, now)
+            for request_id in head.answered:
+                note(connection, "answered", head.session_id, request_id)
+            head.answered.clear()
+            until = now + int(self._writer.lease * 1e6)
+            changed.update(messages=head.messages, updated_at=now, lease_until=until)
+            done = connection.execute(
+                f"UPDATE sessions SET {', '.join(f'{name} = ?' for name in changed)} WHERE number = ? AND epoch = ?",
+                (*changed.values(), self.number, self.epoch),
+            )
+            if not done.rowcount:
+                raise self._lost(connection)
+
+        return self._writer.send(Job(write, self._settled))
+
+    def _settled(self, job: Job) -> None:
+        """In the writer's thread: the store never has a gap, so an entry that has failed is the last."""
+        if job.error is None:
+            self.touched = time.monotonic()
+            self.stored.messages = self._head.messages
+        else:
+            self._fail(job.error)
+            if not isinstance(job.error, StoreError):
+                job.error = self._failed
+
+    def _fail(self, error: Exception) -> None:
+        self._writer.let_go(self)
+        if self._failed is not None:
+            return
+        if isinstance(error, sqlite3.Error):
+            self._failed = self._writer.file.explained(error)
+        else:
+            self._failed = error if isinstance(error, StoreError) else StoreError(f"{self._store}: {error!r}")
+
+    def _lost(self, connection: Connection) -> LeaseLost:
+        row = connection.execute("SELECT owner FROM sessions WHERE number = ?", (self.number,)).fetchone()
+        if row is None:
+            return LeaseLost(f"session {self._head.session_id} was deleted, after its lease had run out")
+        by = "another stream" if row[0] is None else str(Owner.from_dict(json.loads(row[0])))
+        return LeaseLost(
+            f"session {self._head.session_id} was taken over by {by}, after its lease of {self._writer.lease:g} s had"
+            " run out here (the process stood still, or the disk did)"
+        )
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise StoreError("a forked process does not write what its parent's streams say: run one of its own")
+
+    def __repr__(self) -> str:
+        return f"<SQLiteJournal of session {self._head.session_id}>"
+
+
+def _again(error: StoreError) -> StoreError:
+    """The same error, for another call: one exception is not raised by two threads at once."""
+    again = type(error)(*error.args)
+    again.__cause__ = error.__cause__
+    return again
+
+
+def open_session(store: object, writer: Writer, session: Session, parent: Parent | None) -> SQLiteJournal:
+    """Take the lease, as `Store.open` says."""
+    stored = session._stored
+    start = 0 if stored is None or stored.behind else stored.messages
+    rows = [message_row(message) for message in session._messages[start:]]
+
+    def take(connection: Connection, now: int) -> tuple[SQLiteJournal, Unfinished]:
+        row = connection.execute(
+            "SELECT number, epoch, messages, usage, partial IS NOT NULL FROM sessions WHERE id = ?", (session.id,)
+        ).fetchone()
+        if row is not None:
+            own = stored is not None and stored.behind and stored.epoch == row[1]
+            refuse_busy(connection, session.id, now, "another stream has it", but=Owner.here() if own else None)
+        messages, anew = to_write(session, None if row is None else (row[1], row[2]))
+        head, epoch = _head(connection, session, parent, row, anew, now)
+        changed = head.write(connection, _rows(rows, messages), now)
+        changed.update(title=well_formed(session.title), permissions=as_json(head.permissions))
+        if anew:
+            head.usage = session._usage
+            changed["usage"] = None if head.usage is None else as_json(head.usage.to_dict())
+            changed["agent_name"] = session.agent_name
+            changed["compacted"] = as_json(asdict(session.compacted))
+        changed.update(
+            status="running",
+            reason="",
+            messages=head.messages,
+            updated_at=now,
+            epoch=epoch,
+            owner=as_json(Owner.here().to_dict()),
+            lease_until=now + int(writer.lease * 1e6),
+        )
+        connection.execute(
+            f"UPDATE sessions SET {', '.join(f'{name} = ?' for name in changed)} WHERE number = ?",
+            (*changed.values(), head.number),
+        )
+        snapshot = snapshot_of(connection, session.id, messages=False)
+        assert snapshot is not None
+        journal = SQLiteJournal(store, writer, head, epoch)
+        return journal, snapshot.unfinished()
+
+    def taken(job: Job) -> None:
+        if job.error is None:
+            writer.hold(job.result[0])
+
+    journal, unfinished = writer.send(Job(take, taken)).wait()
+    session._stored, session._unfinished = journal.stored, unfinished
+    assert isinstance(journal, SQLiteJournal)
+    return journal
+
+
+def _head(
+    connection: Connection, session: Session, parent: Parent | None, row: Any, anew: bool, now: int
+) -> tuple[Head, int]:
+    """What is there of the session, and the epoch of the new stream."""
+    if row is None:
+        number, epoch, count, usage, partial = (
+            insert_session(connection, session, now, parent=parent),
+            0,
+            0,
+            None,
+            False,
+        )
+    else:
+        number, epoch, count, usage, partial = row
+    if anew and row is not None:
+        blobs = blobs_of(connection, [number])
+        _search.forget(connection, [number])
+        forget_messages(connection, number, now)
+        forget_blobs(connection, blobs)
+        count, usage, partial = 0, None, False
+    head = Head(number, session.id, count, permissions_of(session), None, bool(partial))
+    if usage is not None:
+        head.usage = Usage(**json.loads(usage))
+    head.calls = dict(
+        connection.execute(
+            "SELECT call_id, seq FROM calls WHERE session = ? AND ended_at IS NULL ORDER BY seq", (number,)
+        ).fetchall()
+    )
+    return head, epoch + 1
+
+
+def _rows(rows: list[MessageRow], messages: Sequence[Message]) -> list[MessageRow]:
+    """Those that were made before, where they are the right ones."""
+    return rows if len(rows) == len(messages) else [message_row(message) for message in messages]
+
+
+def refuse_busy(connection: Connection, id: str, now: int, what: str, but: Owner | None = None) -> None:
+    """Raise `SessionBusy` where a stream has the session, here or elsewhere, whose process is not surely gone."""
+    row = connection.execute("SELECT owner, lease_until FROM sessions WHERE id = ?", (id,)).fetchone()
+    if row is None:
+        raise SessionNotFound(f"the store has no session {id}")
+    if not is_held(row[0], row[1], now):
+        return
+    owner = Owner.from_dict(json.loads(row[0]))
+    if owner == but:
+        return
+    raise SessionBusy(
+        f"session {id}: {what}, of {owner}; wait for its end, or until {moment(row[1]):%H:%M:%S} UTC, when its lease"
+        " runs out, should that process stand still"
+    )
+
+
+def is_held(owner: str | None, lease_until: int | None, now: int) -> bool:
+    """Whether a stream has the session: its lease is not over, and its process not surely gone."""
+    if owner is None or lease_until is None or lease_until <= now:
+        return False
+    return not Owner.from_dict(json.loads(owner)).gone

@@ -1,0 +1,191 @@
+"""The tables, and how an older file becomes one of today: forward only, each step one transaction, a backup before.
+
+What is JSON is text: SQLite's own JSON would be read by a version that is not ours. Moments are microseconds since
+1970, in UTC.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from typing import Final
+
+from ..._errors import StoreError, StoreTooNew
+from ._file import APPLICATION_ID, Connection, StoreFile, first, roll_back
+
+_FIRST: Final = """
+CREATE TABLE sessions (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    parent INTEGER REFERENCES sessions (number),
+    root INTEGER REFERENCES sessions (number),
+    call_id TEXT,
+    call_seq INTEGER,
+    branch_of TEXT,
+    branch_at INTEGER,
+    title TEXT NOT NULL,
+    agent_name TEXT,
+    status TEXT NOT NULL CHECK (status IN ('idle', 'running', 'waiting', 'interrupted')),
+    reason TEXT NOT NULL DEFAULT '',
+    permissions TEXT NOT NULL,
+    compacted TEXT NOT NULL,
+    usage TEXT,
+    partial TEXT,
+    messages INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    epoch INTEGER NOT NULL DEFAULT 0,
+    owner TEXT,
+    lease_until INTEGER
+) STRICT;
+CREATE INDEX sessions_by_change ON sessions (updated_at) WHERE parent IS NULL;
+CREATE INDEX sessions_by_parent ON sessions (parent) WHERE parent IS NOT NULL;
+
+CREATE TABLE items (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    session INTEGER NOT NULL REFERENCES sessions (number) ON DELETE CASCADE,
+    seq INTEGER NOT NULL,
+    data TEXT NOT NULL,
+    UNIQUE (session, seq)
+) STRICT;
+
+CREATE TABLE blobs (sha256 BLOB NOT NULL PRIMARY KEY, data BLOB NOT NULL) STRICT;
+CREATE TABLE images (
+    item INTEGER NOT NULL REFERENCES items (number) ON DELETE CASCADE,
+    sha256 BLOB NOT NULL REFERENCES blobs (sha256),
+    PRIMARY KEY (item, sha256)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX images_by_blob ON images (sha256);
+
+CREATE TABLE calls (
+    session INTEGER NOT NULL REFERENCES sessions (number) ON DELETE CASCADE,
+    seq INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    call_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    arguments TEXT,
+    began_at INTEGER,
+    ended_at INTEGER,
+    PRIMARY KEY (session, seq, call_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX calls_open ON calls (session) WHERE ended_at IS NULL;
+
+CREATE TABLE kept (
+    session INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    call_id TEXT NOT NULL,
+    key TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (session, seq, call_id, key),
+    FOREIGN KEY (session, seq, call_id) REFERENCES calls (session, seq, call_id) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE requests (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    session INTEGER NOT NULL REFERENCES sessions (number) ON DELETE CASCADE,
+    root_id TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('approval', 'question', 'turns')),
+    event TEXT NOT NULL,
+    call_id TEXT,
+    arguments TEXT,
+    ordinal INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    schema TEXT,
+    expires_at INTEGER,
+    request_state TEXT,
+    answer TEXT,
+    answered_by TEXT NOT NULL DEFAULT '',
+    answered_at INTEGER,
+    withdrawn_at INTEGER
+) STRICT;
+CREATE INDEX requests_by_session ON requests (session);
+CREATE INDEX requests_open ON requests (session) WHERE answer IS NULL AND withdrawn_at IS NULL;
+
+CREATE TABLE mailbox (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    session INTEGER NOT NULL REFERENCES sessions (number) ON DELETE CASCADE,
+    id TEXT NOT NULL,
+    point TEXT NOT NULL,
+    text TEXT NOT NULL,
+    taken_at INTEGER,
+    UNIQUE (session, id)
+) STRICT;
+
+CREATE TABLE notices (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    session_id TEXT NOT NULL,
+    request_id TEXT
+) STRICT;
+
+CREATE TABLE search (indexed INTEGER NOT NULL) STRICT;
+INSERT INTO search VALUES (0);
+"""
+
+STEPS: Final = [_FIRST]  # step n makes version n + 1; what was released is never changed
+
+
+def migrate(file: StoreFile, connection: Connection) -> None:
+    """Bring the tables up to date. Raises `StoreTooNew`, `StoreError`, `sqlite3.Error`."""
+    while (version := _version(connection)) < len(STEPS):
+        if version:
+            back_up(file, connection, _backup_path(file, version))
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            refuse_others(file, connection)  # another process may have taken the step, or made it its own, meanwhile
+            if _version(connection) == version:
+                for statement in _statements(STEPS[version]):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {version + 1}")
+            connection.execute("COMMIT")
+        except BaseException:
+            roll_back(connection)
+            raise
+
+
+def refuse_others(file: StoreFile, connection: Connection) -> None:
+    """Raise `StoreError` where the file is another program's, `StoreTooNew` where a later version has written it."""
+    application = first(connection.execute("PRAGMA application_id").fetchone())
+    tables = first(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone())
+    version = _version(connection)
+    if application != APPLICATION_ID and (application or tables or version):
+        raise StoreError(f"{file} is a database of another program; it was left as it is: choose another path")
+    if version > len(STEPS):
+        raise StoreTooNew(
+            f"{file} was written by a later version of lockgate: it is of version {version}, this one knows"
+            f" {len(STEPS)}; install the later one (pip install --upgrade lockgate)"
+        )
+
+
+def back_up(file: StoreFile, connection: Connection, path: str) -> None:
+    """Write a whole copy of the file to ``path``, as of one moment, for its owner alone. Raises `StoreError`."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # SQLite would let others read it
+    except OSError as error:
+        raise StoreError(f"no backup of {file} can be written to {path!r}: {error.strerror}") from error
+    try:
+        connection.execute("VACUUM INTO ?", (path,))
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        if isinstance(error, sqlite3.Error):
+            raise StoreError(f"no backup of {file} could be written to {path!r}: {error}") from error
+        raise
+
+
+def _backup_path(file: StoreFile, version: int) -> str:
+    return f"{file.path}.version-{version}.{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.backup"
+
+
+def _version(connection: Connection) -> int:
+    version: int = first(connection.execute("PRAGMA user_version").fetchone())
+    return version
+
+
+def _statements(script: str) -> list[str]:
+    """Not by `executescript`, which commits first: a step is one transaction."""
+    return [each for each in script.split(";\n") if each.strip()]

@@ -1,0 +1,84 @@
+"""Who watches a store, and what has happened in it: a table of notices, which all processes write."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+from channels import Channel, Receiver
+
+from ...session._journal import Request
+from .._notices import tell
+from .._store import Notice
+from ._file import Connection, first
+from ._rows import REQUEST, request_of
+
+_logger = logging.getLogger(__name__)
+
+
+class Watchers:
+    """The channels of those who watch. Used by the writer's thread alone."""
+
+    def __init__(self) -> None:
+        self._watchers: list[tuple[Channel[Notice], Receiver[Any]]] = []
+        self._seen = 0  # the number of the last notice that was told
+
+    def __bool__(self) -> bool:
+        return bool(self._watchers)
+
+    @property
+    def ends(self) -> list[Receiver[Any]]:
+        """What closes when somebody has seen enough."""
+        return [done for _, done in self._watchers]
+
+    def add(self, connection: Connection, channel: Channel[Notice], done: Receiver[Any]) -> None:
+        """Let the channel have what happens from now on."""
+        if not self._watchers:
+            self._seen = first(connection.execute("SELECT coalesce(max(number), 0) FROM notices").fetchone())
+        self._watchers.append((channel, done))
+
+    def drop_ended(self) -> None:
+        """Close the channels of those who have seen enough."""
+        for each in list(self._watchers):
+            if each[1].closed:
+                self._watchers.remove(each)
+                each[0].close()
+
+    def look(self, reading: Callable[[Callable[[Connection], Any]], Any]) -> None:
+        """Tell them what has happened."""
+        if not self._watchers:
+            return
+        try:
+            notices: list[Notice] = reading(self._new)
+        except sqlite3.Error as error:  # the next look may see it
+            _logger.warning("what has happened in the store cannot be read: %s", error)
+            return
+        for notice in notices:
+            self._watchers = [each for each in self._watchers if tell(each[0], notice)]
+
+    def close(self) -> None:
+        """Nothing happens any more."""
+        for channel, _ in self._watchers:
+            channel.close()
+        self._watchers.clear()
+
+    def _new(self, connection: Connection) -> list[Notice]:
+        rows = connection.execute(
+            "SELECT number, kind, session_id, request_id FROM notices WHERE number > ? ORDER BY number", (self._seen,)
+        ).fetchall()
+        if rows:
+            self._seen = rows[-1][0]
+        return [
+            Notice(kind, session_id, None if request_id is None else find_request(connection, request_id))
+            for _, kind, session_id, request_id in rows
+        ]
+
+
+def find_request(connection: Connection, id: str) -> Request | None:
+    """The request with this id."""
+    row = connection.execute(
+        f"SELECT {REQUEST} FROM requests JOIN sessions ON sessions.number = session WHERE requests.id = ?", (id,)
+    ).fetchone()
+    return None if row is None else request_of(row)

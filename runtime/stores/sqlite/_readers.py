@@ -1,0 +1,89 @@
+"""Connections for reading, one for each thread that reads at the moment. They wait for nobody, and nobody for them."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
+
+from ..._errors import StoreError
+from . import _search
+from ._file import Connection, StoreFile, roll_back
+
+T = TypeVar("T")
+
+_IDLE: Final = 4  # connections that are kept for the next
+
+
+class Readers:
+    """The connections. Thread-safe."""
+
+    def __init__(self, file: StoreFile) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+        self._closed = False
+        #: Held by those who are inside SQLite (see `Writer.inside`), each by its own.
+        self.inside: set[threading.Lock] = set()
+        self.connections: set[Connection] = set()
+
+    def read(self, function: Callable[[Connection], T]) -> T:
+        """What ``function`` returns, which sees the store as one moment has it. Raises `StoreError`."""
+        try:
+            with self._inside():
+                connection = self._take()
+                whole = False
+                try:
+                    connection.execute("BEGIN")
+                    result = function(connection)
+                    connection.execute("COMMIT")
+                    whole = True
+                    return result
+                finally:
+                    if not whole:
+                        roll_back(connection)
+                    self._give(connection)
+        except sqlite3.Error as error:
+            raise self._file.explained(error) from error
+
+    def close(self) -> None:
+        """Close the connections; those at work are closed behind it."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            self._end(connection)
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        mine = threading.Lock()
+        with mine:
+            self.inside.add(mine)  # a single step, as the one below
+            try:
+                yield
+            finally:
+                self.inside.discard(mine)
+
+    def _take(self) -> Connection:
+        with self._lock:
+            if self._closed:
+                raise StoreError("the store is closed")
+            if self._idle:
+                return self._idle.pop()
+        connection = self._file.connect(write=False)
+        _search.add_functions(connection)
+        self.connections.add(connection)
+        return connection
+
+    def _give(self, connection: Connection) -> None:
+        with self._lock:
+            if not self._closed and len(self._idle) < _IDLE:
+                self._idle.append(connection)
+                return
+        self._end(connection)
+
+    def _end(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        connection.close()

@@ -1,0 +1,474 @@
+"""`SQLiteStore`: sessions in a file, for the processes of one machine."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+from channels import Channel, Receiver, SupportsDone
+from channels._exit import exit_seconds
+
+from ..._checks import check, check_number
+from ..._dataclasses import asdict
+from ..._errors import NotPending, SessionNotFound, StoreError
+from ...session._journal import Entry, Request, Status
+from ...session._session import Session
+from .._answers import checked
+from .._notices import NOTICES
+from .._snapshot import Snapshot, branched
+from .._store import Notice, Parent, SessionInfo
+from .._transfer import exported, imported
+from . import _search
+from ._file import Connection, Durability, StoreFile
+from ._journal import SQLiteJournal, is_held, open_session, refuse_busy
+from ._migrations import back_up, migrate, refuse_others
+from ._notices import find_request
+from ._readers import Readers
+from ._rows import (
+    REQUEST,
+    Head,
+    as_json,
+    blobs_of,
+    family_of,
+    forget_blobs,
+    insert_session,
+    message_row,
+    micros,
+    moment,
+    prepared,
+    request_of,
+    snapshot_of,
+)
+from ._writer import Writer, note
+
+T = TypeVar("T")
+
+LEASE: Final = 30.0  # seconds
+_CLOSING: Final = 30.0  # seconds that what is on its way may take
+_EXITING: Final = 1.5
+
+
+class SQLiteStore:
+    """Sessions in an SQLite file, for any number of threads and processes of one machine.
+
+    The file is made, for its owner alone (mode 0600), where it is not there; the directory has to be there. What was
+    acknowledged survives the death of the process (``kill -9``) with ``durability="process"``, and that of the machine
+    with ``"power"``, where each write waits for the disk. ``lease`` is how many seconds a session stays with a process
+    that does not answer any more; one that has ended is not waited for.
+
+    Raises `StoreError`, which says what to do, where the file cannot be used, is damaged, or is another program's, and
+    `StoreTooNew` where a later version has written it. The file itself is then left as it is. Close the store at the
+    end, or use it as a context manager. A store that was made before a fork can be used in the child.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, durability: Durability = "process", lease: float = LEASE
+    ) -> None:
+        check_number("lease", lease, "seconds", above=0)
+        self._file = StoreFile(path, durability)
+        self._lease = lease
+        self._closed = False
+        self._cores: dict[int, _Core] = {}  # by process: a forked child has one of its own
+        self._core()
+
+    # -- sessions ------------------------------------------------------------------------------------------------------
+
+    def load(self, id: str) -> Session:
+        """The session with this id, ready to be run. Raises `SessionNotFound`."""
+        return self._read(lambda connection: self._snapshot(connection, id)).session()
+
+    def open(self, session: Session, *, parent: Parent | None = None) -> SQLiteJournal:
+        """Take the lease of the session, as `Store.open` says. Raises `SessionBusy` and `SessionChanged`."""
+        check("what to open", session, Session, "a Session")
+        try:
+            session.id.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the id of a session is text that UTF-8 can write, not {session.id!r:.200}") from None
+        return open_session(self, self._core().writer, session, parent)
+
+    def sessions(self, query: str = "", *, limit: int = 50, before: datetime | None = None) -> Sequence[SessionInfo]:
+        """The sessions, those that changed last first, as `Store.sessions` says."""
+        check("query", query, str, "text")
+        check_number("limit", limit, "sessions", least=0, whole=True)
+        core = self._core()
+        if query and core.fts5 and self._read(_search.is_behind):
+            while core.writer.do(lambda connection, _: _search.index(connection)):
+                pass
+        found, values = _search.condition(query, core.fts5)
+        if before is not None:
+            found += " AND s.updated_at < ?"
+            values.append(micros(before.astimezone(UTC)))
+        now = micros(datetime.now(UTC))
+        statement = (
+            "SELECT id, title, agent_name, status, reason, messages, created_at, updated_at, branch_of, owner,"
+            " lease_until, (SELECT count(*) FROM requests r JOIN sessions x ON x.number = r.session WHERE r.answer IS"
+            " NULL AND r.withdrawn_at IS NULL AND (r.expires_at IS NULL OR r.expires_at > ?)"
+            " AND (x.number = s.number OR x.root = s.number)) FROM sessions s WHERE s.parent IS NULL"
+            f"{found} ORDER BY s.updated_at DESC, s.number DESC LIMIT ?"
+        )
+        rows = self._read(
+            lambda connection: connection.execute(statement, (now, *values, min(limit, 2**62))).fetchall()
+        )
+        return [_info(row, now) for row in rows]
+
+    def branch(self, id: str, at: int | None = None) -> Session:
+        """A new session with the first messages of another, as `Store.branch` says."""
+        original = self._read(lambda connection: self._snapshot(connection, id))
+        session = branched(original.session(), at, original.parent is not None)
+        rows = [message_row(message) for message in session._messages]
+
+        def write(connection: Connection, now: int) -> None:
+            number = insert_session(connection, session, now, branch=(id, len(rows)))
+            head = Head(number, session.id)
+            changed = head.write(connection, rows, now)
+            changed.update(
+                messages=head.messages, agent_name=session.agent_name, compacted=as_json(asdict(session.compacted))
+            )
+            _update(connection, number, changed)
+
+        self._core().writer.do(write)
+        return self.load(session.id)
+
+    def delete(self, id: str) -> None:
+        """Forget the session and its sub-sessions. Raises `SessionNotFound` and `SessionBusy`."""
+
+        def delete(connection: Connection, now: int) -> None:
+            family = family_of(connection, id)
+            if not family:
+                raise SessionNotFound(f"the store has no session {id}")
+            for _, each in family:
+                refuse_busy(connection, each, now, "a stream has it, so it is not deleted")
+            numbers = [number for number, _ in family]
+            blobs = blobs_of(connection, numbers)
+            if core.fts5:
+                _search.forget(connection, numbers)
+            for number, each in reversed(family):  # sub-sessions first
+                connection.execute("DELETE FROM sessions WHERE number = ?", (number,))
+                note(connection, "deleted", each)
+            forget_blobs(connection, blobs)
+
+        core = self._core()
+        core.writer.do(delete)
+
+    def export(self, id: str) -> dict[str, Any]:
+        """Everything about the session and its sub-sessions, as `Store.export` says. Raises `SessionNotFound`."""
+
+        def read(connection: Connection) -> list[Snapshot]:
+            family = [each for _, each in family_of(connection, id)]
+            return [self._snapshot(connection, each) for each in family or [id]]
+
+        return exported(self._read(read))
+
+    def import_(self, data: Mapping[str, Any]) -> Session:
+        """Add a session that `export` wrote, as `Store.import_` says. Raises `ValueError`."""
+        snapshots = imported(data)
+        rows = [[message_row(message) for message in each.messages] for each in snapshots]
+
+        def write(connection: Connection, now: int) -> None:
+            for snapshot, messages in zip(snapshots, rows, strict=True):
+                found = connection.execute("SELECT 1 FROM sessions WHERE id = ?", (snapshot.id,)).fetchone()
+                if found is not None:
+                    raise ValueError(f"the store has a session {snapshot.id} already; delete it first")
+                _insert(connection, snapshot, messages, now)
+
+        self._core().writer.do(write)
+        return self.load(snapshots[0].id)
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def pending(self, id: str | None = None) -> Sequence[Request]:
+        """The requests that wait for an answer, as `Store.pending` says."""
+        statement = (
+            f"SELECT {REQUEST} FROM requests JOIN sessions ON sessions.number = session WHERE answer IS NULL AND"
+            " withdrawn_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
+        )
+
+        def read(connection: Connection) -> list[Request]:
+            which, values = "", [micros(datetime.now(UTC))]
+            if id is not None:
+                family = [number for number, _ in family_of(connection, id)]
+                which = f" AND session IN ({', '.join(map(str, family))})"
+            rows = connection.execute(f"{statement}{which} ORDER BY requests.number", values)
+            return [request_of(row) for row in rows]
+
+        return self._read(read)
+
+    def answer(self, request_id: str, answer: Mapping[str, Any], *, by: str = "") -> Request:
+        """Answer a request; the first answer counts. Raises `NotPending` and `InvalidAnswer`."""
+        request = self._read(lambda connection: find_request(connection, request_id))
+        if request is None or request.answer is not None or request.expired:
+            raise NotPending(f"no request {request_id} is waiting: it was answered, withdrawn or timed out")
+        said = as_json(checked(request, answer))  # patterns of others: in the thread of whoever answers
+
+        def write(connection: Connection, now: int) -> Request:
+            done = connection.execute(
+                "UPDATE requests SET answer = ?, answered_by = ?, answered_at = ? WHERE id = ? AND answer IS NULL AND"
+                " withdrawn_at IS NULL AND (expires_at IS NULL OR expires_at > ?)",
+                (said, _text(by), now, request_id, micros(datetime.now(UTC))),
+            )
+            found = find_request(connection, request_id)
+            if not done.rowcount or found is None:
+                raise NotPending(f"request {request_id} was answered, withdrawn or timed out meanwhile")
+            note(connection, "answered", found.session_id, request_id)
+            return found
+
+        answered: Request = self._core().writer.do(write)
+        return answered
+
+    def ready(self) -> Sequence[str]:
+        """The ids of the waiting sessions that have nothing to wait for any more."""
+        now = micros(datetime.now(UTC))
+        rows = self._read(
+            lambda connection: connection.execute(
+                "SELECT id FROM sessions s WHERE status = 'waiting' AND parent IS NULL AND NOT EXISTS (SELECT 1 FROM"
+                " requests r JOIN sessions x ON x.number = r.session WHERE r.answer IS NULL AND r.withdrawn_at IS NULL"
+                " AND (r.expires_at IS NULL OR r.expires_at > ?) AND (x.number = s.number OR x.root = s.number))"
+                " ORDER BY updated_at",
+                (now,),
+            ).fetchall()
+        )
+        return [id for (id,) in rows]
+
+    def watch(self, cancel: SupportsDone) -> Receiver[Notice]:
+        """What happens in the store from now on, as `Store.watch` says. What another process does is seen within a
+        twentieth of a second.
+        """
+        channel: Channel[Notice] = Channel(NOTICES, name="notices")
+        self._core().writer.watch(channel, cancel.done)
+        return channel.receiver
+
+    # -- the file ------------------------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return self._file.path
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Write a whole copy of the file, as of one moment, to ``path``, while streams go on. Raises `StoreError`, also
+        where there is something at that path.
+        """
+        self._core()
+        connection = self._connect(write=True)
+        try:
+            back_up(self._file, connection, os.path.abspath(os.fspath(path)))
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """Write what is on its way, give back leases of streams that still run, and close the file. Twice is harmless.
+
+        Raises `StoreError` where that takes longer than half a minute; it then goes on by itself.
+        """
+        self._closed = True
+        core = self._cores.get(os.getpid())
+        if core is not None and not core.close(_CLOSING):
+            raise StoreError(f"{self._file} could not be closed within {_CLOSING:g} s: its disk stands still")
+
+    def __enter__(self) -> SQLiteStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<SQLiteStore {self._file.path!r}{', closed' if self._closed else ''}>"
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _core(self) -> _Core:
+        """What this process has of the store."""
+        if self._closed:
+            raise StoreError("the store is closed")
+        core = self._cores.get(os.getpid())
+        if core is None:
+            with _making:
+                core = self._cores.get(os.getpid())
+                if core is None:
+                    core = self._cores[os.getpid()] = self._new_core()
+        return core
+
+    def _new_core(self) -> _Core:
+        self._file.prepare()
+        connection = self._connect(write=True)
+        try:
+            refuse_others(self._file, connection)  # before anything is written
+            self._file.use_wal(connection)
+            migrate(self._file, connection)
+            fts5 = _search.has_fts5(connection)
+            core = _Core(self._file, connection, self._lease, fts5, self._cores)
+        except sqlite3.Error as error:
+            connection.close()
+            raise self._file.explained(error) from error
+        except BaseException:
+            connection.close()
+            raise
+        weakref.finalize(self, core.let_end).atexit = False
+        return core
+
+    def _connect(self, *, write: bool) -> Connection:
+        try:
+            return self._file.connect(write=write)
+        except sqlite3.Error as error:
+            raise self._file.explained(error) from error
+
+    def _read(self, function: Callable[[Connection], T]) -> T:
+        try:
+            return self._core().readers.read(function)
+        except (KeyError, TypeError, ValueError) as error:  # it was not written by us
+            raise StoreError(f"{self._file} has something in it that cannot be read: {error!r}") from error
+
+    @staticmethod
+    def _snapshot(connection: Connection, id: str) -> Snapshot:
+        snapshot = snapshot_of(connection, id)
+        if snapshot is None:
+            raise SessionNotFound(f"the store has no session {id}")
+        return snapshot
+
+
+class _Core:
+    """The connections of a process, and its writer. Does not hold the store, which may be forgotten."""
+
+    def __init__(
+        self, file: StoreFile, connection: Connection, lease: float, fts5: bool, place: dict[int, _Core]
+    ) -> None:
+        self.process = os.getpid()
+        self.place = place  # where the store finds it
+        self.fts5 = fts5
+        self.readers = Readers(file)
+        self.writer = Writer(file, connection, lease)
+        _live.add(self)
+
+    def close(self, timeout: float) -> bool:
+        """Whether it is closed, within ``timeout`` seconds."""
+        ended = self.writer.close(timeout)
+        self.readers.close()
+        return ended
+
+    def let_end(self) -> None:
+        """The store is forgotten: for a finalizer, which waits for nobody."""
+        if self.process == os.getpid():
+            self.writer.inbox.close()
+
+
+def _update(connection: Connection, number: int, changed: Mapping[str, Any]) -> None:
+    connection.execute(
+        f"UPDATE sessions SET {', '.join(f'{name} = ?' for name in changed)} WHERE number = ?",
+        (*changed.values(), number),
+    )
+
+
+def _insert(connection: Connection, snapshot: Snapshot, messages: Sequence[Any], now: int) -> None:
+    """Write a session that was imported."""
+    branch = None if snapshot.branch_of is None else (snapshot.branch_of, snapshot.branch_at or 0)
+    session = Session(id=snapshot.id, title=snapshot.title)
+    number = insert_session(connection, session, now, parent=snapshot.parent, branch=branch)
+    head = Head(number, snapshot.id)
+    changed = head.write(connection, messages, now)
+    more: list[Entry] = [*snapshot.mail, *([] if snapshot.partial is None else [snapshot.partial])]
+    changed.update(head.write(connection, [prepared(each) for each in more], now))
+    for call in snapshot.calls:
+        key = (number, call.seq, call.call_id)
+        connection.execute(
+            "UPDATE calls SET began_at = ?, arguments = ? WHERE session = ? AND seq = ? AND call_id = ?",
+            (now if call.began else None, call.arguments, *key),
+        )
+        connection.executemany(
+            "INSERT INTO kept VALUES (?, ?, ?, ?, ?)",
+            [(*key, name, as_json(value)) for name, value in call.kept.items()],
+        )
+    changed.update(
+        messages=head.messages,
+        permissions=as_json(snapshot.permissions),
+        agent_name=snapshot.agent_name,
+        compacted=as_json(snapshot.compacted),
+        usage=None if snapshot.usage is None else as_json(snapshot.usage.to_dict()),
+        status=snapshot.status,
+        reason=snapshot.reason,
+        epoch=snapshot.epoch,
+        created_at=micros(snapshot.created_at),
+        updated_at=micros(snapshot.updated_at),
+    )
+    _update(connection, number, changed)
+
+
+def _info(row: Sequence[Any], now: int) -> SessionInfo:
+    id, title, agent_name, status, reason, messages, created, updated, branch_of, owner, lease_until, waiting = row
+    shown: Status = status
+    if status == "running" and not is_held(owner, lease_until, now):
+        shown = "interrupted"  # its process has died
+    return SessionInfo(
+        id=id,
+        title=title,
+        agent_name=agent_name,
+        status=shown,
+        reason=reason,
+        messages=messages,
+        created_at=moment(created),
+        updated_at=moment(updated),
+        branch_of=branch_of,
+        waiting=waiting,
+    )
+
+
+def _text(by: str) -> str:
+    check("by", by, str, "text: who answers")
+    return by.encode("utf-8", "replace").decode()
+
+
+# -- the process -------------------------------------------------------------------------------------------------------
+
+_live: weakref.WeakSet[_Core] = weakref.WeakSet()
+_making = threading.RLock()
+_held_back: list[threading.Lock] = []  # by a fork that is under way
+
+
+def _at_exit() -> None:
+    """What was posted is written. Streams have ended by now: theirs is an exit function of `threading`, run before."""
+    for core in list(_live):
+        core.writer.inbox.close()
+    for core in list(_live):
+        core.close(exit_seconds(_EXITING))
+
+
+def _before_fork() -> None:
+    """No thread is inside SQLite as the process is forked: the child would find its locks taken for ever."""
+    locks = [lock for core in list(_live) for lock in (core.writer.inside, *list(core.readers.inside))]
+    for lock in locks:
+        if lock.acquire(timeout=1.0):
+            _held_back.append(lock)
+
+
+def _after_fork() -> None:
+    while _held_back:
+        _held_back.pop().release()
+
+
+def _in_child() -> None:
+    """A connection of the parent is never used here, and never closed: it would let go of what the parent has."""
+    global _making
+    _making = threading.RLock()
+    _after_fork()
+    for core in list(_live):
+        _never_closed(core.writer.connection)
+        for connection in list(core.readers.connections):
+            _never_closed(connection)
+        core.place.clear()
+        _live.discard(core)
+
+
+def _never_closed(connection: Connection) -> None:
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)

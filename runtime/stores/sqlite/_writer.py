@@ -1,0 +1,279 @@
+"""The one thread of a store that writes: many appends make one transaction (group commit).
+
+Each thread with a connection of its own would do, but SQLite's lock is unfair: of 64 threads that wait for it, some
+wait half a second. Behind a channel they are served in order, and what has come together meanwhile is written together.
+
+Invariants:
+
+- Only this thread uses the writing connection. It waits for jobs, for the next renewal of its leases, and for nothing
+  else.
+- A job whose ``done`` is closed without an ``error`` is in the file.
+- Jobs are carried out in the order in which they were sent. A job that fails leaves nothing of its own behind.
+- A lease that is in ``_held`` is renewed. When the thread ends, those that are left are given back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+from channels import Channel, ChannelClosed, Receiver, SupportsDone, WouldBlock, select
+
+from ..._errors import StoreError
+from .._store import Notice
+from ._file import Connection, StoreFile, roll_back
+from ._notices import Watchers
+from ._rows import micros
+
+_TOGETHER: Final = 200  # jobs of one transaction
+_LOOK: Final = 0.05  # seconds between looks at what other processes have written, where somebody watches
+_RENEWALS: Final = 3  # in the time of a lease
+
+_logger = logging.getLogger(__name__)
+_numbers = itertools.count(1)
+
+
+class Held(Protocol):
+    """A lease that the writer keeps."""
+
+    number: int
+    epoch: int
+    touched: float  # when its row was written last, by `time.monotonic`
+
+
+class Job:
+    """Something to be done in a transaction. ``function`` gets the connection, and the moment for what it writes.
+
+    ``settled`` is called in the writer's thread once it is known whether that is in the file, before ``done`` closes.
+    """
+
+    __slots__ = ("done", "error", "function", "result", "settled")
+
+    def __init__(
+        self, function: Callable[[Connection, int], Any], settled: Callable[[Job], None] | None = None
+    ) -> None:
+        self.function = function
+        self.settled = settled
+        self.done: Channel[None] = Channel(name="written")
+        self.result: Any = None
+        self.error: Exception | None = None
+
+    def wait(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> Any:
+        """What the function has returned. Raises what it raised, `StoreError`, `TimeoutError` and `Cancelled`."""
+        with contextlib.suppress(ChannelClosed):
+            self.done.recv(timeout, cancel)
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class Writer:
+    """The thread, and what is sent to it. It is ended by `close`, or by closing ``inbox``, which waits for nobody."""
+
+    def __init__(self, file: StoreFile, connection: Connection, lease: float) -> None:
+        self.file = file
+        self.lease = lease
+        #: Without a bound of its own: who sends waits for what he has sent, but for a few entries that are posted.
+        self.inbox: Channel[Job] = Channel(2**31, name="to be written")
+        #: Held by whoever is inside SQLite: a process is not forked meanwhile, for the child would find the locks of
+        #: SQLite taken by a thread that it does not have.
+        self.inside = threading.Lock()
+        self._connection = connection
+        self._held: set[Any] = set()
+        self._watchers = Watchers()
+        self._last = 0
+        self._thread = threading.Thread(target=self._run, name=f"lockgate-store-{next(_numbers)}", daemon=True)
+        self._thread.start()
+
+    @property
+    def connection(self) -> Connection:
+        """For a forked child, which keeps it from being closed."""
+        return self._connection
+
+    # -- for anyone ----------------------------------------------------------------------------------------------------
+
+    def send(self, job: Job) -> Job:
+        """Have the job done; waits for nothing. Raises `StoreError` where the store is closed."""
+        try:
+            self.inbox.send(job)
+        except ChannelClosed:
+            raise StoreError("the store is closed") from None
+        return job
+
+    def do(self, function: Callable[[Connection, int], Any]) -> Any:
+        """What ``function`` returns, in a transaction. Raises what it raises, and `StoreError`."""
+        return self.send(Job(function)).wait()
+
+    def watch(self, channel: Channel[Notice], done: Receiver[Any]) -> None:
+        """Let the channel have what happens from now on, until ``done`` closes."""
+        self.do(lambda connection, _: self._watchers.add(connection, channel, done))
+
+    def close(self, timeout: float | None) -> bool:
+        """Let what was sent be written, and the thread end; whether it has, within ``timeout`` seconds."""
+        self.inbox.close()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # -- for jobs ------------------------------------------------------------------------------------------------------
+
+    def hold(self, held: Held) -> None:
+        """Renew the lease from now on."""
+        self._held.add(held)
+
+    def let_go(self, held: Held) -> None:
+        """Do not renew the lease any more."""
+        self._held.discard(held)
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while (batch := self._next()) is not None:
+                if batch:
+                    self._write(batch)
+                self._renew()
+                self._watchers.look(self._reading)
+        finally:
+            self.inbox.close()
+            try:
+                for job in self.inbox:  # only where this thread fails, which it does not: nobody shall wait for ever
+                    job.error = StoreError("the store has failed")
+                    job.done.close()
+                self._give_back()
+            finally:
+                self._watchers.close()
+                with self.inside:
+                    self._connection.close()
+
+    def _next(self) -> list[Job] | None:
+        """The jobs that have come together; none where it is time to look after other things, None at the end."""
+        try:
+            if self._watchers:
+                chosen = select(self.inbox, *self._watchers.ends, timeout=min(_LOOK, self._patience() or _LOOK))
+                if chosen.index:
+                    self._watchers.drop_ended()
+                    return []
+                if not chosen.ok:
+                    return None
+                batch: list[Job] = [chosen.value]
+            else:
+                batch = [self.inbox.recv(self._patience())]
+        except TimeoutError:
+            return []
+        except ChannelClosed:
+            return None
+        with contextlib.suppress(WouldBlock, ChannelClosed):
+            while len(batch) < _TOGETHER:
+                batch.append(self.inbox.try_recv())
+        return batch
+
+    def _patience(self) -> float | None:
+        """Seconds until a lease has to be renewed."""
+        if not self._held:
+            return None
+        oldest: float = min(each.touched for each in self._held)
+        return max(0.0, oldest + self.lease / _RENEWALS - time.monotonic())
+
+    def _now(self) -> int:
+        """The moment for what is written: no two transactions of this process have the same, as lists go on by it."""
+        self._last = max(micros(datetime.now(UTC)), self._last + 1)
+        return self._last
+
+    def _write(self, batch: Sequence[Job]) -> None:
+        try:
+            with self.inside:
+                self._transaction(batch)
+        except sqlite3.Error as error:
+            self._fail(batch, self.file.explained(error), error)
+        except Exception as error:
+            self._fail(batch, error if isinstance(error, StoreError) else StoreError(f"{self.file}: {error!r}"), error)
+        for job in batch:
+            try:
+                if job.settled is not None:
+                    job.settled(job)
+            finally:
+                job.done.close()
+
+    def _transaction(self, batch: Sequence[Job]) -> None:
+        connection = self._connection
+        self.file.check_in_place()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            now = self._now()
+            for job in batch:
+                connection.execute("SAVEPOINT job")
+                try:
+                    job.result = job.function(connection, now)
+                except Exception as error:
+                    if not connection.in_transaction:  # SQLite has undone all of it: the disk is full, or failed
+                        raise
+                    connection.execute("ROLLBACK TO job")
+                    job.error = self.file.explained(error) if isinstance(error, sqlite3.Error) else error
+                connection.execute("RELEASE job")
+            connection.execute("COMMIT")
+        except BaseException:
+            roll_back(connection)
+            raise
+
+    @staticmethod
+    def _fail(batch: Sequence[Job], said: StoreError, error: Exception) -> None:
+        said.__cause__ = error if said is not error else said.__cause__
+        for job in batch:
+            if job.error is None:
+                job.error = said
+
+    def _renew(self) -> None:
+        due = time.monotonic() - self.lease / _RENEWALS
+        old = [each for each in self._held if each.touched <= due]
+        if not old:
+            return
+
+        def renew(connection: Connection, now: int) -> None:
+            until = now + int(self.lease * 1e6)
+            connection.executemany(
+                "UPDATE sessions SET lease_until = ? WHERE number = ? AND epoch = ?",
+                [(until, each.number, each.epoch) for each in old],
+            )
+
+        job = Job(renew)
+        self._write([job])
+        if job.error is not None:  # it is tried again; where another has taken it over, the next append finds out
+            _logger.warning("leases could not be renewed: %s", job.error)
+        for each in old:
+            each.touched = time.monotonic()
+
+    def _reading(self, read: Callable[[Connection], Any]) -> Any:
+        with self.inside:
+            return read(self._connection)
+
+    def _give_back(self) -> None:
+        """The store is closed under streams that still run."""
+        held = list(self._held)
+        if not held:
+            return
+
+        def give_back(connection: Connection, now: int) -> None:
+            connection.executemany(
+                "UPDATE sessions SET status = 'interrupted', owner = NULL, lease_until = NULL, updated_at = ?"
+                " WHERE number = ? AND epoch = ?",
+                [(now, each.number, each.epoch) for each in held],
+            )
+
+        self._write([Job(give_back)])
+
+
+def note(connection: Connection, kind: str, session_id: str, request_id: str | None = None) -> None:
+    """Tell whoever watches, here and in other processes, with the transaction."""
+    number = connection.execute(
+        "INSERT INTO notices (kind, session_id, request_id) VALUES (?, ?, ?)", (kind, session_id, request_id)
+    ).lastrowid
+    assert number is not None
+    connection.execute("DELETE FROM notices WHERE number <= ?", (number - 1000,))
