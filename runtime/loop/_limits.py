@@ -13,6 +13,7 @@ from ..human._asks import Ask
 from ..session._journal import Request
 from ..stream._core import StreamCore
 from ..stream._parking import parked
+from ..stream._private_events import UserAnswered
 from ..stream._reason import StopRun
 from ..stream._requests import answer_of, keep, keep_answer, seconds_left
 
@@ -56,6 +57,8 @@ def ask_for_more(core: StreamCore, limit: int, before: Request | None = None) ->
         core.emit(ask.event)
         core.fire("on_user_input", reason=reason)
         answer = _awaited(core, answers)
+        if core.recorded:
+            core.emit(UserAnswered(ask.id, **core.tags))
     else:
         core.emit(events.MaxIterationsReached(limit, **core.tags))
     if answer.accepted:

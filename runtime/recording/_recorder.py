@@ -26,7 +26,7 @@ from ..model import Delta, ReasoningDelta, TextDelta, ToolCallDelta
 from ..session._message import Message
 from ..session._session import Session
 from ..stream import _private_events
-from ._recording import CUT_OFF, HEADER, REPLY, REQUEST, RETURNED, VERSION, Recording, shown, shown_tool
+from ._recording import ANSWERED, CUT_OFF, HEADER, REPLY, REQUEST, RETURNED, VERSION, Recording, shown, shown_tool
 
 try:
     import fcntl
@@ -141,6 +141,7 @@ class Recorder:
                 request=stream.request,
                 agent_name=event.agent_name,
                 session_id=event.session_id,
+                timestamp=event.timestamp.isoformat(),
                 model=event.model,
                 same=same,
                 messages=new,
@@ -149,7 +150,11 @@ class Recorder:
         elif isinstance(event, _private_events.ModelSaid) and stream.deltas is not None:
             stream.deltas.append(event.delta)
         elif isinstance(event, _private_events.ModelDone):
-            self._reply(stream, event.error)
+            self._reply(stream, event.error, event)
+        elif isinstance(event, _private_events.UserAnswered):
+            at = event.timestamp.isoformat()
+            who = {"agent_name": event.agent_name, "session_id": event.session_id}
+            self._add(ANSWERED, **who, timestamp=at, request_id=event.request_id)
         elif isinstance(event, _private_events.ToolReturned):
             self._add(
                 RETURNED,
@@ -160,13 +165,17 @@ class Recorder:
                 is_error=event.is_error,
             )
 
-    def _reply(self, stream: _Stream, error: BaseException | str | None) -> None:
+    def _reply(
+        self, stream: _Stream, error: BaseException | str | None, event: _private_events.Traffic | None = None
+    ) -> None:
         """The model of ``stream`` has said all that it will, if it has begun."""
         if stream.deltas is None:
             return
         runs = itertools.groupby(stream.deltas, _key)
         deltas = [each for key, run in runs for each in self._clean(list(map(_dict_of, run)), key is not None)]
         said: dict[str, Any] = {"request": stream.request, "deltas": deltas}
+        if event is not None:
+            said["timestamp"] = event.timestamp.isoformat()
         if error is not None:
             said["error"] = error if isinstance(error, str) else describe(error)
         if isinstance(error, ModelError):

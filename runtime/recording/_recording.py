@@ -32,6 +32,7 @@ HEADER: Final = "record"
 REQUEST: Final = "model_request"
 REPLY: Final = "model_reply"
 RETURNED: Final = "tool_returned"
+ANSWERED: Final = "user_answered"
 CUT_OFF: Final = "cut off"  # the error of a reply whose stream was cancelled meanwhile
 _NOT_SHOWN: Final = frozenset(("created_at", "agent_name", "model", "usage", "finish_reason"))
 
@@ -113,7 +114,7 @@ class Recording:
     def events(self) -> Iterator[events.Event]:
         """The events of the run, nested streams' too. The last is `StreamStopped`, if it is `whole`."""
         for number, line in enumerate(self._lines, 1):
-            if line["type"] not in (HEADER, REQUEST, REPLY, RETURNED):
+            if line["type"] not in (HEADER, REQUEST, REPLY, RETURNED, ANSWERED):
                 with self._reading(number):
                     event = events.Event.from_dict(line)
                     for each in fields(event):

@@ -55,6 +55,13 @@ class ToolReturned(Traffic):
 
 
 @dataclass(frozen=True, slots=True)
+class UserAnswered(Traffic):
+    """The stream goes on with what the user has said to a question, a call or a request for more turns."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class InBackground(Traffic):
     """An event of a background stream: for the record and the observers."""
 

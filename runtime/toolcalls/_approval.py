@@ -14,6 +14,7 @@ from ..human._asks import Ask
 from ..permissions import Decision, Rule, Verdict, decide
 from ..session._journal import Request
 from ..session._message import ToolCall
+from ..stream._private_events import UserAnswered
 from ..stream._requests import decision_of, keep, keep_answer, seconds_left
 from ._messages import Decided
 from ._running import Approval, Running, Steps
@@ -57,6 +58,8 @@ def approval(running: Running) -> Steps[Decision]:
         told = running.fire("on_user_input", reason=f"approval of {tool.name}")
         decision: Decision = yield Approval(ask, told)
         running.waited = time.monotonic() - began
+        if core.recorded:
+            core.emit(UserAnswered(ask.id, **core.tags))
         remember(running, decision)
         return decision
 

@@ -25,6 +25,7 @@ from ..session._message import Message, ToolCall
 from ..stream._core import StreamCore
 from ..stream._firing import HookRun, firing
 from ..stream._parking import parked
+from ..stream._private_events import UserAnswered
 from ._approval import remember_late
 from ._elicitation import elicitation
 from ._messages import Asked, Decided, Fire, Forwarded, Late, NestedParked, Park, Progress, Resumed, posting
@@ -219,6 +220,8 @@ class _Dispatcher:
         running = self.turn.running.get(message.call_id)
         if running is not None and not message.taken:
             message.taken = True
+            if message.request_id and self.core.recorded:
+                self.core.emit(UserAnswered(message.request_id, **self.core.tags))
             running.resume()
 
     def _progress(self, message: Progress) -> None:

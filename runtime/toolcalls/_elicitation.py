@@ -28,7 +28,8 @@ def elicitation(turn: Turn, message: Asked) -> Steps[None]:
         return
 
     running.pause()
-    settled = _settling(running, message, running.trace.asked())
+    resumed = Resumed(message.call_id)
+    settled = _settling(running, message, resumed, running.trace.asked())
     if not core.interactive:
         settled(Answer("decline", note=_NOBODY))
         return
@@ -40,6 +41,7 @@ def elicitation(turn: Turn, message: Asked) -> Steps[None]:
         return
     asks = core.shared.asks
     ask = Ask(core, core.root, running, question, settled, None if before is None else before.id)
+    resumed.request_id = ask.id
     ask.event = events.ElicitationRequest(
         ask.id,
         question.message,
@@ -74,12 +76,14 @@ def _asked_before(running: Running, question: Question) -> Request | None:
     return None
 
 
-def _settling(running: Running, message: Asked, traced: Callable[[str], None]) -> Callable[[Answer], None]:
+def _settling(
+    running: Running, message: Asked, resumed: Resumed, traced: Callable[[str], None]
+) -> Callable[[Answer], None]:
     """What takes the answer: the clock of the tool goes on, and a note that comes with it is for the model too."""
-    resumed = posting(running.turn.inbox, Resumed(message.call_id))
+    goes_on = posting(running.turn.inbox, resumed)
 
     def settled(answer: Answer) -> None:
-        resumed()
+        goes_on()
         traced(answer.action)
         told = message.dropped.cancelled or answer.note in running.notes  # it took the question back; said twice
         if answer.note and not told:

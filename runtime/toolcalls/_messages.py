@@ -39,6 +39,7 @@ class Resumed:
     """
 
     call_id: str
+    request_id: str = ""  # of the question that was answered
     taken: bool = False
 
 
