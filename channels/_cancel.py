@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -22,12 +21,13 @@ from typing import Any, Final, NoReturn, SupportsIndex
 
 from ._channel import Channel
 from ._errors import Cancelled
+from ._lazy import lazy_logger
 from ._park import deadline_after, monotonic
 from ._rescue import TRIES, insist
 from ._timer import Timer, call_apart, call_at, call_soon, start
 from ._views import Receiver
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 _keys = itertools.count()
 
 

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import inspect
 import itertools
-import logging
 import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Final, NoReturn, ParamSpec, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, SupportsIndex, TypeVar
 
 from ._cancel import CancelToken
 from ._channel import Channel
 from ._errors import Cancelled, ChannelClosed
+from ._lazy import lazy, lazy_logger
 from ._park import monotonic
+
+if TYPE_CHECKING:
+    import inspect
+    from concurrent import futures
+    from concurrent.futures import Future
+else:
+    inspect = lazy("inspect")
+    futures = lazy("concurrent.futures")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,7 +36,7 @@ T = TypeVar("T")
 TIDY_AT: Final = 64  # members, also ended ones, before the ended are dropped
 PATIENCE: Final = 1.0  # seconds after an interrupt before it is said whom leaving waits for
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 
 
 class WorkerGroup:
@@ -240,7 +246,7 @@ class _Member:
         self._process = os.getpid()
         self._ticket: list[None] = [None]  # whoever deletes the element: the thread, or who could not start it
         self.ran = False
-        self.future: Future[Any] = Future()
+        self.future: Future[Any] = futures.Future()
         self.ended: Channel[None] = Channel(name=f"{name} ended")
         self.thread = threading.Thread(target=contextvars.copy_context().run, args=(self._run,), name=name)
 

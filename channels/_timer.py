@@ -15,7 +15,6 @@ import contextlib
 import heapq
 import importlib
 import itertools
-import logging
 import os
 import threading
 import weakref
@@ -25,6 +24,7 @@ from typing import Any, Final
 
 from ._channel import Channel
 from ._errors import ChannelClosed, WouldBlock
+from ._lazy import lazy_logger
 from ._park import deadline_after, monotonic, refuse_patched
 from ._views import Receiver
 
@@ -33,7 +33,7 @@ APART_NAME = "channels-callback"
 IDLE: Final = 1.0  # seconds after which a thread for callbacks ends
 GOODBYE: Final = 2.0  # seconds that the threads of a subinterpreter have to end
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 _order = itertools.count()
 
 

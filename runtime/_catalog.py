@@ -5,20 +5,21 @@ Ids are those of the providers, exact, with or without the date of a version; no
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, Protocol
 
 from ._checks import check, check_number, is_number
 from ._dataclasses import dataclass
 
 _MILLION: Final = 1_000_000
-_DATE: Final = re.compile(r"-(\d{8}|\d{4}-\d\d-\d\d|latest)$")
+_DATE: Final = r"-(\d{8}|\d{4}-\d\d-\d\d|latest)$"
 
 
 def undated(name: str) -> str:
     """The model that ``name`` is a version of: gpt-5-2025-08-07 costs what gpt-5 does."""
-    return _DATE.sub("", name)
+    return re.sub(_DATE, "", name)
 
 
 def window_of(model: str, given: int | None) -> int | None:
@@ -82,12 +83,9 @@ class Price:
 def price_of(model: str) -> Price | None:
     """The list price of ``model``, with or without its provider; None where none is known."""
     if model.startswith("local/"):  # it runs in this process
-        return _FREE
+        return Price(0, 0)
     name = model.removeprefix("openai/").removeprefix("anthropic/")
     return BUILT_IN.get(name) or BUILT_IN.get(undated(name))
-
-
-_FREE: Final = Price(0, 0)
 
 
 def _claude(input: float, output: float, cached: float) -> Price:
@@ -99,35 +97,60 @@ def _gpt(input: float, output: float, cached: float) -> Price:
     return Price(input, output, cached, above=(272_000, Price(2 * input, 1.5 * output, 2 * cached)))
 
 
+class _Prices(Mapping[str, Price]):
+    """A table of prices, which are made when somebody looks for one."""
+
+    @functools.cached_property
+    def _known(self) -> dict[str, Price]:
+        return _list_prices()
+
+    def __getitem__(self, model: str) -> Price:
+        return self._known[model]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __repr__(self) -> str:
+        return repr(self._known)
+
+
 #: List prices of November 2026, without discounts for batches. They change: give yours to ``Runtime(prices=...)``.
-BUILT_IN: Final[Mapping[str, Price]] = {
-    "claude-fable-5-1": _claude(10, 50, 0.25),
-    "claude-haiku-4-5": _claude(1, 5, 0.1),
-    "claude-opus-4-5": _claude(5, 25, 0.5),
-    "claude-opus-4-8": _claude(5, 25, 0.5),
-    "claude-opus-5": _claude(5, 25, 0.5),
-    "claude-opus-5-5": _claude(4, 20, 0.2),
-    "claude-sonnet-4-6": _claude(3, 15, 0.3),
-    "claude-sonnet-5": _claude(2, 10, 0.2),
-    "claude-sonnet-5-5": _claude(2, 10, 0.1),
-    "gpt-4.1": Price(2, 8, 0.5),
-    "gpt-4.1-mini": Price(0.4, 1.6, 0.1),
-    "gpt-4.1-nano": Price(0.1, 0.4, 0.025),
-    "gpt-4o": Price(2.5, 10, 1.25),
-    "gpt-4o-2024-05-13": Price(5, 15),
-    "gpt-4o-mini": Price(0.15, 0.6, 0.075),
-    "gpt-5": Price(1.25, 10, 0.125),
-    "gpt-5-mini": Price(0.25, 2, 0.025),
-    "gpt-5-nano": Price(0.05, 0.4, 0.005),
-    "gpt-5.1": Price(1.25, 10, 0.125),
-    "gpt-5.2": Price(1.75, 14, 0.175),
-    "gpt-5.4": _gpt(2.5, 15, 0.25),
-    "gpt-5.4-mini": Price(0.75, 4.5, 0.075),
-    "gpt-5.4-nano": Price(0.2, 1.25, 0.02),
-    "gpt-5.5": _gpt(5, 30, 0.5),
-    "o3": Price(2, 8, 0.5),
-    "o4-mini": Price(1.1, 4.4, 0.275),
-}
+BUILT_IN: Final[Mapping[str, Price]] = _Prices()
+
+
+def _list_prices() -> dict[str, Price]:
+    return {
+        "claude-fable-5-1": _claude(10, 50, 0.25),
+        "claude-haiku-4-5": _claude(1, 5, 0.1),
+        "claude-opus-4-5": _claude(5, 25, 0.5),
+        "claude-opus-4-8": _claude(5, 25, 0.5),
+        "claude-opus-5": _claude(5, 25, 0.5),
+        "claude-opus-5-5": _claude(4, 20, 0.2),
+        "claude-sonnet-4-6": _claude(3, 15, 0.3),
+        "claude-sonnet-5": _claude(2, 10, 0.2),
+        "claude-sonnet-5-5": _claude(2, 10, 0.1),
+        "gpt-4.1": Price(2, 8, 0.5),
+        "gpt-4.1-mini": Price(0.4, 1.6, 0.1),
+        "gpt-4.1-nano": Price(0.1, 0.4, 0.025),
+        "gpt-4o": Price(2.5, 10, 1.25),
+        "gpt-4o-2024-05-13": Price(5, 15),
+        "gpt-4o-mini": Price(0.15, 0.6, 0.075),
+        "gpt-5": Price(1.25, 10, 0.125),
+        "gpt-5-mini": Price(0.25, 2, 0.025),
+        "gpt-5-nano": Price(0.05, 0.4, 0.005),
+        "gpt-5.1": Price(1.25, 10, 0.125),
+        "gpt-5.2": Price(1.75, 14, 0.175),
+        "gpt-5.4": _gpt(2.5, 15, 0.25),
+        "gpt-5.4-mini": Price(0.75, 4.5, 0.075),
+        "gpt-5.4-nano": Price(0.2, 1.25, 0.02),
+        "gpt-5.5": _gpt(5, 30, 0.5),
+        "o3": Price(2, 8, 0.5),
+        "o4-mini": Price(1.1, 4.4, 0.275),
+    }
+
 
 # -- windows -----------------------------------------------------------------------------------------------------------
 

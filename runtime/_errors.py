@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback as _traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
@@ -76,7 +75,9 @@ class RunError(Portable):
         """
         cause = self.__cause__
         tells = cause is not None and not isinstance(cause, Cancelled)
-        ended = ("".join(_traceback.format_exception(cause)),) if tells else ()
+        import traceback  # not before there is something to tell: it brings the tokenizer along
+
+        ended = ("".join(traceback.format_exception(cause)),) if tells else ()
         return "\n".join((*self._failures, *ended))
 
     def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[Any, ...]]:

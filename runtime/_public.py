@@ -7,7 +7,7 @@ from collections.abc import Iterable, MutableMapping
 from types import FunctionType
 from typing import Any
 
-from ._dataclasses import fields, is_dataclass, resolve_annotations
+from ._dataclasses import fields, resolve_annotations
 
 
 def publish(module: str, namespace: MutableMapping[str, Any], names: Iterable[str]) -> None:
@@ -16,7 +16,7 @@ def publish(module: str, namespace: MutableMapping[str, Any], names: Iterable[st
         value = namespace[name]
         if not isinstance(value, (type, FunctionType)):
             continue
-        if isinstance(value, type) and not resolve_annotations(value) and is_dataclass(value):
+        if isinstance(value, type) and not resolve_annotations(value) and "__dataclass_fields__" in vars(value):
             # Who reads its annotations (pydantic does) looks their names up in the module that it says: they are looked
             # up here, where they can be found, once and for all.
             hints = typing.get_type_hints(value, include_extras=True)

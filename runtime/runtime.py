@@ -8,7 +8,6 @@ import functools
 import os
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
@@ -45,6 +44,8 @@ from .toolcalls._results import RESULT_CHARACTERS
 from .usage import Price, Prices
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from channels.aio import LoopThread
 
     from .inspection._data import Dump, Stall

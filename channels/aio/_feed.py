@@ -7,7 +7,6 @@ import contextlib
 import contextvars
 import functools
 import inspect
-import logging
 import threading
 import weakref
 from collections import deque
@@ -18,6 +17,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 from .. import _timer
 from .._channel import Channel, _done_of
 from .._errors import Cancelled, ChannelClosed
+from .._lazy import lazy_logger
 from .._park import NOTHING
 from .._rescue import insist
 from .._views import Receiver, SupportsDone
@@ -29,7 +29,7 @@ from ._wake import LoopWaiter
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 
 Source: TypeAlias = (
     "AsyncIterable[T] | Awaitable[AsyncIterable[T]] | Callable[[], AsyncIterable[T] | Awaitable[AsyncIterable[T]]]"

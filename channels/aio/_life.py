@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures.thread
 import functools
-import logging
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -13,11 +12,12 @@ from typing import Any, Final, Protocol, TypeVar
 
 from .._channel import Channel
 from .._errors import Cancelled, ChannelClosed
+from .._lazy import lazy_logger
 from .._park import monotonic, refuse_patched
 
 T = TypeVar("T")
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 
 lives: dict[Life, None] = {}  # of this process
 

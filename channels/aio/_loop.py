@@ -7,7 +7,6 @@ import atexit
 import contextlib
 import contextvars
 import functools
-import logging
 import os
 import threading
 import weakref
@@ -18,6 +17,7 @@ from typing import Any, Final, TypeVar, cast
 from .. import _timer
 from .._channel import Channel, _look_at
 from .._exit import LEAST, exit_seconds
+from .._lazy import lazy_logger
 from .._park import RLock, monotonic
 from .._rescue import insist
 from .._views import SupportsDone
@@ -30,7 +30,7 @@ T = TypeVar("T")
 EXIT_GRACE: Final = 0.5  # seconds that cancelled tasks have to end when the interpreter exits
 PATIENCE: Final = 0.4  # seconds more for the thread itself
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 
 
 class LoopThread:

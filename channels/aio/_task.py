@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import logging
 import traceback
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from .._channel import Channel
 from .._errors import Cancelled
+from .._lazy import lazy_logger
 from .._views import Receiver
 from ._life import Life
 
 GRACE: Final = 1.0  # seconds that cancelled tasks have to end
 DEEPEST: Final = 100  # coroutines that await each other, as far as they are shown
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 
 OnDone: TypeAlias = Callable[[Any, BaseException | None], object]
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from channels import CancelToken
+from channels._lazy import lazy
 
 from .._errors import HookFailed
 
 if TYPE_CHECKING:
+    import signal
     import subprocess
+else:
+    signal = lazy("signal")
 
 MOST: Final = 1_000_000  # bytes of each output: a command that writes without end shall not fill the memory
 

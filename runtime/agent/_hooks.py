@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 import os
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from fnmatch import fnmatchcase
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from channels import CancelToken
+from channels._lazy import lazy
 
 from .._checks import is_number
 from .._dataclasses import asdict, dataclass, field, fields, replace
@@ -18,6 +18,13 @@ from .._errors import HookFailed
 from ..usage import Usage
 from ._hook_answers import read_answer
 from ._hook_commands import run_command
+
+if TYPE_CHECKING:
+    import inspect
+    import shlex
+else:
+    inspect = lazy("inspect")
+    shlex = lazy("shlex")
 
 #: The hook points, and what a hook may answer there besides a reason.
 HOOK_POINTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -108,7 +115,12 @@ class HookResult:
     allow: bool = False
 
 
-NOTHING: Final = HookResult()
+@functools.cache
+def nothing() -> HookResult:
+    """The answer of a hook that has nothing to say."""
+    return HookResult()
+
+
 _ANSWERS: Final[Mapping[str, type]] = {
     "block": bool,
     "reason": str,
@@ -179,7 +191,7 @@ class Hook:
     def result(self, point: str, value: Any) -> HookResult:
         """The answer of the hook at ``point``, checked. Raises `HookFailed`."""
         if value is None:
-            return NOTHING
+            return nothing()
         if not isinstance(value, HookResult):
             raise HookFailed(f"hook {self.name} returns a HookResult or None, not {value!r}")
         taken = HOOK_POINTS[point]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from channels._lazy import lazy
 
 from ..session._session import Session
+
+if TYPE_CHECKING:
+    import inspect
+else:
+    inspect = lazy("inspect")
 
 
 class Instructions:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import re
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from channels._lazy import lazy
 
 from ..foreign import _json
 from ..model import Model, OutputSchema
 from ..schema._annotations import Schema as Definition
 from ..schema._annotations import kind_of
 from ..schema._checking import Schema
+
+if TYPE_CHECKING:
+    import inspect
+else:
+    inspect = lazy("inspect")
 
 _FENCED: Final = re.compile(r"```[\w+-]*+[ \t]*+\n?+(.*?)```", re.DOTALL)
 _THOUGHT: Final = re.compile(r"\s*<(think|thinking|reasoning)>.*?</\1>", re.DOTALL)

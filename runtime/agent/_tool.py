@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MethodType, NoneType
-from typing import Any, Literal, Protocol, get_args, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, overload, runtime_checkable
+
+from channels._lazy import lazy
 
 from .._checks import check, check_items, is_number
 from .._dataclasses import dataclass, field
@@ -18,6 +18,13 @@ from ..schema._annotations import hints_of, is_method, signature_of
 from ..schema._checking import Schema, properties_of
 from ..schema._docstrings import read as read_docstring
 from ..session._message import Image
+
+if TYPE_CHECKING:
+    import copy
+    import inspect
+else:
+    inspect = lazy("inspect")
+    copy = lazy("copy")
 
 Action = Literal["accept", "decline", "cancel"]
 

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
-import logging
 import sys
 import threading
 import time
-import traceback
 from collections.abc import AsyncIterator, Callable, Container, Generator, Iterator
-from concurrent.futures import Future
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed
+from channels._lazy import lazy, lazy_logger
 
 from .._dataclasses import dataclass
 from .._errors import NotInTime, describe
@@ -28,9 +25,16 @@ from ._helpers import HelperPool
 from ._pump import Pump, reading
 
 if TYPE_CHECKING:
-    from channels.aio import Feed, LoopThread, TaskHandle
+    import inspect
+    import traceback
+    from concurrent.futures import Future
 
-_logger = logging.getLogger(__name__)
+    from channels.aio import Feed, LoopThread, TaskHandle
+else:
+    inspect = lazy("inspect")
+    traceback = lazy("traceback")
+
+_logger = lazy_logger(__name__)
 
 # Few messages, and the loop's thread, which posts some of them, must never wait: as good as unbounded.
 INBOX: Final = 1 << 30

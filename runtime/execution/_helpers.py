@@ -9,9 +9,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING
 
 from channels import Channel, ChannelClosed, WouldBlock
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
 
 Job = Callable[[], None]
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import re
 import threading
-import uuid
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from channels._lazy import lazy
+
+if TYPE_CHECKING:
+    import uuid
+else:
+    uuid = lazy("uuid")
 
 
 class ResultFiles:

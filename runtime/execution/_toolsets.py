@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import logging
 import os
 import threading
 import weakref
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from channels import CancelToken, Channel
+from channels._lazy import lazy_logger
 
 from ..agent._tool import Tool, ToolSet
 from ._calls import Calls
@@ -19,7 +19,7 @@ from ._helpers import HelperPool
 if TYPE_CHECKING:
     from channels.aio import LoopThread
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 
 
 class _Use:

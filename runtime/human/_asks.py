@@ -10,11 +10,11 @@ waits.
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from channels import CancelToken, ChannelClosed, WouldBlock
+from channels._lazy import lazy
 
 from .._errors import InvalidAnswer, NotPending
 from ..agent._tool import Action, Answer, Question
@@ -22,6 +22,11 @@ from ..events import Event
 from ..permissions import Decision
 from ..schema._checking import problems
 from ..session._message import ToolCall
+
+if TYPE_CHECKING:
+    import uuid
+else:
+    uuid = lazy("uuid")
 
 Q = TypeVar("Q")
 A = TypeVar("A")

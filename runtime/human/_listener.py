@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Mapping
 from typing import Any
 
 from channels import CancelToken, Receiver
+from channels._lazy import lazy_logger
 
 from ..agent._tool import Answer
 from ..permissions import Decision
@@ -15,7 +15,7 @@ from ..session._journal import Request
 from ..stores._store import Notice, Store
 from ._asks import Asks, Confirmations
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 
 
 def decision_from(said: Mapping[str, Any]) -> Decision:

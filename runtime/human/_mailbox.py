@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import uuid
 from collections import deque
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from channels import CancelToken, Channel, ChannelClosed
+from channels._lazy import lazy
 
 from .._dataclasses import dataclass
 from .._errors import NotRunning
 from ..session._journal import Mailed, MailPoint
 from ..session._session import Session, SessionLog
+
+if TYPE_CHECKING:
+    import uuid
+else:
+    uuid = lazy("uuid")
 
 
 @dataclass(frozen=True, slots=True)

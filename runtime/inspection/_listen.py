@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import selectors
 import socket
@@ -23,9 +22,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from channels._lazy import lazy_logger
+
 from ._dump import dump_of
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 THREAD_NAME: Final = "lockgate-dump"
 TEXT: Final = b"text\n"
 JSON: Final = b"json\n"

@@ -7,13 +7,13 @@ move pays one look every so often, and nothing for each event: since when a work
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from channels import CancelToken, Parked, parked
+from channels._lazy import lazy_logger
 from channels._park import Waiter, monotonic
 
 from ..stream import _at_exit
@@ -22,7 +22,7 @@ from ._data import Stall
 from ._dump import dump_of, snapshot
 from ._waits import asks_of, circle, worker_wait
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 _LOOKS: Final = 5  # at a worker that is not parked: whether it is where it was, each time
 _OFTEN: Final = 20  # looks within the time that a stream may stand still, at most
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from channels import Cancelled
+from channels._lazy import lazy
 
 from .. import events
 from .._errors import describe
@@ -27,6 +27,11 @@ from ._limits import ask_for_more, check_budget, loop_detected, over_budget
 from ._model_call import take_turn
 from ._repeats import Repeats
 from ._toolsets import AgentTools
+
+if TYPE_CHECKING:
+    import textwrap
+else:
+    textwrap = lazy("textwrap")
 
 TITLE: Final = 60  # characters
 STOPS_BLOCKED: Final = 8  # times that ``stop`` hooks may make the agent go on: a condition that never holds ends too

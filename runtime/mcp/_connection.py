@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import contextvars
 import functools
-import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -34,6 +33,7 @@ from mcp.types import (
 )
 
 from channels import CancelToken, Channel, ChannelClosed, SupportsDone
+from channels._lazy import lazy_logger
 from channels.aio import LoopThread
 
 from .._dataclasses import dataclass
@@ -50,7 +50,7 @@ CLOSING: Final = 0.3  # the same, where their loop is closed
 SLACK: Final = 15.0  # more than all that starting and ending a server may take
 PONG: Final = 30.0  # a server has to answer a ping, before it is believed to have nothing more to say of an old call
 
-_logger = logging.getLogger("runtime.mcp")
+_logger = lazy_logger("runtime.mcp")
 
 Params: TypeAlias = ElicitRequestFormParams | ElicitRequestURLParams
 

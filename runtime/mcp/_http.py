@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import http
 import json
-import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, Literal, TypeAlias
@@ -25,6 +24,8 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
 from mcp.types import JSONRPCResponse
+
+from channels._lazy import lazy_logger
 
 from ._messages import ANSWER, VALUES, failed, has_many_values, refused, unwrap, written
 from ._sound import sound
@@ -41,7 +42,7 @@ FAREWELL: Final = 1.0  # to end a session
 
 _EVENT: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
-_logger = logging.getLogger("runtime.mcp")
+_logger = lazy_logger("runtime.mcp")
 
 
 class Remote:

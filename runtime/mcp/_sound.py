@@ -4,14 +4,15 @@ what the protocol says must not cost all the others, or the server.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any, Final
+
+from channels._lazy import lazy_logger
 
 _DEEPEST: Final = 60  # levels of a tool's schema; the SDK, and providers, go wrong on much deeper ones
 _BINARY: Final = {"image": "image/png", "audio": "audio/wav"}
 
-_logger = logging.getLogger("runtime.mcp")
+_logger = lazy_logger("runtime.mcp")
 
 
 def sound(result: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
-import logging
 import os
 import re
 import threading
@@ -21,6 +20,7 @@ from uuid import uuid4
 
 from channels import Cancelled, CancelToken
 from channels._exit import exit_seconds
+from channels._lazy import lazy_logger
 from channels.aio import LoopThread, default_loop
 
 from .._checks import check, check_number
@@ -47,7 +47,7 @@ _LONGEST_PAUSE: Final = 60.0  # seconds before a server that fails again and aga
 _GLANCE: Final = 1.0  # seconds that a turn waits for a server that can be done without, and has failed before
 _EXIT_TIMEOUT: Final = 0.6  # seconds that all servers together have when the interpreter exits
 
-_logger = logging.getLogger("runtime.mcp")
+_logger = lazy_logger("runtime.mcp")
 
 
 class MCPServerError(Portable, RuntimeError):

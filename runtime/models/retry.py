@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable
 from itertools import count
 
 from channels import CancelToken
+from channels._lazy import lazy_logger
 
 from .._checks import check_number, is_number
 from .._errors import ModelError
@@ -16,7 +16,7 @@ from ._wrapper import Ask, Pause, Steps, Used, Wrapper
 
 __all__ = ["Retry", "exponential", "is_passing"]
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 
 
 def exponential(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections import deque
@@ -10,10 +9,11 @@ from collections.abc import Callable
 from typing import Final
 
 from channels import Channel, ChannelClosed
+from channels._lazy import lazy_logger
 
 from ..execution._helpers import HelperPool
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 _QUEUE: Final = 10_000  # jobs that wait for an exporter which stands still; more are dropped
 Job = Callable[[], object]
 

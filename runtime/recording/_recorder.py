@@ -11,13 +11,13 @@ import errno
 import io
 import itertools
 import json
-import logging
 import os
 import stat
 import sys
 from collections import deque
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from channels._lazy import lazy_logger
 
 from .. import events
 from .._dataclasses import dataclass, field, fields
@@ -28,12 +28,15 @@ from ..session._session import Session
 from ..stream import _private_events
 from ._recording import ANSWERED, CUT_OFF, HEADER, REPLY, REQUEST, RETURNED, VERSION, Recording, shown, shown_tool
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 _BEGIN: Final = json.dumps({"type": HEADER})[:-1].encode()  # of every record
 _CHANGED: Final = 4  # messages that a request may have changed; where there are more, all after them are written anew
 _BLOCK: Final = 256  # messages that are held against those of the request before at once

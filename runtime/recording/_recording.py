@@ -14,8 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .. import events
 from .._dataclasses import dataclass, fields, replace
@@ -26,6 +25,9 @@ from ..schema._checking import Schema
 from ..session._message import Message, ToolCall, canonical
 from ..session._session import Session
 from ._redact import Redaction
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 VERSION: Final = 1
 HEADER: Final = "record"
@@ -59,7 +61,9 @@ class Recording:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, redact: Callable[[str], str] | None = None) -> None:
-        self.path = Path(path)
+        from pathlib import Path  # which brings along how addresses are parsed
+
+        self.path: Path = Path(path)
         self.redaction = Redaction(redact)
 
     @cached_property

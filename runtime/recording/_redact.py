@@ -8,6 +8,7 @@ secret may be for a function to say.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -29,22 +30,6 @@ _NAME: Final = (
     r"(?:api[ _-]?keys?|access[_-]?keys?|private[_-]?keys?|auth[_-]?keys?|secrets?|passw(?:or)?ds?|pwd|passphrases?"
     r"|credentials?|authorization|cookies?|sessionid|token)"
 )
-_SECRET_NAME: Final = re.compile(rf"{_NAME}$", re.IGNORECASE)
-#: A name and its value in a text: JSON, also inside a JSON string, a header, a line of settings, a query.
-_NAMED: Final = re.compile(
-    rf"""({_NAME}\\?["']?\s*[:=]\s*)"""
-    r"""("[^"\\]*+(?:\\.[^"\\]*+)*+"?|'[^']*+'?|\\"[^\\]*+(?:\\(?!")[^\\]*+)*+(?:\\")?"""
-    r"""|\[[^\[\]]{0,2048}\]|\{[^{}]{0,2048}\}"""
-    r"""|(?:(?:bearer|basic|token|digest|apikey|key|bot)\s+)?[^\s"'\\,;&}\])]+)""",
-    re.IGNORECASE | re.DOTALL,
-)
-#: What a list or a block of YAML says: its indented lines.
-_LISTED: Final = re.compile(
-    rf"(?<![^\s\"'._-])([\"']?[\w.-]{{0,40}}{_NAME}[\"']?:[ \t]{{0,8}}"
-    r"(?:[|>][+-]?[ \t]{0,8}\n(?=[ \t])|\n(?=[ \t]{0,40}- ))[ \t]{0,40})"
-    r"[^\n]++(?:\n[ \t]++[^\n]++)*+",
-    re.IGNORECASE,
-)
 Replace: TypeAlias = Callable[[re.Match[str]], str]
 
 
@@ -65,64 +50,97 @@ def _rule(hint: str, pattern: str) -> _Rule:
 
 _HINTS: Final = ("key", "secret", "passw", "pass", "pwd", "credential", "authorization", "cookie", "sessionid", "token")
 
-#: In this order: what is left by one is for the next.
-_RULES: Final = (
-    _Rule(  # a JSON web token, where it has all three parts
-        ("eyj",),
-        re.compile(r"\beyJ[\w-]{8,}+(?:\.[\w-]++(\.[\w-]*+)?)?"),
-        lambda match: match[0] if match[1] is None else REDACTED,
-    ),
-    _rule(
-        "PRIVATE KEY-----",
-        r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*+(?:-(?!----END [A-Z ]*PRIVATE KEY-----)[^-]*+)*+"
-        r"(?:-----END [A-Z ]*PRIVATE KEY-----)?",
-    ),
-    _rule("sk-", r"\bsk-[\w-]{16,}"),
-    *(_rule(hint, rf"\b{hint}\w{{16,}}") for hint in ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "hf_")),
-    _rule("glpat-", r"\bglpat-\w{16,}"),
-    _rule("xox", r"\bxox[abeprs]-[\w-]{10,}"),
-    _rule("AKIA", r"\bAKIA[0-9A-Z]{16}\b"),
-    _rule("ASIA", r"\bASIA[0-9A-Z]{16}\b"),
-    _rule("AIza", r"\bAIza[\w-]{35}"),
-    *(_rule(hint, rf"\b{hint}\w{{10,}}") for hint in ("sk_live_", "sk_test_", "rk_live_", "rk_test_", "dckr_pat_")),
-    _rule("npm_", r"\bnpm_\w{30,}"),
-    _rule("SG.", r"\bSG\.[\w-]{16,64}\.[\w-]{16,}"),
-    _rule("ya29.", r"\bya29\.[\w-]{20,}"),
-    _rule("hooks.slack.com/", r"(?<=hooks\.slack\.com/)services/[\w/]+"),
-    _rule("bearer ", r"(?i:(?<=\bbearer ))[\w.~+/=-]{8,}"),
-    _Rule(  # user and password of an address, a password that has an @, or a token alone
-        ("://",),
-        re.compile(r"(?<=://)(?:[^\s/:@\"']{0,128}:[^\s/\"']{1,256}|[^\s/:@\"'<>]{16,256})@"),
-        lambda match: f"{REDACTED}@",
-    ),
-    _rule("-u ", r"""(?<=\s-u )[^\s:"']{1,64}:[^\s"']+"""),
-    _Rule(  # all of the cookies, and what is said of them
-        ("cookie",),
-        re.compile(
-            r"""(cookies?\\?["']?\s{0,16}[:=]\s{0,16}\\?["']?)[\w.!#$%&*+^`|~-]{1,128}=[^\s"'\\;,]*+"""
-            r"""(?:;[ \t]{0,4}[\w.-]{1,128}(?:=[^\s"'\\;,]*+)?)*+""",
-            re.IGNORECASE,
+# Made when the first text is looked at: to compile them takes as long as to import half of this package.
+
+
+@functools.cache
+def _secret_name() -> re.Pattern[str]:
+    return re.compile(rf"{_NAME}$", re.IGNORECASE)
+
+
+@functools.cache
+def _rules() -> tuple[_Rule, ...]:
+    """In this order: what is left by one is for the next."""
+    # A name and its value in a text: JSON, also inside a JSON string, a header, a line of settings, a query.
+    named = re.compile(
+        rf"""({_NAME}\\?["']?\s*[:=]\s*)"""
+        r"""("[^"\\]*+(?:\\.[^"\\]*+)*+"?|'[^']*+'?|\\"[^\\]*+(?:\\(?!")[^\\]*+)*+(?:\\")?"""
+        r"""|\[[^\[\]]{0,2048}\]|\{[^{}]{0,2048}\}"""
+        r"""|(?:(?:bearer|basic|token|digest|apikey|key|bot)\s+)?[^\s"'\\,;&}\])]+)""",
+        re.IGNORECASE | re.DOTALL,
+    )
+    # What a list or a block of YAML says: its indented lines.
+    listed = re.compile(
+        rf"(?<![^\s\"'._-])([\"']?[\w.-]{{0,40}}{_NAME}[\"']?:[ \t]{{0,8}}"
+        r"(?:[|>][+-]?[ \t]{0,8}\n(?=[ \t])|\n(?=[ \t]{0,40}- ))[ \t]{0,40})"
+        r"[^\n]++(?:\n[ \t]++[^\n]++)*+",
+        re.IGNORECASE,
+    )
+    return (
+        _Rule(  # a JSON web token, where it has all three parts
+            ("eyj",),
+            re.compile(r"\beyJ[\w-]{8,}+(?:\.[\w-]++(\.[\w-]*+)?)?"),
+            lambda match: match[0] if match[1] is None else REDACTED,
         ),
-        lambda match: match[1] + REDACTED,
-    ),
-    _Rule(  # options of commands
-        ("--",),
-        re.compile(rf"(?<![\w-])(--[\w-]{{0,40}}{_NAME}[ \t]{{1,8}})[^\s\"'\\-][^\s\"'\\]*+", re.IGNORECASE),
-        lambda match: match[1] + REDACTED,
-    ),
-    _Rule(  # elements of XML
-        ("key>", "keys>", "secret>", "secrets>", "sword>", "passwd>", "pwd>", "phrase>", "credentials>", "token>"),
-        re.compile(rf"(<[\w:.-]{{0,40}}{_NAME}>)[^<]{{1,2048}}(?=</)", re.IGNORECASE),
-        lambda match: match[1] + REDACTED,
-    ),
-    _Rule(_HINTS, _LISTED, lambda match: match[1] + REDACTED),
-    _Rule(
-        _HINTS,
-        _NAMED,
-        lambda match: match[1] + _in_place_of(match[1], match[2]),
-    ),
-)
-_ALL_HINTS: Final = tuple(dict.fromkeys(hint for rule in _RULES for hint in rule.hints))
+        _rule(
+            "PRIVATE KEY-----",
+            r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*+(?:-(?!----END [A-Z ]*PRIVATE KEY-----)[^-]*+)*+"
+            r"(?:-----END [A-Z ]*PRIVATE KEY-----)?",
+        ),
+        _rule("sk-", r"\bsk-[\w-]{16,}"),
+        *(
+            _rule(hint, rf"\b{hint}\w{{16,}}")
+            for hint in ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "hf_")
+        ),
+        _rule("glpat-", r"\bglpat-\w{16,}"),
+        _rule("xox", r"\bxox[abeprs]-[\w-]{10,}"),
+        _rule("AKIA", r"\bAKIA[0-9A-Z]{16}\b"),
+        _rule("ASIA", r"\bASIA[0-9A-Z]{16}\b"),
+        _rule("AIza", r"\bAIza[\w-]{35}"),
+        *(_rule(hint, rf"\b{hint}\w{{10,}}") for hint in ("sk_live_", "sk_test_", "rk_live_", "rk_test_", "dckr_pat_")),
+        _rule("npm_", r"\bnpm_\w{30,}"),
+        _rule("SG.", r"\bSG\.[\w-]{16,64}\.[\w-]{16,}"),
+        _rule("ya29.", r"\bya29\.[\w-]{20,}"),
+        _rule("hooks.slack.com/", r"(?<=hooks\.slack\.com/)services/[\w/]+"),
+        _rule("bearer ", r"(?i:(?<=\bbearer ))[\w.~+/=-]{8,}"),
+        _Rule(  # user and password of an address, a password that has an @, or a token alone
+            ("://",),
+            re.compile(r"(?<=://)(?:[^\s/:@\"']{0,128}:[^\s/\"']{1,256}|[^\s/:@\"'<>]{16,256})@"),
+            lambda match: f"{REDACTED}@",
+        ),
+        _rule("-u ", r"""(?<=\s-u )[^\s:"']{1,64}:[^\s"']+"""),
+        _Rule(  # all of the cookies, and what is said of them
+            ("cookie",),
+            re.compile(
+                r"""(cookies?\\?["']?\s{0,16}[:=]\s{0,16}\\?["']?)[\w.!#$%&*+^`|~-]{1,128}=[^\s"'\\;,]*+"""
+                r"""(?:;[ \t]{0,4}[\w.-]{1,128}(?:=[^\s"'\\;,]*+)?)*+""",
+                re.IGNORECASE,
+            ),
+            lambda match: match[1] + REDACTED,
+        ),
+        _Rule(  # options of commands
+            ("--",),
+            re.compile(rf"(?<![\w-])(--[\w-]{{0,40}}{_NAME}[ \t]{{1,8}})[^\s\"'\\-][^\s\"'\\]*+", re.IGNORECASE),
+            lambda match: match[1] + REDACTED,
+        ),
+        _Rule(  # elements of XML
+            ("key>", "keys>", "secret>", "secrets>", "sword>", "passwd>", "pwd>", "phrase>", "credentials>", "token>"),
+            re.compile(rf"(<[\w:.-]{{0,40}}{_NAME}>)[^<]{{1,2048}}(?=</)", re.IGNORECASE),
+            lambda match: match[1] + REDACTED,
+        ),
+        _Rule(_HINTS, listed, lambda match: match[1] + REDACTED),
+        _Rule(
+            _HINTS,
+            named,
+            lambda match: match[1] + _in_place_of(match[1], match[2]),
+        ),
+    )
+
+
+@functools.cache
+def _hints() -> tuple[str, ...]:
+    """Those of all rules."""
+    return tuple(dict.fromkeys(hint for rule in _rules() for hint in rule.hints))
 
 
 class Redaction:
@@ -135,7 +153,7 @@ class Redaction:
     def __init__(self, more: Callable[[str], str] | None = None) -> None:
         self._more = more
         values = sorted(
-            {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST},
+            {value for name, value in os.environ.items() if _secret_name().search(name) and len(value) >= _SHORTEST},
             key=len,
             reverse=True,  # one may be a part of another
         )
@@ -157,9 +175,9 @@ class Redaction:
                 pass  # it only looks like it
         for value in self._values:
             text = text.replace(value, REDACTED)
-        if len(text) <= _PIECE and not any(map(text.casefold().__contains__, _ALL_HINTS)):
+        if len(text) <= _PIECE and not any(map(text.casefold().__contains__, _hints())):
             return text  # the way of most texts, which are short: names, ids, pieces of a reply
-        for rule in _RULES:
+        for rule in _rules():
             text = _sub(rule, text)
         return text
 
@@ -227,7 +245,7 @@ def _sub(rule: _Rule, text: str) -> str:
 
 
 def _tells(name: Any) -> bool:
-    return bool(_SECRET_NAME.search(str(name)[-40:]))
+    return bool(_secret_name().search(str(name)[-40:]))
 
 
 def _in_place_of(name: str, value: str) -> str:

@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import enum
 import functools
-import inspect
 import json
 import sys
 import types
 import typing
-import uuid
 from collections import abc
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time
-from typing import Any, Final, Literal, NotRequired, Required, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, Required, TypeAlias
+
+from channels._lazy import lazy
 
 from .._dataclasses import dataclass, is_dataclass
 from .._dataclasses import fields as fields_of
 from . import _checking
+
+if TYPE_CHECKING:
+    import inspect
+    import uuid
+else:
+    inspect = lazy("inspect")
+    uuid = lazy("uuid")
 
 Convert: TypeAlias = Callable[[Any], Any]
 Schema: TypeAlias = dict[str, Any]

@@ -10,18 +10,18 @@ by `jsonschema`, where it is installed.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from datetime import date, datetime
 from typing import Any, Final, TypeAlias
 
 from channels import CancelToken
+from channels._lazy import lazy_logger
 
 from ._patterns import pattern
 from ._refs import target_of
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 
 _DEPTH: Final = 100  # levels of a value, and references in between
 _STEPS: Final = 1_500_000  # schemas held against values: some seconds

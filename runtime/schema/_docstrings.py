@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_SECTION: Final = re.compile(r"(Args|Arguments|Params|Parameters|Other Parameters|Keyword Args|Keyword Arguments):")
+_SECTION: Final = r"(Args|Arguments|Params|Parameters|Other Parameters|Keyword Args|Keyword Arguments):"
 _NUMPY: Final = frozenset(("Parameters", "Other Parameters", "Arguments", "Keyword Arguments"))
-_LINE: Final = re.compile(r"-{3,}|={3,}")
-_FIELD: Final = re.compile(r"[:@](\w+)(?:\s+([^:]*))?:\s*(.*)")
+_LINE: Final = r"-{3,}|={3,}"
+_FIELD: Final = r"[:@](\w+)(?:\s+([^:]*))?:\s*(.*)"
 _NAMED: Final = frozenset(("param", "parameter", "arg", "argument", "key", "keyword", "kwarg"))
 _GIVEN: Final = frozenset(("return", "returns", "yield", "yields"))
 _OTHER: Final = frozenset(("type", "rtype", "ytype", "vartype", "raise", "raises", "except", "exception", "meta"))
-_ENTRY: Final = re.compile(r"(?:[-*+] )?[`*]*(\w+)[`*]*\s*(?:\([^:]*\)|\[[^:]*\])?\s*(?::|--? |\u2013 )\s*(.*)")
-_LISTED: Final = re.compile(r"\s|[-*+>|`] ?|\d+[.)] ")
+_ENTRY: Final = r"(?:[-*+] )?[`*]*(\w+)[`*]*\s*(?:\([^:]*\)|\[[^:]*\])?\s*(?::|--? |\u2013 )\s*(.*)"
+_LISTED: Final = r"\s|[-*+>|`] ?|\d+[.)] "
 
 
 def read(text: str) -> tuple[str, dict[str, str]]:
@@ -28,11 +28,11 @@ def read(text: str) -> tuple[str, dict[str, str]]:
     at = 0
     while at < len(lines):
         line = lines[at].strip()
-        if (field := _FIELD.match(lines[at])) and field[1] in _NAMED | _GIVEN | _OTHER:
+        if (field := re.match(_FIELD, lines[at])) and field[1] in _NAMED | _GIVEN | _OTHER:
             at = _field(lines, at, field, notes, left)
-        elif _SECTION.fullmatch(line) and _is_deeper(lines, at):
+        elif re.fullmatch(_SECTION, line) and _is_deeper(lines, at):
             at = _google(lines, at, notes)
-        elif line in _NUMPY and at + 1 < len(lines) and _LINE.fullmatch(lines[at + 1].strip()):
+        elif line in _NUMPY and at + 1 < len(lines) and re.fullmatch(_LINE, lines[at + 1].strip()):
             at = _numpy(lines, at + 2, notes)
         else:
             left.append(lines[at])
@@ -44,7 +44,7 @@ def _field(lines: list[str], at: int, field: re.Match[str], notes: dict[str, str
     """``:param str name: text`` or ``@param name: text``, and what goes on in the lines after it."""
     said = [field[3]]
     at += 1
-    while at < len(lines) and lines[at].strip() and not _FIELD.match(lines[at]):
+    while at < len(lines) and lines[at].strip() and not re.match(_FIELD, lines[at]):
         said.append(lines[at])
         at += 1
     text = _joined(said)
@@ -67,7 +67,7 @@ def _google(lines: list[str], at: int, notes: dict[str, str]) -> int:
         if not line.strip():
             continue
         first = _indent(line) if first is None else first
-        entry = _ENTRY.match(line.strip()) if _indent(line) <= first else None
+        entry = re.match(_ENTRY, line.strip()) if _indent(line) <= first else None
         if entry:
             name = entry[1]
             notes[name] = entry[2].strip()
@@ -81,7 +81,7 @@ def _numpy(lines: list[str], at: int, notes: dict[str, str]) -> int:
     names: list[str] = []
     while at < len(lines):
         line = lines[at]
-        if at + 1 < len(lines) and line.strip() and _LINE.fullmatch(lines[at + 1].strip()):
+        if at + 1 < len(lines) and line.strip() and re.fullmatch(_LINE, lines[at + 1].strip()):
             break
         at += 1
         if not line.strip():
@@ -112,7 +112,7 @@ def _paragraphs(lines: list[str]) -> str:
     """The lines of a paragraph as one; but lists, examples and the like stay as they are."""
     paragraphs = re.split(r"\n\s*\n", "\n".join(line.rstrip() for line in lines).strip("\n"))
     return "\n\n".join(
-        each if any(_LISTED.match(line) for line in each.splitlines()) or re.search(r"^[-=]{3,}$", each, re.M)
+        each if any(re.match(_LISTED, line) for line in each.splitlines()) or re.search(r"^[-=]{3,}$", each, re.M)
         else _joined([each])
         for each in paragraphs
         if each.strip()

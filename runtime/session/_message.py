@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from channels._lazy import lazy
 
 from .._checks import check
 from .._dataclasses import dataclass, field
 from ..foreign._arguments import ReadArguments, read_arguments
 from ..foreign._sound import sound, well_formed
 from ..usage import Usage
+
+if TYPE_CHECKING:
+    import base64
+else:
+    base64 = lazy("base64")
 
 Role = Literal["system", "user", "assistant", "tool"]
 

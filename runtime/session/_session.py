@@ -10,13 +10,13 @@ import contextlib
 import operator
 import os
 import threading
-import uuid
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import NoneType, TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, SupportsDone
+from channels._lazy import lazy
 
 from .._checks import check, check_items
 from .._dataclasses import asdict, dataclass, replace
@@ -40,6 +40,11 @@ from ._journal import (
     Unfinished,
 )
 from ._message import Image, Message
+
+if TYPE_CHECKING:
+    import uuid
+else:
+    uuid = lazy("uuid")
 
 LEAVING: Final = 2.0  # seconds that a stream which is to end may keep its session from the next
 _FROM_USER: Final = "for a text, use Session.from_user('hello')"

@@ -3,17 +3,17 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._memory import MemoryStore
 from ._store import Notice, Parent, SessionInfo, Store
 
 if TYPE_CHECKING:
+    from ._memory import MemoryStore
     from .postgres import PostgresStore
     from .sqlite import SQLiteStore
 
 __all__ = ["MemoryStore", "Notice", "Parent", "PostgresStore", "SQLiteStore", "SessionInfo", "Store"]
 
-#: Not before somebody wants them: one is an extra, the other needs a Python with SQLite.
-_LATER = {"PostgresStore": ".postgres", "SQLiteStore": ".sqlite"}
+#: Not before somebody wants them: one is an extra, one needs a Python with SQLite, and streams need none of them.
+_LATER = {"MemoryStore": "._memory", "PostgresStore": ".postgres", "SQLiteStore": ".sqlite"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,6 @@ Consumer-side objects hold the core, the core holds none of them: a consumer tha
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections import deque
@@ -15,6 +14,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from channels import CancelToken, Channel
+from channels._lazy import lazy_logger
 
 from .._dataclasses import dataclass, field
 from .._errors import StoreError, describe
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from ..execution._toolsets import ToolSets
     from ._record_writer import Recorder
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 _numbers = itertools.count(1)
 FAILURES: Final = 8  # tracebacks of tools that a stream keeps, the last ones
 

@@ -8,18 +8,18 @@ afterwards, in the same order, with the grace time for the hooks of each point.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
 from channels import Cancelled, CancelToken
+from channels._lazy import lazy_logger
 
 from ..agent._hooks import Hook
 from ..execution._calls import Call
 from ._core import StreamCore
 from ._firing import HookRun, answer, tell_finished, tell_started
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 
 
 class Cleanup:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 import weakref
@@ -12,6 +11,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, SupportsDone
+from channels._lazy import lazy_logger
 
 from .._checks import check, is_number
 from .._errors import InvalidAnswer, NotParkable, RunError, StreamStuck
@@ -25,7 +25,7 @@ from ..usage import Usage
 from ._core import StreamCore
 from ._private_events import ConsumerCall
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 IN_A_COROUTINE: Final = "await asyncio.to_thread(runtime.run, session), or in a tool await context.arun_agent(...)"
 NAMED: Final = 5  # of what is stuck: a thousand stacks tell nobody more
 

@@ -15,7 +15,7 @@ from channels import Cancelled, CancelToken, ChannelClosed
 
 from .._dataclasses import replace
 from .._errors import HookFailed, NotInTime, describe
-from ..agent._hooks import GUARDS, NOTHING, Hook, HookInput, HookResult, Hooks
+from ..agent._hooks import GUARDS, Hook, HookInput, HookResult, Hooks, nothing
 from ..events import Event, HookFinished, HookStarted, Warning
 from ..execution._calls import Call, Calls, Inbox, Kept, Outcome
 from ._reason import Tags
@@ -78,7 +78,7 @@ def firing(core: Hooked, point: str, **fields: Any) -> Generator[HookRun, Outcom
     """
     hooks = core.hooks.at(point, fields.get("tool_name", ""))
     if not hooks:
-        return NOTHING
+        return nothing()
     given = core.hook_input(point, **fields)
     contexts = []
     changed: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def answer(hook: Hook, point: str, returned: Callable[[], Any]) -> tuple[HookRes
     try:
         return hook.result(point, returned()), ""
     except BaseException as error:
-        return NOTHING, describe(error)
+        return nothing(), describe(error)
 
 
 def tell_started(core: Hooked, point: str, hook: Hook) -> None:

@@ -6,11 +6,11 @@ A stream without observers has no forwarder; its consumer reads what the worker 
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterable
 from typing import Any, Final, Protocol, TypeAlias
 
 from channels import Cancelled, CancelToken, ChannelClosed, WouldBlock
+from channels._lazy import lazy_logger
 
 from .._errors import NotInTime
 from ..events import Event, StreamStopped
@@ -20,7 +20,7 @@ from ._core import StreamCore
 from ._private_events import ConsumerCall, InBackground, Traffic
 from ._record_writer import RecordWriter
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 
 
 class _OnRunStart(Protocol):
@@ -176,8 +176,8 @@ class _Watchers:
                 # Once a stream: one that fails on every event would fill a log with the same lines.
                 known = (id(observer), method) in self._failed
                 self._failed.add((id(observer), method))
-                level = logging.DEBUG if known else logging.ERROR
-                _logger.log(level, "observer %r failed in %s", observer, method, exc_info=True)
+                log = _logger.debug if known else _logger.error
+                log("observer %r failed in %s", observer, method, exc_info=True)
 
 
 def observing_calls(core: StreamCore) -> Calls:

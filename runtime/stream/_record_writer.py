@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import Final, Protocol
 
 from channels import Channel, ChannelClosed, WouldBlock
+from channels._lazy import lazy_logger
 
 from .. import events
 from .._errors import describe
 from ..execution._calls import Call, Calls
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 QUEUE: Final = 4096  # events that wait to be written; then the run waits for the disk, within the grace time
 _PATIENCE: Final = 10  # grace times that the end of a run waits for a record that does not go on
 

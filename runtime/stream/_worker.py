@@ -7,10 +7,10 @@ bridge lets go of it on every path there is; nothing in the loop has to remember
 
 from __future__ import annotations
 
-import logging
 from typing import Final
 
 from channels import Cancelled
+from channels._lazy import lazy_logger
 
 from .. import events
 from .._errors import StoreError, describe
@@ -21,7 +21,7 @@ from ._end_hooks import Cleanup
 from ._ending import give_back, wind_down
 from ._reason import StopRun
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 _UNKNOWN: Final = "interrupted: the run ended in the middle of this call; it is not known whether it took effect"
 _INTERRUPTED: Final = "interrupted: the stream ended before this call did"
 

@@ -8,12 +8,12 @@ they are cancelled with it.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from typing import Final
 
 from channels import Cancelled, ChannelClosed
+from channels._lazy import lazy_logger
 
 from .. import events
 from .._errors import RunError
@@ -26,7 +26,7 @@ from ..stream._scope import EventSink
 from ..stream._tasks import BackgroundTask
 from ._nested import follow, open_nested
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 MAX_RUNNING: Final = 20  # at once, for one stream: each has two threads
 
 

@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 from .. import events
-from ..agent._hooks import NOTHING
+from ..agent._hooks import nothing
 from ..agent._tool import Tool
 from ..execution._calls import Finished
 from ..human._asks import Ask
@@ -46,7 +46,7 @@ def approval(running: Running) -> Steps[Decision]:
     if verdict == "allow":
         return Decision(True, reason=_why(rule, tool))
 
-    hooks = NOTHING if asked is not None else (yield from running.fire("permission_request"))  # 6
+    hooks = nothing() if asked is not None else (yield from running.fire("permission_request"))  # 6
     if hooks.allow:
         return Decision(True, reason=hooks.reason or "a permission_request hook allows it")
     if hooks.block:

@@ -11,14 +11,20 @@ could be made with its defaults.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from channels._lazy import lazy
 
 from ..foreign._arguments import WholeObject, to_text
 from ..foreign._json import LONGEST
 from ..model import ToolCallDelta
 from ..session._message import ToolCall
+
+if TYPE_CHECKING:
+    import uuid
+else:
+    uuid = lazy("uuid")
 
 # What a reply ends with that has come to its own end. After anything else, `length` above all, a call without arguments
 # is one that was cut off before its first letter.

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from channels._lazy import lazy
 
 from ..agent._tool import CallContext, Tool, ToolResult
 from ..foreign import _json
 from ..schema._annotations import to_jsonable
 from ..session._message import Image
+
+if TYPE_CHECKING:
+    import inspect
+else:
+    inspect = lazy("inspect")
 
 RESULT_CHARACTERS: Final = 50_000  # of one result, for the model; ``Runtime(result_limit=)`` says otherwise
 

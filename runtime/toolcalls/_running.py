@@ -10,7 +10,7 @@ from channels import CancelToken, Channel
 
 from .._dataclasses import dataclass, field
 from ..agent._agent import Agent
-from ..agent._hooks import NOTHING, HookResult
+from ..agent._hooks import HookResult, nothing
 from ..agent._tool import Tool, ToolResult
 from ..execution._calls import INBOX, Call
 from ..human._asks import Ask
@@ -52,7 +52,7 @@ class Turn:
     inbox: Channel[Any] = field(default_factory=lambda: Channel(INBOX, name="tool calls"))
     running: dict[str, Running] = field(default_factory=dict)
     results: dict[str, ToolResult] = field(default_factory=dict)
-    blocked: HookResult = NOTHING  # or what a hook said that ends the run after these calls
+    blocked: HookResult = field(default_factory=nothing)  # or what a hook said that ends the run after these calls
     contexts: list[str] = field(default_factory=list)  # what hooks want the model to know next
     successor: Agent | None = None  # whom the conversation is handed to
 

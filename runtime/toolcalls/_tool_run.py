@@ -15,7 +15,7 @@ from channels import Cancelled, CancelToken, Channel
 from .. import events
 from .._dataclasses import replace
 from .._errors import BadArguments, describe
-from ..agent._hooks import NOTHING
+from ..agent._hooks import nothing
 from ..agent._tool import Tool, ToolResult
 from ..execution._calls import Call, Finished
 from ..session._journal import Began
@@ -59,7 +59,7 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
         return
 
     # Check: hooks may refuse the call, or change its arguments, as long as the user has not seen them.
-    hooks = (yield from running.fire("pre_tool_use")) if running.state.phase == "open" else NOTHING
+    hooks = (yield from running.fire("pre_tool_use")) if running.state.phase == "open" else nothing()
     refused: ToolResult | None = None
     if hooks.block:
         reason = hooks.reason or "a pre_tool_use hook blocks it"

@@ -48,3 +48,25 @@ def test_opentelemetry_that_is_not_installed_is_named_with_the_way_out() -> None
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.stdout.splitlines() == ["OpenTelemetry needs an extra: pip install 'lockgate[otel]'", "x"], done.stderr
+
+
+def modules(program: str) -> set[str]:
+    """What is imported by then, beyond what a bare interpreter has."""
+    show = "; import sys; print(*sys.modules)"
+    found = []
+    for each in ("pass", program):
+        done = subprocess.run([sys.executable, "-c", each + show], capture_output=True, text=True, timeout=30, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        found.append(set(done.stdout.split()))
+    return found[1] - found[0]
+
+
+def test_importing_the_packages_brings_along_little_of_the_standard_library() -> None:
+    """What takes as long to import as a package of ours is imported when something of it is first used: no logger has
+    anything to say yet, no dataclass is made, no function looked at.
+    """
+    heavy = {"asyncio", "concurrent.futures", "dataclasses", "inspect", "logging", "subprocess", "traceback"}
+    heavy |= {"pathlib", "platform", "socket", "sqlite3", "ssl", "textwrap", "unittest", "urllib.parse", "uuid"}
+    heavy |= {"janus", "mcp", "openai", "anthropic", "pydantic", "jsonschema", "re2", "psycopg", "opentelemetry"}
+    assert not heavy & modules("import channels, runtime, runtime.events")
+    assert not {"json", "datetime", "runtime"} & modules("import channels")

@@ -6,13 +6,14 @@ Whatever is wrong, the file is never moved, never deleted, and never made anew i
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sqlite3
 import threading
 import time
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
+
+from channels._lazy import lazy_logger
 
 from ..._checks import check
 from ..._errors import StoreError
@@ -24,7 +25,7 @@ APPLICATION_ID: Final = 0x6C6B6774  # "lkgt", in the header of the file: other p
 OLDEST: Final = (3, 37)  # of SQLite: STRICT tables
 PATIENCE: Final = 10.0  # seconds that another process may hold the lock for writing
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 _creating = threading.Lock()  # closing a file that is open elsewhere in the process would let go of SQLite's locks
 _NETWORK: Final = (
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "lustre", "gpfs", "beegfs", "davfs"}

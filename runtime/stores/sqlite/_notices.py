@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 from collections.abc import Callable
 from typing import Any
 
 from channels import Channel, Receiver
+from channels._lazy import lazy_logger
 
 from ...session._journal import Request
 from .._notices import tell
@@ -15,7 +15,7 @@ from .._store import Notice
 from ._file import Connection, first
 from ._rows import REQUEST, request_of
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 
 
 class Watchers:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import sqlite3
 import threading
 import time
@@ -25,6 +24,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from channels import Channel, ChannelClosed, Receiver, SupportsDone, WouldBlock, select
+from channels._lazy import lazy_logger
 
 from ..._errors import StoreError
 from .._store import Notice
@@ -36,7 +36,7 @@ _TOGETHER: Final = 200  # jobs of one transaction
 _LOOK: Final = 0.05  # seconds between looks at what other processes have written, where somebody watches
 _RENEWALS: Final = 3  # in the time of a lease
 
-_logger = logging.getLogger(__name__)
+_logger = lazy_logger(__name__)
 _numbers = itertools.count(1)
 
 
