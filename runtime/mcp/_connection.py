@@ -44,6 +44,8 @@ from ._stdio import Process
 MODERN: Final = "2026-07-28"  # from here on it is the client that calls again with the answer; revisions are dates
 UNBOUNDED: Final = 1 << 30  # the loop's thread must never wait: as good as unbounded
 
+AHEAD: Final = 256  # messages that a call may have to read still, before progress is left out
+
 # Seconds.
 LEAVING: Final = 2.0  # cancelled calls have, to tell the server
 CLOSING: Final = 0.3  # the same, where their loop is closed
@@ -172,7 +174,8 @@ class ServerCall:
 
     async def progressed(self, progress: float, total: float | None, message: str | None) -> None:
         """Tell the call of its progress. Loop thread."""
-        self.tell(Progressed(progress, total, message or ""))
+        if len(self.inbox) < AHEAD:
+            self.tell(Progressed(progress, total, message or ""))
 
     def finish(self, *, result: CallToolResult | None = None, error: BaseException | None = None) -> None:
         """Send the last message; the inbox refuses what comes later."""

@@ -20,7 +20,7 @@ import anyio
 from mcp import MCPError
 from mcp.client.stdio import get_default_environment
 from mcp.shared.message import SessionMessage
-from mcp.types import JSONRPCRequest, JSONRPCResponse, jsonrpc_message_adapter
+from mcp.types import JSONRPCError, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse, jsonrpc_message_adapter
 
 from .._orphans import tied
 from ._messages import ANSWER, failed, has_many_values, mended, refused
@@ -44,12 +44,12 @@ class _FromServer:
     """The SDK's read stream. Says when it ends: while a question is open, a modern client has no request under way that
     would fail, and the user would be left to think about an answer that nobody is there to take."""
 
-    def __init__(
-        self, stdout: asyncio.StreamReader, rubbish: Callable[[str], object], ended: Callable[[], object]
-    ) -> None:
+    def __init__(self, stdout: asyncio.StreamReader, process: Process, ended: Callable[[], object]) -> None:
+        self.waiting: dict[int | str, None] = {}  # the ids of requests that are not answered
+        self.last = 0  # the highest of all ids so far
         self.probe: int | str | None = None  # the id of the newer handshake's request, until something is said
         self._stdout = stdout
-        self._rubbish = rubbish
+        self._process = process
         self._ended = ended
         self._spoken = False
 
@@ -69,6 +69,7 @@ class _FromServer:
                 continue
             except ValueError:  # longer than ANSWER: there is no telling where the next one begins
                 line = b""
+                self._process.babbles = True
             if not line:
                 self._ended()
                 raise anyio.EndOfStream
@@ -77,7 +78,7 @@ class _FromServer:
                 self._spoken = True
                 if (answer := refused(text)) is not None:
                     return SessionMessage(answer)
-                self._rubbish(text[:200])
+                self._process.on_rubbish(text[:200])
                 continue
             try:
                 message: SessionMessage | None = SessionMessage(
@@ -87,11 +88,32 @@ class _FromServer:
                 message = mended(text)
             if message is not None:
                 self._spoken = True
-                if isinstance(message.message, JSONRPCResponse):
-                    message.message.result = sound(message.message.result)
+                if isinstance(message.message, JSONRPCResponse | JSONRPCError):
+                    message = self._answer(message, message.message)
                 return message
             if text.strip():
-                self._rubbish(text.strip())
+                self._process.on_rubbish(text.strip())
+
+    def _answer(self, message: SessionMessage, answer: JSONRPCResponse | JSONRPCError) -> SessionMessage:
+        """The answer of a request. Where it says another id than that of the only one that waits, it is the error of
+        that one, which nothing else would ever end; one that comes after its request was given up is let through.
+        """
+        id = answer.id
+        if isinstance(id, str) and id.isdecimal() and len(id) < 16:
+            id = int(id)
+        if (isinstance(id, int) and 0 < id <= self.last) or id in self.waiting:
+            self.waiting.pop(id, None)
+            if isinstance(answer, JSONRPCResponse):
+                answer.result = sound(answer.result)
+            return message
+        problem = f"the server answered a call that nobody made: id {answer.id!r:.50}"
+        if len(self.waiting) != 1:
+            self._process.on_rubbish(problem)
+            return message
+        [waiting] = self.waiting
+        self.waiting.clear()
+        said = answer.error.message if isinstance(answer, JSONRPCError) else ""
+        return SessionMessage(failed(waiting, f"{problem}: {said}" if said else problem))
 
     def __aiter__(self) -> _FromServer:
         return self
@@ -121,8 +143,7 @@ class _ToServer:
         self._ended = ended
 
     async def send(self, item: SessionMessage, /) -> None:
-        if isinstance(item.message, JSONRPCRequest) and item.message.method == "server/discover":
-            self._source.probe = item.message.id
+        self._note(item.message)
         try:
             if self._stdin.is_closing():
                 raise BrokenPipeError
@@ -131,6 +152,19 @@ class _ToServer:
         except ConnectionError as error:
             self._ended()
             raise anyio.BrokenResourceError from error
+
+    def _note(self, message: object) -> None:
+        """Who waits for an answer now."""
+        source = self._source
+        if isinstance(message, JSONRPCRequest):
+            if message.method == "server/discover":
+                source.probe = message.id
+            if isinstance(message.id, int):
+                source.last = max(source.last, message.id)
+            if message.method != "subscriptions/listen":  # which lasts
+                source.waiting[message.id] = None
+        elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":
+            source.waiting.pop((message.params or {}).get("requestId", ""), None)
 
     async def aclose(self) -> None:
         self._stdin.close()
@@ -158,6 +192,7 @@ class Process:
         self.ended = False  # the connection has, by its end: it is no good any more
         self.exit_code: int | None = None  # where it ended by itself
         self.rubbish = ""
+        self.babbles = False  # more than can be read
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._errors = b""
@@ -194,7 +229,7 @@ class Process:
         assert process.stderr is not None
         self._reading = asyncio.create_task(self._read_errors(process.stderr))
         try:
-            source = _FromServer(process.stdout, self._on_rubbish, on_end)
+            source = _FromServer(process.stdout, self, on_end)
             yield source, _ToServer(process.stdin, source, on_end)
         finally:
             try:
@@ -249,7 +284,7 @@ class Process:
                 for line in data.decode("utf-8", "replace").splitlines():
                     _logger.debug("%s: %s", self.name, line)
 
-    def _on_rubbish(self, text: str) -> None:
+    def on_rubbish(self, text: str) -> None:
         level = logging.DEBUG if self.rubbish else logging.WARNING  # once is enough to tell
         self.rubbish = self.rubbish or text[:200]
         _logger.log(
@@ -259,6 +294,8 @@ class Process:
     def how(self) -> str:
         """How the process ended, as far as that is known."""
         code = self.exit_code
+        if self.babbles:
+            return f"sent more than {ANSWER >> 20} MB in one message"
         if code is None:
             return "closed the connection"
         if code >= 0:
