@@ -122,7 +122,8 @@ class ToolCallConfirmation(Event):
     """A tool call waits for `EventStream.approve` or `reject`.
 
     ``arguments`` are what the tool will get, after hooks and with defaults; ``server`` is the MCP server that the tool
-    is of, if it is.
+    is of, if it is. ``destructive`` and ``open_world`` are what the tool says of itself: that it may destroy something,
+    that it deals with what is outside.
     """
 
     type: ClassVar[str] = "tool_call_confirmation"
@@ -132,6 +133,7 @@ class ToolCallConfirmation(Event):
     arguments: Mapping[str, Any] = field(default_factory=dict)
     destructive: bool = False
     server: str = ""
+    open_world: bool = False
 
 
 @dataclass(frozen=True, slots=True)

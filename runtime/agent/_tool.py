@@ -90,9 +90,10 @@ class Tool:
     write; ``convert`` turns the arguments, which have been checked against ``parameters``, into what it takes.
 
     A tool that is not ``read_only`` is called after the user's approval, unless permissions say otherwise;
-    ``destructive`` is for the user to know. A call that takes longer than ``timeout`` seconds ends with an error that
-    the model reads; the time that users take to answer it is not counted. A result of more than ``result_limit``
-    characters (by default the runtime's) is cut. ``server`` is the MCP server that it belongs to, which permissions may
+    ``destructive`` is for the user to know, and so is ``open_world``: it deals with what is outside. A call that takes
+    longer than ``timeout`` seconds ends with an error that the model reads; the time that users take to answer it is
+    not counted. A result of more than ``result_limit`` characters (by default the runtime's) is cut. ``server`` is the
+    MCP server that it belongs to, which permissions may
     name, and ``version`` says which definition of the server's it is: what the user has approved for good is approved
     for this one. Where the process dies in the middle of a call, a store does not know whether the call took effect,
     and it is not made again, but for a ``read_only`` tool and one that is ``repeatable``: calling it twice does no more
@@ -117,6 +118,7 @@ class Tool:
         on: Literal["helper", "consumer"] = "helper",
         server: str = "",
         version: str = "",
+        open_world: bool = False,
         convert: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
         repeatable: bool = False,
         resumable: bool = False,
@@ -148,6 +150,7 @@ class Tool:
         self.on = on
         self.server = server
         self.version = version
+        self.open_world = open_world
         self.convert = convert
         self.repeatable = repeatable
         self.resumable = resumable

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from channels import CancelToken
 
+from ..model import Model
 from ..session._session import Session
 from ._agent import Agent
 from ._result import RunResult
@@ -27,6 +28,10 @@ class ToolContext(CallContext, Protocol):
     @property
     def agent_name(self) -> str:
         """The agent that makes the call."""
+
+    @property
+    def model(self) -> Model:
+        """The model of that agent."""
 
     @property
     def cancel(self) -> CancelToken:

@@ -6,6 +6,8 @@
 What a server asks in the middle of a call goes to the user of the stream that made the call, and to nobody else.
 """
 
-from ._toolset import MCPServerError, MCPToolSet
+from ._offers import Prompt, Resource
+from ._server_error import MCPServerError
+from ._toolset import MCPToolSet
 
-__all__ = ["MCPServerError", "MCPToolSet"]
+__all__ = ["MCPServerError", "MCPToolSet", "Prompt", "Resource"]

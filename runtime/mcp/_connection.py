@@ -14,23 +14,36 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import json
+import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import anyio
 import janus
 from mcp import Client, MCPError
 from mcp.types import (
+    METHOD_NOT_FOUND,
     URL_ELICITATION_REQUIRED,
     CallToolResult,
+    CreateMessageRequestParams,
+    CreateMessageResult,
     DiscoverResult,
     ElicitRequestFormParams,
     ElicitRequestURLParams,
     ElicitResult,
+    EmptyResult,
+    ErrorData,
+    ListRootsResult,
+    LoggingMessageNotificationParams,
+    Root,
+    SetLevelRequest,
+    SetLevelRequestParams,
     Tool,
     ToolListChangedNotification,
 )
+from pydantic import FileUrl
 
 from channels import CancelToken, Channel, ChannelClosed, SupportsDone
 from channels._lazy import lazy_logger
@@ -44,6 +57,18 @@ from ._stdio import Process
 MODERN: Final = "2026-07-28"  # from here on it is the client that calls again with the answer; revisions are dates
 UNBOUNDED: Final = 1 << 30  # the loop's thread must never wait: as good as unbounded
 
+PAGES: Final = 1000  # of one list
+REJECTED: Final = -1  # the code of a sampling request that the user has refused
+LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "notice": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+    "alert": logging.CRITICAL,
+    "emergency": logging.CRITICAL,
+}
 AHEAD: Final = 256  # messages that a call may have to read still, before progress is left out
 
 # Seconds.
@@ -105,18 +130,36 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True)
 class Elicitation:
+    """A question for the user."""
+
     params: Params
-    _answer: asyncio.Future[ElicitResult]
+    _answer: asyncio.Future[Any]
 
     def answer(self, action: Literal["accept", "decline", "cancel"], content: Mapping[str, Any] | None) -> None:
         """Any thread. Raises `ValueError` where ``content`` is nothing that the protocol can carry."""
         form = action == "accept" and isinstance(self.params, ElicitRequestFormParams)
         result = ElicitResult(action=action, content=dict(content or {}) if form else None)
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._answer.get_loop().call_soon_threadsafe(_settle, self._answer, result)
+        _send(self._answer, result)
 
 
-def _settle(answer: asyncio.Future[ElicitResult], result: ElicitResult) -> None:
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """A question for a model."""
+
+    params: CreateMessageRequestParams
+    _answer: asyncio.Future[Any]
+
+    def answer(self, result: CreateMessageResult | ErrorData) -> None:
+        """Any thread."""
+        _send(self._answer, result)
+
+
+def _send(answer: asyncio.Future[Any], result: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        answer.get_loop().call_soon_threadsafe(_settle, answer, result)
+
+
+def _settle(answer: asyncio.Future[Any], result: object) -> None:
     if not answer.done():  # the call may have been dropped meanwhile
         answer.set_result(result)
 
@@ -132,26 +175,26 @@ class Declined:
 class CallEnded:
     """The end of the call, which is the last message to its inbox."""
 
-    result: CallToolResult | None = None
+    result: Any = None
     error: BaseException | None = None
 
 
 class ServerCall:
-    """One call of a tool."""
+    """One call of a tool, or another request that may take its time. ``send`` makes it, and returns its result."""
 
-    def __init__(self, connection: Connection, name: str, arguments: Mapping[str, Any], stream: str) -> None:
+    def __init__(self, connection: Connection, name: str, send: Send, stream: str) -> None:
         self.name = name
-        self.arguments = dict(arguments)
+        self.send = send
         self.stream = stream  # whose user its questions are for
         self.inbox: Channel[Any] = Channel(UNBOUNDED, name=f"call of {name}")
         self.over = CancelToken()  # whoever is asked for it need not answer any more
         self.context = contextvars.copy_context()
         self._connection = connection
         # The rest is used on the loop's thread only.
-        self.task: asyncio.Task[CallToolResult] | None = None
+        self.task: asyncio.Task[Any] | None = None
         self.begun = False
         self.dropped = False
-        self.answers: set[asyncio.Future[ElicitResult]] = set()
+        self.answers: dict[asyncio.Future[Any], object] = {}  # and what they are where nobody gives them
 
     def drop(self) -> None:
         """Give the call up. It is cancelled on the server, unless it has ended. Any thread; does not wait."""
@@ -177,7 +220,7 @@ class ServerCall:
         if len(self.inbox) < AHEAD:
             self.tell(Progressed(progress, total, message or ""))
 
-    def finish(self, *, result: CallToolResult | None = None, error: BaseException | None = None) -> None:
+    def finish(self, *, result: Any = None, error: BaseException | None = None) -> None:
         """Send the last message; the inbox refuses what comes later."""
         self.inbox.close(CallEnded(result, error))
         self.over.cancel("the call is over")
@@ -186,9 +229,12 @@ class ServerCall:
         """End the call, so that nothing of it goes on. Loop thread."""
         if self.task is not None:
             self.task.cancel()
-        for answer in self.answers:  # a legacy server's question has a task that is not ours to cancel
-            _settle(answer, ElicitResult(action="cancel"))
+        for answer, unanswered in self.answers.items():  # a legacy server's question has a task that is not ours
+            _settle(answer, unanswered)
 
+
+#: Makes a call: it is given the client, and the call that it is.
+Send: TypeAlias = Callable[["Client", "ServerCall"], Awaitable[Any]]
 
 _call: contextvars.ContextVar[ServerCall | None] = contextvars.ContextVar("call", default=None)
 
@@ -199,6 +245,14 @@ class Way(NamedTuple):
     kind: Kind
     mode: str
     learnt: DiscoverResult | None = None  # what it has said of itself, where it was asked before
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a server may have of its client."""
+
+    sampling: bool = False
+    roots: tuple[str, ...] = ()  # addresses
 
 
 # -- the owner ---------------------------------------------------------------------------------------------------------
@@ -217,9 +271,11 @@ class Connection:
         name: str,
         link: Callable[[Kind], Process | Remote],
         ways: Sequence[Way],
+        settings: Settings,
         startup_timeout: float,
     ) -> None:
         self.tools: list[Tool] = []  # complete once ready
+        self.offers: frozenset[str] = frozenset()  # beside tools
         self.version = ""
         self.ready_at = self.ended_at = 0.0  # by `time.monotonic`
         self.failure: Lost | None = None  # why it is of no use any more; None: it is, or may yet be
@@ -231,6 +287,7 @@ class Connection:
         self.way: Way | None = None  # that the server takes, once it is known
         self._name = name
         self._ways = ways
+        self._settings = settings
         self._startup_timeout = startup_timeout
         self._new_link = link
         self._link = link(ways[0].kind)
@@ -272,10 +329,10 @@ class Connection:
             self._refuse("listing the tools of an MCP server")
             self._wait(listing, self._startup_timeout, cancel)
 
-    def call(self, name: str, arguments: Mapping[str, Any], stream: str) -> ServerCall:
+    def call(self, name: str, send: Send, stream: str) -> ServerCall:
         """Begin a call. Receive from its inbox until `CallEnded`, and drop it on every other way out."""
         self._refuse("calling a tool of an MCP server")
-        call = ServerCall(self, name, arguments, stream)
+        call = ServerCall(self, name, send, stream)
         try:
             self._commands.sync_q.put_nowait(call)
         except janus.SyncQueueShutDown:
@@ -348,7 +405,7 @@ class Connection:
                 changing = client.server_capabilities.tools
                 if self.version >= MODERN and changing is not None and changing.list_changed:
                     self._spawn(self._listen(client))
-                tasks: set[asyncio.Task[CallToolResult]] = set()
+                tasks: set[asyncio.Task[Any]] = set()
                 try:
                     await self._serve(client, tasks)
                 except BaseException:
@@ -394,12 +451,18 @@ class Connection:
                 self._link.open(self._on_end, self._on_unseen),
                 mode=way.mode,
                 prior_discover=way.learnt,
-                elicitation_callback=self._on_question,
+                elicitation_callback=self._on_elicitation,
+                sampling_callback=self._on_sampling if self._settings.sampling else None,
+                list_roots_callback=self._on_roots if self._settings.roots else None,
+                logging_callback=self._on_log,
+                log_level=_log_level(),
                 message_handler=self._on_message,
                 cache=None,
             )
             self._client = await attempt.enter_async_context(client)
             self.tools = await self._list(client)
+            self.offers = _offers_of(client, way)
+            await self._ask_for_logs(client)
             stack.push_async_exit(attempt.pop_all())
         found = client.session.discover_result
         self.way = Way(way.kind, "legacy" if found is None else client.protocol_version, found)
@@ -415,13 +478,21 @@ class Connection:
             call.begun = False
 
     async def _list(self, client: Client) -> list[Tool]:
-        tools: list[Tool] = []
-        cursor = None
-        while True:
-            page = await client.list_tools(cursor=cursor)
-            tools += page.tools
-            if (cursor := page.next_cursor) is None:
-                return tools
+        try:
+            return await pages(client.list_tools, "tools")
+        except MCPError as error:
+            capabilities = client.server_capabilities
+            if error.code == METHOD_NOT_FOUND and (capabilities.prompts or capabilities.resources):
+                return []  # it offers something else
+            raise
+
+    async def _ask_for_logs(self, client: Client) -> None:
+        """In the older generation the level of what is logged is set once."""
+        level = _log_level()
+        if client.protocol_version < MODERN and level and client.server_capabilities.logging:
+            request = SetLevelRequest(params=SetLevelRequestParams(level=level))
+            with contextlib.suppress(MCPError):
+                await client.session.send_request(request, EmptyResult)
 
     # -- tools that change
 
@@ -470,7 +541,7 @@ class Connection:
 
     # -- calls
 
-    async def _serve(self, client: Client, tasks: set[asyncio.Task[CallToolResult]]) -> None:
+    async def _serve(self, client: Client, tasks: set[asyncio.Task[Any]]) -> None:
         """Run calls until the end is commanded, or the server ends."""
         if self._stopping or self._link.ended:
             self._command_end()
@@ -498,7 +569,7 @@ class Connection:
             return Lost("lost its event loop, which was closed")
         return Lost(f"{link.how()} during this call; {link.again}.{link.evidence()}")
 
-    def _settle(self, call: ServerCall, task: asyncio.Task[CallToolResult]) -> None:
+    def _settle(self, call: ServerCall, task: asyncio.Task[Any]) -> None:
         if task.cancelled():  # by whoever dropped the call, or else with everything on the loop
             error: BaseException | None = Lost("lost its event loop, which was closed")
         else:
@@ -543,17 +614,17 @@ class Connection:
             return Lost("was stopped while it started")
         return Lost(self._link.why_not(error, self._startup_timeout))
 
-    async def _run(self, client: Client, call: ServerCall) -> CallToolResult:
+    async def _run(self, client: Client, call: ServerCall) -> Any:
         if self.version >= MODERN:
             _call.set(call)  # a question comes up in a child of this task
             self._begin(call)
-            return await client.call_tool(call.name, call.arguments, progress_callback=call.progressed)
+            return await call.send(client, call)
         if self._link.kind == "http" and not self._asks:  # questions come with the answer to what this task sends
             _call.set(call)
             self._begin(call)
             self._in_flight[call] = None
             try:
-                return await client.call_tool(call.name, call.arguments, progress_callback=call.progressed)
+                return await call.send(client, call)
             finally:
                 self._land(call)
         async with self._turn:  # first come, first served
@@ -563,7 +634,7 @@ class Connection:
             self._begin(call)
             self._in_flight[call] = None
         try:
-            result = await client.call_tool(call.name, call.arguments, progress_callback=call.progressed)
+            result = await call.send(client, call)
         except asyncio.CancelledError:
             self._given_up[call] = None
             self._spawn(self._settle_given_up(client, call))
@@ -596,22 +667,52 @@ class Connection:
         call.begun = True
         call.tell(Begun())
 
-    async def _on_question(self, context: Any, params: Params) -> ElicitResult:
-        """Answer a question of the server. Never raises: that would fail more than the question."""
+    async def _on_elicitation(self, context: Any, params: Params) -> Any:
+        return await self._ask(
+            functools.partial(Elicitation, params),
+            params.message,
+            declined=ElicitResult(action="decline"),
+            unanswered=ElicitResult(action="cancel"),
+        )
+
+    async def _on_sampling(self, context: Any, params: CreateMessageRequestParams) -> Any:
+        refused = ErrorData(code=REJECTED, message="nobody is there who could approve of it")
+        what = "for the reply of a model"
+        return await self._ask(functools.partial(Sampling, params), what, declined=refused, unanswered=refused)
+
+    async def _ask(
+        self,
+        question: Callable[[asyncio.Future[Any]], object],
+        message: str,
+        *,
+        declined: object,
+        unanswered: object,
+    ) -> Any:
+        """Lead a question of the server to the call that asks. Never raises: that would fail more than the question."""
         call = _call.get()
         if call is None and self.version < MODERN:
             self._asks = True
-            call = self._who_asks(params.message)
+            call = self._who_asks(message)
             if call is None:
-                return ElicitResult(action="decline" if self._in_flight else "cancel")
-        answer: asyncio.Future[ElicitResult] = self._loop.create_future()
-        if call is None or not call.tell(Elicitation(params, answer)):
-            return ElicitResult(action="cancel")  # nobody waits for it
-        call.answers.add(answer)
+                return declined if self._in_flight else unanswered
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        if call is None or not call.tell(question(answer)):
+            return unanswered  # nobody waits for it
+        call.answers[answer] = unanswered
         try:
             return await answer
         finally:
-            call.answers.discard(answer)
+            call.answers.pop(answer, None)
+
+    async def _on_roots(self, context: Any) -> Any:
+        return ListRootsResult(roots=[Root(uri=FileUrl(uri)) for uri in self._settings.roots])
+
+    async def _on_log(self, params: LoggingMessageNotificationParams) -> None:
+        level = LEVELS.get(params.level, logging.INFO)
+        if _logger.isEnabledFor(level):
+            said = params.data if isinstance(params.data, str) else json.dumps(params.data, default=str)
+            where = f"{self._name} ({params.logger})" if params.logger else self._name
+            _logger.log(level, "%.100s: %.2000s", where, said)
 
     def _who_asks(self, message: str) -> ServerCall | None:
         """The call in flight whose user is asked: any of them, if they are all of one stream. It is certain to be the
@@ -623,6 +724,39 @@ class Connection:
         for call in waited_for:
             call.tell(Declined(message))
         return None
+
+
+def _offers_of(client: Client, way: Way) -> frozenset[str]:
+    offers = client.server_capabilities
+    if way.mode == client.protocol_version and way.learnt is None:  # it was told what it speaks, and not asked for more
+        return frozenset({"resources", "prompts"})
+    return frozenset(name for name in ("resources", "prompts") if getattr(offers, name) is not None)
+
+
+async def pages(list_them: Callable[..., Awaitable[Any]], what: str) -> list[Any]:
+    """All that a server lists, page after page."""
+    found: list[Any] = []
+    cursor = None
+    for _ in range(PAGES):
+        page = await list_them(cursor=cursor)
+        found += getattr(page, what)
+        if (cursor := page.next_cursor) is None:
+            break
+    return found
+
+
+def tool_call(name: str, arguments: Mapping[str, Any]) -> Send:
+    """What makes the call of a tool."""
+
+    async def send(client: Client, call: ServerCall) -> CallToolResult:
+        return await client.call_tool(name, dict(arguments), progress_callback=call.progressed)
+
+    return send
+
+
+def _log_level() -> Any:
+    """The level from which on somebody reads what a server logs; None where nobody does."""
+    return next((name for name, level in LEVELS.items() if _logger.isEnabledFor(level)), None)
 
 
 async def _unchecked(name: str, result: object) -> None:

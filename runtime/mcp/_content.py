@@ -5,20 +5,17 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ..agent._tool import ToolResult
 from ..foreign import _json
 from ..session._message import Image, size_of
 
-if TYPE_CHECKING:
-    from mcp.types import CallToolResult
-
 _TELLING: Final = 64  # characters from which on a text is certainly the same data, not by chance
 _PICTURES: Final = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
 
 
-def result_of(outcome: CallToolResult) -> ToolResult:
+def result_of(outcome: Any) -> ToolResult:
     """The result for the model: texts, those of embedded resources too; a line that names everything else; the images.
 
     Structured content says the same again, so it counts only where there is no text. What is an image already is not
@@ -73,12 +70,12 @@ def _binary(kind: str, uri: str, media_type: str | None, data: str) -> tuple[str
         decoded = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):  # no provider would take it: it ends the run, or every later one
         return _line(kind, uri, media_type, "which cannot be read: its base64 is broken"), data, None
-    seen = _picture(decoded) if kind == "image" or (media_type or "").startswith("image/") else None
+    seen = picture(decoded) if kind == "image" or (media_type or "").startswith("image/") else None
     image = Image(decoded, seen) if seen is not None else None
     return _line(kind, uri, media_type, size_of(len(decoded))), data, image
 
 
-def _picture(data: bytes) -> str | None:
+def picture(data: bytes) -> str | None:
     """Which of the kinds that models can see it is. They refuse the whole conversation for one that is of another, or
     not of the kind that it is said to be.
     """

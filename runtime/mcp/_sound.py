@@ -33,7 +33,13 @@ def _tool(tool: Any) -> dict[str, Any] | None:
         return None
     texts = ("title", "description")
     made = {name: each for name, each in tool.items() if name not in texts or isinstance(each, str)}
-    made.pop("outputSchema", None)  # nothing is checked against it
+    output = made.get("outputSchema")
+    is_object = isinstance(output, dict) and output.get("type", "object") == "object"
+    if output is not None and (not is_object or _is_deep(output)):
+        _logger.warning("the results of the tool %.100r are not checked: its outputSchema is none", tool["name"])
+        del made["outputSchema"]
+    elif isinstance(output, dict):
+        made["outputSchema"] = {**output, "type": "object"}
     schema = made.get("inputSchema")
     problem = ""
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":

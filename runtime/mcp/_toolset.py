@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import hashlib
-import json
 import os
 import re
 import threading
@@ -13,50 +11,36 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from fnmatch import fnmatchcase
-from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Literal
-from urllib.parse import urlsplit
-from uuid import uuid4
 
-from channels import Cancelled, CancelToken
 from channels._exit import exit_seconds
 from channels._lazy import lazy_logger
 from channels.aio import LoopThread, default_loop
 
 from .._checks import check, check_number
 from .._dataclasses import replace
-from .._errors import MissingExtra, Portable
-from ..agent._tool import Answer, Tool, ToolResult
+from .._errors import MissingExtra
+from ..agent._tool import Tool, ToolResult
 from ..agent._tool_context import ToolContext
-from ._content import result_of
+from ..session._message import Message
+from . import _offers
+from ._described import CONTEXT, Described, described
+from ._offers import Prompt, Resource
+from ._server_error import MCPServerError
+from ._settings import check_auth, check_headers, checked_command, checked_roots, checked_url, refuse
 
 if TYPE_CHECKING:
-    from mcp.types import CallToolResult
-
-    from ._connection import Connection, Elicitation, ServerCall, Visit, Way
+    from ._connection import Connection, Send, Way
     from ._http import Kind, Remote
     from ._stdio import Process
 
-# The name under which a call's context comes among the tool's arguments. No server's parameter has a space in its name.
-_CONTEXT: Final = "the context"
 _STOP_TIMEOUT: Final = 10.0  # seconds; a server that resists takes half of it
-_VISITS: Final = 3  # times that a user is sent to the pages that one call needs
-_NAME: Final = 64  # characters that a tool's name may have
 _STEADY: Final = 30.0  # seconds after which a server that ends has not failed again, but for the first time
 _LONGEST_PAUSE: Final = 60.0  # seconds before a server that fails again and again is started once more
 _GLANCE: Final = 1.0  # seconds that a turn waits for a server that can be done without, and has failed before
 _EXIT_TIMEOUT: Final = 0.6  # seconds that all servers together have when the interpreter exits
 
 _logger = lazy_logger("runtime.mcp")
-
-
-class MCPServerError(Portable, RuntimeError):
-    """A server cannot be used, or refused a call. The text says which, what happened, and what can be done."""
-
-    def __init__(self, server: str, problem: str) -> None:
-        super().__init__(f"MCP server {server!r} {problem}")
-        self.server = server
-        self.problem = problem
 
 
 class MCPToolSet:
@@ -90,6 +74,10 @@ class MCPToolSet:
     a server writes to its standard error is logged by the logger ``runtime.mcp`` at level DEBUG, and the last of it is
     part of the error when the server fails.
 
+    ``resource_tools`` and ``prompt_tools`` give the agent tools for the server's resources and prompts. ``sampling``
+    lets the server ask the model of the agent that calls it, once the user has approved. ``roots`` are directories that
+    the server is told about.
+
     All methods may be called from any thread but that of ``loop``, by default the loop that everything shares. A forked
     child has a server of its own.
     """
@@ -111,6 +99,10 @@ class MCPToolSet:
         prefix: str = "",
         mode: str = "auto",
         required: bool = True,
+        resource_tools: bool = False,
+        prompt_tools: bool = False,
+        sampling: bool = False,
+        roots: Iterable[str | os.PathLike[str]] = (),
         loop: LoopThread | None = None,
     ) -> None:
         check_number("startup_timeout", startup_timeout, "seconds", above=0)
@@ -119,19 +111,20 @@ class MCPToolSet:
         if mode not in ("auto", "legacy") and not re.fullmatch(r"\d{4}-\d\d-\d\d", mode):
             raise ValueError(f'mode is "auto", "legacy" or "2026-07-28", not {mode!r}')
         check("prefix", prefix, str, "text")
-        check("required", required, bool, "True or False")
+        for what in ("required", "resource_tools", "prompt_tools", "sampling"):
+            check(what, locals()[what], bool, "True or False")
         if isinstance(tools, str):
             raise TypeError(f"tools is a list of names, such as [{tools!r}], not one text")
         if (command is None) == (url is None):
             given = "neither is given" if command is None else "both are given"
             raise TypeError(f"an MCP server is a command to start or the url of one that runs, and {given}")
         if url is None:
-            _refuse("a server that is started by a command", url="", headers=headers, auth=auth)
+            refuse("a server that is started by a command", url="", headers=headers, auth=auth)
             if transport != "auto":
                 raise TypeError("a server that is started by a command reads its standard input: it has no transport=")
-            self.command, default = _checked_command(command, env)
+            self.command, default = checked_command(command, env)
         else:
-            _refuse("a server that runs somewhere else", env=env, cwd=cwd)
+            refuse("a server that runs somewhere else", env=env, cwd=cwd)
             self.command, default = (), checked_url(url)
             check("transport", transport, str, '"auto", "http" or "sse"')
             if transport not in ("auto", "http", "sse"):
@@ -140,8 +133,8 @@ class MCPToolSet:
                 raise ValueError(
                     f"SSE is of the older generation of the protocol, so it cannot be spoken in mode {mode!r}"
                 )
-            _check_headers(headers)
-            _check_auth(auth)
+            check_headers(headers)
+            check_auth(auth)
         self.url = url
         self.name = name or default
         self.headers = None if headers is None else dict(headers)
@@ -155,7 +148,11 @@ class MCPToolSet:
         self.prefix = prefix
         self.mode = mode
         self.required = required
-        self._known: tuple[Sequence[Any], Mapping[str, Tool]] = ((), {})  # what was listed last, and what it describes
+        self.resource_tools = resource_tools
+        self.prompt_tools = prompt_tools
+        self.sampling = sampling
+        self.roots = checked_roots(roots)
+        self._known: tuple[object, Sequence[Described]] = (None, ())  # what was listed last, and what it describes
         self._loop = loop
         self._lock = threading.Lock()
         self._stopped = False
@@ -206,8 +203,33 @@ class MCPToolSet:
         listed = connection.tools
         known = self._known
         if known[0] is not listed:  # which is another list each time that the server is asked
-            known = self._known = (listed, self._describe(listed))
-        return [self._tool(name, described) for name, described in known[1].items()]
+            offers = connection.offers
+            made = described(
+                listed,
+                self.wanted,
+                self.prefix,
+                self.name,
+                resources=self.resource_tools and "resources" in offers,
+                prompts=self.prompt_tools and "prompts" in offers,
+            )
+            known = self._known = (listed, made)
+        return [self._tool(each) for each in known[1]]
+
+    def list_resources(self) -> list[Resource]:
+        """What the server lets you read. Raises what `start` raises, and `MCPServerError` where it has no resources."""
+        return self._request("resources/list", _offers.list_resources()) or []
+
+    def read_resource(self, uri: str) -> ToolResult:
+        """A resource: its text, and its images. Raises as `list_resources`, also where there is no such resource."""
+        return _offers.read(self._request(f"resource {uri}", _offers.read_resource(uri)))
+
+    def list_prompts(self) -> list[Prompt]:
+        """The prompts that the server has ready. Raises what `start` raises, and `MCPServerError` where it has none."""
+        return self._request("prompts/list", _offers.list_prompts()) or []
+
+    def get_prompt(self, name: str, /, **arguments: str) -> list[Message]:
+        """A prompt, filled in: messages to begin a `Session` with. Raises as `list_prompts`."""
+        return _offers.messages_of(self._request(f"prompt {name}", _offers.get_prompt(name, arguments)))
 
     def stop(self) -> None:
         """End the server, and wait until nothing of it is left. Calls under way fail; one that is starting is given up.
@@ -261,6 +283,7 @@ class MCPToolSet:
                     name=self.name,
                     link=self._link(),
                     ways=self._ways(),
+                    settings=_connection.Settings(self.sampling, self.roots),
                     startup_timeout=self.startup_timeout,
                 )
                 self._connections = [each for each in self._connections if not each.gone.closed]
@@ -329,235 +352,28 @@ class MCPToolSet:
 
     # -- tools ---------------------------------------------------------------------------------------------------------
 
-    def _describe(self, listed: Sequence[Any]) -> dict[str, Tool]:
-        """The tools by the server's names, without the functions that call them, which would hold this toolset."""
-        wanted: dict[str, Any] = {}
-        for tool in listed:
-            if self.wanted is None or any(fnmatchcase(tool.name, pattern) for pattern in self.wanted):
-                wanted.setdefault(tool.name, tool)  # of namesakes only one could be called
-        names = {name: _sound_name(self.prefix + name) for name in wanted}
-        taken: dict[str, str] = {}  # by the name that models are given, the server's
-        for name in sorted(names, key=lambda name: names[name] != self.prefix + name):  # who can keep it, keeps it
-            if taken.setdefault(names[name], name) != name:
-                names[name] = _distinct(names[name], name)
-        return {name: _described(tool, names[name], self.name) for name, tool in wanted.items()}
-
-    def _tool(self, name: str, described: Tool) -> Tool:
+    def _tool(self, described: Described) -> Tool:
         def function(**arguments: Any) -> ToolResult:
-            return self._call(name, arguments.pop(_CONTEXT, None), arguments)
+            from ._conversation import Conversation
 
-        made = copy(described)
+            conversation = Conversation(self.name, self.call_timeout, arguments.pop(CONTEXT, None))
+            answer = conversation.request(described.name, described.send(arguments), self._connected)
+            result, notes = described.result(answer), conversation.notes
+            return replace(result, content="\n".join([result.content, *notes])) if notes else result
+
+        made = copy(described.tool)
         made.function = function
         return made
 
-    def _call(self, name: str, context: ToolContext | None, arguments: Mapping[str, Any]) -> ToolResult:
-        """Call a tool, and wait for its result. Without a context nobody is asked, and nothing cancels it."""
-        from . import _connection
+    def _request(self, what: str, send: Send) -> Any:
+        """Ask the server something, outside of any stream."""
+        self._connection()  # or the extra is missing
+        from ._conversation import Conversation
 
-        notes: list[str] = []
-        try:
-            for attempt in count(1):
-                try:
-                    outcome = self._attempt(name, context, arguments, notes)
-                    break
-                except _connection.Visit as visit:
-                    self._visit(name, visit, context, attempt)
-        except _connection.Lost as error:
-            raise MCPServerError(self.name, str(error)) from None
-        except MCPServerError as error:
-            if not notes:
-                raise
-            raise MCPServerError(self.name, "\n".join([error.problem, *notes])) from error
-        result = result_of(outcome)
-        return replace(result, content="\n".join([result.content, *notes])) if notes else result
+        return Conversation(self.name, self.call_timeout, None).request(what, send, self._connected)
 
-    def _attempt(
-        self, name: str, context: ToolContext | None, arguments: Mapping[str, Any], notes: list[str]
-    ) -> CallToolResult:
-        from ._connection import Unsent
-
-        # Calls without a context are nobody's: none of them is like another.
-        stream = uuid4().hex if context is None else context.session_id
-        try:
-            return self._converse(self._connection(context=context).call(name, arguments, stream), context, notes)
-        except Unsent:  # it ended, but had not begun with the call: another one can
-            return self._converse(self._connection(context=context).call(name, arguments, stream), context, notes)
-
-    def _visit(self, tool: str, visit: Visit, context: ToolContext | None, attempt: int) -> None:
-        """Ask the user to visit the pages that the call needs first. Raises `MCPServerError` where that is no help."""
-        pages = ", ".join(url for _, url in visit.pages)
-        if attempt > _VISITS or not visit.pages:
-            problem = f"refused to call {tool}: {visit.reason}; the user has to finish at {pages or 'a page'} first"
-            raise MCPServerError(self.name, problem)
-        for message, url in visit.pages:
-            answer = Answer("decline") if context is None else context.elicit(message, url=url)
-            if not answer.accepted:
-                why = answer.note or f"the user's answer is {answer.action!r}"
-                raise MCPServerError(self.name, f"refused to call {tool} before the user visits {url}: {why}")
-
-    def _converse(self, call: ServerCall, context: ToolContext | None, notes: list[str]) -> CallToolResult:
-        """Answer the messages of a call until it has ended. Leaving earlier, by an exception, cancels it there."""
-        from ._connection import Begun, CallEnded, Declined, Elicitation, Lost, Progressed, visit_of
-
-        left: float | None = None
-        try:
-            while True:
-                since = time.monotonic()
-                try:
-                    message = call.inbox.recv(left, None if context is None else context.cancel)
-                except TimeoutError:
-                    problem = (
-                        f"has not finished {call.name} after {self.call_timeout:g} s, so the call was cancelled;"
-                        " call_timeout= gives it more time"
-                    )
-                    raise MCPServerError(self.name, problem) from None
-                if left is not None:
-                    left = max(left - (time.monotonic() - since), 0)
-                if isinstance(message, Begun):
-                    left = self.call_timeout
-                elif isinstance(message, Elicitation):
-                    try:
-                        self._ask(message, context, call.over)
-                    except Cancelled:
-                        if not call.over.cancelled:
-                            raise
-                        # Why it is over is the next message.
-                elif isinstance(message, Declined):
-                    notes.append(
-                        f"(The server asked {message.message!r} while calls of several conversations were under way,"
-                        " and does not say which one it is for, so nobody was asked. Calls of this server are made one"
-                        " at a time from now on: call again to have the user asked.)"
-                    )
-                elif isinstance(message, Progressed):
-                    left = self.call_timeout
-                    if context is not None:
-                        context.progress(message.message, message.progress, message.total)
-                elif isinstance(message, CallEnded):
-                    if message.result is not None:
-                        return message.result
-                    if isinstance(message.error, Lost):
-                        raise message.error
-                    if (visit := visit_of(message.error)) is not None:
-                        raise visit
-                    raise self._failure(call.name, message.error) from message.error
-        finally:
-            call.drop()
-
-    def _ask(self, question: Elicitation, context: ToolContext | None, over: CancelToken) -> None:
-        params = question.params
-        if context is None:
-            answer = Answer("decline", note="nobody is there to be asked")
-        elif params.mode == "url":
-            answer = context.elicit(params.message, url=params.url, cancel=over)
-        else:
-            answer = context.elicit(params.message, params.requested_schema, cancel=over)
-        try:
-            question.answer(answer.action, answer.content)
-        except ValueError as error:
-            problem = (
-                f"asked {params.message!r} and cannot be sent the answer {answer.content!r}: it is not a flat form"
-            )
-            raise MCPServerError(self.name, problem) from error
-
-    def _failure(self, tool: str, error: BaseException | None) -> MCPServerError:
-        code = getattr(error, "code", None)
-        if isinstance(code, int):  # the SDK's MCPError: the server's own words
-            return MCPServerError(self.name, f"refused to call {tool}: {error} (code {code})")
-        return MCPServerError(self.name, f"failed to call {tool}: {type(error).__name__}: {error}")
-
-
-def _refuse(what: str, **given: Any) -> None:
-    """Raise `TypeError` for a setting that the server cannot have."""
-    for name, value in given.items():
-        if value:
-            raise TypeError(f"{what} has no {name}=")
-
-
-def _checked_command(
-    command: Sequence[str | os.PathLike[str]] | None, env: Mapping[str, str] | None
-) -> tuple[tuple[str, ...], str]:
-    """The command, and the name that it gives to the server."""
-    for name, value in (env or {}).items():
-        if not isinstance(value, str):  # which is not shown: it may be a secret
-            raise TypeError(f"env[{name!r}] is text, not {type(value).__name__}")
-    if isinstance(command, (str, bytes)):
-        raise TypeError(f"the command is a list, such as {str(command).split()!r}, not one text")
-    parts = tuple(os.fspath(part) for part in command or ())
-    if not parts:
-        raise ValueError("the command is empty")
-    return parts, os.path.basename(parts[0])
-
-
-def checked_url(url: str) -> str:
-    """The name that the address gives to the server. Raises `ValueError` where no server can be there."""
-    check("url", url, str, "text, such as 'https://example.org/mcp'")
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise ValueError(f"url is no address of a server: {error}") from None
-    if parts.scheme not in ("http", "https") or not host:
-        raise ValueError(f"url begins with https:// or http://, and names a host; it is {url!r:.200}")
-    if any(each.isspace() or not each.isprintable() for each in url):
-        raise ValueError(f"url has a space or a control character in it: {url!r:.200}")
-    return host.replace(":", "_")
-
-
-def _check_headers(headers: Mapping[str, str] | None) -> None:
-    """Raise an error for a header that cannot be sent. Its value is not shown: it may be a secret."""
-    if headers is not None:
-        check("headers", headers, Mapping, "a mapping, such as {'Authorization': 'Bearer ...'}")
-    for name, value in (headers or {}).items():
-        if not isinstance(name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
-            raise ValueError(f"{name!r:.100} is not the name of a header")
-        if not isinstance(value, str):
-            raise TypeError(f"headers[{name!r}] is text, not {type(value).__name__}")
-        if not value.isascii() or any(each < " " or each == "\x7f" for each in value):
-            raise ValueError(f"headers[{name!r}] has characters in it that no header can have")
-
-
-def _check_auth(auth: Any) -> None:
-    if auth is not None and not hasattr(auth, "async_auth_flow"):
-        raise TypeError(f"auth is an httpx2.Auth, not {type(auth).__name__}; a token goes into headers=")
-
-
-def _described(tool: Any, name: str, server: str) -> Tool:
-    read_only = bool(tool.annotations and tool.annotations.read_only_hint)
-    made = Tool(
-        name,
-        _uncalled,
-        description=tool.description or tool.title or "",
-        parameters=tool.input_schema,
-        read_only=read_only,
-        destructive=not read_only and bool(tool.annotations and tool.annotations.destructive_hint),
-        server=server,
-        version=_version(tool),
-    )
-    made.context_parameter = _CONTEXT  # not a parameter of the function's: any name may be one of the tool's own
-    return made
-
-
-def _version(tool: Any) -> str:
-    """What tells one definition of a tool from every other: all of it that a user may have read, or a model does."""
-    said = {"name": tool.name, "title": tool.title, "description": tool.description, "schema": tool.input_schema}
-    said["annotations"] = tool.annotations and tool.annotations.model_dump(mode="json")
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _uncalled(**arguments: Any) -> ToolResult:
-    raise NotImplementedError
-
-
-def _sound_name(name: str) -> str:
-    """``name`` as providers take it: they refuse a request in which one is otherwise, with all that is in it."""
-    sound = re.sub(r"[^a-zA-Z0-9_-]", "_", name) or "_"
-    return sound if len(sound) <= _NAME else _distinct(sound, name)
-
-
-def _distinct(sound: str, name: str) -> str:
-    """``sound``, made different from all that are made of other names. The same each time: sessions outlive servers."""
-    mark = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{sound[: _NAME - len(mark) - 1]}_{mark}"
+    def _connected(self, context: ToolContext | None) -> Connection:
+        return self._connection(context=context)
 
 
 _toolsets: weakref.WeakSet[MCPToolSet] = weakref.WeakSet()

@@ -98,8 +98,9 @@ def _asked(running: Running, before: Request | None) -> Ask[ToolCall, Decision]:
         inbox.try_send(Decided(ask, decision))
 
     ask = running.ask = Ask(core, core.root, running, running.call, settled, None if before is None else before.id)
+    tool = running.tool
     ask.event = events.ToolCallConfirmation(
-        running.call, ask.id, running.ready.shown, running.tool.destructive, running.tool.server, **core.tags
+        running.call, ask.id, running.ready.shown, tool.destructive, tool.server, tool.open_world, **core.tags
     )
     timeout = core.shared.answer_timeout
     if before is None:

@@ -45,6 +45,7 @@ class StreamContext:
         self.call_id = call.id
         self.session_id = core.session.id
         self.agent_name = core.agent.name
+        self.model = core.agent.model
         self.cancel = cancel
         self._core = core
         self._inbox = inbox

@@ -22,6 +22,7 @@ class Context:
     """What a dispatcher gives to a tool. Without ``reply`` the user never answers."""
 
     call_id = agent_name = "test"
+    model: Any = None
 
     def __init__(self, reply: Callable[[Question], Answer] | None = None, session_id: str = "test") -> None:
         self.session_id = session_id

@@ -1,0 +1,160 @@
+"""What a call of a server and the thread that waits for it have to say to each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Any, Final
+from uuid import uuid4
+
+from mcp.types import ErrorData
+
+from channels import Cancelled, CancelToken
+
+from ..agent._tool import Answer
+from ..agent._tool_context import ToolContext
+from ._connection import (
+    REJECTED,
+    Begun,
+    CallEnded,
+    Connection,
+    Declined,
+    Elicitation,
+    Lost,
+    Progressed,
+    Sampling,
+    Send,
+    ServerCall,
+    Unsent,
+    Visit,
+    visit_of,
+)
+from ._sampling import sampled
+from ._server_error import MCPServerError
+
+_VISITS: Final = 3  # times that a user is sent to the pages that one call needs
+
+
+class Conversation:
+    """One call, which may be made twice. Used by the thread that waits for it."""
+
+    def __init__(self, server: str, timeout: float | None, context: ToolContext | None) -> None:
+        self.notes: list[str] = []  # for the model, beside the result
+        self._server = server
+        self._timeout = timeout
+        self._context = context
+
+    def request(self, name: str, send: Send, connect: Callable[[ToolContext | None], Connection]) -> Any:
+        """Make the call, and wait for its result. Without a context nobody is asked, and nothing cancels it."""
+        try:
+            for attempt in count(1):
+                try:
+                    return self._attempt(name, send, connect)
+                except Visit as visit:
+                    self._visit(name, visit, attempt)
+        except Lost as error:
+            raise MCPServerError(self._server, str(error)) from None
+        except MCPServerError as error:
+            if not self.notes:
+                raise
+            raise MCPServerError(self._server, "\n".join([error.problem, *self.notes])) from error
+
+    def _attempt(self, name: str, send: Send, connect: Callable[[ToolContext | None], Connection]) -> Any:
+        # Calls without a context are nobody's: none of them is like another.
+        stream = uuid4().hex if self._context is None else self._context.session_id
+        try:
+            return self._converse(connect(self._context).call(name, send, stream))
+        except Unsent:  # it ended, but had not begun with the call: another one can
+            return self._converse(connect(self._context).call(name, send, stream))
+
+    def _visit(self, tool: str, visit: Visit, attempt: int) -> None:
+        """Ask the user to visit the pages that the call needs first. Raises `MCPServerError` where that is no help."""
+        pages = ", ".join(url for _, url in visit.pages)
+        if attempt > _VISITS or not visit.pages:
+            problem = f"refused to call {tool}: {visit.reason}; the user has to finish at {pages or 'a page'} first"
+            raise MCPServerError(self._server, problem)
+        context = self._context
+        for message, url in visit.pages:
+            answer = Answer("decline") if context is None else context.elicit(message, url=url)
+            if not answer.accepted:
+                why = answer.note or f"the user's answer is {answer.action!r}"
+                raise MCPServerError(self._server, f"refused to call {tool} before the user visits {url}: {why}")
+
+    def _converse(self, call: ServerCall) -> Any:
+        """Answer the messages of a call until it has ended. Leaving earlier, by an exception, cancels it there."""
+        context = self._context
+        left: float | None = None
+        try:
+            while True:
+                since = time.monotonic()
+                try:
+                    message = call.inbox.recv(left, None if context is None else context.cancel)
+                except TimeoutError:
+                    problem = (
+                        f"has not finished {call.name} after {self._timeout:g} s, so the call was cancelled;"
+                        " call_timeout= gives it more time"
+                    )
+                    raise MCPServerError(self._server, problem) from None
+                if left is not None:
+                    left = max(left - (time.monotonic() - since), 0)
+                if isinstance(message, Begun):
+                    left = self._timeout
+                elif isinstance(message, Elicitation | Sampling):
+                    try:
+                        if isinstance(message, Elicitation):
+                            self._ask(message, call.over)
+                        else:
+                            self._sample(message)
+                    except Cancelled:
+                        if not call.over.cancelled:
+                            raise
+                        # Why it is over is the next message.
+                elif isinstance(message, Declined):
+                    self.notes.append(
+                        f"(The server asked {message.message!r} while calls of several conversations were under way,"
+                        " and does not say which one it is for, so nobody was asked. Calls of this server are made one"
+                        " at a time from now on: call again to have the user asked.)"
+                    )
+                elif isinstance(message, Progressed):
+                    left = self._timeout
+                    if context is not None:
+                        context.progress(message.message, message.progress, message.total)
+                elif isinstance(message, CallEnded):
+                    if message.error is None:
+                        return message.result
+                    if isinstance(message.error, Lost):
+                        raise message.error
+                    if (visit := visit_of(message.error)) is not None:
+                        raise visit
+                    raise self._failure(call.name, message.error) from message.error
+        finally:
+            call.drop()
+
+    def _sample(self, question: Sampling) -> None:
+        if self._context is None:
+            question.answer(ErrorData(code=REJECTED, message="no model is there to be asked"))
+        else:
+            question.answer(sampled(question.params, self._server, self._context))
+
+    def _ask(self, question: Elicitation, over: CancelToken) -> None:
+        params, context = question.params, self._context
+        if context is None:
+            answer = Answer("decline", note="nobody is there to be asked")
+        elif params.mode == "url":
+            answer = context.elicit(params.message, url=params.url, cancel=over)
+        else:
+            answer = context.elicit(params.message, params.requested_schema, cancel=over)
+        try:
+            question.answer(answer.action, answer.content)
+        except ValueError as error:
+            problem = (
+                f"asked {params.message!r} and cannot be sent the answer {answer.content!r}: it is not a flat form"
+            )
+            raise MCPServerError(self._server, problem) from error
+
+    def _failure(self, tool: str, error: BaseException | None) -> MCPServerError:
+        code = getattr(error, "code", None)
+        if isinstance(code, int):  # the SDK's MCPError: the server's own words
+            return MCPServerError(self._server, f"refused to call {tool}: {error} (code {code})")
+        return MCPServerError(self._server, f"failed to call {tool}: {type(error).__name__}: {error}")

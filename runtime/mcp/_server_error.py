@@ -1,0 +1,14 @@
+"""The error of a server."""
+
+from __future__ import annotations
+
+from .._errors import Portable
+
+
+class MCPServerError(Portable, RuntimeError):
+    """A server cannot be used, or refused a call. The text says which, what happened, and what can be done."""
+
+    def __init__(self, server: str, problem: str) -> None:
+        super().__init__(f"MCP server {server!r} {problem}")
+        self.server = server
+        self.problem = problem

@@ -1,0 +1,75 @@
+"""Checks of what a user says of a server."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from .._checks import check
+
+
+def refuse(what: str, **given: Any) -> None:
+    """Raise `TypeError` for a setting that the server cannot have."""
+    for name, value in given.items():
+        if value:
+            raise TypeError(f"{what} has no {name}=")
+
+
+def checked_command(
+    command: Sequence[str | os.PathLike[str]] | None, env: Mapping[str, str] | None
+) -> tuple[tuple[str, ...], str]:
+    """The command, and the name that it gives to the server."""
+    for name, value in (env or {}).items():
+        if not isinstance(value, str):  # which is not shown: it may be a secret
+            raise TypeError(f"env[{name!r}] is text, not {type(value).__name__}")
+    if isinstance(command, (str, bytes)):
+        raise TypeError(f"the command is a list, such as {str(command).split()!r}, not one text")
+    parts = tuple(os.fspath(part) for part in command or ())
+    if not parts:
+        raise ValueError("the command is empty")
+    return parts, os.path.basename(parts[0])
+
+
+def checked_url(url: str) -> str:
+    """The name that the address gives to the server. Raises `ValueError` where no server can be there."""
+    check("url", url, str, "text, such as 'https://example.org/mcp'")
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"url is no address of a server: {error}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError(f"url begins with https:// or http://, and names a host; it is {url!r:.200}")
+    if any(each.isspace() or not each.isprintable() for each in url):
+        raise ValueError(f"url has a space or a control character in it: {url!r:.200}")
+    return host.replace(":", "_")
+
+
+def check_headers(headers: Mapping[str, str] | None) -> None:
+    """Raise an error for a header that cannot be sent. Its value is not shown: it may be a secret."""
+    if headers is not None:
+        check("headers", headers, Mapping, "a mapping, such as {'Authorization': 'Bearer ...'}")
+    for name, value in (headers or {}).items():
+        if not isinstance(name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+            raise ValueError(f"{name!r:.100} is not the name of a header")
+        if not isinstance(value, str):
+            raise TypeError(f"headers[{name!r}] is text, not {type(value).__name__}")
+        if not value.isascii() or any(each < " " or each == "\x7f" for each in value):
+            raise ValueError(f"headers[{name!r}] has characters in it that no header can have")
+
+
+def check_auth(auth: Any) -> None:
+    if auth is not None and not hasattr(auth, "async_auth_flow"):
+        raise TypeError(f"auth is an httpx2.Auth, not {type(auth).__name__}; a token goes into headers=")
+
+
+def checked_roots(roots: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """The addresses of the directories that a server may know of."""
+    if isinstance(roots, (str, bytes, os.PathLike)):
+        raise TypeError(f"roots is a list of directories, such as [{os.fspath(roots)!r}], not one")
+    from pathlib import Path  # on first use: it takes its time
+
+    return tuple(Path(os.fspath(each)).absolute().as_uri() for each in roots)
