@@ -1,6 +1,7 @@
 # `make run` and `make test` do all the set-up there is, in .venv; the stamps in it make the second time quick.
 
 PROMPT ?= Book a table at Luigi's
+BENCH ?= bench.json
 # What the questions of the example are answered with: proposals on a terminal, the answers themselves without one,
 # where nobody can be asked to approve the calls either.
 ANSWERS = --answer date=$(shell date +%Y-%m-%d) --answer people=2 --answer confirm=yes
@@ -16,7 +17,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help run test lint stress soak bench explore free-threaded clean
+.PHONY: help run test lint stress soak bench bench-quick explore free-threaded clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,7 +27,8 @@ help:
 	@echo "make stress    minutes of randomised load"
 	@echo "make soak      minutes of concurrent streams"
 	@echo "make explore   the explorer of thread interleavings, one preemption further than make test"
-	@echo "make bench     the benchmarks"
+	@echo "make bench     the benchmarks, which also write BENCH=bench.json; compare.py holds two such files together"
+	@echo "make bench-quick  a minute of them, to see whether something is far off"
 	@echo "make free-threaded  the suite on a CPython without the GIL, which is built if there is none"
 	@echo "make clean     remove .venv and what the tools have left"
 	@echo
@@ -49,7 +51,15 @@ explore: $(VENV)/test.stamp
 	$(BIN)/pytest -m stress tests/explorer $(ARGS)
 
 bench: $(VENV)/test.stamp
-	@for name in channels aio runtime growth; do echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+	@rm -f $(BENCH)
+	@for name in channels aio runtime growth; do \
+	    echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py --json $(BENCH) || exit 1; done
+
+bench-quick: $(VENV)/test.stamp
+	@rm -f $(BENCH)
+	@cd tests/benchmarks && for name in "growth --quick" "runtime --rounds 2" "aio --values 5000 --rounds 3" \
+	    "channels --quick --pinned"; do echo "== $$name"; \
+	    $(abspath $(BIN))/python $${name%% *}.py $${name#* } --json $(abspath $(BENCH)) || exit 1; done
 
 free-threaded:
 	bash tests/free_threaded.sh

@@ -1,6 +1,6 @@
 """What a value costs on its way between a thread and an asyncio task: plain janus, and `channels.aio`.
 
-    python tests/benchmarks/aio.py [--values 50000] [--rounds 7]
+    python tests/benchmarks/aio.py [--values 50000] [--rounds 7] [--json FILE]
 
 Capacity 128. The two take turns within each round, so that both meet the same machine; the medians and their ratio are
 printed. "paced": the time from handing a value over to the other side having it, one value at a time, with a pause
@@ -18,12 +18,14 @@ import threading
 from collections.abc import Callable
 from time import perf_counter, sleep
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent.parent))
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[0:1] = [str(HERE.parent.parent), str(HERE)]  # in this order: a file here has the name of the package
 
-import janus
+import janus  # noqa: E402
+from results import write  # noqa: E402
 
-from channels import Channel
-from channels.aio import LoopThread, to_async
+from channels import Channel  # noqa: E402
+from channels.aio import LoopThread, to_async  # noqa: E402
 
 CAPACITY = 128
 
@@ -216,11 +218,15 @@ def ours_paced_to_thread(loop: LoopThread, values: int) -> float:
     return statistics.median(perf_counter() - sent for sent in loop.iterate(clock(values), buffer=CAPACITY))
 
 
+ratios: dict[str, list[float]] = {}
+
+
 def compare(name: str, rounds: int, plain: Callable[[], float], ours: Callable[[], float], what: str = "janus") -> None:
     figures: tuple[list[float], list[float]] = [], []
     for _ in range(rounds):
         figures[0].append(plain())
         figures[1].append(ours())
+    ratios[f"{name}, of {what}"] = [ours / plain for plain, ours in zip(*figures, strict=True)]
     first, second = (statistics.median(column) * 1e6 for column in figures)
     print(f"{name:28} {what:24} {first:7.2f} us   channels.aio {second:7.2f} us   ratio {second / first:.2f}")
 
@@ -229,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--values", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=pathlib.Path, help="the ratios, for compare.py")
     options = parser.parse_args()
     values, rounds = options.values, options.rounds
     paced = max(values // 250, 50)
@@ -270,6 +277,8 @@ def main() -> None:
             return (perf_counter() - begin) / 1000
 
         compare("call", rounds, plain_calls, calls, "run_coroutine_threadsafe")
+    if options.json:
+        write(options.json, "aio", ratios, unit="of what it is held against")
 
 
 if __name__ == "__main__":

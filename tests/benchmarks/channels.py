@@ -1,6 +1,6 @@
 """Channels of several libraries side by side, in one run.
 
-    python tests/benchmarks/channels.py [--pinned | --unpinned] [--rounds N] [--quick] [--markdown]
+    python tests/benchmarks/channels.py [--pinned | --unpinned] [--rounds N] [--quick] [--markdown] [--json FILE]
 
 Libraries take turns within each round, in an order that is drawn anew, so that all of them meet the same machine. A
 figure is the median, over the rounds, of the ratio to the baseline of the row *in that round*; below 1 is better than
@@ -37,6 +37,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[0:1] = [str(HERE.parent.parent), str(HERE)]  # in this order: this file has the name of the package
 
 from peers import Peer, installed  # noqa: E402
+from results import write  # noqa: E402
 
 RAW = "raw limit"  # a deque, or two locks handed to and fro
 HANG = 20.0  # seconds after which a library is left out
@@ -344,6 +345,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="three short rounds: to see that it works")
     parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--json", type=pathlib.Path, help="the ratios of lockgate, for compare.py")
     options = parser.parse_args()
     if not options.pinned and not options.unpinned:  # threads keep the processor they began on: a process for each
         for table in ["--pinned", "--unpinned"] if hasattr(os, "sched_setaffinity") else ["--unpinned"]:
@@ -363,6 +365,9 @@ def main() -> None:
     print(f"\n{platform.python_implementation()} {platform.python_version()}{without}, {rounds} rounds", end="")
     print(f" in {perf_counter() - begin:.0f} s. Ratios to the baseline of the row; SimpleQueue has no bound.\n")
     report(figures, [*peers, "Go"] if go else [*peers], options.markdown)
+    if options.json:
+        rows = {measure.title: ratios(figures, key, "lockgate") for key, measure in MEASURES.items()}
+        write(options.json, f"channels, {'pinned' if options.pinned else 'not pinned'}", rows, unit="of its baseline")
     sys.stdout.flush()
     os._exit(0)  # not waiting for what hangs
 

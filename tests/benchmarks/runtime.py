@@ -1,6 +1,6 @@
 """What a stream costs, against the floor: a bare thread and a `queue.Queue(128)` that hand over the same events.
 
-    python tests/benchmarks/runtime.py [--rounds N]
+    python tests/benchmarks/runtime.py [--rounds N] [--json FILE]
 
 Floor and runtime take turns in one process; the figures are medians. Ratios mean something on any machine,
 microseconds only on an idle one.
@@ -25,7 +25,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+# In this order: this file has the name of a package.
+sys.path[0:1] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks")]
+
+from results import write  # noqa: E402
 
 from runtime import Agent, Runtime, Session, TextDelta, tool  # noqa: E402
 from runtime.events import AgentChoice, Event, StreamStopped  # noqa: E402
@@ -267,10 +270,18 @@ def extras_loaded() -> Iterator[str]:
     return (name for name in extras if name in loaded.split())
 
 
+def of_floor(runs: dict[str, list[float]], name: str) -> list[float]:
+    """The ratios to the floor of the row, round by round; none for the floor itself, and for what has none."""
+    floor = runs.get(f"floor {name.split(' ', 1)[1]}", [])
+    return [] if name.startswith("floor") else [one / base for one, base in zip(runs[name], floor, strict=False)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--json", type=Path, help="the figures, and those that have a floor as ratios: for compare.py")
+    options = parser.parse_args()
+    rounds = options.rounds
     runs: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
@@ -303,6 +314,10 @@ def main() -> None:
             turns = zip(values, runs["tool turn ms"], strict=True)
             ratio = f"  {statistics.median(value / turn for value, turn in turns):5.2f} x a tool turn"
         print(f"{name:18s} {median[name]:9.3f}  ({min(values):.3f} to {max(values):.3f}){ratio}")
+    if options.json:
+        write(options.json, "runtime", runs)
+        ratios = {name: of_floor(runs, name) for name in runs}
+        write(options.json, "runtime, of the floor", {name: values for name, values in ratios.items() if values})
     for model in (Scripted, AsyncScripted):
         wall, added, threads = many_streams(model)
         kind = "async" if model is AsyncScripted else "sync"
