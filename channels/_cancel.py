@@ -163,14 +163,14 @@ class _Cancellation(Channel[None]):
 
 
 class CancelToken:
-    """Says once, to everyone who looks or waits, that something should stop.
+    """Tells every thread that checks it or waits for it, once and for all, that something should stop.
 
-    Pass it as ``cancel=`` to channel operations, look at `cancelled`, or wait for `done`, a receiver that closes.
-    Cancelling only asks; nothing is interrupted by force. Cancelling ``parent`` cancels this token with the same cause,
-    which holds its children weakly; ``timeout`` (seconds) cancels it with a `TimeoutError` as the cause. All methods
-    are thread-safe, and safe in signal handlers and finalizers.
+    Pass it as ``cancel=`` to channel operations, check `cancelled`, or wait for `done`, a receiver that closes. A
+    cancel is only a request: nothing is interrupted by force. Cancelling ``parent`` cancels this token with the same
+    cause; a parent holds only weak references to its children. After ``timeout`` seconds the token is cancelled with a
+    `TimeoutError` as the cause. All methods are thread-safe, and safe in signal handlers and finalizers.
 
-    A token lives as long as somebody holds it, its `done`, a child or a registration; its deadline goes with it.
+    A token lives as long as it, its `done`, a child or a registration is referenced; its deadline ends with it.
 
     Modelled on https://pkg.go.dev/context.
     """
@@ -196,17 +196,18 @@ class CancelToken:
                 core.timer = call_at(deadline, functools.partial(_expire, weakref.ref(core), timeout), core)
 
     def cancel(self, cause: object = None) -> bool:
-        """Cancel, for the reason ``cause``; whether this call did. Runs the callbacks, in the order of registration.
+        """Cancel the token, for the reason ``cause``, and run its callbacks in the order of registration. Returns
+        whether this call cancelled the token.
 
-        Every callback runs, once. A `SystemExit` or `KeyboardInterrupt` in one is raised here after the last. In a
-        callback (or a signal handler or finalizer in the middle of one) it does not wait for callbacks: those of what
-        it cancels run when that callback has returned.
+        Every callback runs, once. A `SystemExit` or `KeyboardInterrupt` that a callback raises is raised here after the
+        last callback. A cancel inside a callback (or in a signal handler or finalizer that interrupts one) does not run
+        further callbacks itself: they run when the first callback has returned.
         """
         return self._core.cancel(cause)
 
     def canceller(self, cause: object = None) -> Callable[[], None]:
-        """A function that cancels, on another thread. For `weakref.finalize`: it runs no callback and takes no lock
-        itself.
+        """A function that cancels the token on another thread. It runs no callback and takes no lock itself, so it
+        suits `weakref.finalize`.
         """
         start()
         core = self._core
@@ -219,14 +220,16 @@ class CancelToken:
 
     @property
     def cause(self) -> object:
-        """What was given to the first `cancel`; a `TimeoutError` after a deadline."""
+        """The argument of the first `cancel`; a `TimeoutError` after a deadline."""
         return self._core.cause
 
     def on_cancel(self, function: Callable[[], object]) -> Registration:
-        """Call ``function`` once on cancel, in the thread that cancels; for a deadline, on a thread for callbacks.
+        """Call ``function`` once when the token is cancelled, in the thread that cancels it, or, at a deadline, on a
+        thread for callbacks.
 
-        If the token is cancelled already, at once; in a callback, as soon as that has returned. It should be quick:
-        who cancels waits for it. What it raises is logged.
+        If the token is cancelled already, the function is called at once; inside a callback, as soon as that callback
+        has returned. The function should be quick, because `cancel` waits for it. An exception that it raises is
+        logged.
         """
         if not callable(function):
             raise TypeError(f"on_cancel takes a function to call without arguments, not {function!r}")

@@ -41,15 +41,17 @@ TIDY_AT: Final = 16  # dead entries a queue may hold before the living are count
 class Channel(Rescue, Generic[T]):
     """A bounded first-in-first-out channel between threads.
 
-    ``capacity`` is how many values it buffers; 0 makes it a rendezvous: a send returns once a receiver has the value.
-    ``name`` is for people. All methods may be called from any thread, at any time.
+    ``capacity`` is the number of values that it buffers. At capacity 0 the channel is unbuffered: a send returns once a
+    receiver has the value. ``name`` is shown in `repr` and in error messages. All methods may be called from any
+    thread, at any time.
 
-    Iterating receives until the channel is closed and drained. ``with channel:`` closes it on exit. A channel is always
-    true, also when empty; it is itself the receive case of a `select`. It is where threads meet: it cannot be copied or
-    pickled, is itself and no other whatever ``__eq__`` says, and its operations cannot be overridden.
+    Iterating receives values until the channel is closed and drained. ``with channel:`` closes it on exit. A channel is
+    always true, even if it is empty. The channel itself is the receive case of a `select`. It cannot be copied or
+    pickled, is compared by identity whatever ``__eq__`` says, and its operations cannot be overridden.
 
-    Timeouts are seconds, ``None`` for ever; ``timeout=0`` tries once. ``cancel`` is anything with a ``done`` (a
-    `CancelToken`); once it is done, operations raise `Cancelled`, also those that could have gone ahead.
+    Timeouts are in seconds; ``None`` waits for ever, and ``timeout=0`` tries once. ``cancel`` is an object with a
+    ``done``, such as a `CancelToken`. Once it is done, operations raise `Cancelled`, even if they could have gone
+    ahead.
 
     Semantics: https://go.dev/ref/spec#Channel_types, https://go.dev/ref/mem#chan
     """
@@ -97,11 +99,12 @@ class Channel(Rescue, Generic[T]):
 
     @final
     def send(self, value: T, timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
-        """Send ``value``, waiting while the buffer is full (at capacity 0: until a receiver takes it).
+        """Send ``value``, waiting while the buffer is full (at capacity 0: until a receiver takes the value).
 
-        Raises `ChannelClosed` when the channel is closed, also if that happens while waiting; `TimeoutError`;
-        `Cancelled`. In each of these cases the value was not sent. An asynchronous exception (Ctrl-C) leaves open
-        whether it was. In a signal handler or finalizer that interrupted this very channel: `RuntimeError`.
+        Raises `ChannelClosed` if the channel is closed, before or during the wait; `TimeoutError`; `Cancelled`. In each
+        of these cases the value was not sent. After an asynchronous exception (Ctrl-C) it is not known whether the
+        value was sent. Raises `RuntimeError` in a signal handler or finalizer that interrupted an operation on this
+        channel.
         """
         deadline = None
         if timeout is not cancel:  # type: ignore[comparison-overlap]  # in one test: not both None
@@ -169,9 +172,9 @@ class Channel(Rescue, Generic[T]):
 
     @final
     def try_send(self, value: T) -> None:
-        """Send ``value`` if that needs no waiting, else raise `WouldBlock`. Raises `ChannelClosed`.
+        """Send ``value`` if that is possible without waiting, else raise `WouldBlock`. Raises `ChannelClosed`.
 
-        Safe in signal handlers and finalizers: if they interrupted this very channel it is `WouldBlock`.
+        Safe in signal handlers and finalizers; raises `WouldBlock` if they interrupted an operation on this channel.
         """
         if not self._try_put(value):
             raise WouldBlock(f"send on {self!r}")
@@ -183,8 +186,9 @@ class Channel(Rescue, Generic[T]):
         """Receive the next value, waiting until there is one.
 
         Raises `ChannelClosed` once the channel is closed and drained; `TimeoutError`; `Cancelled`. None of these loses
-        a value. Nor does an asynchronous exception (Ctrl-C): a value that had been taken goes to the next receiver or
-        back to the front. In a signal handler or finalizer that interrupted this very channel: `RuntimeError`.
+        a value. An asynchronous exception (Ctrl-C) loses none either: a value that had been taken goes to the next
+        receiver or back to the front. Raises `RuntimeError` in a signal handler or finalizer that interrupted an
+        operation on this channel.
         """
         deadline = None
         if timeout is not cancel:  # type: ignore[comparison-overlap]  # in one test: not both None
@@ -251,9 +255,9 @@ class Channel(Rescue, Generic[T]):
 
     @final
     def try_recv(self) -> T:
-        """Receive a value if one is there, else raise `WouldBlock`. Raises `ChannelClosed` once closed and drained.
+        """Receive a value if there is one, else raise `WouldBlock`. Raises `ChannelClosed` once closed and drained.
 
-        Safe in signal handlers and finalizers: if they interrupted this very channel it is `WouldBlock`.
+        Safe in signal handlers and finalizers; raises `WouldBlock` if they interrupted an operation on this channel.
         """
         try:
             value: T = self._try_take()
@@ -274,14 +278,15 @@ class Channel(Rescue, Generic[T]):
 
     @final
     def close(self, final: T = NOTHING) -> bool:
-        """Close the channel; whether it was this call that closed it. Closing twice is harmless.
+        """Close the channel. Returns whether this call closed it; closing twice is harmless.
 
-        With ``final``, that value is appended as the last one, atomically with the close and also when the buffer is
-        full; at capacity 0 it goes to the first parked receiver, or waits for the next. Parked senders are refused
-        first (`ChannelClosed`); parked receivers get what is left, then `ChannelClosed`.
+        ``final`` is appended as the last value, atomically with the close, even if the buffer is full. At capacity 0 it
+        goes to the first waiting receiver, or else to the next one. Waiting senders get `ChannelClosed`; waiting
+        receivers get the values that are left, then `ChannelClosed`.
 
-        Never waits for a partner. Safe in signal handlers and finalizers: on a channel that they interrupted, the close
-        is recorded and the interrupted operation completes it. An asynchronous exception leaves the channel closed.
+        Never waits for another thread's send or receive. Safe in signal handlers and finalizers: if they interrupted an
+        operation on this channel, that operation completes the close. An asynchronous exception leaves the channel
+        closed.
         """
         if self._closed:
             return False
@@ -312,17 +317,17 @@ class Channel(Rescue, Generic[T]):
 
     @property
     def closed(self) -> bool:
-        """Whether the channel is closed. Values may still be there to receive."""
+        """Whether the channel is closed. There may still be values to receive."""
         # A close on record has not happened yet, but for who recorded it in the middle of an operation of this thread.
         return self._closed or (self._attention and self._lock._is_owned())
 
     @property
     def capacity(self) -> int:
-        """How many values the channel buffers; 0 is a rendezvous."""
+        """The number of values that the channel buffers; 0 if it is unbuffered."""
         return self._capacity
 
     def statistics(self) -> ChannelStatistics:
-        """What is in the channel and who waits for it, for people and their dashboards: true a moment ago."""
+        """A snapshot of the buffer and the waiting threads, for monitoring. It tells what was true a moment ago."""
         return ChannelStatistics(
             len(self._buffer),
             self._capacity,
@@ -366,7 +371,7 @@ class Channel(Rescue, Generic[T]):
         return Sending(self, value)
 
     def receiving(self) -> Receiver[T]:
-        """The case of a `select` that receives: the receiver itself, said aloud."""
+        """The case of a `select` that receives: the channel's receiver, for code that wants to name the operation."""
         return Receiver(self)
 
     # -- inside, without the lock --------------------------------------------------------------------------------------

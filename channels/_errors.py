@@ -4,20 +4,23 @@ from __future__ import annotations
 
 
 class ChannelClosed(Exception):
-    """The channel is closed: a send is refused, a receive has drained it. (Go panics, or says ``ok == false``.)"""
+    """The channel is closed, so a value cannot be sent; or it is closed and drained, so none can be received. (In Go, a
+    send panics and a receive returns ``ok == false``.)"""
 
 
 class WouldBlock(Exception):
-    """The operation could not go ahead at once: Go's ``default`` case."""
+    """The operation would have to wait, and was called so that it does not: Go's ``default`` case."""
 
 
 class Cancelled(BaseException):
-    """The wait was given a ``cancel=`` that is done. `cause` says why, when the canceller said.
+    """The operation was called with a ``cancel=`` that is done. `cause` is the reason, if `CancelToken.cancel` was
+    given one.
 
-    No `Exception`, as in asyncio (since Python 3.8) and trio: it is no failure that a worker logs and outlives. A loop
-    with ``except Exception: continue`` around a receive would spin for ever, and its group would never end.
+    `Cancelled` is not an `Exception`, as in asyncio (since Python 3.8) and trio, because a cancel is not a failure that
+    a worker logs before it goes on: a loop with ``except Exception: continue`` around a receive would spin for ever,
+    and its group would never end.
 
-    A cause that is an exception is its ``__cause__`` too. It can be pickled and copied if its cause can.
+    If the cause is an exception, it is the ``__cause__`` too. `Cancelled` can be pickled and copied if its cause can.
     """
 
     def __init__(self, cause: object = None) -> None:

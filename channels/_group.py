@@ -42,24 +42,26 @@ _logger = lazy_logger(__name__)
 class WorkerGroup:
     """Threads that end before the ``with`` block does.
 
-    ``with WorkerGroup() as group:`` and ``group.spawn(fn, ...)`` call functions in threads. Give them ``group.token``
-    as ``cancel=`` for what they wait for: the first that fails, or an exception of the block, cancels it, with itself
-    as the cause. Nothing is interrupted by force: leaving waits for all of them, however long they take. ``parent`` is
-    a token whose cancelling is this group's too; ``name`` begins the names of the threads.
+    In ``with WorkerGroup() as group:``, each ``group.spawn(fn, ...)`` calls a function in a thread. Pass
+    ``group.token`` to the functions, as ``cancel=`` for everything that they wait for. The first exception in a
+    function or in the block cancels this token, and is its cause. Nothing is interrupted by force: leaving the block
+    waits for all threads, however long they take. If the token ``parent`` is cancelled, so is the group's; ``name`` is
+    the prefix of the threads' names.
 
-    What leaving raises (compare ``asyncio.TaskGroup``):
+    Leaving the block raises (compare ``asyncio.TaskGroup``):
 
-    - an `ExceptionGroup` of what the block and the functions raised, in this order; a `BaseExceptionGroup` if one of
-      that is no `Exception`. Once the token is cancelled, a `Cancelled` is not part of it;
-    - a `KeyboardInterrupt` or `SystemExit`, and what is no `Exception` in the block, as it is, ``from`` the group of
-      the others;
-    - a `Cancelled`, where nothing failed, but the block was ended by it, or a function because of ``parent`` or of a
-      token other than this group's. (So a group in a function of another stays orderly when that is cancelled.)
+    - an `ExceptionGroup` of the exceptions of the block and of the functions, in this order, or a `BaseExceptionGroup`
+      if one of them is not an `Exception`. Once the token is cancelled, a `Cancelled` is left out;
+    - a `KeyboardInterrupt` or `SystemExit`, and any exception of the block that is not an `Exception`, by itself, with
+      the group of the others as its ``__cause__``;
+    - a `Cancelled` if nothing failed, but a `Cancelled` ended the block, or ended a function because of ``parent`` or
+      of a token from outside the group. (This is for a group inside a function of another group that is cancelled.)
 
-    A Ctrl-C while leaving waits cancels the token; the wait goes on, and `KeyboardInterrupt` is raised at its end. If
-    it takes longer than a second, or at the next Ctrl-C, the log says which threads are waited for, and where they are.
+    A Ctrl-C during the wait at the end cancels the token; the wait goes on, and `KeyboardInterrupt` is raised at its
+    end. If the wait takes longer than a second, or at the next Ctrl-C, the log names the threads that still run, and
+    where they are.
 
-    In a forked child, leaving does not wait for the threads that stayed in the parent.
+    In a forked child, leaving the block does not wait for the threads of the parent.
 
     All methods are thread-safe. A group is used once. Modelled on https://docs.python.org/3/library/asyncio-task.html.
     """
@@ -80,10 +82,11 @@ class WorkerGroup:
         self._closed = False
 
     def spawn(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Call ``fn`` in a new thread, in a copy of the caller's context; a future of what it returns.
+        """Call ``fn`` in a new thread, in a copy of the caller's context. Returns a future of its result.
 
-        If it raises, the group fails, also where somebody asks the future for it. `Cancelled` once the token is
-        cancelled; `RuntimeError` outside the block. While leaving waits, the functions may still spawn others.
+        If ``fn`` raises, the group fails, even if the exception was also read from the future. Raises `Cancelled` once
+        the token is cancelled, and `RuntimeError` outside the block. During the wait at the end of the block, functions
+        may still spawn others.
         """
         if not callable(fn):
             raise TypeError(f"spawn takes a function to call, not {fn!r}: pass the function itself and its arguments")

@@ -26,14 +26,16 @@ def merge(*receivers: Channel[T] | Receiver[T], cancel: SupportsDone | None = ..
 @overload  # where they differ in type
 def merge(*receivers: Channel[Any] | Receiver[Any], cancel: SupportsDone | None = ...) -> Iterator[tuple[int, Any]]: ...
 def merge(*receivers: Channel[Any] | Receiver[Any], cancel: SupportsDone | None = None) -> Iterator[tuple[int, Any]]:
-    """Iterate over many receivers as one: ``(index, value)`` pairs, as they come, until all are closed and drained.
+    """Iterate over many receivers as one: ``(index, value)`` pairs in the order of their arrival, until all receivers
+    are closed and drained.
 
-    Fair: of several that have a value, each is as likely. What a value costs does not grow with their number. Where
-    the source of a feed has failed, its exception is raised after the values before it, once; whoever goes on gets what
-    the others have. Waiting raises `Cancelled` once ``cancel`` is done. Nothing is taken that is not delivered.
+    If several receivers have a value, one is chosen at random. The cost of a value does not grow with their number. If
+    the source of a feed (`channels.aio`) has failed, its exception is raised once, after the values before it; the next
+    step goes on with the other receivers. Waiting raises `Cancelled` once ``cancel`` is done. Every value that is taken
+    from a channel is delivered.
 
-    Threads may share the iterator, and a Ctrl-C leaves it whole. It keeps its places in the queues of the channels
-    while its consumer is busy with a value.
+    Threads may share the iterator, and it stays usable after a Ctrl-C. It keeps its places in the queues of the
+    channels while its consumer is busy with a value.
     """
     if cancel is not None:
         _done_of(cancel)

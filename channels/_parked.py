@@ -52,12 +52,12 @@ class Parked(NamedTuple):
 
 
 def parked() -> list[Parked]:
-    """The threads and asyncio tasks that are parked in an operation on a channel, those that wait longest first.
+    """The threads and asyncio tasks that wait in an operation on a channel, the longest wait first.
 
-    For people and their tools, to see why nothing moves: true a moment ago, never a reason for a program to act. Takes
-    no lock and never waits; safe in any thread, signal handler or finalizer. A thread that parks in a signal handler
-    while it is parked already is in the list twice. A wait is listed once the thread really sleeps: one that is served
-    within microseconds never is.
+    The list is for people who debug a program in which nothing moves. It tells what was true a moment ago, so a program
+    must not act on it. Takes no lock and never waits; safe in any thread, signal handler or finalizer. A thread that
+    waits in a signal handler while it already waits in an operation is in the list twice. A wait is listed once the
+    thread really sleeps, so a wait of a few microseconds never is.
     """
     now = monotonic()
     names = {ident: thread.name for ident, thread in getattr(threading, "_active", {}).copy().items()}

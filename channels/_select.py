@@ -19,10 +19,10 @@ Case: TypeAlias = "Channel[Any] | Receiver[Any] | Sending[Any] | None"
 
 
 class Selected(Sequence[Any]):
-    """The result of a `select`: case number ``index`` fired; a receive brought ``value``.
+    """The result of a `select`: case number ``index`` was carried out; for a receive, ``value`` is the received value.
 
-    ``ok`` is False when a receive fired because its channel is closed and drained; ``case`` is the object that was
-    passed. It unpacks, compares and matches like a tuple of the four.
+    ``ok`` is False for a receive from a channel that is closed and drained; ``case`` is the object that was passed. A
+    `Selected` unpacks, compares and matches like a tuple of these four.
     """
 
     # Not a NamedTuple: making one takes twice as long, a tenth of a select.
@@ -61,19 +61,21 @@ class Selected(Sequence[Any]):
 def select(
     *cases: Case, timeout: float | None = None, block: bool = True, cancel: SupportsDone | None = None
 ) -> Selected:
-    """Carry out one of ``cases``, the first that is ready; of several ready ones each is as likely.
+    """Carry out one of ``cases``: the first that becomes ready, or one at random if several are.
 
-    A case is a receiver or channel (receive), ``channel.sending(value)`` (send), or ``None`` (never ready, Go's nil
-    channel). A receive whose channel is closed and drained is ready, with ``ok`` False; choosing a send on a closed
-    channel raises `ChannelClosed`. A select never meets itself, though it may send and receive on one channel.
+    A case is a receiver or channel (a receive), ``channel.sending(value)`` (a send), or ``None`` (never ready, as Go's
+    nil channel). A receive from a channel that is closed and drained is ready, with ``ok`` False. If a send on a closed
+    channel is chosen, it raises `ChannelClosed`. A select that sends and receives on the same channel never receives
+    its own value.
 
-    ``block=False`` is Go's ``default``: `WouldBlock`, only if at one moment no case was ready. ``timeout`` is seconds,
-    then `TimeoutError`; once ``cancel`` is done, `Cancelled`. None of these has carried out a case. Without a case that
-    can become ready, a timeout or a cancel, it waits for ever, as in Go.
+    With ``block=False`` (Go's ``default``) the select does not wait: it raises `WouldBlock` if there was a moment at
+    which no case was ready. After ``timeout`` seconds it raises `TimeoutError`; once ``cancel`` is done, `Cancelled`.
+    If it raises one of these, no case was carried out. Without a case that can become ready, a timeout or a cancel, it
+    waits for ever, as in Go.
 
-    An asynchronous exception (Ctrl-C) loses no received value; whether a send happened is then open. In a signal
-    handler or finalizer that interrupted one of these channels, where no other case is ready: `WouldBlock` with
-    ``block=False``, else `RuntimeError`.
+    An asynchronous exception (Ctrl-C) loses no received value; whether a send happened is then not known. In a signal
+    handler or finalizer that interrupted an operation on one of these channels, and if no other case is ready, a select
+    raises `WouldBlock` with ``block=False``, else `RuntimeError`.
     """
     deadline = None
     if timeout is not None:

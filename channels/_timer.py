@@ -245,7 +245,7 @@ def start() -> None:
 def after(seconds: float) -> Receiver[float]:
     """A channel that receives one value, the time of `time.monotonic`, ``seconds`` from now (Go's ``time.After``).
 
-    It is not closed afterwards. A receiver that nobody holds any more costs nothing when its time comes.
+    The channel is not closed afterwards. A timer whose receiver is no longer referenced is dropped.
     """
     deadline = _deadline(seconds)
     channel: Channel[float] = Channel(1, name=f"after({seconds})")
@@ -257,7 +257,7 @@ def after(seconds: float) -> Receiver[float]:
 def tick(seconds: float) -> Receiver[float]:
     """A channel that receives a value every ``seconds`` (Go's ``time.Tick``). Ticks that nobody takes are dropped.
 
-    It ticks until nobody holds the receiver any more. ``seconds`` must be more than 0.
+    It ticks until the receiver is no longer referenced. ``seconds`` has to be more than 0.
     """
     deadline = _deadline(seconds)
     if seconds <= 0:

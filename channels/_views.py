@@ -21,7 +21,8 @@ class SupportsDone(Protocol):
 
 
 class ChannelStatistics(NamedTuple):
-    """What was in a channel, and who waited for it, at some moment. (After trio's ``MemoryChannelStatistics``.)"""
+    """How many values a channel held and how many threads waited, at some moment. (After trio's
+    ``MemoryChannelStatistics``.)"""
 
     current_buffer_used: int
     max_buffer_size: int
@@ -71,7 +72,7 @@ class Sender(Generic[T_contra]):
         return Sending(self._target, value)
 
     def close(self, final: T_contra = NOTHING) -> bool:
-        """Close the channel, as `Channel.close`; whether it was this call that closed it."""
+        """Close the channel, as `Channel.close`. Returns whether this call closed it."""
         return self._target.close(final)
 
     @property
@@ -125,7 +126,7 @@ class Receiver(Generic[T_co]):
         return value
 
     def receiving(self) -> Receiver[T_co]:
-        """This receiver, as the case of a `select` said aloud."""
+        """This receiver as a case of a `select`, for code that wants to name the operation."""
         return self
 
     @property

@@ -104,13 +104,14 @@ class _FeedRun(Run):
 class Feed(Receiver[T_co]):
     """The values of an asynchronous iterable. Made by `LoopThread.iterate` and `from_async`.
 
-    It is a receiver, an iterator and a context manager. The exception of the source is raised after the values that
-    came before: once by iterating, again and again by `recv`; a `select` sees a closed channel, and `recv` then tells
-    why. A task that was cancelled on its loop, or whose loop was closed, ends it with `Cancelled`.
+    A feed is a receiver, an iterator and a context manager. If the source raises, the exception is raised after the
+    values that came before it: once by iterating, and by every `recv`. A `select` sees a closed channel; `recv` then
+    raises the exception. If the task of the feed was cancelled on its loop, or the loop was closed, the feed ends with
+    `Cancelled`.
 
-    `close` cancels the task and waits a moment for its end (leaving a ``with`` block does not wait if the ``cancel`` it
-    was made with is done). Dropping the last reference cancels the task in the background. All methods may be called
-    from any thread; several threads that iterate share the values.
+    `close` cancels the task and waits a moment for its end. Leaving a ``with`` block does the same, but does not wait
+    if the ``cancel`` of the feed is done. Dropping the last reference cancels the task in the background. All methods
+    may be called from any thread; threads that iterate over the same feed share its values.
     """
 
     __slots__ = ("_cancel", "_over", "_run", "done")
@@ -145,27 +146,28 @@ class Feed(Receiver[T_co]):
             raise
 
     def batches(self) -> Iterator[Iterable[T_co]]:
-        """The values in batches: waits for one, and brings all that have piled up. Nothing is delayed by it.
+        """Iterate over lists of values: each step waits for one value and returns all values that have arrived.
 
-        For who handles many values: the price of a hand-over is paid once a batch. Raises what iterating does. Who
-        leaves in the middle of a batch loses the rest of it.
+        No value is delayed. For many values this is faster, because a batch is handed over in one step. Raises what
+        iterating raises. If you stop in the middle of a batch, the rest of the batch is lost.
         """
         for value in self:
             yield (value,)
             yield cast("_Fed[T_co]", self._channel).take_all()
 
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T_co:
-        """`Channel.recv`. Raises `RuntimeError` on the loop's own thread, which waiting would stall."""
+        """As `Channel.recv`. Raises `RuntimeError` on the loop's own thread, which the wait would block."""
         if timeout != 0:
             self._run.life.refuse("receiving")
         return super().recv(timeout, cancel)
 
     def stack(self) -> str:
-        """Where the task that brings the values is suspended, as `TaskHandle.stack`."""
+        """Where the task that runs the source is suspended, as `TaskHandle.stack`."""
         return self._run.stack()
 
     def close(self, timeout: float = GRACE) -> None:
-        """Cancel the task, drop what nobody received, and wait up to ``timeout`` seconds for the task to end.
+        """Cancel the task, drop the values that nobody received, and wait up to ``timeout`` seconds for the task to
+        end.
 
         Calling it twice is harmless. On the loop's own thread it does not wait.
         """

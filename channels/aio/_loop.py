@@ -34,13 +34,13 @@ _logger = lazy_logger(__name__)
 
 
 class LoopThread:
-    """An event loop in a daemon thread, for synchronous code that has to run something asynchronous.
+    """An event loop in a daemon thread, for synchronous code that has to run asynchronous code.
 
-    It starts with its first use, and anew in a forked child. All methods may be called from any thread; those that wait
-    raise `RuntimeError` on the loop's own thread, which they would stall.
+    The loop starts when it is first used; a forked child starts its own. All methods may be called from any thread.
+    Methods that wait raise `RuntimeError` on the loop's own thread, which they would block.
 
-    `close`, leaving a ``with`` block, and the exit of the interpreter end it: tasks are cancelled and run to their end,
-    for a bounded time; threads of its default executor are not waited for.
+    `close`, leaving a ``with`` block, and the exit of the interpreter end the loop: its tasks are cancelled and get a
+    bounded time to end. The threads of its default executor are not waited for.
     """
 
     def __init__(self, name: str = "lockgate-loop") -> None:
@@ -60,11 +60,11 @@ class LoopThread:
         cancel: SupportsDone | None = None,
         context: contextvars.Context | None = None,
     ) -> T:
-        """Run a coroutine, or what a coroutine function makes of ``args``, on the loop, and wait for its result.
+        """Run a coroutine, or a coroutine function with ``args``, on the loop, and wait for its result.
 
-        Its exception is raised here. `TimeoutError` after ``timeout`` seconds, `Cancelled` once ``cancel`` is done, and
-        Ctrl-C cancel the task, without waiting for its end. A task that was cancelled on the loop, or by the closing
-        of the loop, is `Cancelled` here. It runs in a copy of ``context``, or of the caller's.
+        Raises the exception of the coroutine; `TimeoutError` after ``timeout`` seconds; `Cancelled` once ``cancel`` is
+        done, or if the task was cancelled on the loop or by closing the loop. A timeout, a cancel and Ctrl-C cancel the
+        task without waiting for its end. The coroutine runs in a copy of ``context``, or of the caller's context.
         """
         try:
             life = self._alive("call")
@@ -98,11 +98,11 @@ class LoopThread:
         on_done: OnDone | None = None,
         context: contextvars.Context | None = None,
     ) -> TaskHandle:
-        """Run a coroutine as `call` does, without waiting for its end.
+        """Start a coroutine as `call` does, without waiting for its end.
 
-        ``on_done(result, exception)`` is called once, on the loop's thread (on the closing one, if the loop is closed
-        while something blocks its thread); the exception of a cancelled task is `Cancelled`. It must be quick. Without
-        ``on_done`` a failure is logged. `start` may be called on the loop's own thread.
+        ``on_done(result, exception)`` is called once, on the loop's thread (or on the thread that closes the loop, if
+        the loop's thread is blocked then). It has to be quick. The exception of a cancelled task is `Cancelled`.
+        Without ``on_done``, an exception of the coroutine is logged. `start` may be called on the loop's own thread.
         """
         try:
             life = self._alive(None)
@@ -123,11 +123,12 @@ class LoopThread:
         cancel: SupportsDone | None = None,
         context: contextvars.Context | None = None,
     ) -> Feed[T]:
-        """Drive an asynchronous iterable on the loop, and iterate over its values here.
+        """Run an asynchronous iterable on the loop, and iterate over its values in the calling thread.
 
-        ``source`` may also be a function (called on the loop) or a coroutine that gives the iterable. It starts at once
-        and runs ahead by up to ``buffer`` values, and one more that waits for room. Its exception is raised after the
-        values that came before. Once ``cancel`` is done, waiting raises `Cancelled`, and the task is cancelled.
+        ``source`` may also be a function (which is called on the loop) or a coroutine that returns the iterable. It
+        starts at once and runs ahead by up to ``buffer`` values, and one more that waits for room in the buffer. Its
+        exception is raised after the values that came before it. Once ``cancel`` is done, waiting raises `Cancelled`,
+        and the task is cancelled.
         """
         return start_feed(self, self._alive_for(source), source, buffer, cancel, context)
 
@@ -144,9 +145,10 @@ class LoopThread:
         return self._closed
 
     def close(self, timeout: float = GRACE) -> None:
-        """Cancel all tasks, give them ``timeout`` seconds to end, stop the loop and join its thread, for little longer.
+        """Cancel all tasks, give them ``timeout`` seconds to end, stop the loop, and wait a little longer for its
+        thread.
 
-        Calling it twice is harmless. On the loop's own thread it only begins the closing.
+        Calling it twice is harmless. On the loop's own thread, `close` returns at once, and the loop ends afterwards.
         """
         self._closed = True
         life = self._locked(start=False)
@@ -222,7 +224,7 @@ _exiting = False
 
 
 def default_loop() -> LoopThread:
-    """The `LoopThread` that everything in this process may share. If somebody closed it, a new one."""
+    """The `LoopThread` that the whole process may share. If it was closed, this returns a new one."""
     global _default
     loop = _default
     if loop is None or loop.closed:
@@ -240,10 +242,11 @@ def on_a_loop_thread() -> bool:
 
 
 def from_async(source: Source[T], *, capacity: int = 64, loop: LoopThread | None = None) -> Feed[T]:
-    """A receiver, good for `select`, of the values of an asynchronous iterable that a task on ``loop`` drives.
+    """A receiver of the values of an asynchronous iterable, which a task on ``loop`` runs. It can be a case of a
+    `select`.
 
-    ``source`` is what `LoopThread.iterate` takes; ``loop`` is the `default_loop` if not given. The task runs ahead by
-    up to ``capacity`` values, and holds one more; at capacity 0 only that one.
+    ``source`` is what `LoopThread.iterate` takes; ``loop`` is the `default_loop` if it is not given. The task runs
+    ahead by up to ``capacity`` values, and one more that waits for room.
     """
     owner = loop or default_loop()
     return start_feed(owner, owner._alive_for(source), source, capacity, None, None)

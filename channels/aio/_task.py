@@ -191,14 +191,15 @@ class TaskHandle:
     def cancel(self, cause: object = None) -> None:
         """Cancel the task; does not wait for its end. Thread-safe.
 
-        ``cause`` becomes that of the `Cancelled` which ``on_done`` gets. Calling it again, or when the task has ended,
-        does nothing: a task is not disturbed in its cleanup.
+        ``cause`` becomes the cause of the `Cancelled` that ``on_done`` gets. A second call does nothing, so that the
+        task is not disturbed in its cleanup; nor does a call after the task has ended.
         """
         self._run.cancel(cause)
 
     def stack(self) -> str:
-        """Where the task is suspended, innermost call last, as a traceback has it; empty where it has ended. For
-        people: a task that runs meanwhile may be shown a step ahead or behind. Thread-safe, takes no lock.
+        """Where the task is suspended, as text like a traceback, innermost call last; empty if the task has ended. It
+        is for people: the stack of a task that runs meanwhile may be a step ahead or behind. Thread-safe, takes no
+        lock.
         """
         return self._run.stack()
 

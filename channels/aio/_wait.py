@@ -66,7 +66,7 @@ class AsyncReceiver(Generic[T_co]):
         return await self.__anext__()  # closed: drained, or failed
 
     async def aclose(self) -> None:
-        """End the iteration, also for tasks that wait in it. Nothing was taken that was not delivered. Idempotent."""
+        """End the iteration, also for tasks that wait in it. No value is lost. Idempotent."""
         self._closed = True
         self._receiver = None
         for waiter in list(self._waiting):
@@ -87,12 +87,13 @@ class AsyncReceiver(Generic[T_co]):
 def to_async(receiver: Channel[T] | Receiver[T]) -> AsyncReceiver[T]:
     """Iterate over a channel with ``async for``, in any event loop, without blocking it.
 
-    ``receiver`` lives until the iterator is dropped or closed, and no longer: dropping the iterator over the stream of
-    a run cancels the run, if nobody else holds the stream.
+    The iterator holds a reference to ``receiver`` until it is dropped or closed. So dropping the iterator over the
+    stream of a run cancels the run, if nothing else holds the stream.
 
-    A value is taken when a task asks for it, and none before: `aclose`, dropping the iterator and closing the loop lose
-    nothing. A task that is cancelled gives back, to the front, what it was just being handed (order may suffer if
-    others receive too). Several tasks, also of several loops, may share the iterator. It holds no thread.
+    A value is taken only when a task asks for it, so `aclose`, dropping the iterator and closing the loop lose no
+    value. If a task is cancelled while it is being handed a value, the value goes back to the front of the channel (if
+    others receive too, the order may change). Several tasks, also of several loops, may share the iterator. It needs no
+    thread.
     """
     if not hasattr(receiver, "_channel") or not hasattr(receiver, "recv"):
         raise TypeError(f"to_async takes a channel or its receiver, not {receiver!r}")
