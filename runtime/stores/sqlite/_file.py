@@ -23,6 +23,7 @@ Connection: TypeAlias = sqlite3.Connection
 
 APPLICATION_ID: Final = 0x6C6B6774  # "lkgt", in the header of the file: other programs have others, or none
 OLDEST: Final = (3, 37)  # of SQLite: STRICT tables
+_SMALLEST: Final = 512  # bytes of a database
 PATIENCE: Final = 10.0  # seconds that another process may hold the lock for writing
 
 _logger = lazy_logger(__name__)
@@ -72,6 +73,8 @@ class StoreFile:
             status = os.stat(self.path)
         except OSError as error:
             raise self._cannot_open(error.strerror or str(error)) from error
+        if 0 < status.st_size < _SMALLEST:  # which SQLite takes for an empty file, and writes over
+            raise self._others()
         self.inode = status.st_dev, status.st_ino
 
     def check_in_place(self) -> None:
@@ -143,7 +146,7 @@ class StoreFile:
                 f" sqlite3 FILE .recover | sqlite3 NEW-FILE"
             )
         if primary == sqlite3.SQLITE_NOTADB:
-            return StoreError(f"{self} is not a store, but a file of another program; it was left as it is")
+            return self._others()
         if primary in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
             return self._cannot_open(str(error))
         if name.startswith(("SQLITE_IOERR_SHM", "SQLITE_IOERR_LOCK", "SQLITE_IOERR_RDLOCK", "SQLITE_PROTOCOL")):
@@ -154,6 +157,9 @@ class StoreFile:
         if primary == sqlite3.SQLITE_IOERR:
             return StoreError(f"the disk of {self} has failed ({name}: {error}): nothing was written; look at the disk")
         return StoreError(f"{self} could not be used: {error}")
+
+    def _others(self) -> StoreError:
+        return StoreError(f"{self} is not a store, but a file of another program; it was left as it is")
 
     def _cannot_open(self, why: str) -> StoreError:
         path = Path(self.path)

@@ -37,9 +37,10 @@ from ._rows import (
     moment,
     prepared,
     snapshot_of,
+    update_session,
     withdraw,
 )
-from ._writer import Job, Writer, note
+from ._writer import Job, Lease, Writer, note
 
 
 class SQLiteJournal:
@@ -50,9 +51,7 @@ class SQLiteJournal:
         self._writer = writer
         self._process = os.getpid()
         self._head = head  # used by the writer's thread alone
-        self.number = head.number
-        self.epoch = epoch
-        self.touched = time.monotonic()
+        self.lease = Lease(head.number, epoch, time.monotonic())
         self.stored = Stored(epoch, head.messages)
         self._released = False
         self._failed: StoreError | None = None
@@ -80,16 +79,16 @@ class SQLiteJournal:
         self._released = True
 
         def release(connection: Connection, now: int) -> None:
-            self._writer.let_go(self)
+            self._writer.let_go(self.lease)
             done = connection.execute(
                 "UPDATE sessions SET status = ?, reason = ?, owner = NULL, lease_until = NULL, updated_at = ?"
                 " WHERE number = ? AND epoch = ?",
-                (status, well_formed(reason), now, self.number, self.epoch),
+                (status, well_formed(reason), now, self._head.number, self.lease.epoch),
             )
             if not done.rowcount:
                 raise self._failed or self._lost(connection)
             if status != "waiting":
-                withdraw(connection, self.number, now)
+                withdraw(connection, self._head.number, now)
             note(connection, "released", self._head.session_id)
 
         job = self._writer.send(Job(release))
@@ -126,25 +125,23 @@ class SQLiteJournal:
 
         def put(connection: Connection, now: int) -> None:
             head = self._head
+            fence = (head.number, self.lease.epoch)
+            if connection.execute("SELECT 1 FROM sessions WHERE number = ? AND epoch = ?", fence).fetchone() is None:
+                raise self._lost(connection)
             changed = head.write(connection, rows, now)
             for request_id in head.answered:
                 note(connection, "answered", head.session_id, request_id)
             head.answered.clear()
             until = now + int(self._writer.lease * 1e6)
             changed.update(messages=head.messages, updated_at=now, lease_until=until)
-            done = connection.execute(
-                f"UPDATE sessions SET {', '.join(f'{name} = ?' for name in changed)} WHERE number = ? AND epoch = ?",
-                (*changed.values(), self.number, self.epoch),
-            )
-            if not done.rowcount:
-                raise self._lost(connection)
+            update_session(connection, head.number, changed)
 
         return self._writer.send(Job(write, self._settled))
 
     def _settled(self, job: Job) -> None:
         """In the writer's thread: the store never has a gap, so an entry that has failed is the last."""
         if job.error is None:
-            self.touched = time.monotonic()
+            self.lease.touched = time.monotonic()
             self.stored.messages = self._head.messages
         else:
             self._fail(job.error)
@@ -152,7 +149,7 @@ class SQLiteJournal:
                 job.error = self._failed
 
     def _fail(self, error: Exception) -> None:
-        self._writer.let_go(self)
+        self._writer.let_go(self.lease)
         if self._failed is not None:
             return
         if isinstance(error, sqlite3.Error):
@@ -161,7 +158,7 @@ class SQLiteJournal:
             self._failed = error if isinstance(error, StoreError) else StoreError(f"{self._store}: {error!r}")
 
     def _lost(self, connection: Connection) -> LeaseLost:
-        row = connection.execute("SELECT owner FROM sessions WHERE number = ?", (self.number,)).fetchone()
+        row = connection.execute("SELECT owner FROM sessions WHERE number = ?", (self._head.number,)).fetchone()
         if row is None:
             return LeaseLost(f"session {self._head.session_id} was deleted, after its lease had run out")
         by = "another stream" if row[0] is None else str(Owner.from_dict(json.loads(row[0])))
@@ -216,10 +213,7 @@ def open_session(store: object, writer: Writer, session: Session, parent: Parent
             owner=as_json(Owner.here().to_dict()),
             lease_until=now + int(writer.lease * 1e6),
         )
-        connection.execute(
-            f"UPDATE sessions SET {', '.join(f'{name} = ?' for name in changed)} WHERE number = ?",
-            (*changed.values(), head.number),
-        )
+        update_session(connection, head.number, changed)
         snapshot = snapshot_of(connection, session.id, messages=False)
         assert snapshot is not None
         journal = SQLiteJournal(store, writer, head, epoch)
@@ -227,7 +221,7 @@ def open_session(store: object, writer: Writer, session: Session, parent: Parent
 
     def taken(job: Job) -> None:
         if job.error is None:
-            writer.hold(job.result[0])
+            writer.hold(job.result[0].lease)
 
     journal, unfinished = writer.send(Job(take, taken)).wait()
     session._stored, session._unfinished = journal.stored, unfinished

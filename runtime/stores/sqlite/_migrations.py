@@ -168,7 +168,7 @@ def back_up(file: StoreFile, connection: Connection, path: str) -> None:
     except OSError as error:
         raise StoreError(f"no backup of {file} can be written to {path!r}: {error.strerror}") from error
     try:
-        connection.execute("VACUUM INTO ?", (path,))
+        connection.execute("VACUUM INTO CAST(? AS TEXT)", (os.fsencode(path),))  # it may be no UTF-8
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(path)

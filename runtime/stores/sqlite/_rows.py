@@ -342,6 +342,14 @@ def insert_session(
     return done.lastrowid
 
 
+def update_session(connection: Connection, number: int, changed: Mapping[str, Any]) -> None:
+    """Change some columns of the row of a session."""
+    connection.execute(
+        f"UPDATE sessions SET {', '.join(f'{name} = ?' for name in changed)} WHERE number = ?",
+        (*changed.values(), number),
+    )
+
+
 def forget_messages(connection: Connection, number: int, now: int) -> None:
     """Let the session be without messages and what hangs on them: they are written anew."""
     withdraw(connection, number, now)

@@ -44,6 +44,7 @@ from ._rows import (
     prepared,
     request_of,
     snapshot_of,
+    update_session,
 )
 from ._writer import Writer, note
 
@@ -130,7 +131,7 @@ class SQLiteStore:
             changed.update(
                 messages=head.messages, agent_name=session.agent_name, compacted=as_json(asdict(session.compacted))
             )
-            _update(connection, number, changed)
+            update_session(connection, number, changed)
 
         self._core().writer.do(write)
         return self.load(session.id)
@@ -321,7 +322,7 @@ class SQLiteStore:
     def _read(self, function: Callable[[Connection], T]) -> T:
         try:
             return self._core().readers.read(function)
-        except (KeyError, TypeError, ValueError) as error:  # it was not written by us
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:  # it was not written by us
             raise StoreError(f"{self._file} has something in it that cannot be read: {error!r}") from error
 
     @staticmethod
@@ -357,13 +358,6 @@ class _Core:
             self.writer.inbox.close()
 
 
-def _update(connection: Connection, number: int, changed: Mapping[str, Any]) -> None:
-    connection.execute(
-        f"UPDATE sessions SET {', '.join(f'{name} = ?' for name in changed)} WHERE number = ?",
-        (*changed.values(), number),
-    )
-
-
 def _insert(connection: Connection, snapshot: Snapshot, messages: Sequence[Any], now: int) -> None:
     """Write a session that was imported."""
     branch = None if snapshot.branch_of is None else (snapshot.branch_of, snapshot.branch_at or 0)
@@ -395,7 +389,7 @@ def _insert(connection: Connection, snapshot: Snapshot, messages: Sequence[Any],
         created_at=micros(snapshot.created_at),
         updated_at=micros(snapshot.updated_at),
     )
-    _update(connection, number, changed)
+    update_session(connection, number, changed)
 
 
 def _info(row: Sequence[Any], now: int) -> SessionInfo:

@@ -21,11 +21,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from channels import Channel, ChannelClosed, Receiver, SupportsDone, WouldBlock, select
 from channels._lazy import lazy_logger
 
+from ..._dataclasses import dataclass
 from ..._errors import StoreError
 from .._store import Notice
 from ._file import Connection, StoreFile, roll_back
@@ -40,10 +41,11 @@ _logger = lazy_logger(__name__)
 _numbers = itertools.count(1)
 
 
-class Held(Protocol):
-    """A lease that the writer keeps."""
+@dataclass(slots=True, eq=False)
+class Lease:
+    """A lease that the writer keeps. It does not hold the journal, which holds the store: that may be forgotten."""
 
-    number: int
+    number: int  # of the session
     epoch: int
     touched: float  # when its row was written last, by `time.monotonic`
 
@@ -86,7 +88,7 @@ class Writer:
         #: SQLite taken by a thread that it does not have.
         self.inside = threading.Lock()
         self._connection = connection
-        self._held: set[Any] = set()
+        self._held: set[Lease] = set()
         self._watchers = Watchers()
         self._last = 0
         self._thread = threading.Thread(target=self._run, name=f"lockgate-store-{next(_numbers)}", daemon=True)
@@ -124,11 +126,11 @@ class Writer:
 
     # -- for jobs ------------------------------------------------------------------------------------------------------
 
-    def hold(self, held: Held) -> None:
+    def hold(self, held: Lease) -> None:
         """Renew the lease from now on."""
         self._held.add(held)
 
-    def let_go(self, held: Held) -> None:
+    def let_go(self, held: Lease) -> None:
         """Do not renew the lease any more."""
         self._held.discard(held)
 
@@ -179,7 +181,7 @@ class Writer:
         """Seconds until a lease has to be renewed."""
         if not self._held:
             return None
-        oldest: float = min(each.touched for each in self._held)
+        oldest = min(each.touched for each in self._held)
         return max(0.0, oldest + self.lease / _RENEWALS - time.monotonic())
 
     def _now(self) -> int:
