@@ -25,7 +25,7 @@ def decision_from(said: Mapping[str, Any]) -> Decision:
 
 def answer_from(said: Mapping[str, Any]) -> Answer:
     """The answer that a store has kept."""
-    return Answer(said.get("action", "cancel"), said.get("content") or {}, str(said.get("note") or ""))
+    return Answer(said.get("action", "cancel"), said.get("content") or {})
 
 
 class AnswerListener:

@@ -45,7 +45,7 @@ def form(answer: Answer | Decision) -> dict[str, Any]:
     """The answer as a store takes it."""
     if isinstance(answer, Decision):
         return {"approved": answer.approved, "scope": answer.scope, "reason": answer.reason}
-    return {"action": answer.action, "content": dict(answer.content), "note": answer.note}
+    return {"action": answer.action, "content": dict(answer.content)}
 
 
 def seconds_left(request: Request) -> float | None:
