@@ -32,8 +32,9 @@ class ReasoningDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """A piece of a tool call. Pieces of one call share ``index``, or else ``id``; names and JSON text may come in
-    fragments. ``index`` is None where the server does not number its calls; ``arguments`` may be the whole object.
+    """A piece of a tool call. The pieces of one call have the same ``index``, or else the same ``id``; the name and the
+    JSON text may come in fragments. ``index`` is None if the server does not number its calls; ``arguments`` may be the
+    whole object.
     """
 
     index: int | None
@@ -44,10 +45,12 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class UsageDelta:
-    """Tokens this call has used so far: the highest count of each kind is what it came to.
+    """The tokens that this model call has used so far. If there are several of these deltas, the highest count of each
+    kind is used.
 
-    ``cached_tokens`` and ``cache_write_tokens`` (from and into the provider's cache) are parts of ``input_tokens``,
-    ``reasoning_tokens`` is a part of ``output_tokens``: a provider that reports them apart is added up.
+    ``cached_tokens`` and ``cache_write_tokens`` (read from and written to the provider's cache) are included in
+    ``input_tokens``, and ``reasoning_tokens`` in ``output_tokens``. For a provider that reports them separately, add
+    them up.
     """
 
     input_tokens: int = 0
@@ -59,16 +62,17 @@ class UsageDelta:
 
 @dataclass(frozen=True, slots=True)
 class FinishDelta:
-    """The end of the reply: the ``reason`` is ``stop``, ``tool_calls``, ``length``, or a word of the provider."""
+    """The end of the reply: the ``reason`` is ``stop``, ``tool_calls``, ``length``, or the provider's own word."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class NativeDelta:
-    """Data that the provider wants back with the reply, in its own form, such as signed thoughts: `Message.native`.
+    """Data in the provider's own format that has to be sent back to it with the reply, such as signed thinking blocks:
+    `Message.native`.
 
-    ``content`` is ready for JSON. It comes with the end of a whole reply, and no other provider is shown it.
+    ``content`` is JSON-ready. The delta is sent at the end of a complete reply. Other providers are not shown the data.
     """
 
     provider: str
@@ -77,7 +81,7 @@ class NativeDelta:
 
 @dataclass(frozen=True, slots=True)
 class FallbackDelta:
-    """Another model takes over, before anything of the reply was said: what follows is from ``to_model``."""
+    """Another model takes over before any of the reply was sent: the rest of the deltas are from ``to_model``."""
 
     from_model: str
     to_model: str
@@ -98,7 +102,8 @@ class ToolDefinition:
 
 @dataclass(frozen=True, slots=True)
 class OutputSchema:
-    """The structured output of a run: its last reply is JSON that fits ``schema``. ``name`` is that of the type."""
+    """The structured output of a run: its last reply has to be JSON that fits ``schema``. ``name`` is the type's
+    name."""
 
     name: str
     schema: Mapping[str, Any]
@@ -106,7 +111,7 @@ class OutputSchema:
 
 @runtime_checkable
 class Model(Protocol):
-    """A language model: any object with an ``id`` and a ``stream`` method. Streams may use it from several threads."""
+    """A language model: any object with an ``id`` and a ``stream`` method. Streams may call it from several threads."""
 
     @property
     def id(self) -> str:
@@ -115,15 +120,14 @@ class Model(Protocol):
     def stream(
         self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
     ) -> AsyncIterator[Delta] | Iterator[Delta]:
-        """Answer ``messages`` in deltas, or ask for calls of ``tools``.
+        """Reply to ``messages``, as an iterable or asynchronous iterable of deltas. The reply may call ``tools``.
 
-        A synchronous model should look at ``cancel`` between deltas and return early once it is cancelled; the stream
-        has then already moved on and waits for nobody. Exceptions become an ``error`` event with code ``model_error``.
+        A synchronous model should check ``cancel`` between deltas and return early once it is cancelled; the stream
+        does not wait for it. An exception becomes an `Error` event with code ``model_error``.
 
-        An attribute ``context_window``, how many tokens the model takes, lets conversations be made shorter in time. An
-        attribute ``settings``, a mapping, is what goes along with each request (``temperature``, ``max_tokens`` ...)
-        and the ``base_url`` it goes to: telemetry tells some of it.
-
-        A ``stream`` with a keyword ``output`` is given the `OutputSchema` of a run that has an ``output_type``, for
-        providers that can make a model keep to it. The instructions say it too, so nobody needs to have it.
+        Three things are optional. The attribute ``context_window`` is the number of tokens that the model takes, so
+        that conversations are shortened in time. The attribute ``settings`` is a mapping of the parameters of each
+        request (``temperature``, ``max_tokens`` ...) and its ``base_url``, some of which telemetry reports. If
+        ``stream`` has a keyword argument ``output``, it is given the `OutputSchema` of a run with an ``output_type``,
+        for providers that can make a model keep to a schema.
         """

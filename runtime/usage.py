@@ -19,11 +19,11 @@ __all__ = ["BUILT_IN", "Price", "Prices", "Usage"]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that were used, by one model call or by several, and what they cost.
+    """The tokens that one or several model calls used, and their cost.
 
-    ``input_tokens`` is all that was read: ``cached_tokens`` (from the provider's cache) and ``cache_write_tokens``
-    (into it) are parts of it. ``output_tokens`` is all that was written, ``reasoning_tokens`` a part of it. ``cost`` is
-    in dollars; None where it is unknown, because a model has no price or nothing was reported.
+    ``input_tokens`` includes ``cached_tokens`` (read from the provider's cache) and ``cache_write_tokens`` (written to
+    it); ``output_tokens`` includes ``reasoning_tokens``. ``cost`` is in dollars; it is None if it is unknown, because a
+    model has no price or reported no usage.
     """
 
     input_tokens: int = 0

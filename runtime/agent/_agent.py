@@ -31,21 +31,25 @@ TEAM_TOOLS: Final = (
 
 @dataclass(frozen=True)
 class Agent:
-    """A model with instructions, tools and hooks. Immutable, and shared freely between runtimes and threads.
+    """A model with instructions, tools and hooks. Immutable, so runtimes and threads may share it.
 
-    ``instructions`` is the system prompt: a text, or a function that returns it. The function takes nothing or the
-    `Session`, may be a coroutine function, and is called before each model call; an exception in it ends the run.
-    ``tools`` are `Tool` objects or plain functions; ``toolsets`` are started with the first stream that needs them.
-    ``hooks`` maps a hook point to callables, shell commands and `Hook` objects. ``max_iterations`` is how many turns
-    one stream may take before it asks for more, ``budget`` what it may use. A stream whose turns make the same tool
-    calls ``max_repeated_calls`` times in a row, with the same results, is ended (None: it is not). With an
-    ``output_type`` (a dataclass, a TypedDict, a pydantic model, or anything that a tool may take) the agent's last
-    reply is JSON that fits it: `RunResult.output`. ``compaction`` says what becomes of a conversation that fills the
-    model's context window (None: nothing).
+    ``instructions`` is the system prompt: a text, or a function that returns a text. The function takes the `Session`
+    or no argument, may be a coroutine function, and is called before each model call; an exception in it ends the run.
+    ``tools`` are `Tool` objects or plain functions; ``toolsets`` are started by the first stream that needs them.
+    ``hooks`` maps a hook point to a list of callables, shell commands and `Hook` objects.
 
-    ``sub_agents`` are those that it may give a task to, in a conversation of their own, and ``handoffs`` those that it
-    may hand this conversation to: agents, or names of agents of the team, so that two may name each other. With
-    ``background_agents`` it may also run its sub-agents in the background.
+    ``max_iterations`` is the number of turns that a stream may take before it asks for more, ``budget`` what it may
+    use. A stream ends if its turns make the same tool calls with the same results ``max_repeated_calls`` times in a row
+    (None: no such limit). With an ``output_type`` (a dataclass, a TypedDict, a pydantic model, or any type that a
+    tool's parameter may have) the agent's last reply has to be JSON of this type, and becomes `RunResult.output`.
+    ``compaction`` says how a conversation is shortened that fills the model's context window (None: it is not).
+
+    ``sub_agents`` are the agents that this agent may give a task to, which runs in a conversation of its own.
+    ``handoffs`` are the agents that it may hand its conversation over to. Both lists hold agents, or names of agents of
+    the team, so that two agents may name each other. With ``background_agents`` it may also run its sub-agents in the
+    background.
+
+    Raises `TypeError` or `ValueError` for a setting that cannot be used.
     """
 
     name: str
@@ -109,7 +113,7 @@ class Agent:
 
     @property
     def made_tools(self) -> tuple[Tool, ...]:
-        """The agent's ``tools``, with those that were given as functions made into `Tool` objects."""
+        """The agent's ``tools`` as `Tool` objects, including those that were given as functions."""
         return self.tools  # type: ignore[return-value]
 
     def __repr__(self) -> str:
@@ -118,7 +122,8 @@ class Agent:
 
 @dataclass(frozen=True)
 class Team:
-    """Several agents; the user speaks to the first. ``permissions`` hold for the tool calls of all of them. Immutable.
+    """Several agents, of which the first begins a conversation. ``permissions`` apply to the tool calls of all.
+    Immutable.
 
     Agents may name each other in ``sub_agents`` and ``handoffs``.
     """
@@ -134,8 +139,8 @@ class Team:
         check("permissions", self.permissions, Permissions, "made with Permissions(allow=[...], ...)")
 
     def map(self, change: Callable[[Agent], Agent]) -> Team:
-        """The same team, with every agent, and all that they name in ``sub_agents`` and ``handoffs``, as ``change``
-        makes it.
+        """A copy of the team in which ``change`` has replaced every agent, including those in ``sub_agents`` and
+        ``handoffs``.
         """
         made: dict[int, Agent] = {}
 
@@ -152,5 +157,5 @@ class Team:
 
     @property
     def root(self) -> Agent:
-        """The first agent of the team, which the user speaks to."""
+        """The first agent of the team, with which a new conversation begins."""
         return self.agents[0]

@@ -8,10 +8,11 @@ from .._dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much one stream may use, with the streams nested in it: tokens (input and output), dollars, seconds.
+    """How much one stream, including the streams nested in it, may use: ``tokens`` (input and output), ``cost``
+    (dollars), ``seconds``. None is no limit.
 
-    Tokens and cost are looked at between the model's calls, so the last one may go over; time ends a stream wherever
-    it waits. None is no limit.
+    Tokens and cost are checked between model calls, so the last call may exceed them. When the time is up, the stream
+    ends wherever it is waiting.
     """
 
     tokens: int | None = None

@@ -11,16 +11,16 @@ from ..model import Model
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
-    """When and how the conversation that a model is shown is made shorter. The session keeps everything.
+    """When and how the conversation that a model is shown is shortened. The session keeps every message.
 
-    Before a model call that would fill more than ``at`` of the context window, and once after a `ModelError` with code
-    ``context_overflow``: old tool results are cut to ``result_limit`` characters; where that is not enough, the older
-    messages are summed up by ``model`` (by default the agent's own). The recent ones, as much as fills ``keep`` of the
-    window, stay as they are.
+    A conversation is shortened before a model call that would fill more than the fraction ``at`` of the context window,
+    and after a `ModelError` with code ``context_overflow``. First, old tool results are shortened to ``result_limit``
+    characters. If that is not enough, ``model`` (by default the agent's own) writes a summary of the older messages.
+    The recent messages, as many as fill the fraction ``keep`` of the window, stay as they are.
 
-    ``window`` is in tokens; by default it is what the model says (`context_window`), if it does. Where nobody knows,
-    only an overflow sets this off. Tokens are those that the model has reported; what came since counts a token for
-    four characters.
+    ``window`` is in tokens; by default it is the model's attribute `context_window`. If the window is unknown, only an
+    overflow starts a compaction. The size of a conversation is what the model has reported, and one token for four
+    characters of the messages since then.
     """
 
     at: float = 0.8

@@ -64,7 +64,7 @@ Command: TypeAlias = str | Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class HookInput:
-    """What a hook is told. A command gets it as JSON on its standard input, without the fields that say nothing."""
+    """The input of a hook. A command gets it as JSON on its standard input, without the empty fields."""
 
     hook_event_name: str
     session_id: str
@@ -90,7 +90,7 @@ class HookInput:
     to_agent: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """What a command is told, ready for `json.dumps`."""
+        """The input of a command, ready for `json.dumps`."""
         given = asdict(self)
         said = {key: value for key, value in given.items() if value or key == "cwd"}
         if self.tool_input is not None:
@@ -100,11 +100,11 @@ class HookInput:
 
 @dataclass(frozen=True, slots=True)
 class HookResult:
-    """The answer of a hook. Not every hook point takes every field: one that a point does not take is a `Warning`.
+    """The answer of a hook. A hook point accepts only some of the fields; with any other field the hook has failed.
 
-    ``block`` stops what is about to happen, for a ``reason``. ``context`` is something that the model should know.
-    ``updated_input`` replaces the arguments of a tool call, ``updated_response`` the result of one. ``allow`` answers
-    a request for permission.
+    ``block`` stops what is about to happen, and ``reason`` says why. ``context`` is a text that the model is shown.
+    ``updated_input`` replaces the arguments of a tool call, ``updated_response`` its result. ``allow`` approves a tool
+    call in the user's place.
     """
 
     block: bool = False
@@ -135,9 +135,9 @@ _ANSWERS: Final[Mapping[str, type]] = {
 class Hook:
     """A hook with settings: a callable or a command, with a matcher or a timeout.
 
-    ``matcher`` chooses the tools it is for, by name: patterns as in the shell, with ``|`` between them, such as
-    ``shell|write_*``. It belongs to the hook points of tools. After ``timeout`` seconds the hook has failed; a command
-    is killed, a coroutine cancelled, a plain function left to itself.
+    ``matcher`` selects the tools for which the hook runs, by name: shell-style patterns separated by ``|``, such as
+    ``shell|write_*``. Only the hook points of tool calls take one. After ``timeout`` seconds the hook has failed: a
+    command is killed, a coroutine is cancelled, and a plain function is no longer waited for.
     """
 
     target: Callable[[HookInput], Any] | Command
@@ -167,7 +167,9 @@ class Hook:
         return self.matcher == "*" or any(fnmatchcase(tool_name, pattern) for pattern in self.matcher.split("|"))
 
     def bound(self, given: HookInput, cancel: CancelToken | None) -> Callable[[], Any]:
-        """The call to make, as a plain or a coroutine function. ``cancel`` ends a command."""
+        """A function without arguments that calls the hook; a coroutine function if the hook is one. ``cancel`` ends a
+        command.
+        """
         target = self.target
         if not callable(target):
             return lambda: self._run(target, given, cancel)

@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RunResult(Generic[T]):
-    """The result of a run: the final text, the messages it added, what it used, the reason of its end.
+    """The result of a run: the final text, the messages that the run added, its usage, the reason why it ended.
 
-    ``usage`` counts the streams nested in it too; that of the session is `Session.usage`. ``output`` is what the text
-    says, where the run or its agent has an ``output_type``. ``stuck`` names what of the run has not ended yet, such as
-    a tool that was given up, if something has not.
+    ``usage`` includes nested streams; `Session.usage` is the usage of the session. ``output`` is the value that the
+    text holds, if the run or its agent has an ``output_type``. ``stuck`` lists calls that have not ended yet, such as a
+    tool that was given up.
     """
 
     text: str

@@ -31,7 +31,9 @@ Action = Literal["accept", "decline", "cancel"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to a question (elicitation). ``content`` belongs to ``accept``; ``note`` says why nobody was asked."""
+    """The answer to a question (elicitation). ``content`` is set with the action ``accept``; ``note`` says why, if
+    nobody was asked.
+    """
 
     action: Action
     content: Mapping[str, Any] = field(default_factory=dict)
@@ -44,7 +46,7 @@ class Answer:
 
     @property
     def accepted(self) -> bool:
-        """Whether the user gave what was asked for."""
+        """Whether the user accepted, so that there is ``content``."""
         return self.action == "accept"
 
 
@@ -63,7 +65,8 @@ class Question:
 class ToolResult:
     """The result of a tool call, as the model will see it.
 
-    ``images`` go beside the text, for models that can see; ``content`` should say in words what stands where.
+    ``images`` are attached to the message, for models that can read images; for other models, ``content`` should say in
+    words what they show.
     """
 
     content: str
@@ -86,20 +89,25 @@ class Tool:
     """A tool: what the model sees (``definition``), and the function that is called.
 
     ``function`` takes the arguments by name. A plain function runs on a helper thread, a coroutine function as a task
-    on the event loop's thread. It returns text, an `Image`, a list of both, a `ToolResult`, or anything that JSON can
-    write; ``convert`` turns the arguments, which have been checked against ``parameters``, into what it takes.
+    on the event loop's thread. It returns text, an `Image`, a list of both, a `ToolResult`, or any value that can be
+    written as JSON. ``convert`` turns the arguments, after they were checked against ``parameters``, into the values
+    that the function takes. With ``on="consumer"`` the function runs in the thread of the stream's consumer, while that
+    iterates.
 
-    A tool that is not ``read_only`` is called after the user's approval, unless permissions say otherwise;
-    ``destructive`` is for the user to know, and so is ``open_world``: it deals with what is outside. A call that takes
-    longer than ``timeout`` seconds ends with an error that the model reads; the time that users take to answer it is
-    not counted. A result of more than ``result_limit`` characters (by default the runtime's) is cut. ``server`` is the
-    MCP server that it belongs to, which permissions may
-    name, and ``version`` says which definition of the server's it is: what the user has approved for good is approved
-    for this one. Where the process dies in the middle of a call, a store does not know whether the call took effect,
-    and it is not made again, but for a ``read_only`` tool and one that is ``repeatable``: calling it twice does no more
-    than once, for it uses `ToolContext.call_id` as the key. A ``resumable`` tool is called again from its top, gets the
-    answers that the user has given already, and keeps what must not be done twice in `ToolContext.once`.
-    ``on`` is "consumer" for a tool that runs in the thread of the stream's consumer, while it iterates.
+    Unless the tool is ``read_only`` or permissions say otherwise, the user has to approve a call. ``destructive`` (its
+    effect cannot be undone) and ``open_world`` (it reaches things outside) are shown to the user. A call that takes
+    longer than ``timeout`` seconds ends with an error that the model reads; the time that users take to answer
+    questions does not count. A result of more than ``result_limit`` characters (by default the runtime's limit) is
+    shortened.
+
+    ``server`` is the name of the MCP server that the tool belongs to, which permissions may use. ``version`` identifies
+    the server's definition of the tool: an approval of the tool holds for this definition only.
+
+    If the process dies during a call, a store cannot know whether the call took effect, so the call is not made again.
+    There are three exceptions: a ``read_only`` tool; a ``repeatable`` tool, for which calling it twice has no more
+    effect than calling it once, because it uses `ToolContext.call_id` as an idempotency key; and a ``resumable`` tool,
+    which is called again from its beginning, gets the answers that the user has already given, and protects steps that
+    must not be done twice with `ToolContext.once`.
     """
 
     def __init__(
@@ -176,12 +184,14 @@ class Tool:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the tool in permissions; the last is the most exact."""
+        """The names by which permissions may refer to the tool; the last is the most exact."""
         return (self.name, f"mcp:{self.server}", f"mcp:{self.server}:{self.name}") if self.server else (self.name,)
 
     @property
     def owner(self) -> str:
-        """The owner of the tool: its server, or the code it is made from. Tools of one name may have two owners."""
+        """The owner of the tool: its server, or the function it is made from. Tools of the same name may have different
+        owners.
+        """
         if self.server:
             return f"mcp:{self.server}#{self.version}" if self.version else f"mcp:{self.server}"
         code = self.function if hasattr(self.function, "__qualname__") else type(self.function)
@@ -194,7 +204,7 @@ class Tool:
         return {**{name: schema["default"] for name, schema in properties if "default" in schema}, **self.given}
 
     def values(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments as the function takes them. Foreign code. Raises `BadArguments`."""
+        """The arguments, converted to what the function takes. This runs foreign code. Raises `BadArguments`."""
         try:
             return dict(arguments) if self.convert is None else self.convert(arguments)
         except Exception as error:
@@ -202,7 +212,7 @@ class Tool:
             raise BadArguments(f"wrong arguments for {self.name}: {said}") from error
 
     def bind(self, values: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
-        """The keyword arguments of the call: the `values`, and the context where it takes one."""
+        """The keyword arguments of the call: the `values`, and the context if the function takes one."""
         return dict(values) if self.context_parameter is None else {**values, self.context_parameter: context}
 
     def __get__(self, instance: object, owner: type | None = None) -> Tool:
@@ -224,12 +234,12 @@ class Tool:
 
 @runtime_checkable
 class ToolSet(Protocol):
-    """Tools that have to be started, such as those of a server.
+    """Tools that have to be started before use, such as those of a server.
 
-    ``start`` may raise: a stream that needs the tools then ends with an error, and the next one tries again. The
-    methods are called on helper threads. ``tools`` is asked before every turn, and may answer differently each time.
-    One with an attribute ``required`` that is False may fail to give its tools: the run goes on without them, and looks
-    for them again at the next turn.
+    The methods are called on helper threads. ``tools`` is called before every turn and may return other tools each
+    time. If ``start`` or ``tools`` raises, the stream that needs the tools ends with an error, and the next stream
+    tries again. If the tool set has an attribute ``required`` that is False, the run goes on without its tools, and
+    tries again at the next turn.
     """
 
     def start(self) -> None: ...
@@ -270,17 +280,17 @@ def tool(
     repeatable: bool = False,
     resumable: bool = False,
 ) -> Any:
-    """Make a tool of a typed function: its name, its docstring and its annotations are what the model sees.
+    """Make a tool of a typed function. The model sees its name, its docstring and its annotations.
 
-    The docstring may describe the parameters, in the form of Google (``Args:``), NumPy, Sphinx or Epydoc. ``read_only``
-    says that the tool changes nothing, so that the user need not approve its calls; ``destructive`` that what it does
-    cannot be undone; ``parallel=False`` that it must not run beside other calls of the same turn; ``polling`` that it
-    is called again and again until something has happened, so that identical calls of it are no loop. ``timeout``,
-    ``result_limit``, ``on``, ``repeatable`` and ``resumable`` as for `Tool`.
+    The docstring may describe the parameters, in the style of Google (``Args:``), NumPy, Sphinx or Epydoc.
+    ``read_only``: the tool changes nothing, so the user need not approve its calls. ``destructive``: its effect cannot
+    be undone. ``parallel=False``: it must not run at the same time as other calls of the turn. ``polling``: it is meant
+    to be called until something has happened, so repeated calls do not count as a loop. ``timeout`` (seconds),
+    ``result_limit`` (characters), ``on``, ``repeatable`` and ``resumable`` are as for `Tool`.
 
-    A method that is marked in its class is a tool of each object: ``Shop().sell``. What a `functools.partial` gives,
-    a model is not asked for. Raises `TypeError` for what a model cannot call or pass: a generator, a function without a
-    name, a parameter that JSON cannot say.
+    If a method is decorated in its class, each object has its own tool: ``Shop().sell``. The model is not asked for an
+    argument that a `functools.partial` has fixed. Raises `TypeError` for a function that a model cannot call: a
+    generator function, a function without a name, a parameter whose type JSON cannot represent.
     """
 
     def make(function: Callable[..., Any]) -> Tool:

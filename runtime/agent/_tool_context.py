@@ -15,7 +15,9 @@ from ._tool import Answer, CallContext
 
 
 class ToolContext(CallContext, Protocol):
-    """What a running tool may use. A tool gets one by having a parameter annotated `ToolContext`."""
+    """Everything that a running tool may use. A function with a parameter annotated `ToolContext` is given one. All
+    methods may be called from any thread until the call ends.
+    """
 
     @property
     def call_id(self) -> str:
@@ -23,11 +25,11 @@ class ToolContext(CallContext, Protocol):
 
     @property
     def session_id(self) -> str:
-        """The session that the call belongs to."""
+        """The id of the session that the call belongs to."""
 
     @property
     def agent_name(self) -> str:
-        """The agent that makes the call."""
+        """The name of the agent that makes the call."""
 
     @property
     def model(self) -> Model:
@@ -35,16 +37,16 @@ class ToolContext(CallContext, Protocol):
 
     @property
     def cancel(self) -> CancelToken:
-        """The call's token, cancelled when the stream is, or the call's time is up.
+        """The call's token, which is cancelled when the stream is cancelled or when the call's time is up.
 
-        Pass it as ``cancel=`` to what waits, or look at ``cancel.cancelled``.
+        Pass it as ``cancel=`` to operations that wait, or check ``cancel.cancelled``.
         """
 
     def progress(self, output: str = "", progress: float | None = None, total: float | None = None) -> None:
-        """Tell the consumer how far the call has come: a `ToolCallOutput` event.
+        """Report progress to the consumer, as a `ToolCallOutput` event.
 
-        Never waits, and may be called from any thread, also from a coroutine. A consumer that is 64 of them behind
-        misses some; what is said after the end of the call is dropped.
+        Never waits, and may be called from any thread and from a coroutine. A consumer that is 64 of these events
+        behind misses some. Progress that is reported after the end of the call is dropped.
         """
 
     def elicit(
@@ -58,10 +60,11 @@ class ToolContext(CallContext, Protocol):
     ) -> Answer:
         """Ask the user of this stream, and wait for the answer.
 
-        ``schema`` is the JSON schema of the form, or ``url`` a page to visit. After ``timeout`` seconds (by default the
-        runtime's) the answer is ``decline``, as it is at once where there is nobody to ask. Raises `Cancelled` when the
-        stream ends first, or ``cancel`` is cancelled, which takes the question back. In a coroutine it would stop every
-        asynchronous tool and model of the process, so it raises `RuntimeError` at once there: await `aelicit`.
+        ``schema`` is the JSON schema of the form; instead, ``url`` is a web page to visit. After ``timeout`` seconds
+        (by default the runtime's ``answer_timeout``) the answer is ``decline``; if nobody can be asked, it is
+        ``decline`` at once. Raises `Cancelled` if the stream ends first, or if ``cancel`` is cancelled, which withdraws
+        the question. In a coroutine, waiting would block every asynchronous tool and model of the process, so `elicit`
+        raises `RuntimeError` there: await `aelicit`.
         """
 
     async def aelicit(
@@ -72,27 +75,28 @@ class ToolContext(CallContext, Protocol):
         url: str = "",
         timeout: float | None = None,
     ) -> Answer:
-        """`elicit`, for asynchronous tools. Cancelling the task that waits takes the question back."""
+        """As `elicit`, for asynchronous tools. Cancelling the task that waits withdraws the question."""
 
     def once(self, key: str, function: Callable[[], Any]) -> Any:
-        """Call ``function``, and keep what it returns, which has to be JSON, in the store under ``key``. Where the
-        process dies later in this call and the tool is called again (``@tool(resumable=True)``), return what is kept.
+        """Call ``function`` and keep its return value, which has to be JSON, in the store under ``key``. If the process
+        dies later in this call and the tool is called again (``@tool(resumable=True)``), `once` returns the kept value.
 
-        ``function`` may still run twice, where the process dies before its result is in the store: give what it calls
-        an idempotency key such as `call_id`. Raises what ``function`` raises, `TypeError` for what is not JSON,
-        `StoreError`. Without a store it keeps the value as long as the call lasts. In a coroutine, await `aonce`.
+        ``function`` may still run twice, if the process dies before its result is in the store: pass an idempotency key
+        such as `call_id` to the service that it calls. Raises what ``function`` raises, `TypeError` for a value that is
+        not JSON, and `StoreError`. Without a store, the value is kept until the call ends. In a coroutine, await
+        `aonce`.
         """
 
     async def aonce(self, key: str, function: Callable[[], Awaitable[Any]]) -> Any:
-        """`once`, for asynchronous tools, with a coroutine function."""
+        """As `once`, for asynchronous tools, with a coroutine function."""
 
     def run_agent(self, agent: Agent, task: str | Session) -> RunResult[Any]:
-        """Run another agent inside this call, on a new session that begins with ``task``, or on a session.
+        """Run another agent inside this call, on a new session that begins with the text ``task``, or on a session.
 
-        Its events reach the consumer of this stream, marked with its own session id, and so do its questions. It is
-        cancelled when this stream is. Raises `RunError` when it ends other than normally. In a coroutine it raises
-        `RuntimeError` at once, as `elicit`: await `arun_agent`.
+        The other agent's events and questions reach the consumer of this stream, with the id of the other agent's
+        session. A cancel of this stream cancels the other agent. Raises `RunError` if its run does not end normally. In
+        a coroutine, `run_agent` raises `RuntimeError`, as `elicit` does: await `arun_agent`.
         """
 
     async def arun_agent(self, agent: Agent, task: str | Session) -> RunResult[Any]:
-        """`run_agent`, for asynchronous tools. Cancelling the task that waits cancels the agent."""
+        """As `run_agent`, for asynchronous tools. Cancelling the task that waits cancels the other agent."""
