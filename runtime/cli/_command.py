@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from ..dump import dump
 from ..loop._limits import MORE
 from ..permissions import Permissions
 from ..recording._recording import Recording
+from ..recording._timeline import timeline
 from ..runtime import Runtime
 from ..session._session import Session
 from ..stream._event_stream import EventStream
@@ -54,7 +56,8 @@ Example:
 
 _REPLAY_EPILOG = """\
 Without AGENT nothing runs: what happened is shown. With it, the run ends where the agent asks its model
-something that is not in the record, and says what differs.
+something that is not in the record, and says what differs. With --timeline or --html nothing runs
+either: they show what took how long.
 
 Example:
   lockgate run examples/booking.py "Book a table at Luigi's" --record run.jsonl
@@ -114,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument(
         "--live-tools", action="store_true", help="call the agent's tools, rather than give the results of then"
     )
+    replay.add_argument("--timeline", action="store_true", help="show what took how long, in place of what was said")
+    replay.add_argument(
+        "--html", metavar="PAGE", help="write that to a page for a browser: one file, which needs no network"
+    )
     for command in (run, replay):
         command.add_argument(
             "--answer",
@@ -161,6 +168,8 @@ def _run(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) 
 def _replay(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) -> int:
     """Show a recorded run, or run it again."""
     recording = Recording(args.record)
+    if args.timeline or args.html is not None:
+        return _show_timeline(args, recording, terminal)
     try:
         recorded = list(recording.events())
         team = None if args.agent is None else replayed(load(args.agent), recording, live_tools=args.live_tools)
@@ -183,6 +192,29 @@ def _replay(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupt
         return OK
     terminal.note(f"error: {problem or reason}", "red")
     return FAILED
+
+
+def _show_timeline(args: argparse.Namespace, recording: Recording, terminal: Terminal) -> int:
+    """Show when what was under way in a recorded run; the exit status."""
+    from ._timeline import timeline_lines
+    from ._timeline_page import NotOurs, write_page
+
+    if args.agent is not None:
+        raise CannotLoad("a timeline is of the run that was recorded: leave out the agent")
+    try:
+        line = timeline(recording)
+    except (OSError, ValueError) as error:
+        raise CannotLoad(f"cannot replay {args.record}: {error}") from None
+    if args.html is not None:
+        try:
+            write_page(line, Path(args.html))
+        except (OSError, NotOurs) as error:
+            raise CannotLoad(f"cannot write the page: {error}") from None
+    if args.timeline:
+        for text, style in timeline_lines(line, terminal.width):
+            terminal.line(text, style)
+    terminal.finish()
+    return OK
 
 
 def _drive(

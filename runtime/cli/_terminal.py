@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import sys
 import threading
 import time
@@ -130,6 +131,11 @@ class Terminal:
         self._what = ""
         self._since = self._next = time.monotonic()
         self._drawn = ""  # the status line: "here" or "below" the cursor
+
+    @property
+    def width(self) -> int:
+        """How many characters a line of the conversation has room for."""
+        return shutil.get_terminal_size((100, 24)).columns if self._out.terminal else 100
 
     # -- lines ---------------------------------------------------------------------------------------------------------
 
