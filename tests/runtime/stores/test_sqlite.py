@@ -84,16 +84,16 @@ def test_what_comes_together_is_written_together(path: Path, threads: Any) -> No
         journals = [store.open(Session.from_user(f"{n}")) for n in range(20)]
         writer = store._core().writer
         batches: list[int] = []
-        real = writer._transaction
+        real = writer._write
 
         def counted(batch: Any) -> None:
             batches.append(len(batch))
             real(batch)
 
-        writer._transaction = counted  # type: ignore[method-assign]
+        writer._write = counted  # type: ignore[method-assign]
         with standing_still(store):
             journals[0].post(say("hi"))
-            wait_until(lambda: not len(writer.inbox))  # the writer has it, and waits
+            wait_until(lambda: batches == [1])
             tasks = [threads.go(journal.append, say("hi")) for journal in journals[1:]]
             wait_until(lambda: len(writer.inbox) == 19)
         for task in tasks:
