@@ -560,5 +560,3 @@ agent = Agent("sloth", Slow())
     assert "there it is" in said
     assert any(line.startswith(f"lockgate process {process.pid} at ") for line in lines)
     assert "  waits for model slow, for " in "".join(lines)
-
-

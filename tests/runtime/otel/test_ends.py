@@ -144,9 +144,7 @@ def test_a_consumer_that_leaves_in_the_middle_of_a_model_call(
 
 
 @pytest.mark.parametrize("way", [leave, cancel, fail])
-def test_tools_that_are_left_behind_are_ended_with_their_stream(
-    telemetry: Telemetry, way: Callable[..., None]
-) -> None:
+def test_tools_that_are_left_behind_are_ended_with_their_stream(telemetry: Telemetry, way: Callable[..., None]) -> None:
     """Those of a sub-agent too, which stands still inside of one. What a tool opens itself ends when the tool does."""
     with Stall() as stall:
 
@@ -358,5 +356,3 @@ def test_every_span_is_ended_whatever_fails(
 
     wrong = faults.inject(scenario, choose)
     assert not wrong, "\n".join(wrong)
-
-

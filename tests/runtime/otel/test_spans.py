@@ -215,9 +215,7 @@ def test_sub_agents_are_inside_the_tool_calls_that_run_them(telemetry: Telemetry
         [call("wait_background_agent", '{"task_id": "task-1"}', id="5")],
         say("done"),
     )
-    agent = Agent(
-        "root", Scripted(*turns), tools=[plain, async_], sub_agents=[third, fourth], background_agents=True
-    )
+    agent = Agent("root", Scripted(*turns), tools=[plain, async_], sub_agents=[third, fourth], background_agents=True)
     run(telemetry, agent)
     assert [pair for pair in telemetry.parents() if pair[0].startswith("invoke_agent")] == [
         ("invoke_agent first", "execute_tool plain"),

@@ -447,9 +447,7 @@ ANSWERS: list[tuple[str, bool, str]] = [
 
 
 @pytest.mark.parametrize(("said", "made", "reason"), ANSWERS, ids=[each[0][:40] for each in ANSWERS])
-def test_what_a_guard_answers_is_understood_or_blocks(
-    said: str, made: bool, reason: str, tmp_path: Path
-) -> None:
+def test_what_a_guard_answers_is_understood_or_blocks(said: str, made: bool, reason: str, tmp_path: Path) -> None:
     answer = tmp_path / "answer"
     answer.write_text(said)
     [(response, is_error)] = responses(run({"pre_tool_use": [["cat", str(answer)]]}))
