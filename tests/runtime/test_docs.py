@@ -27,7 +27,7 @@ PAGES = [
     for page in sorted((ROOT / "docs").glob("*.md"))
     if page.name != "channels.md" and BLOCK.search(page.read_text(encoding="utf-8"))
 ]
-EXTRAS = {"models.md": ["openai", "anthropic"], "mcp.md": ["mcp"]}
+EXTRAS = {"models.md": ["openai", "anthropic"], "mcp.md": ["mcp"], "telemetry.md": ["opentelemetry.sdk"]}
 TEXTS = [page.relative_to(ROOT).as_posix() for page in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")))]
 
 
