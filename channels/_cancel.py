@@ -27,7 +27,7 @@ from ._rescue import TRIES, insist
 from ._timer import Timer, call_apart, call_at, call_soon, start
 from ._views import Receiver
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("channels")
 _keys = itertools.count()
 
 

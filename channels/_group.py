@@ -36,7 +36,7 @@ T = TypeVar("T")
 TIDY_AT: Final = 64  # members, also ended ones, before the ended are dropped
 PATIENCE: Final = 1.0  # seconds after an interrupt before it is said whom leaving waits for
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("channels")
 
 
 class WorkerGroup:

@@ -10,6 +10,7 @@ it must: `logging` and `inspect` bring a third of the standard library along.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ def lazy(module: str) -> Any:
     return _Lazy(module)
 
 
+#: Called when one of our loggers is first used: what is built on this package completes their records.
+before_logging: list[Callable[[], object]] = []
+
+
 class _LazyLogger:
     """A logger, which imports `logging` when it has something to say."""
 
@@ -50,7 +55,12 @@ class _LazyLogger:
 
     def __getattr__(self, name: str) -> Any:
         try:
-            return getattr(_module("logging").getLogger(self._name), name)
+            logger = _module("logging").getLogger(self._name)
+            if before_logging:  # two threads may both do it, and neither logs before it is done
+                for each in before_logging[:]:
+                    each()
+                before_logging.clear()
+            return getattr(logger, name)
         except (ImportError, AttributeError):
             # The interpreter is ending, or a signal handler or finalizer has come into the middle of the import, in the
             # same thread. Nothing can be logged then, and the caller has something to finish.

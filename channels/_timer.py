@@ -33,7 +33,7 @@ APART_NAME = "channels-callback"
 IDLE: Final = 1.0  # seconds after which a thread for callbacks ends
 GOODBYE: Final = 2.0  # seconds that the threads of a subinterpreter have to end
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("channels")
 _order = itertools.count()
 
 

@@ -34,6 +34,7 @@ from ._errors import (
     StoreTooNew,
     StreamStuck,
 )
+from ._log import SessionFilter
 from ._public import publish
 from .agent._agent import Agent, Team
 from .agent._budget import Budget
@@ -108,6 +109,7 @@ __all__ = [
     "Session",
     "SessionBusy",
     "SessionChanged",
+    "SessionFilter",
     "SessionNotFound",
     "StillWaiting",
     "Store",

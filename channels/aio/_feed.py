@@ -29,7 +29,7 @@ from ._wake import LoopWaiter
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("channels")
 
 Source: TypeAlias = (
     "AsyncIterable[T] | Awaitable[AsyncIterable[T]] | Callable[[], AsyncIterable[T] | Awaitable[AsyncIterable[T]]]"

@@ -17,7 +17,7 @@ from .._park import monotonic, refuse_patched
 
 T = TypeVar("T")
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("channels")
 
 lives: dict[Life, None] = {}  # of this process
 

@@ -30,7 +30,7 @@ T = TypeVar("T")
 EXIT_GRACE: Final = 0.5  # seconds that cancelled tasks have to end when the interpreter exits
 PATIENCE: Final = 0.4  # seconds more for the thread itself
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("channels")
 
 
 class LoopThread:

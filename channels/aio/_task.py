@@ -18,7 +18,7 @@ from ._life import Life
 GRACE: Final = 1.0  # seconds that cancelled tasks have to end
 DEEPEST: Final = 100  # coroutines that await each other, as far as they are shown
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("channels")
 
 OnDone: TypeAlias = Callable[[Any, BaseException | None], object]
 

@@ -34,7 +34,7 @@ else:
     inspect = lazy("inspect")
     traceback = lazy("traceback")
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 
 # Few messages, and the loop's thread, which posts some of them, must never wait: as good as unbounded.
 INBOX: Final = 1 << 30
@@ -300,7 +300,10 @@ class Calls:
 
     def _done(self, call: Call, value: Any, error: BaseException | None) -> None:
         self._live.discard(call)
-        call.finish(value, error)
+        if error is None:
+            call.finish(value, None)
+        else:  # what is logged then is about the stream of the call
+            self._context.copy().run(call.finish, value, error)
 
     def abandon(self, keep: Container[Call] = ()) -> None:
         """Let go of all calls but those to ``keep``: inboxes close, tasks are cancelled, threads end by themselves."""

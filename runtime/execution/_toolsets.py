@@ -19,7 +19,7 @@ from ._helpers import HelperPool
 if TYPE_CHECKING:
     from channels.aio import LoopThread
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 
 
 class _Use:

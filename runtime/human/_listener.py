@@ -15,7 +15,7 @@ from ..session._journal import Request
 from ..stores._store import Notice, Store
 from ._asks import Asks, Confirmations
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 
 
 def decision_from(said: Mapping[str, Any]) -> Decision:

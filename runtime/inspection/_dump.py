@@ -19,8 +19,8 @@ from channels import Channel, Parked, parked
 from channels._park import monotonic
 
 from ..execution._calls import FRAMES, Call
+from ..foreign._redact import Redaction
 from ..human._asks import Ask
-from ..recording._redact import Redaction
 from ..session._message import Message, ToolCall
 from ..stream import _at_exit
 from ..stream._core import StreamCore

@@ -26,7 +26,7 @@ from channels._lazy import lazy_logger
 
 from ._dump import dump_of
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 THREAD_NAME: Final = "lockgate-dump"
 TEXT: Final = b"text\n"
 JSON: Final = b"json\n"

@@ -22,7 +22,7 @@ from ._data import Stall
 from ._dump import dump_of, snapshot
 from ._waits import asks_of, circle, worker_wait
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 _LOOKS: Final = 5  # at a worker that is not parked: whether it is where it was, each time
 _OFTEN: Final = 20  # looks within the time that a stream may stand still, at most
 
@@ -118,11 +118,11 @@ class Watchdog:
                 dump=dump,
             )
             if self._on_stall is None:
-                _logger.warning("%s", stall)
+                _logger.warning("%s", stall, extra=core.tags)
             else:
                 self._on_stall(stall)
         except Exception:
-            _logger.exception("a stall of %r could not be reported", core)
+            _logger.exception("a stall of %r could not be reported", core, extra=core.tags)
 
     def __repr__(self) -> str:
         return f"<Watchdog of {len(self._cores)} streams, {self._stall_after:g} s>"

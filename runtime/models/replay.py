@@ -16,9 +16,9 @@ from channels import CancelToken
 from .._dataclasses import replace
 from .._errors import ModelError, Portable
 from ..agent._agent import Agent, Team
+from ..foreign._redact import Redaction
 from ..model import Delta, Model, ToolDefinition
 from ..recording._recording import CUT_OFF, Recording, Request, same, shown, shown_tool
-from ..recording._redact import Redaction
 from ..session._message import Message, ToolCall
 
 _DELTAS: Final = {kind.__name__: kind for kind in typing.get_args(Delta)}

@@ -16,7 +16,7 @@ from ._wrapper import Ask, Pause, Steps, Used, Wrapper
 
 __all__ = ["Retry", "exponential", "is_passing"]
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 
 
 def exponential(

@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from ..foreign._redact import Redaction
 from ..model import ToolDefinition
-from ..recording._redact import Redaction
 from ..session._message import Message
 from ._attributes import Attributes
 

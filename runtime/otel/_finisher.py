@@ -13,7 +13,7 @@ from channels._lazy import lazy_logger
 
 from ..execution._helpers import HelperPool
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 _QUEUE: Final = 10_000  # jobs that wait for an exporter which stands still; more are dropped
 Job = Callable[[], object]
 

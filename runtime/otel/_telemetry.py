@@ -25,8 +25,8 @@ from .._errors import describe
 from ..agent._agent import Agent
 from ..agent._tool import Tool, ToolResult
 from ..execution._helpers import HelperPool
+from ..foreign._redact import Redaction
 from ..model import Model, ToolDefinition
-from ..recording._redact import Redaction
 from ..session._message import Message, ToolCall
 from ..stream._reason import StopRun
 from ..stream._tracing import Deltas, Traced
@@ -34,7 +34,7 @@ from ._attributes import Attributes, error_type, of_model, of_request, of_usage,
 from ._content import Content, is_wanted
 from ._finisher import Finisher
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("runtime")
 SCOPE: Final = "lockgate"
 #: The conventions that the names here are of: the last that were released.
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.41.0"

@@ -36,7 +36,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 _BEGIN: Final = json.dumps({"type": HEADER})[:-1].encode()  # of every record
 _CHANGED: Final = 4  # messages that a request may have changed; where there are more, all after them are written anew
 _BLOCK: Final = 256  # messages that are held against those of the request before at once

@@ -20,11 +20,11 @@ from .. import events
 from .._dataclasses import dataclass, fields, replace
 from ..agent._agent import TEAM_TOOLS
 from ..agent._tool import CallContext, Tool, ToolResult
+from ..foreign._redact import Redaction
 from ..model import ToolDefinition
 from ..schema._checking import Schema
 from ..session._message import Message, ToolCall, canonical
 from ..session._session import Session
-from ._redact import Redaction
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,7 +21,7 @@ from channels._lazy import lazy_logger
 from ._patterns import pattern
 from ._refs import target_of
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 
 _DEPTH: Final = 100  # levels of a value, and references in between
 _STEPS: Final = 1_500_000  # schemas held against values: some seconds

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from ..execution._toolsets import ToolSets
     from ._record_writer import Recorder
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 _numbers = itertools.count(1)
 FAILURES: Final = 8  # tracebacks of tools that a stream keeps, the last ones
 

@@ -19,7 +19,7 @@ from ..execution._calls import Call
 from ._core import StreamCore
 from ._firing import HookRun, answer, tell_finished, tell_started
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 
 
 class Cleanup:

@@ -25,7 +25,7 @@ from ..usage import Usage
 from ._core import StreamCore
 from ._private_events import ConsumerCall
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 IN_A_COROUTINE: Final = "await asyncio.to_thread(runtime.run, session), or in a tool await context.arun_agent(...)"
 NAMED: Final = 5  # of what is stuck: a thousand stacks tell nobody more
 
@@ -244,7 +244,7 @@ class EventStream(Receiver[Event]):
         stuck = self._join()
         if stuck is not None and not self._told:
             self._told = True
-            _logger.warning("%r: %s", core, stuck)
+            _logger.warning("%r: %s", core, stuck, extra=core.tags)
         if ending.reason != "normal":
             error = RunError(ending.code, ending.message, ending.reason, failures=core.failures, stuck=stuck)
             raise error from ending.error

@@ -20,7 +20,7 @@ from ._core import StreamCore
 from ._private_events import ConsumerCall, InBackground, Traffic
 from ._record_writer import RecordWriter
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 
 
 class _OnRunStart(Protocol):

@@ -11,6 +11,7 @@ from typing import Any
 from channels import CancelToken, ChannelClosed
 
 from .._errors import StoreError
+from .._log import enter
 from ..agent._agent import Agent
 from ..agent._budget import Budget
 from ..agent._output import Output
@@ -69,6 +70,7 @@ def open_stream(
             output=output,
             recorder=recorder,
         )
+        enter(core.context, core.tags)
         observing = observing_calls(core) if observed else None
         stream = EventStream(core, observing)
     except BaseException:

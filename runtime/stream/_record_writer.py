@@ -12,7 +12,7 @@ from .. import events
 from .._errors import describe
 from ..execution._calls import Call, Calls
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 QUEUE: Final = 4096  # events that wait to be written; then the run waits for the disk, within the grace time
 _PATIENCE: Final = 10  # grace times that the end of a run waits for a record that does not go on
 

@@ -21,7 +21,7 @@ from ._end_hooks import Cleanup
 from ._ending import give_back, wind_down
 from ._reason import StopRun
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 _UNKNOWN: Final = "interrupted: the run ended in the middle of this call; it is not known whether it took effect"
 _INTERRUPTED: Final = "interrupted: the stream ended before this call did"
 
@@ -30,6 +30,7 @@ def work(core: StreamCore, cleanup: Cleanup) -> None:
     """Run the stream to its end; `_ending.leave` has to follow. Raises nothing."""
     ending = core.ending
     try:
+        _logger.debug("%r of agent %r begins", core, core.agent.name)
         with core.scope:
             try:
                 _run(core, cleanup)
@@ -38,7 +39,7 @@ def work(core: StreamCore, cleanup: Cleanup) -> None:
                 ending.decide("canceled", message=str(error.cause or ""), error=error)
             except StopRun as stop:
                 ending.decide(stop.reason, stop.code, str(stop), stop.__cause__ or stop)
-                _logger.debug("%r ends: %s", core, stop, exc_info=stop.__cause__)
+                _logger.debug("%r is stopped: %s", core, stop, exc_info=stop.__cause__)
                 _report(core)
             except BaseException as error:
                 ending.decide("error", "internal", describe(error), error)
@@ -49,6 +50,7 @@ def work(core: StreamCore, cleanup: Cleanup) -> None:
     except BaseException as error:
         ending.decide("error", "internal", describe(error), error)
         _logger.exception("%r did not end cleanly", core)
+    _logger.debug("%r has ended: %s", core, ending.reason)
 
 
 def _run(core: StreamCore, cleanup: Cleanup) -> None:

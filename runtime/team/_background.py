@@ -26,7 +26,7 @@ from ..stream._scope import EventSink
 from ..stream._tasks import BackgroundTask
 from ._nested import follow, open_nested
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 MAX_RUNNING: Final = 20  # at once, for one stream: each has two threads
 
 
@@ -42,7 +42,10 @@ def start(parent: StreamCore, agent: Agent, session: Session) -> BackgroundTask:
     )
     # No helper: an executor that is full must not keep a stream waiting for its reader.
     reader = threading.Thread(
-        target=_read, args=(parent, task, stream), name=f"lockgate-background-{stream._core.number}", daemon=True
+        target=parent.context.copy().run,
+        args=(_read, parent, task, stream),
+        name=f"lockgate-background-{stream._core.number}",
+        daemon=True,
     )
     try:
         reader.start()

@@ -72,6 +72,6 @@ def consumer_call(
             if not isinstance(caught, (Exception, Cancelled)):  # the consumer's own, as if it had not iterated
                 raise
         finally:
-            call.finish(value, error)
+            within.copy().run(call.finish, value, error)  # which may log
 
     return ConsumerCall(made, [work], **core.tags), call

@@ -24,7 +24,7 @@ from .._store import Notice
 from ._database import Connection, Database
 from ._rows import REQUEST, request_of, text_of
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("runtime")
 
 LOOK: Final = 5.0  # seconds between two looks
 _CAPACITY: Final = 1000  # notices that a slow receiver may be behind

@@ -29,7 +29,7 @@ from ...session._session import Stored
 from ._database import Connection, Database, Unreachable, is_conflict, is_passing, roll_back
 from ._rows import Head, Statement, column, ring, withdraw
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("runtime")
 
 CLOSING: Final = 10.0  # seconds that what is on its way may take when the store is closed
 _GROUP: Final = 100  # appends in one transaction

@@ -26,7 +26,7 @@ OLDEST: Final = (3, 37)  # of SQLite: STRICT tables
 _SMALLEST: Final = 512  # bytes of a database
 PATIENCE: Final = 10.0  # seconds that another process may hold the lock for writing
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 _creating = threading.Lock()  # closing a file that is open elsewhere in the process would let go of SQLite's locks
 _NETWORK: Final = (
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "lustre", "gpfs", "beegfs", "davfs"}

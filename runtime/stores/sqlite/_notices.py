@@ -15,7 +15,7 @@ from .._store import Notice
 from ._file import Connection, first
 from ._rows import REQUEST, request_of
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 
 
 class Watchers:

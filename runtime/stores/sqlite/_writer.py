@@ -37,7 +37,7 @@ _TOGETHER: Final = 200  # jobs of one transaction
 _LOOK: Final = 0.05  # seconds between looks at what other processes have written, where somebody watches
 _RENEWALS: Final = 3  # in the time of a lease
 
-_logger = lazy_logger(__name__)
+_logger = lazy_logger("runtime")
 _numbers = itertools.count(1)
 
 

@@ -31,8 +31,8 @@ from runtime import (
 from runtime.cli._fields import NotUnderstood, fields_of
 from runtime.events import ElicitationRequest
 from runtime.foreign import _json
+from runtime.foreign._redact import Redaction
 from runtime.permissions import decide
-from runtime.recording._redact import Redaction
 from runtime.schema import _patterns
 from runtime.schema._checking import Schema, problems
 from runtime.schema._patterns import Pattern
@@ -145,7 +145,7 @@ def test_what_python_cannot_read_or_bound_is_for_re2(wanted: str, good: str, bad
 
 def test_a_pattern_that_cannot_be_run_is_left_to_the_server(without_re2: None, caplog: Any) -> None:
     """With a note, once: refusing what is right would be worse."""
-    caplog.set_level("INFO", "runtime.schema._checking")
+    caplog.set_level("INFO", "runtime")
     schema = Schema({"type": "string", "pattern": r"^\p{L}+$", "minLength": 2})
     assert schema.problems("abc") == schema.problems("123") == []
     assert schema.problems("a") == ["the answer has at least 2 characters"]
@@ -531,7 +531,7 @@ def test_a_secret_is_found_wherever_the_text_is_cut_for_the_search(monkeypatch: 
     whole = Redaction().text(text)
     assert whole.count("<redacted>") == 6
     for piece in range(1, 80):
-        monkeypatch.setattr("runtime.recording._redact._PIECE", piece)
+        monkeypatch.setattr("runtime.foreign._redact._PIECE", piece)
         assert Redaction().text(text) == whole
 
 

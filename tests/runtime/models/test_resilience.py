@@ -186,7 +186,7 @@ def test_law_18_cancel_is_prompt_while_it_waits(kind: Any, tasks_of_ours: Any) -
 
 
 def test_attempts_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "runtime.models.retry"):
+    with caplog.at_level(logging.INFO, "runtime"):
         deltas(Retry(Scripted([overloaded()], say("Hello")), backoff=at_once))
     assert "scripted: attempt 1 of 4, the next in 0.0 s: too busy" in caplog.text
 

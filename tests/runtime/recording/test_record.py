@@ -35,9 +35,9 @@ from runtime import (
     tool,
 )
 from runtime.events import AgentChoice, Error, Event, StreamStopped, ToolCallResponse
+from runtime.foreign._redact import REDACTED, Redaction
 from runtime.models import Retry
 from runtime.models.replay import Recorded, ReplayDiverged, ReplayModel
-from runtime.recording._redact import REDACTED, Redaction
 from runtime.session import Compacted
 from support.scripted import AsyncScripted, Scripted, Stall, approving, call, say
 
@@ -372,6 +372,14 @@ def test_values_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOP_API_KEY", "plainword")
     monkeypatch.setenv("OTHER_TOKEN", "short")
     assert Redaction().text("it says plainword and short") == f"it says {REDACTED} and short"
+
+
+def test_the_working_directory_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell has it in a variable whose name ends as those of passwords do; every traceback is full of it."""
+    monkeypatch.setenv("PWD", "/srv/shop/app")
+    monkeypatch.setenv("OLDPWD", "/srv/shop/old")
+    monkeypatch.setenv("DB_PWD", "tulip-tulip")
+    assert Redaction().text("/srv/shop/app /srv/shop/old tulip-tulip") == "/srv/shop/app /srv/shop/old <redacted>"
 
 
 def test_no_secret_reaches_the_file(tmp_path: Path) -> None:

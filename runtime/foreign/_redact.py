@@ -1,4 +1,4 @@
-"""Takes secrets out of what is written to a record.
+"""Takes secrets out of what is written down: records, logs, telemetry.
 
 The texts are anybody's, and may be long: what is done to them is linear in their length, and `re`, which holds the
 GIL, is called for a piece at a time. For that every pattern here keeps to a rule: from where it begins it either fails
@@ -153,7 +153,7 @@ class Redaction:
     def __init__(self, more: Callable[[str], str] | None = None) -> None:
         self._more = more
         values = sorted(
-            {value for name, value in os.environ.items() if _secret_name().search(name) and len(value) >= _SHORTEST},
+            {value for name, value in os.environ.items() if _keeps_a_secret(name) and len(value) >= _SHORTEST},
             key=len,
             reverse=True,  # one may be a part of another
         )
@@ -242,6 +242,11 @@ def _sub(rule: _Rule, text: str) -> str:
         kept += text[at:begin], rule.replace(match)
         at = begin = match.end()
     return "".join((*kept, text[at:])) if kept else text
+
+
+def _keeps_a_secret(variable: str) -> bool:
+    is_directory = variable in ("PWD", "OLDPWD")  # of the shell, and in every traceback
+    return not is_directory and bool(_secret_name().search(variable))
 
 
 def _tells(name: Any) -> bool:
