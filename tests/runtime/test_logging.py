@@ -124,7 +124,7 @@ def test_each_record_of_a_run_has_its_session_and_agent(kept: Kept, model: type[
 
 
 def test_records_of_other_loggers_too_where_the_handler_has_the_filter(kept: Kept) -> None:
-    shop = logging.getLogger("shop")
+    shop = logging.getLogger("tests of logging")
     shop.setLevel(logging.INFO)
     shop.propagate = False
     handler = Kept()
@@ -144,7 +144,7 @@ def test_records_of_other_loggers_too_where_the_handler_has_the_filter(kept: Kep
         shop.info("closed")
     finally:
         shop.removeHandler(handler)
-    assert handler.lines == [f"shop {session.id}/clerk INFO sold", "shop / INFO closed"]
+    assert handler.lines == [f"tests of logging {session.id}/clerk INFO sold", "tests of logging / INFO closed"]
 
 
 def test_records_that_are_of_no_run_say_so(kept: Kept) -> None:
