@@ -44,12 +44,12 @@ class Portable(Exception):
 
 
 class RunError(Portable):
-    """A stream ended other than normally. Raised by `Runtime.run` and `EventStream.result`.
+    """A run did not end normally. Raised by `Runtime.run` and `EventStream.result`.
 
-    ``code`` is that of the `Error` event (``tool_failed``, ``hook_blocked``, ``model_error``, ``internal`` ...), or
-    the reason of the end where there was no such event (``canceled``, ``max_iterations`` ...). ``reason`` is that of
-    `StreamStopped`. The exception in the worker, if there was one, is the ``__cause__``. ``stuck`` names what of the
-    run has not ended yet, if something has not.
+    ``code`` is the code of the `Error` event (``tool_failed``, ``hook_blocked``, ``model_error``, ``internal`` ...), or
+    the reason of the end if there was no such event (``canceled``, ``max_iterations`` ...). ``reason`` is the reason of
+    `StreamStopped`. The exception that ended the run, if there was one, is the ``__cause__``. ``stuck`` lists calls of
+    the run that have not ended yet.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RunError(Portable):
 
 
 class SessionBusy(Exception):
-    """The session already has a live stream, which is not about to end; one at a time."""
+    """The session already has a live stream that is not about to end. A session can have only one at a time."""
 
 
 class SessionNotFound(LookupError):
@@ -99,7 +99,7 @@ class SessionChanged(Exception):
 
 
 class StoreError(Exception):
-    """A store could not be read or written. The text says why, and what to do. Nothing that was there is lost."""
+    """A store could not be read or written. The text says why, and what to do. What was in the store is not lost."""
 
 
 class StoreTooNew(StoreError):
@@ -111,36 +111,37 @@ class LeaseLost(StoreError):
 
 
 class NotParkable(RuntimeError):
-    """The run cannot be parked: it has no store, or something is under way that is no question. The text says what."""
+    """The run cannot be parked: it has no store, or something other than a question is under way. The text names it."""
 
 
 class StillWaiting(RuntimeError):
-    """The session waits for its user, and the run could not ask: nothing was run. The text names the requests."""
+    """The session waits for its user, and the run has nobody to ask. Nothing was run. The text names the requests."""
 
 
 class NotRunning(LookupError):
-    """No stream on the session could take the message, or it has come to its end. The message was not recorded."""
+    """The session has no stream, or its stream is too near its end to take the message. The message was not
+    recorded."""
 
 
 class StreamStuck(Exception):
     """Something that belongs to the stream did not end within the grace time.
 
-    The text names it, with its stack, or the first few where there are many. It goes on by itself; what it returns late
-    is dropped. Raised by `EventStream.close` and by leaving its block. Where there is a result or an error to be told,
-    it stands beside that, as ``RunResult.stuck`` or ``RunError.stuck``.
+    The text names the calls that still run, with their stacks; of many, the first few. They go on by themselves, and
+    what they return is dropped. Raised by `EventStream.close` and by leaving the block of the stream. `Runtime.run` and
+    `EventStream.result` do not raise it: they list the calls in ``RunResult.stuck`` or ``RunError.stuck``.
     """
 
 
 class NotPending(LookupError):
-    """No such question is waiting: it was answered, withdrawn or timed out, or belongs to another stream."""
+    """There is no such open question: it was answered, was withdrawn, has timed out, or belongs to another stream."""
 
 
 class InvalidAnswer(ValueError):
-    """The answer does not fit what was asked for. The question is still waiting for another one."""
+    """The answer does not fit the question. The question stays open."""
 
 
 class MissingExtra(Portable, ImportError):
-    """A feature needs a package that is not installed. The text says which, and how to get it."""
+    """A feature needs a package that is not installed. The text names the package, and says how to install it."""
 
     def __init__(self, feature: str, extra: str, hint: str = "") -> None:
         super().__init__(f"{feature} needs an extra: pip install 'lockgate[{extra}]'{hint}")
@@ -148,12 +149,13 @@ class MissingExtra(Portable, ImportError):
 
 
 class ModelError(Portable):
-    """A model did not answer, or not to the end. The text says why, and what to do.
+    """A model call failed, before or during the reply. The text says why, and what to do.
 
-    ``code`` is for programs. ``retryable`` says that the same call may succeed a little later; ``retry_after`` is how
-    many seconds later, where the provider said so. It never holds a key, nor does what it was raised from.
+    ``code`` is for programs. ``retryable`` says whether the same call may succeed a little later; ``retry_after`` is
+    the number of seconds to wait, if the provider gave one. Neither the text nor the ``__cause__`` ever contains a key.
 
-    The stream's `Error` event has the code ``model_error``, the text, and this as the cause of `RunError`.
+    The stream sends an `Error` event with the code ``model_error`` and this text. The exception is the cause of
+    `RunError`.
     """
 
     def __init__(

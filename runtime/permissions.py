@@ -44,10 +44,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One pattern: for the tool's name, and for some of its arguments, all of which have to match.
+    """A pattern for the tool's name, with patterns for some of its arguments, all of which have to match.
 
-    With ``owner`` it is for the tool of this owner alone (`Tool.owner`): what a user has approved for one tool is not
-    approved for another of the same name, which a sub-agent or a server may have.
+    With ``owner`` it matches only the tool of this owner (`Tool.owner`), so that an approval of one tool does not hold
+    for a tool of the same name that belongs to a sub-agent or a server.
     """
 
     tool: str
@@ -56,8 +56,8 @@ class Rule:
 
     @classmethod
     def parse(cls, text: str) -> Rule:
-        """The rule that ``text`` says. Raises `ValueError` where that is not the name of a tool: a rule that never
-        matches would deny nothing.
+        """The rule that is written as ``text``. Raises `ValueError` if no tool can have such a name, because a rule
+        that never matches would deny nothing.
         """
         tool, *rest = _ARGUMENT.split(text)
         if not tool or (_NO_NAME.search(tool) and not tool.startswith("mcp:")) or "=" in tool:
@@ -87,8 +87,8 @@ class Rule:
         return f"{said} (of {self.owner})" if self.owner else said
 
     def check(self, name: str, known: Collection[str]) -> None:
-        """Raise `ValueError` where the rule is for the tool ``name`` and names an argument that the tool does not have:
-        it would match no call, and deny nothing.
+        """Raise `ValueError` if the rule is for the tool ``name`` and has a pattern for an argument that the tool does
+        not have: it would match no call, and so deny nothing.
         """
         for each, _ in self.arguments:
             if self.tool == name and each not in known:
@@ -102,8 +102,9 @@ class Rule:
 class Permissions:
     """Patterns for the tool calls that are allowed without asking, asked about, and denied. Immutable.
 
-    ``approve_all`` allows whatever no ``deny`` matches. ``deny`` and ``ask`` ignore case, ``allow`` does not: in doubt
-    there is a question. Raises `ValueError` for what is not a pattern, `TypeError` for what is not text.
+    ``approve_all`` allows every call that no ``deny`` pattern matches. ``deny`` and ``ask`` ignore upper and lower
+    case, ``allow`` does not, so that in case of doubt the user is asked. Raises `ValueError` for a text that is not a
+    pattern, and `TypeError` for a value that is not text.
     """
 
     allow: Iterable[str | Rule] = ()

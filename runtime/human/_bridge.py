@@ -1,8 +1,8 @@
-"""The elicitation bridge: it leads a question to the stream that it belongs to.
+"""The elicitation bridge: it brings a question to the stream that it belongs to.
 
-The bridge is an ordered list of places, one for each stream that runs. Upstream had one slot, and a stream put back
-what it had found there: when streams ended out of order, a dead one came back. Here a stream adds its own place and
-drops its own place, and nothing is ever put back.
+The bridge is an ordered list of places, one for each stream that runs. With a single slot, into which a stream puts
+back what it has found there, a dead stream would come back when streams end out of order. Here each stream adds its own
+place and drops its own place, and nothing is ever put back.
 
 There is no lock: adding and removing an element of a list are single steps, and `current` looks at a copy.
 """
@@ -32,14 +32,14 @@ class Place:
 
 
 class ElicitationBridge:
-    """Leads questions to the streams that are open. All methods are thread-safe and none of them waits but `send`."""
+    """Brings questions to the open streams. All methods are thread-safe; only `send` waits."""
 
     def __init__(self) -> None:
         self._places: list[Place] = []
 
     @property
     def current(self) -> Events | None:
-        """The channel of the newest place whose channel is open; None when no stream is."""
+        """The channel of the newest place whose channel is open; None if no stream is open."""
         for place in reversed(self._places[:]):
             if not place.channel.closed:
                 return place.channel
@@ -55,10 +55,10 @@ class ElicitationBridge:
             self._places.remove(place)
 
     def swap(self, channel: Events) -> Events | None:
-        """Make ``channel`` the current one; what was current before.
+        """Make ``channel`` the current one, and return the one that was current before.
 
-        The low-level form, which leaves the undoing to the caller: once ``channel`` is closed it is not current any
-        more. Use `stream_scope`, which cannot forget.
+        This is the low-level form: the caller has to undo it, by closing ``channel``. Use `stream_scope`, which does so
+        on every way out.
         """
         previous = self.current
         for place in self._places[:]:
@@ -77,8 +77,9 @@ class ElicitationBridge:
     ) -> None:
         """Send ``event`` to the stream whose channel is ``to``, or else to the current one.
 
-        Returns once it is accepted. Raises `ChannelClosed` when that stream closes, or has closed, or there is none;
-        `TimeoutError` after ``timeout`` seconds; `Cancelled`.
+        Returns once the channel has accepted the event. Raises `ChannelClosed` if the stream closes before or
+        meanwhile, or if there is no stream; `TimeoutError` after ``timeout`` seconds; `Cancelled` once ``cancel`` is
+        done.
         """
         channel = self.current if to is None else to
         if channel is None:

@@ -53,11 +53,11 @@ class Request:
 
 
 class Recording:
-    """The file of a recorded run: to be written (``run_stream(session, record=...)``), and to be read afterwards.
+    """The file of a recorded run, which ``run_stream(session, record=...)`` writes and this class reads.
 
-    What looks like a secret is not written: see docs/replay.md. ``redact`` takes out more: it is called, on a helper
-    thread, with every text that is to be written, and returns the text to write in its place; it must not change what
-    it has changed before. Reading raises `ValueError` for a file that is none, and `OSError`.
+    Everything that looks like a secret is left out of the file: see docs/replay.md. ``redact`` removes more: it is
+    called, on a helper thread, with every text, and returns the text to write. It has to leave a text alone that it has
+    returned before. Reading raises `ValueError` for a file that is not a record, and `OSError`.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, redact: Callable[[str], str] | None = None) -> None:
@@ -99,24 +99,24 @@ class Recording:
 
     @property
     def whole(self) -> bool:
-        """Whether the record ends with the end of the run. It does not where its process was killed meanwhile, or where
-        it could not be written to the end, which was logged then.
+        """Whether the record has the last event of the run. It has not if the process was killed before, or if the
+        record could not be written to its end, which was logged at that time.
         """
         return str(self._lines[-1]["type"]) == events.StreamStopped.type
 
     @property
     def agent_name(self) -> str:
-        """The agent of the run."""
+        """The name of the agent that the run began with."""
         with self._reading(1):
             return str(self._lines[0]["agent_name"])
 
     def session(self) -> Session:
-        """A new session, as the recorded one was before the run."""
+        """A new session that is as the recorded session was before the run."""
         with self._reading(1):
             return Session.from_dict(self._lines[0]["session"])
 
     def events(self) -> Iterator[events.Event]:
-        """The events of the run, nested streams' too. The last is `StreamStopped`, if it is `whole`."""
+        """The events of the run and of its nested streams. The last is `StreamStopped`, if the record is `whole`."""
         for number, line in enumerate(self._lines, 1):
             if line["type"] not in (HEADER, REQUEST, REPLY, RETURNED, ANSWERED):
                 with self._reading(number):
@@ -147,11 +147,12 @@ class Recording:
         return requests
 
     def tools(self, agent_name: str | None = None) -> list[Tool]:
-        """Tools that do nothing but give the recorded results: those of the same calls, or of calls with the same
-        arguments, in the order of the calls.
+        """Tools of the named agent, or else of the agent that the run began with, that only return the recorded
+        results.
 
-        Those of this agent, or of the one that the run began with; without the tools that it has for other agents, as
-        those run again. A call that the record does not have is answered with an error.
+        A call gets the result of the same recorded call, or else of a call with the same arguments, in the order of the
+        calls. The tools that run or hand over to other agents are left out, because those agents run again. A call that
+        is not in the record gets an error as its result.
         """
         agent_name = agent_name or self.agent_name
         results = _Results(self, agent_name)

@@ -25,8 +25,9 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call a model asks for. ``arguments`` is the JSON text as the model wrote it, which may be broken: `parsed` is
-    what it says, `problem` is what is wrong with it, and `sound_arguments` is the text to show to others.
+    """A tool call that a model asks for. ``arguments`` is the JSON text as the model wrote it, which may be broken.
+    `parsed` is the parsed object, `problem` says what is wrong with the text, and `sound_arguments` is a text that is
+    always valid.
     """
 
     id: str
@@ -43,19 +44,19 @@ class ToolCall:
 
     @property
     def parsed(self) -> dict[str, Any] | None:
-        """The arguments, a dictionary of the caller's own; None where they are broken."""
+        """The arguments as a dictionary, a new one for each caller; None if they are broken."""
         return self._reading.value()
 
     @property
     def problem(self) -> str:
-        """What is wrong with the arguments, for the model to read: they are no JSON object, or nested too deeply, or
-        too long. Empty where they are whole.
+        """What is wrong with the arguments, for the model to read: they are not a JSON object, are nested too deeply,
+        or are too long. Empty if nothing is wrong.
         """
         return self._reading.problem
 
     @property
     def sound_arguments(self) -> str:
-        """The arguments as every JSON parser takes them: an empty object where they are broken."""
+        """The arguments as text that every JSON parser accepts: an empty object if they are broken."""
         return self._reading.text
 
     @property
@@ -81,7 +82,7 @@ def size_of(size: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture: ``data`` is the file, ``media_type`` says which kind it is."""
+    """An image: ``data`` is the content of the image file, ``media_type`` its type, such as ``image/png``."""
 
     data: bytes
     media_type: str = "image/png"
@@ -123,14 +124,15 @@ class Native:
 class Message:
     """One message of a conversation.
 
-    ``tool_calls`` stands on assistant messages, ``tool_call_id`` and ``is_error`` on tool messages, ``images`` on
-    those and the user's; ``content`` says in words where an image belongs, for models that cannot see. ``model`` and
-    ``usage`` tell what an assistant message was made with, as far as the model reported it. ``finish_reason`` is why
-    the model stopped (``stop``, ``tool_calls``, ``length`` ...), or ``interrupted`` where its stream broke or was
-    cancelled: the message is then what had been said by that time. ``native`` is for the provider that wrote it.
+    Assistant messages have ``tool_calls``, tool messages ``tool_call_id`` and ``is_error``; user and tool messages may
+    have ``images``, and their ``content`` says in words where an image belongs, for models that cannot read images.
+    ``model`` and ``usage`` say which model wrote an assistant message and what it used, as far as it was reported.
+    ``finish_reason`` is why the model stopped (``stop``, ``tool_calls``, ``length`` ...), or ``interrupted`` if an
+    error or a cancel came before the end: the message is then the part that had arrived. ``native`` is data for the
+    provider that wrote the message.
 
-    Text that UTF-8 cannot write does not get in, as no provider could be sent it: a byte of a file name that is no
-    UTF-8 is spelt ``\\xe9``, half an emoji is U+FFFD.
+    All text is made valid UTF-8, because other text cannot be sent to a provider: a byte that is not valid UTF-8, for
+    example in the name of a file, becomes ``\\xe9``, and half of a surrogate pair becomes U+FFFD.
     """
 
     role: Role
@@ -157,11 +159,11 @@ class Message:
 
     @property
     def ends_turn(self) -> bool:
-        """Whether this is a reply, whole, after which nothing is to be done but for the user to say something."""
+        """Whether this is a complete reply after which it is the user's turn."""
         return self.role == "assistant" and not self.tool_calls and self.finish_reason != "interrupted"
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary, without the fields that say nothing."""
+        """A JSON-ready dictionary, without the empty fields."""
         out: dict[str, Any] = {"role": self.role, "content": self.content, "created_at": self.created_at.isoformat()}
         if self.tool_calls:
             out["tool_calls"] = [{"id": c.id, "name": c.name, "arguments": c.arguments} for c in self.tool_calls]

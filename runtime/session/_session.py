@@ -80,11 +80,11 @@ class Stored:
 class Session:
     """A conversation: its messages, permissions, usage and title.
 
-    Read it at any time. A stream that runs on it writes it, from one thread, and seals what it wrote before its last
-    event: by then every tool call has a result. Between streams, `add_user` says the next thing. ``permissions`` are
-    the patterns for tool calls of this session; what the user approves for longer than once is added to them.
-    ``agent_name`` is the agent that the conversation was handed to: the next stream goes on with it. ``compacted`` is
-    what its model is shown of a long one; `messages` has everything.
+    It may be read at any time, from any thread. A stream of the session writes to it, from one thread, until its last
+    event; by then every tool call has a result. Between streams, `add_user` adds the user's next message.
+    ``permissions`` are the patterns for the tool calls of this session, to which lasting approvals of the user are
+    added. ``agent_name`` is the agent that the conversation was handed to, with which the next stream begins.
+    ``compacted`` says what a model is shown of a long conversation; `messages` has every message.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Session:
 
     @classmethod
     def from_user(cls, text: str, *, images: Iterable[Image] = (), permissions: Permissions | None = None) -> Session:
-        """A new session that begins with what the user says, and shows."""
+        """A new session with one message of the user, with images."""
         check("what the user says", text, str, "text")
         return cls([Message("user", text, images=tuple(images))], permissions=permissions)
 
@@ -174,17 +174,17 @@ class Session:
 
     @property
     def permissions(self) -> Permissions:
-        """The patterns for tool calls, and what the user has approved so far."""
+        """The patterns for tool calls, including the user's lasting approvals."""
         return self._permissions
 
     @property
     def agent_name(self) -> str | None:
-        """The agent that the conversation was handed to; None as long as it is with the one it began with."""
+        """The name of the agent that the conversation was handed to; None if it was not handed to another agent."""
         return self._agent_name
 
     @property
     def waiting(self) -> tuple[Request, ...]:
-        """The requests that its user had not answered when the session was loaded from its store, or parked."""
+        """The requests to the user that were open when the session was loaded from its store, or was parked."""
         left = self._unfinished
         if left is None:
             return ()
@@ -193,13 +193,13 @@ class Session:
 
     @property
     def compacted(self) -> Compacted:
-        """The summary that a model is shown in place of the beginning; None where it is shown everything."""
+        """The summary that a model is shown in place of the older messages; None if it is shown every message."""
         return self._compacted
 
     @property
     def usage(self) -> Usage:
-        """The tokens that model calls of this session used, also those that failed without a message. A nested stream's
-        calls belong to its own session.
+        """The usage of the model calls of this session, including calls that failed without a message. The calls of a
+        nested stream belong to the nested stream's own session.
         """
         return self._usage or Usage()
 

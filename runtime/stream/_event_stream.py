@@ -34,9 +34,9 @@ class EventStream(Receiver[Event]):
     """The events of one run, as an iterator; the last is `StreamStopped`.
 
     Leaving its ``with`` block cancels the run and waits for its end. Methods may be called from any thread, but only
-    one thread iterates at a time. Any exception that leaves the iteration (Ctrl-C) cancels the run; forgetting the
-    stream does too, in the background. It is a receiver, so that `channels.select` and `channels.merge` take it as a
-    case.
+    one thread iterates at a time. An exception that leaves the iteration, such as Ctrl-C, cancels the run; so does
+    dropping the stream, in the background. The stream is a receiver, so `channels.select` and `channels.merge` accept
+    it.
     """
 
     __slots__ = ("_core", "_finalizer", "_in_tool", "_iterating", "_observing", "_told")
@@ -84,7 +84,7 @@ class EventStream(Receiver[Event]):
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> Event:
         """The next event, as `channels.Channel.recv`. A timeout leaves the run as it is; Ctrl-C cancels it.
 
-        A tool that runs in the consumer's thread runs here, and takes the time that it takes.
+        Tools with ``on="consumer"`` run inside this call; the timeout does not limit them.
         """
         if self._in_tool is not None:
             self._refuse_tool()
@@ -102,7 +102,7 @@ class EventStream(Receiver[Event]):
             raise
 
     def try_recv(self) -> Event:
-        """The next event if it is there already, as `channels.Channel.try_recv`."""
+        """The next event if there is one already, as `channels.Channel.try_recv`."""
         if self._in_tool is not None:
             self._refuse_tool()
         event = super().try_recv()
@@ -129,7 +129,7 @@ class EventStream(Receiver[Event]):
 
     @property
     def session(self) -> Session:
-        """The session that the run is about."""
+        """The session of the run."""
         return self._core.session
 
     @property
@@ -145,16 +145,17 @@ class EventStream(Receiver[Event]):
         """Answer a question of this stream, by its event or its id: ``accept`` with ``content``, ``decline`` or
         ``cancel``.
 
-        Raises `InvalidAnswer` where ``content`` does not fit the schema, and the question waits on; `NotPending`
-        where it was answered, withdrawn or timed out before.
+        Raises `InvalidAnswer` if ``content`` does not fit the schema; the question then stays open. Raises `NotPending`
+        if the question was already answered, was withdrawn or has timed out.
         """
         ask_id = _id(request, ElicitationRequest, "elicitation_id")
         self._core.shared.asks.answer(ask_id, action, content, root=self._core)
 
     def extend(self, request: MaxIterationsReached | str, iterations: int) -> None:
-        """Let a run that has used up its turns take as many more, or end with 0, by its event or its ``request_id``.
+        """Allow a run that has used up its turns to take more turns; 0 ends the run. The request is given as its event
+        or its ``request_id``.
 
-        Raises `NotPending` where it was answered or timed out before, and then the run has ended.
+        Raises `NotPending` if the request was already answered or has timed out; then the run has ended.
         """
         if not is_number(iterations, least=0, whole=True):
             raise InvalidAnswer(f"a run goes on for a whole number of turns, 0 or more, not {iterations!r}")
@@ -164,16 +165,17 @@ class EventStream(Receiver[Event]):
         )
 
     def approve(self, call: ToolCallConfirmation | str, scope: Scope = "once") -> None:
-        """Let a tool call that waits for it be made. ``call`` is the event, or its ``confirmation_id``.
+        """Approve a tool call. ``call`` is the event, or its ``confirmation_id``.
 
-        With ``scope`` "tool" later calls of the same tool are not asked about any more, with "session" none at all,
-        as long as the session lives; what waits already, and what a ``deny`` matches, is not covered. Raises
-        `NotPending` where it was answered, withdrawn or timed out before.
+        With the ``scope`` "tool" the approval also holds for later calls of the same tool, and with "session" for all
+        later calls of the session. It does not hold for calls that are already pending, nor for calls that a ``deny``
+        pattern matches. Raises `NotPending` if the call was already approved or rejected, was withdrawn or has timed
+        out.
         """
         self._decide(call, Decision(True, scope))
 
     def reject(self, call: ToolCallConfirmation | str, reason: str = "") -> None:
-        """Refuse a tool call that waits for approval. The model reads the ``reason``. Raises `NotPending`."""
+        """Reject a tool call. The model reads the ``reason``. Raises `NotPending`, as `approve`."""
         self._decide(call, Decision(False, reason=reason))
 
     def _decide(self, call: ToolCallConfirmation | str, decision: Decision) -> None:
@@ -182,10 +184,9 @@ class EventStream(Receiver[Event]):
 
     @property
     def pending(self) -> list[Event]:
-        """The events of the questions and confirmations that wait for an answer from here, those of nested streams too;
-        oldest first.
+        """The events of the open questions and confirmations of this stream and its nested streams, the oldest first.
 
-        For a consumer that comes late, or lost track. One may be in here before the iteration has brought it.
+        An event may be in this list before the iteration has delivered it.
         """
         shared = self._core.shared
         waiting = [
@@ -199,10 +200,10 @@ class EventStream(Receiver[Event]):
         `StreamStopped` with the reason "waiting". They can be answered from any process (`Store.answer`), and
         ``runtime.run_stream(store.load(id))`` goes on with the run.
 
-        Does not wait. Raises `NotParkable` where the runtime has no store, and where anything but questions is under
-        way, such as a tool or a model. With ``force`` that is left to itself: a tool call that had begun is in doubt
-        afterwards (see `Tool`), unless it is ``read_only``, ``repeatable`` or ``resumable``. Which answers come too
-        late for the run and wait for the next, is decided by who is first.
+        Does not wait. Raises `NotParkable` if the runtime has no store, or if something other than a question is under
+        way, such as a tool or a model call. With ``force`` such a call is no longer waited for. Whether a tool call
+        that had begun took effect is then unknown (see `Tool`), unless the tool is ``read_only``, ``repeatable`` or
+        ``resumable``. An answer that arrives at the same time either reaches this run or is kept for the next one.
         """
         if self._core.parking is None:
             raise NotParkable("a run is parked in a store, and this runtime has none: Runtime(agent, store=...)")
@@ -211,14 +212,14 @@ class EventStream(Receiver[Event]):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def cancel(self, cause: object = None) -> None:
-        """Ask the run to end. Does not wait; what is buffered, and the last event, can still be read."""
+        """Cancel the run. Does not wait. Buffered events and the last event can still be read."""
         self._core.stopping.cancel(cause)
 
     def close(self) -> None:
-        """Cancel the run, drop what it has not delivered, and wait for its end, for a few seconds at most.
+        """Cancel the run, drop the events that were not read, and wait for its end, for a few seconds at most.
 
-        Afterwards no thread and no task is left of it, or `StreamStuck` names what is, if `result` has not done so
-        before. Calling it twice is harmless.
+        Afterwards no thread and no task of the run is left, or `StreamStuck` names what is left, unless `result` has
+        done so before. Calling it twice is harmless.
         """
         core = self._core
         self._finalizer.detach()
@@ -232,10 +233,11 @@ class EventStream(Receiver[Event]):
             raise stuck
 
     def result(self) -> RunResult[Any]:
-        """Read the stream to its end; the result of the run. Its events are not kept: iterate first to see them.
+        """Read the stream to its end and return the result of the run. The events that are read are dropped: iterate
+        first if you need them.
 
-        Raises `RunError` when it ended other than normally, from the exception in the worker. What has not ended within
-        the grace time is logged, and stands beside either as ``stuck``; it is not raised in place of them.
+        Raises `RunError` if the run did not end normally, with the exception that ended it as the cause. Calls that
+        have not ended within the grace time are logged, and listed as ``stuck`` in the result or the error.
         """
         for _ in self:
             pass
@@ -255,7 +257,7 @@ class EventStream(Receiver[Event]):
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """The tracebacks of the tools that failed in the run so far, the last few of them: the model reads one line."""
+        """The last few tracebacks of tools that failed in the run so far; the model reads only one line of each."""
         return tuple(self._core.failures)
 
     def _join(self) -> StreamStuck | None:

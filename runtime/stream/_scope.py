@@ -13,7 +13,7 @@ from ..human._bridge import ElicitationBridge, Events, Place
 
 
 class EventSink:
-    """Where events go. All that a producer holds of a stream."""
+    """Where a producer of events sends them. A producer holds nothing else of a stream. Thread-safe."""
 
     __slots__ = ("_events",)
 
@@ -21,7 +21,7 @@ class EventSink:
         self._events: Final = events
 
     def emit(self, event: Event, cancel: SupportsDone | None = None) -> bool:
-        """Send ``event``, waiting while the buffer is full; False when the stream is over.
+        """Send ``event``, waiting while the buffer is full. Returns False if the stream has ended.
 
         Raises `Cancelled` once ``cancel`` is done.
         """
@@ -38,11 +38,11 @@ class EventSink:
 class stream_scope:
     """Puts ``events`` on the bridge; on exit **always** drops that place and closes ``events``.
 
-    ``with stream_scope(bridge, events, final=last_event) as sink:`` - ``final()`` is called on exit, and what it
-    returns is the last value of the channel, delivered even when the buffer is full. There is nothing between
-    entering and the registration of the cleanup, and nothing to remember on any of the ways out: the bug this project
-    began with is a ``return`` that stood between the two. If ``final`` fails, and fails again, the channel is closed
-    without a last value, and the failure raised. Neither entering nor leaving ever waits.
+    Use it as ``with stream_scope(bridge, events, final=last_event) as sink:``. On exit ``final()`` is called, and its
+    return value is the last value of the channel, which is delivered even if the buffer is full. No code can run
+    between entering and the registration of the cleanup, so no ``return`` or exception there can leave the place on the
+    bridge. If ``final`` fails twice, the channel is closed without a last value, and the exception is raised. Neither
+    entering nor leaving ever waits.
     """
 
     __slots__ = ("_bridge", "_events", "_final", "_place")
