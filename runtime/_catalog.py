@@ -46,10 +46,11 @@ class Counted(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a model costs, in dollars per million tokens.
+    """The price of a model, in dollars per million tokens.
 
-    ``cached_input`` is for what is read from the provider's cache, ``cache_write`` for what is put there; both are
-    ``input`` by default. ``above=(tokens, price)``: a call with more input than that has the other price.
+    ``cached_input`` is the price of input that is read from the provider's cache, ``cache_write`` of input that is
+    written to it; both are ``input`` by default. ``above=(tokens, price)`` is another price for calls with more input
+    than ``tokens``.
     """
 
     input: float
@@ -66,7 +67,7 @@ class Price:
             check("above", self.above, tuple, "a pair, (tokens, Price)")
 
     def cost(self, usage: Counted) -> float:
-        """What one call that used ``usage`` costs, in dollars."""
+        """The cost in dollars of a call with this usage."""
         if self.above is not None and usage.input_tokens > self.above[0]:
             return self.above[1].cost(usage)
         cached = self.input if self.cached_input is None else self.cached_input

@@ -1,8 +1,8 @@
-"""What a stream says: one frozen dataclass per event.
+"""The events of a stream: one frozen dataclass for each kind.
 
-The wire form (`Event.to_dict`) is JSON with a ``type``; the type names are those that docker-agent's API clients
-know, the class names are the same words in CamelCase. ``agent_name`` is the agent that acted, ``session_id`` the
-session of the stream (a nested stream has its own), ``timestamp`` the moment, in UTC.
+The wire form (`Event.to_dict`) is JSON with a ``type``. The type names are those that docker-agent's API clients know;
+the class names are the same words in CamelCase. ``agent_name`` is the agent that the event is about, ``session_id`` the
+session of the stream (a nested stream has its own), ``timestamp`` the time of the event, in UTC.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class AgentChoiceReasoning(Event):
 
 @dataclass(frozen=True, slots=True)
 class PartialToolCall(Event):
-    """A tool call that the model is still writing, as far as it has come."""
+    """A tool call that the model is still writing; ``tool_call`` holds the part that has arrived."""
 
     type: ClassVar[str] = "partial_tool_call"
 
@@ -110,7 +110,7 @@ class PartialToolCall(Event):
 
 @dataclass(frozen=True, slots=True)
 class ToolCallStarted(Event):
-    """A tool call begins: it is checked, permitted and run. Its `ToolCallResponse` follows, whatever becomes of it."""
+    """A tool call begins: it will be checked, approved and run. A `ToolCallResponse` always follows."""
 
     type: ClassVar[str] = "tool_call"
 
@@ -119,11 +119,11 @@ class ToolCallStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class ToolCallConfirmation(Event):
-    """A tool call waits for `EventStream.approve` or `reject`.
+    """A tool call needs the user's approval. Answer with `EventStream.approve` or `reject`.
 
-    ``arguments`` are what the tool will get, after hooks and with defaults; ``server`` is the MCP server that the tool
-    is of, if it is. ``destructive`` and ``open_world`` are what the tool says of itself: that it may destroy something,
-    that it deals with what is outside.
+    ``arguments`` are the values that the tool will get, with the changes of hooks and with defaults. ``server`` is the
+    MCP server that the tool belongs to, or empty. The tool itself declares ``destructive`` (its effect cannot be
+    undone) and ``open_world`` (it reaches things outside).
     """
 
     type: ClassVar[str] = "tool_call_confirmation"
@@ -138,7 +138,7 @@ class ToolCallConfirmation(Event):
 
 @dataclass(frozen=True, slots=True)
 class ToolCallOutput(Event):
-    """Progress of a running tool (`ToolContext.progress`): a text, and how far it has come, of how much."""
+    """Progress of a running tool (`ToolContext.progress`): a text, and how far the tool has come, out of ``total``."""
 
     type: ClassVar[str] = "tool_call_output"
 
@@ -162,7 +162,7 @@ class ToolCallResponse(Event):
 
 @dataclass(frozen=True, slots=True)
 class HookBlocked(Event):
-    """A hook refused to go on."""
+    """A hook has blocked what was about to happen at the point ``hook_event``."""
 
     type: ClassVar[str] = "hook_blocked"
 
@@ -183,7 +183,7 @@ class HookStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class HookFinished(Event):
-    """A hook ended; ``error`` says how it failed, if it did."""
+    """A hook has ended. If it failed, ``error`` says how."""
 
     type: ClassVar[str] = "hook_finished"
 
@@ -194,10 +194,10 @@ class HookFinished(Event):
 
 @dataclass(frozen=True, slots=True)
 class ElicitationRequest(Event):
-    """A tool asks the user something. Answer with `EventStream.respond`.
+    """A tool asks the user a question. Answer with `EventStream.respond`.
 
-    ``mode`` is ``form`` (``schema`` is the JSON schema of the answer) or ``url`` (the user goes to ``url``).
-    ``tool_name`` is the tool that asks, ``server`` the MCP server that it is of, if it is.
+    ``mode`` is ``form`` (``schema`` is the JSON schema of the answer) or ``url`` (the user is asked to visit ``url``).
+    ``tool_name`` is the tool that asks, ``server`` the MCP server that the tool belongs to, or empty.
     """
 
     type: ClassVar[str] = "elicitation_request"
@@ -213,8 +213,8 @@ class ElicitationRequest(Event):
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationEvent(Event):
-    """A server wants the user to sign in, or a sign-in ended. This version reads and writes the event, and
-    never sends it.
+    """A server wants the user to sign in, or a sign-in has ended. This version can read and write the event, but never
+    sends it.
     """
 
     type: ClassVar[str] = "authorization_event"
@@ -238,7 +238,7 @@ class Error(Event):
 
 @dataclass(frozen=True, slots=True)
 class Warning(Event):
-    """Something went wrong that the stream survived."""
+    """Something went wrong, and the stream goes on."""
 
     type: ClassVar[str] = "warning"
 
@@ -247,10 +247,10 @@ class Warning(Event):
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage(Event):
-    """The tokens that a model call used, and the sums of the stream so far, with the streams nested in it.
+    """The tokens that a model call used, and the totals of the stream so far, including nested streams.
 
-    ``cached_tokens`` are part of the input, ``reasoning_tokens`` of the output. Costs are in dollars, and None where
-    a model has no price.
+    ``cached_tokens`` are included in the input tokens, ``reasoning_tokens`` in the output tokens. Costs are in dollars,
+    and None if a model has no price.
     """
 
     type: ClassVar[str] = "token_usage"
@@ -268,7 +268,7 @@ class TokenUsage(Event):
 
 @dataclass(frozen=True, slots=True)
 class ModelFallback(Event):
-    """A model failed, the next one takes over."""
+    """A model has failed, and the next one takes over."""
 
     type: ClassVar[str] = "model_fallback"
 
@@ -279,9 +279,9 @@ class ModelFallback(Event):
 
 @dataclass(frozen=True, slots=True)
 class MaxIterationsReached(Event):
-    """The agent used up the turns it is allowed. Answer with `EventStream.extend`.
+    """The agent has used up its turns. Answer with `EventStream.extend`.
 
-    ``request_id`` is empty where nobody is asked: the run is not interactive, and ends.
+    ``request_id`` is empty if the run is not interactive; it then ends.
     """
 
     type: ClassVar[str] = "max_iterations_reached"
@@ -292,7 +292,7 @@ class MaxIterationsReached(Event):
 
 @dataclass(frozen=True, slots=True)
 class BudgetExceeded(Event):
-    """The stream used up a budget: ``kind`` is ``tokens``, ``cost`` (dollars) or ``time`` (seconds)."""
+    """The stream has used up a budget: ``kind`` is ``tokens``, ``cost`` (dollars) or ``time`` (seconds)."""
 
     type: ClassVar[str] = "budget_exceeded"
 
@@ -303,7 +303,7 @@ class BudgetExceeded(Event):
 
 @dataclass(frozen=True, slots=True)
 class AgentInfo(Event):
-    """The agent that acts, and its model."""
+    """The agent that is in charge (``agent_name``), with its model and description."""
 
     type: ClassVar[str] = "agent_info"
 
@@ -313,7 +313,7 @@ class AgentInfo(Event):
 
 @dataclass(frozen=True, slots=True)
 class TeamInfo(Event):
-    """The agents of the team."""
+    """The names of the agents of the team."""
 
     type: ClassVar[str] = "team_info"
 
@@ -322,7 +322,7 @@ class TeamInfo(Event):
 
 @dataclass(frozen=True, slots=True)
 class ToolsetInfo(Event):
-    """The tools that the agent has."""
+    """The names of the tools that the agent has."""
 
     type: ClassVar[str] = "toolset_info"
 
@@ -331,7 +331,7 @@ class ToolsetInfo(Event):
 
 @dataclass(frozen=True, slots=True)
 class AgentSwitching(Event):
-    """The conversation goes from one agent to another."""
+    """The conversation is handed over from one agent to another."""
 
     type: ClassVar[str] = "agent_switching"
 
@@ -341,7 +341,7 @@ class AgentSwitching(Event):
 
 @dataclass(frozen=True, slots=True)
 class SubSessionCompleted(Event):
-    """A nested stream ended; ``reason`` as in its own `StreamStopped`."""
+    """A nested stream has ended; ``reason`` is as in its own `StreamStopped`."""
 
     type: ClassVar[str] = "sub_session_completed"
 
@@ -351,7 +351,7 @@ class SubSessionCompleted(Event):
 
 @dataclass(frozen=True, slots=True)
 class MessageAdded(Event):
-    """The session has one message more. This version reads and writes the event, and never sends it."""
+    """The session has one more message. This version can read and write the event, but never sends it."""
 
     type: ClassVar[str] = "message_added"
 
@@ -360,7 +360,7 @@ class MessageAdded(Event):
 
 @dataclass(frozen=True, slots=True)
 class SessionTitle(Event):
-    """The session has a title."""
+    """The session has got a title."""
 
     type: ClassVar[str] = "session_title"
 
@@ -369,7 +369,7 @@ class SessionTitle(Event):
 
 @dataclass(frozen=True, slots=True)
 class SessionSummary(Event):
-    """The session was summed up."""
+    """A model has written a summary of the older messages of the session."""
 
     type: ClassVar[str] = "session_summary"
 
@@ -378,7 +378,7 @@ class SessionSummary(Event):
 
 @dataclass(frozen=True, slots=True)
 class SessionCompaction(Event):
-    """The session is being shortened: ``status`` is ``started``, then ``completed`` or ``failed``."""
+    """The conversation is being shortened: ``status`` is ``started``, then ``completed`` or ``failed``."""
 
     type: ClassVar[str] = "session_compaction"
 
@@ -387,7 +387,7 @@ class SessionCompaction(Event):
 
 @dataclass(frozen=True, slots=True)
 class McpInitStarted(Event):
-    """A toolset starts; servers may take a while."""
+    """A toolset is being started, which may take a while."""
 
     type: ClassVar[str] = "mcp_init_started"
 
@@ -405,7 +405,7 @@ class McpInitFinished(Event):
 
 @dataclass(frozen=True, slots=True)
 class Paused(Event):
-    """The stream stands still until it is told to go on."""
+    """The stream is paused until `Runtime.resume`."""
 
     type: ClassVar[str] = "paused"
 
@@ -418,7 +418,7 @@ _TYPES: dict[str, type[Event]] = {
 
 
 def _wire_form(value: Any) -> Any:
-    """``value`` as it goes over the wire, in the terms of JSON."""
+    """``value`` in its wire form, ready for JSON."""
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, (Message, Image)):

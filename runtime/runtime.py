@@ -1,4 +1,4 @@
-"""`Runtime`: wires the parts together, and does nothing itself."""
+"""`Runtime`, which wires the parts together."""
 
 from __future__ import annotations
 
@@ -56,27 +56,34 @@ OnRequest: TypeAlias = "Callable[[Any], Answer | Mapping[str, Any] | Decision | 
 
 
 class Runtime:
-    """Runs an agent, or the first of a team, on sessions. Any number of streams at once, from any threads.
+    """Runs an agent, or the first agent of a team, on sessions. Any number of streams may run at once. All methods may
+    be called from any thread.
 
-    ``observers`` (see `Observer`) see every event before its consumer does. ``executor`` is a thread pool of yours for
-    tools, hooks and in-process models; without one they get threads of their own. ``permissions`` are patterns for the
-    tool calls of all streams; those of a session come first, those of the team last. ``event_capacity`` is how many
-    events a stream buffers for a slow consumer. A question that nobody answers within ``answer_timeout`` seconds is
-    declined, and a tool call that nobody approves rejected (None: they wait as long as their stream). ``grace`` is how
-    many seconds a call that cannot be interrupted may take to end after its stream did, before `StreamStuck` names it.
-    ``prices`` are those of your models, by id or pattern such as ``openai/gpt-5*``; they go before the built-in list.
-    Of a tool's result, the model is given ``result_limit`` characters (None: all of them); a longer one is kept in full
-    in a file in ``result_directory``, where you clean up, or by default in a temporary directory, which goes with the
-    runtime. With ``titles``, a session without one gets the first words of its user as the title (`SessionTitle`).
-    With a ``store`` (see `Store`), sessions outlive the process, as far as they have come:
-    ``runtime.run_stream(store.load(id))`` goes on with one. A run that has done nothing but wait for its user for
-    ``park_after`` seconds is parked (`EventStream.park`; None: never). The store is yours to close.
+    - ``observers`` (see `Observer`) see every event before its consumer does.
+    - ``executor`` is your thread pool for tools, hooks and in-process models; without one, the runtime uses threads of
+      its own.
+    - ``permissions`` are patterns for the tool calls of all streams. The session's permissions come before them, the
+      team's after them.
+    - ``event_capacity`` is the number of events that a stream buffers for a slow consumer.
+    - ``answer_timeout``, in seconds: a question that nobody answers in this time is declined, and a tool call that
+      nobody approves is rejected (None: they wait as long as their stream).
+    - ``grace`` is the number of seconds that a call which cannot be interrupted may go on after the end of its stream,
+      before `StreamStuck` names it.
+    - ``prices`` are the prices of your models, by id or by a pattern such as ``openai/gpt-5*``. They take precedence
+      over the built-in list.
+    - ``result_limit`` is the number of characters of a tool's result that the model is given (None: all). A longer
+      result is kept in full in a file in ``result_directory``, where you delete it; by default in a temporary
+      directory, which `close` removes.
+    - ``titles``: a session without a title gets the first words of its user as the title (`SessionTitle`).
+    - ``store`` (see `Store`) keeps sessions beyond the end of the process: ``runtime.run_stream(store.load(id))`` goes
+      on with one. `close` does not close the store.
+    - ``park_after``, in seconds: a run that has only waited for its user for this time is parked (`EventStream.park`;
+      None: never).
+    - ``stall_after``, in seconds: a stream that makes no progress for this time, although nobody is being asked, is
+      reported once (None: never). The report goes to ``on_stall``, a function that takes a `runtime.dump.Stall` and is
+      called on a thread of its own, or else to the log.
 
-    A stream that has made no progress for ``stall_after`` seconds though nobody is being asked is reported, once: to
-    ``on_stall``, a function that is given a `runtime.dump.Stall`, on a thread of its own, or else to the log (None:
-    nobody looks).
-
-    Use it as a context manager, or `close` it: that ends its streams, helper threads and toolsets.
+    Use a runtime as a context manager, or `close` it, which ends its streams, helper threads and toolsets.
     """
 
     def __init__(
@@ -155,15 +162,17 @@ class Runtime:
         output_type: Any = None,
         record: Recording | str | os.PathLike[str] | None = None,
     ) -> EventStream:
-        """Start a run of the agent on ``session``; its events, to iterate over.
+        """Start a run of the agent on ``session`` and return its events, to iterate over.
 
-        Starts one thread, and returns at once. With ``interactive=False`` there is nobody to answer questions and to
-        approve tool calls: they are declined, and the model is told why. ``budget`` holds beside that of the agent.
-        ``output_type`` takes the place of the agent's. ``record`` is a file, or a `Recording`, to write what happens
-        to, secrets left out; one that is there is replaced. Raises `ValueError` for a permission of the
-        session that can match no call, `SessionBusy` while another stream runs on the
-        session, `TypeError` for an ``output_type`` that JSON cannot be made into, `OSError` where the record cannot be
-        written. Context variables of the caller are seen in tools, hooks and models.
+        Starts one thread and returns at once. With ``interactive=False`` nobody can be asked: questions are declined,
+        tool calls that need approval are refused, and the model is told why. ``budget`` applies in addition to the
+        agent's budget. ``output_type`` replaces the agent's. ``record`` is a file, or a `Recording`, to which the run
+        is written without secrets; an existing record is replaced. Tools, hooks and models see the context variables of
+        the caller.
+
+        Raises `SessionBusy` while another stream runs on the session, `ValueError` for a permission of the session that
+        can match no call, `TypeError` for an ``output_type`` that cannot be made from JSON, and `OSError` if the record
+        cannot be written.
         """
         if self._shared.closed:
             raise RuntimeError("the runtime is closed")
@@ -222,13 +231,14 @@ class Runtime:
         budget: Budget | None = None,
         record: Recording | str | os.PathLike[str] | None = None,
     ) -> RunResult[Any]:
-        """Run the agent on ``session`` to the end, in this thread, and return the result.
+        """Run the agent on ``session`` to the end, and return the result.
 
-        ``on_request`` is called, in this thread, with each event that asks. To an `ElicitationRequest` it returns the
-        content of the answer, an `Answer`, or None to decline; to a `ToolCallConfirmation` True, False or a `Decision`,
-        or None to reject; to a `MaxIterationsReached` how many more turns the run may take, or None to end it. Without
-        it the run is not interactive. The rest is as in `run_stream`. Raises `RunError` when the run ends other than
-        normally; what ``on_request`` raises ends the run.
+        ``on_request`` is called, in the calling thread, with each event that asks the user. For an `ElicitationRequest`
+        it returns the content of the answer, an `Answer`, or None to decline; for a `ToolCallConfirmation` True, False,
+        a `Decision`, or None to reject; for a `MaxIterationsReached` the number of turns that the run may take in
+        addition, or None to end it. Without ``on_request`` the run is not interactive. The other arguments are as in
+        `run_stream`. Raises `RunError` if the run does not end normally. An exception of ``on_request`` ends the run
+        and is raised.
         """
         refuse_on_the_loop("Runtime.run", IN_A_COROUTINE)
         interactive = on_request is not None
@@ -245,10 +255,10 @@ class Runtime:
     def resume_elicitation(
         self, action: Action, content: Mapping[str, Any] | None = None, elicitation_id: str | None = None
     ) -> None:
-        """Answer a question of any stream of this runtime; the id may be left out where only one is waiting.
+        """Answer a question of any stream of this runtime. The id may be left out if only one question is open.
 
-        With a store, it may be one of a run that is parked, or that another process runs. Raises `InvalidAnswer`,
-        `NotPending` and `StoreError`, as `EventStream.respond`.
+        With a store, the question may also belong to a parked run, or to a run of another process. Raises
+        `InvalidAnswer` and `NotPending`, as `EventStream.respond`, and `StoreError`.
         """
         kept = self._kept(elicitation_id, self._shared.asks, ("question", "turns"))
         if kept is None:
@@ -257,15 +267,15 @@ class Runtime:
             self._answer_kept(kept, {"action": action, "content": dict(content or {})})
 
     def approve(self, confirmation_id: str | None = None, scope: Scope = "once") -> None:
-        """Let a tool call of any stream of this runtime be made; the id may be left out where only one is waiting.
+        """Approve a tool call of any stream of this runtime. The id may be left out if only one call is pending.
 
-        With a store, it may be one of a run that is parked, or that another process runs. Raises `NotPending` and
-        `StoreError`, as `EventStream.approve`.
+        With a store, the call may also belong to a parked run, or to a run of another process. Raises `NotPending`, as
+        `EventStream.approve`, and `StoreError`.
         """
         self._decide(confirmation_id, Decision(True, scope))
 
     def reject(self, confirmation_id: str | None = None, reason: str = "") -> None:
-        """Refuse a tool call of any stream of this runtime, as `approve` lets it be made."""
+        """Reject a tool call of any stream of this runtime. The arguments and errors are as in `approve`."""
         self._decide(confirmation_id, Decision(False, reason=reason))
 
     def _decide(self, confirmation_id: str | None, decision: Decision) -> None:
@@ -295,8 +305,8 @@ class Runtime:
     # -- runs that wait ------------------------------------------------------------------------------------------------
 
     def waiting(self) -> Sequence[Request]:
-        """The requests of all sessions in the store that nobody has answered: of runs that are parked, live, here or in
-        another process, or whose process has died. The oldest comes first.
+        """The unanswered requests of all sessions in the store, the oldest first. Their runs may be parked, may be live
+        in this or another process, or their process may have died.
 
         `approve`, `reject` and `resume_elicitation` answer them by their ``id``. Raises `RuntimeError` without a store,
         and `StoreError`.
@@ -304,8 +314,9 @@ class Runtime:
         return self._its_store().pending()
 
     def resume_ready(self, *, interactive: bool = True) -> Iterator[EventStream]:
-        """Go on with the sessions in the store whose requests are all answered: their streams, one after the other, to
-        be read. For a worker or a cron job; several may do this at once, and each session goes to one of them.
+        """Continue the sessions in the store whose requests are all answered. Yields their streams, one after the
+        other, to be read. This is for a worker or a cron job; if several do it at once, each session goes to one of
+        them.
 
         Raises `RuntimeError` without a store, and `StoreError`.
         """
@@ -326,31 +337,33 @@ class Runtime:
     # -- steering ------------------------------------------------------------------------------------------------------
 
     def steer(self, session: Session | str, text: str) -> None:
-        """Say something to the agent that runs on ``session``, or on the one with this id.
+        """Send a message to the run on ``session``, or on the session with this id.
 
-        The text is a user message before the next model call, after the tool calls that are under way.
+        The text becomes a user message before the next model call, after the tool calls that are under way. It is
+        recorded in the session in any case: if the run ends before the model has seen it, it is the last message of the
+        session.
 
-        It is recorded in the session, whatever happens: where the run ends before the model could see it, as the last
-        message. Raises `NotRunning` where no run could take it, or it has come to its end; then it is not recorded, and
-        is yours to give to the next (`Session.add_user`).
+        Raises `NotRunning` if the session has no run, or if its run is too near its end. Then the message is not
+        recorded, and you can add it to the session yourself (`Session.add_user`).
         """
         self._mailbox(session).steer(text)
 
     def follow_up(self, session: Session | str, text: str) -> None:
-        """Say something once the agent has nothing more to do: a user message, and the run goes on. One by one, where
-        there are several. Raises `NotRunning`, as `steer`.
+        """Queue a message for the run on ``session``. Once the agent has nothing more to do, the text becomes the next
+        user message, and the run goes on; several follow-ups come one after the other. Raises `NotRunning`, as `steer`.
         """
         self._mailbox(session).follow_up(text)
 
     def pause(self, session: Session | str) -> None:
-        """Let the run stand still before its next turn, with a `Paused` event, until `resume`.
+        """Pause the run before its next turn, until `resume`. The stream then sends a `Paused` event.
 
-        A cancel ends it meanwhile as always, and its time goes on to count. Twice is harmless. Raises `NotRunning`.
+        A paused run can be cancelled, and the pause counts towards a budget of seconds. Pausing twice is harmless.
+        Raises `NotRunning`.
         """
         self._mailbox(session).pause()
 
     def resume(self, session: Session | str) -> None:
-        """Let a paused run go on. Harmless where it is not paused. Raises `NotRunning`."""
+        """Let a paused run go on. Harmless if the run is not paused. Raises `NotRunning`."""
         self._mailbox(session).resume()
 
     def _mailbox(self, session: Session | str) -> Mailbox:
@@ -361,17 +374,17 @@ class Runtime:
 
     @property
     def bridge(self) -> ElicitationBridge:
-        """The elicitation bridge: the places of the streams that are live, to which questions go."""
+        """The elicitation bridge, which brings questions to the live streams."""
         return self._shared.bridge
 
     # -- looking inside ------------------------------------------------------------------------------------------------
 
     def dump(self) -> Dump:
-        """The live streams: what each of them waits for and since when, its calls with their stacks, its questions, and
-        the channels of the process with who is parked on them. ``str()`` of it is for people.
+        """A description of the live streams: what each stream waits for and since when, its calls with their stacks,
+        its questions, and which threads wait on which channels of the process. ``str()`` of it is for people.
 
-        Takes no lock and never waits, also while streams are stuck, and in a signal handler. Secrets are taken out, as
-        in records.
+        Takes no lock and never waits, so it can be called while streams are stuck, and in a signal handler. Secrets are
+        removed, as in records.
         """
         from .inspection._dump import dump_of, snapshot
 
@@ -380,11 +393,11 @@ class Runtime:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End all streams, helper threads and toolsets; bounded. Calling it twice is harmless, also in a signal handler
-        that comes into the middle of the first. A stream that another thread is just opening is refused there.
+        """End all streams, helper threads and toolsets, within a bounded time. Calling it twice is harmless, even in a
+        signal handler that interrupts the first call. A stream that another thread is just opening is refused.
 
-        A toolset that another runtime has started too is left to that one. What does not end in time is logged, and
-        left to itself.
+        A toolset that another runtime has started too goes on. Whatever does not end in time is logged, and no longer
+        waited for.
         """
         self._shared.closed = True
         if self._shared.listener is not None:
@@ -411,12 +424,12 @@ class Runtime:
 
 
 def _recorder(record: Recording | str | os.PathLike[str]) -> Callable[[str, Session], Recorder]:
-    """What opens the file of a record, once the stream has the session."""
+    """A function that opens the file of a record, once the stream has the session."""
     return functools.partial(Recorder, record if isinstance(record, Recording) else Recording(record))
 
 
 def _settle(stream: EventStream, request: RequestEvent, answer: Any) -> None:
-    """Pass on what an ``on_request`` returned."""
+    """Answer a request with the return value of ``on_request``."""
     if isinstance(request, MaxIterationsReached):
         stream.extend(request, 0 if answer is None else answer)
         return

@@ -55,9 +55,10 @@ class Usage:
 
 
 class Prices:
-    """Prices by model id. ``own`` maps ids, or patterns as in the shell, to prices; its entries go before `BUILT_IN`.
+    """Prices by model id. ``own`` maps ids, or shell-style patterns of ids, to prices, which take precedence over
+    `BUILT_IN`.
 
-    In ``own`` the first pattern that matches counts. Thread-safe: nothing changes.
+    In ``own`` the first pattern that matches counts. Immutable, and so thread-safe.
     """
 
     def __init__(self, own: Mapping[str, Price] | None = None) -> None:
@@ -68,7 +69,7 @@ class Prices:
                 raise TypeError(f"prices[{pattern!r}] is a Price, not {price!r}")
 
     def find(self, model: str) -> Price | None:
-        """The price of ``model``; None where it has none."""
+        """The price of ``model``; None if it has none."""
         for pattern, price in self._own.items():
             if fnmatchcase(model, pattern):
                 return price
