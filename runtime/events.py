@@ -213,8 +213,8 @@ class ElicitationRequest(Event):
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationEvent(Event):
-    """A server wants the user to sign in, or a sign-in has ended. This version can read and write the event, but never
-    sends it.
+    """A server wants the user to sign in at ``url`` (``status`` is ``required``; an `ElicitationRequest` follows), or a
+    sign-in has ended: it was ``granted``, or has ``failed``.
     """
 
     type: ClassVar[str] = "authorization_event"

@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from channels import CancelToken
 
+from ..events import Event
 from ..model import Model
 from ..session._session import Session
 from ._agent import Agent
 from ._result import RunResult
 from ._tool import Answer, CallContext
+
+
+class Asking(Protocol):
+    """What a toolset may use while a stream waits for its tools, or for the result of a call: the user."""
+
+    @property
+    def session_id(self) -> str: ...
+    @property
+    def agent_name(self) -> str: ...
+    @property
+    def cancel(self) -> CancelToken: ...
+
+    def elicit(
+        self,
+        message: str,
+        schema: Mapping[str, Any] | None = None,
+        *,
+        url: str = "",
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Answer: ...
+
+    def tell(self, event: Event) -> None:
+        """Send an event to the consumer. Raises `Cancelled` when the stream ends first."""
+
+
+#: The stream that waits for the tools of a toolset, where its methods are called for one.
+waiting_stream: ContextVar[Asking | None] = ContextVar("waiting_stream", default=None)
 
 
 class ToolContext(CallContext, Protocol):

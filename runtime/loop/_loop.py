@@ -142,7 +142,7 @@ class _Run:
         blocked = core.fire("before_llm_call", model=model, iteration=self.iteration)
         core.stop_if_blocked("before_llm_call", blocked)
         definitions = [tool.definition for tool in tools.values()]
-        system = _system(core, [*self._context, *context])
+        system = _system(core, [*self._context, *self._tools.notes, *context])
         shown, before = conversation(core, system, definitions), len(core.session._messages)
         for left in range(OVERFLOWS, -1, -1):
             try:

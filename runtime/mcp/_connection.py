@@ -17,7 +17,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import anyio
@@ -45,13 +45,14 @@ from mcp.types import (
 )
 from pydantic import FileUrl
 
-from channels import CancelToken, Channel, ChannelClosed, SupportsDone
+from channels import CancelToken, Channel, ChannelClosed, SupportsDone, select
 from channels._lazy import lazy_logger
 from channels.aio import LoopThread
 
 from .._dataclasses import dataclass
 from ._http import Kind, Remote
 from ._messages import unwrap
+from ._oauth import NotSignedIn, SignIn
 from ._stdio import Process
 
 MODERN: Final = "2026-07-28"  # from here on it is the client that calls again with the answer; revisions are dates
@@ -88,6 +89,10 @@ class Lost(Exception):
 
 class Unsent(Lost):
     """The server is lost, and has not seen the call."""
+
+
+class NeedsSignIn(Lost):
+    """The server does not talk to who is not signed in."""
 
 
 class Visit(Exception):
@@ -236,6 +241,7 @@ class ServerCall:
 #: Makes a call: it is given the client, and the call that it is.
 Send: TypeAlias = Callable[["Client", "ServerCall"], Awaitable[Any]]
 
+_sender: contextvars.ContextVar[ServerCall | None] = contextvars.ContextVar("sender", default=None)
 _call: contextvars.ContextVar[ServerCall | None] = contextvars.ContextVar("call", default=None)
 
 
@@ -273,7 +279,10 @@ class Connection:
         ways: Sequence[Way],
         settings: Settings,
         startup_timeout: float,
+        attended: bool = False,
     ) -> None:
+        self.asks: Channel[SignIn] = Channel(UNBOUNDED, name=f"{name} asks")  # whoever waits until it is ready
+        self.signing_in = False  # until it is ready
         self.tools: list[Tool] = []  # complete once ready
         self.offers: frozenset[str] = frozenset()  # beside tools
         self.version = ""
@@ -287,6 +296,8 @@ class Connection:
         self.way: Way | None = None  # that the server takes, once it is known
         self._name = name
         self._ways = ways
+        self._attended = attended  # somebody is there who can be asked to sign in
+        self._refused = ""  # why that has not been done
         self._settings = settings
         self._startup_timeout = startup_timeout
         self._new_link = link
@@ -311,16 +322,33 @@ class Connection:
 
     # -- any thread ----------------------------------------------------------------------------------------------------
 
-    def wait_ready(self, cancel: SupportsDone | None = None, timeout: float | None = None) -> None:
-        """Wait until the server is connected and its tools are listed. Raises `Lost`, also where that takes more than
-        ``timeout`` seconds, and `Cancelled`.
+    def wait_ready(
+        self,
+        cancel: SupportsDone | None = None,
+        timeout: float | None = None,
+        ask: Callable[[SignIn], object] | None = None,
+    ) -> None:
+        """Wait until the server is connected and its tools are listed. ``ask`` sends the user to sign in meanwhile.
+        Raises `Lost`, also where that takes more than ``timeout`` seconds, and `Cancelled`.
         """
         self._refuse("waiting for an MCP server")
-        if timeout is not None and not self._wait(self.ready, timeout, cancel, hurried=True):
-            raise Lost("has not started yet")
-        self._wait(self.ready, self._startup_timeout + SLACK, cancel)
+        patience = self._startup_timeout + SLACK if timeout is None else timeout
+        while True:
+            try:
+                asked = select(self.ready, None if ask is None else self.asks, timeout=patience, cancel=cancel)
+            except TimeoutError:
+                if timeout is not None:
+                    raise Lost("has not started yet") from None
+                if self.signing_in:
+                    continue
+                # Its own timeout comes earlier, unless the loop stands still.
+                raise Lost(f"did not start: {self._loop_thread!r} has been stalled by something else") from None
+            if asked.index == 0:
+                break
+            assert ask is not None
+            ask(asked.value)
         if self.failure is not None and not self.version:
-            raise Lost(str(self.failure))
+            raise type(self.failure)(str(self.failure))
 
     def wait_listed(self, cancel: SupportsDone | None = None) -> None:
         """Wait until the tools that the server says have changed are listed again, or cannot be."""
@@ -363,16 +391,13 @@ class Connection:
         if self._is_running():
             raise RuntimeError(f"{what} on the event loop's own thread would stall it: do it in another thread")
 
-    def _wait(
-        self, event: Channel[None], timeout: float, cancel: SupportsDone | None = None, *, hurried: bool = False
-    ) -> bool:
+    def _wait(self, event: Channel[None], timeout: float, cancel: SupportsDone | None = None) -> bool:
         try:
             event.recv(timeout, cancel)
         except ChannelClosed:
             return True
         except TimeoutError:
-            if event is self.ready and not hurried:  # its own timeout comes earlier, unless the loop stands still
-                raise Lost(f"did not start: {self._loop_thread!r} has been stalled by something else") from None
+            return False
         return False
 
     # -- the loop's thread ---------------------------------------------------------------------------------------------
@@ -448,7 +473,7 @@ class Connection:
         async with contextlib.AsyncExitStack() as attempt:
             self._link = self._new_link(way.kind)
             client = Client(
-                self._link.open(self._on_end, self._on_unseen),
+                self._link.open(self._on_end, self._on_unseen, self._asking_to_sign_in),
                 mode=way.mode,
                 prior_discover=way.learnt,
                 elicitation_callback=self._on_elicitation,
@@ -471,6 +496,35 @@ class Connection:
     def _on_end(self) -> None:
         if self.version:
             self._command_end()
+
+    @contextlib.contextmanager
+    def _asking_to_sign_in(self, url: str) -> Iterator[SignIn]:
+        """Lead a sign-in to the user of the call that needs it, or of the stream for which the server starts."""
+        sign_in = SignIn(url, self._loop)
+        call, starting = _sender.get(), self._connecting
+        if call is not None:
+            told = call.tell(sign_in)
+        else:
+            told = self._attended and starting is not None and not self._refused
+            if told:
+                self.asks.try_send(sign_in)
+        if not told:
+            raise NotSignedIn(
+                self._refused or f"the user has to sign in at {url} first, and nobody is there to be asked"
+            )
+        try:
+            if call is None and starting is not None:
+                self.signing_in = True
+                starting.reschedule(None)
+            yield sign_in
+        except NotSignedIn as error:
+            self._refused = str(error) if call is None else ""  # the older handshake would ask once more
+            raise
+        finally:
+            self.signing_in = False
+            if call is None and starting is not None and not starting.expired():
+                starting.reschedule(self._loop.time() + self._startup_timeout)
+            sign_in.over.cancel("the sign-in is over")
 
     def _on_unseen(self) -> None:
         """The server has not seen the request in whose context this is called: it may be sent once more."""
@@ -612,9 +666,13 @@ class Connection:
     def _start_failure(self, error: BaseException) -> Lost:
         if self._stopping:
             return Lost("was stopped while it started")
-        return Lost(self._link.why_not(error, self._startup_timeout))
+        link = self._link
+        if isinstance(link, Remote) and link.unsigned:
+            return NeedsSignIn(link.unsigned)
+        return Lost(link.why_not(error, self._startup_timeout))
 
     async def _run(self, client: Client, call: ServerCall) -> Any:
+        _sender.set(call)
         if self.version >= MODERN:
             _call.set(call)  # a question comes up in a child of this task
             self._begin(call)

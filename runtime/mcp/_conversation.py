@@ -30,6 +30,7 @@ from ._connection import (
     Visit,
     visit_of,
 )
+from ._oauth import SignIn, ask_to_sign_in
 from ._sampling import sampled
 from ._server_error import MCPServerError
 
@@ -110,6 +111,13 @@ class Conversation:
                         if not call.over.cancelled:
                             raise
                         # Why it is over is the next message.
+                elif isinstance(message, SignIn):
+                    if context is None:
+                        message.refuse(
+                            f"the user has to sign in at {message.url} first, and nobody is there to be asked"
+                        )
+                    else:
+                        ask_to_sign_in(message, self._server, context)  # type: ignore[arg-type]
                 elif isinstance(message, Declined):
                     self.notes.append(
                         f"(The server asked {message.message!r} while calls of several conversations were under way,"

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import httpx2
+from mcp.client.auth import OAuthFlowError
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
@@ -28,6 +29,7 @@ from mcp.types import JSONRPCResponse
 from channels._lazy import lazy_logger
 
 from ._messages import ANSWER, VALUES, failed, has_many_values, refused, unwrap, written
+from ._oauth import NotSignedIn, OAuth
 from ._sound import sound
 
 Kind: TypeAlias = Literal["stdio", "http", "sse"]
@@ -50,7 +52,9 @@ class Remote:
 
     again: Final = "the next call connects again"
 
-    def __init__(self, name: str, url: str, headers: Mapping[str, str], auth: httpx2.Auth | None, kind: Kind) -> None:
+    def __init__(
+        self, name: str, url: str, headers: Mapping[str, str], auth: httpx2.Auth | OAuth | None, kind: Kind
+    ) -> None:
         self.name = name
         self.url = url
         self.kind = kind
@@ -59,6 +63,7 @@ class Remote:
         self.status = 0  # of the last response that was an error
         self._headers = {"accept-encoding": "identity", **headers}  # `Events` looks at what comes over the wire
         self._auth = auth
+        self.unsigned = ""  # why it does not talk to us
         self._said = ""  # by that response, or by what kept it away
         self._how = ""
         self._on_end: Callable[[], object] = lambda: None
@@ -66,18 +71,23 @@ class Remote:
 
     @contextlib.asynccontextmanager
     async def open(
-        self, ended: Callable[[], object], unseen: Callable[[], object]
+        self, ended: Callable[[], object], unseen: Callable[[], object], ask: Any
     ) -> AsyncIterator[tuple[FromServer, Any]]:
         """Connect; on leaving, end the session. ``ended`` is called when it is over, ``unseen`` in the context of a
-        request that the server has refused unseen.
+        request that the server has refused unseen, and ``ask`` in the one of a request for which a user has to sign in.
         """
         self._on_end, self._on_unseen = ended, unseen
+        auth = self._auth
+        if isinstance(auth, OAuth):
+            from ._sign_in import Provider
+
+            auth = Provider(self.url, auth, ask)
         if self.kind == "sse":
-            made = sse_client(self.url, httpx_client_factory=self._client, auth=self._auth, sse_read_timeout=86_400)
+            made = sse_client(self.url, httpx_client_factory=self._client, auth=auth, sse_read_timeout=86_400)
             async with made as (source, sink):
                 yield FromServer(source, self), sink
         else:
-            async with self._client(auth=self._auth) as client:
+            async with self._client(auth=auth) as client:
                 made = streamable_http_client(self.url, http_client=client, max_sse_event_size=ANSWER)
                 async with made as (source, sink):
                     yield FromServer(source, self), sink
@@ -222,7 +232,9 @@ class Client(httpx2.AsyncClient):
         """Nothing came, or not all of it. Raised, that would end the session from inside, and every other call."""
         inner = unwrap(error)
         error = inner if isinstance(inner, Exception) else error
-        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+        if isinstance(error, NotSignedIn | OAuthFlowError):
+            text = self._remote.unsigned = f"wants the user to sign in, which has failed: {error}"
+        elif isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             text = f"cannot be reached at {shown(str(request.url))}: {_words(error)}"
         else:
             text = f"did not answer: {_words(error)}"

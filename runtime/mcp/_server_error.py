@@ -12,3 +12,9 @@ class MCPServerError(Portable, RuntimeError):
         super().__init__(f"MCP server {server!r} {problem}")
         self.server = server
         self.problem = problem
+
+
+class SignInNeeded(MCPServerError):
+    """The server wants a user to sign in, and none has."""
+
+    needs_user = True  # where nobody is there, the run goes on without these tools

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .._checks import check
+from ._oauth import OAuth
 
 
 def refuse(what: str, **given: Any) -> None:
@@ -61,9 +62,12 @@ def check_headers(headers: Mapping[str, str] | None) -> None:
             raise ValueError(f"headers[{name!r}] has characters in it that no header can have")
 
 
-def check_auth(auth: Any) -> None:
-    if auth is not None and not hasattr(auth, "async_auth_flow"):
-        raise TypeError(f"auth is an httpx2.Auth, not {type(auth).__name__}; a token goes into headers=")
+def check_auth(auth: Any, url: str) -> None:
+    if auth is not None and not isinstance(auth, OAuth) and not hasattr(auth, "async_auth_flow"):
+        raise TypeError(f"auth is OAuth() or an httpx2.Auth, not {type(auth).__name__}; a token goes into headers=")
+    parts = urlsplit(url)
+    if isinstance(auth, OAuth) and parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
+        raise ValueError("auth=OAuth() needs https: what it sends over http, everyone on the way can use")
 
 
 def checked_roots(roots: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:

@@ -201,7 +201,7 @@ class Process:
 
     @contextlib.asynccontextmanager
     async def open(
-        self, ended: Callable[[], object], unseen: Callable[[], object]
+        self, ended: Callable[[], object], unseen: Callable[[], object], ask: object
     ) -> AsyncIterator[tuple[_FromServer, _ToServer]]:
         """Start the process; on leaving, end it. ``ended`` is called when its output ends."""
 

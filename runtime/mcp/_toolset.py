@@ -21,12 +21,13 @@ from .._checks import check, check_number
 from .._dataclasses import replace
 from .._errors import MissingExtra
 from ..agent._tool import Tool, ToolResult
-from ..agent._tool_context import ToolContext
+from ..agent._tool_context import Asking, ToolContext, waiting_stream
 from ..session._message import Message
 from . import _offers
 from ._described import CONTEXT, Described, described
+from ._oauth import OAuth, ask_to_sign_in
 from ._offers import Prompt, Resource
-from ._server_error import MCPServerError
+from ._server_error import MCPServerError, SignInNeeded
 from ._settings import check_auth, check_headers, checked_command, checked_roots, checked_url, refuse
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class MCPToolSet:
         *,
         url: str | None = None,
         headers: Mapping[str, str] | None = None,
-        auth: Any = None,
+        auth: OAuth | Any = None,
         transport: Literal["auto", "http", "sse"] = "auto",
         name: str | None = None,
         env: Mapping[str, str] | None = None,
@@ -134,7 +135,7 @@ class MCPToolSet:
                     f"SSE is of the older generation of the protocol, so it cannot be spoken in mode {mode!r}"
                 )
             check_headers(headers)
-            check_auth(auth)
+            check_auth(auth, url)
         self.url = url
         self.name = name or default
         self.headers = None if headers is None else dict(headers)
@@ -231,6 +232,18 @@ class MCPToolSet:
         """A prompt, filled in: messages to begin a `Session` with. Raises as `list_prompts`."""
         return _offers.messages_of(self._request(f"prompt {name}", _offers.get_prompt(name, arguments)))
 
+    def sign_out(self) -> None:
+        """Forget the sign-in of ``auth=OAuth()``: the next connection asks the user anew. The current one is ended."""
+        if not isinstance(self.auth, OAuth) or self.url is None:
+            raise TypeError(f"{self!r} has no auth=OAuth(), so nobody is signed in")
+        from ._sign_in import store_of
+
+        store_of(self.url, self.auth).delete()
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.request_stop()
+
     def stop(self) -> None:
         """End the server, and wait until nothing of it is left. Calls under way fail; one that is starting is given up.
 
@@ -268,6 +281,7 @@ class MCPToolSet:
             from . import _connection
         except ImportError as error:
             raise MissingExtra("MCP tool sets", "mcp") from error
+        stream: Asking | None = waiting_stream.get() if context is None else context  # type: ignore[assignment]
         with self._lock:
             if start:
                 self._stopped = False
@@ -285,6 +299,7 @@ class MCPToolSet:
                     ways=self._ways(),
                     settings=_connection.Settings(self.sampling, self.roots),
                     startup_timeout=self.startup_timeout,
+                    attended=stream is not None,
                 )
                 self._connections = [each for each in self._connections if not each.gone.closed]
                 self._connections.append(connection)
@@ -292,7 +307,12 @@ class MCPToolSet:
             # Who can do without does not wait each turn for what has failed before.
             patience = _GLANCE if self._failures and not self.required and not start else None
         try:
-            connection.wait_ready(None if context is None else context.cancel, patience)
+            if stream is None:
+                connection.wait_ready(None, patience)
+            else:
+                connection.wait_ready(stream.cancel, patience, lambda each: ask_to_sign_in(each, self.name, stream))
+        except _connection.NeedsSignIn as error:
+            raise SignInNeeded(self.name, str(error)) from None
         except _connection.Lost as error:
             raise MCPServerError(self.name, str(error)) from None
         return connection

@@ -118,6 +118,9 @@ class StreamContext:
         log.flush(self.cancel)
         return value
 
+    def tell(self, event: events.Event) -> None:
+        self._forward(event)
+
     def _forward(self, event: events.Event) -> None:
         self._credits.send(None, cancel=self.cancel)
         self._post(Forwarded(event, self._credits))

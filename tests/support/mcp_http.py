@@ -39,6 +39,116 @@ config = uvicorn.Config(streamable, log_level="error", timeout_graceful_shutdown
 uvicorn.Server(config).run(sockets=[sock])
 """
 
+#: A server whose users sign in at another one, which is at the second port. Arguments: for how many seconds a token is
+#: good, and whether the user is refused. Both are served by one application, but each answers at its own port only.
+GUARDED = """
+import asyncio, json, secrets, socket, sys, time
+import uvicorn
+from mcp.server.auth.provider import AccessToken, AuthorizationCode, AuthorizeError, RefreshToken, TokenError
+from mcp.server.auth.provider import construct_redirect_uri
+from mcp.server.auth.settings import AuthSettings, ClientRegistrationOptions
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.shared.auth import OAuthToken
+from starlette.responses import JSONResponse
+
+lifetime, refuses = float(sys.argv[1]), sys.argv[2] == "refuse"
+log = []
+
+class Users:
+    def __init__(self):
+        self.clients, self.codes, self.tokens, self.refresh = {}, {}, {}, {}
+    async def get_client(self, client_id):
+        return self.clients.get(client_id)
+    async def register_client(self, client):
+        log.append("register")
+        self.clients[client.client_id] = client
+    async def authorize(self, client, params):
+        log.append("authorize")
+        back = str(params.redirect_uri)
+        if refuses:
+            return construct_redirect_uri(back, error="access_denied", error_description="not you", state=params.state)
+        code = secrets.token_hex(16)
+        self.codes[code] = AuthorizationCode(
+            code=code, scopes=params.scopes or [], expires_at=time.time() + 60, client_id=client.client_id,
+            code_challenge=params.code_challenge, redirect_uri=params.redirect_uri, resource=params.resource,
+            redirect_uri_provided_explicitly=params.redirect_uri_provided_explicitly)
+        return construct_redirect_uri(back, code=code, state=params.state)
+    async def load_authorization_code(self, client, code):
+        return self.codes.get(code)
+    def make(self, client, scopes, resource):
+        access, refresh = secrets.token_hex(16), secrets.token_hex(16)
+        ends = int(time.time() + lifetime)
+        self.tokens[access] = AccessToken(
+            token=access, client_id=client.client_id, scopes=scopes, expires_at=ends, resource=resource)
+        self.refresh[refresh] = RefreshToken(
+            token=refresh, client_id=client.client_id, scopes=scopes, resource=resource)
+        return OAuthToken(access_token=access, refresh_token=refresh, expires_in=int(lifetime), scope=" ".join(scopes))
+    async def exchange_authorization_code(self, client, code):
+        log.append("code")
+        del self.codes[code.code]
+        return self.make(client, code.scopes, code.resource)
+    async def load_refresh_token(self, client, token):
+        return self.refresh.get(token)
+    async def exchange_refresh_token(self, client, token, scopes):
+        log.append("refresh")
+        del self.refresh[token.token]
+        return self.make(client, scopes, token.resource)
+    async def load_access_token(self, token):
+        return self.tokens.get(token)
+    async def revoke_token(self, token):
+        pass
+
+users = Users()
+sockets = []
+for _ in range(2):
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen(100)
+    sockets.append(sock)
+server_port, issuer_port = (sock.getsockname()[1] for sock in sockets)
+settings = AuthSettings(
+    issuer_url=f"http://127.0.0.1:{issuer_port}", resource_server_url=f"http://127.0.0.1:{server_port}/mcp",
+    client_registration_options=ClientRegistrationOptions(enabled=True, valid_scopes=["all"], default_scopes=["all"]),
+    required_scopes=["all"], validate_token_resource=True)
+server = MCPServer("guarded", auth_server_provider=users, auth=settings, log_level="ERROR")
+
+@server.tool()
+async def secret() -> str:
+    return "the cake is a lie"
+
+@server.tool()
+async def slow(seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return "done"
+
+@server.custom_route("/log", ["GET"])
+async def show(request):
+    return JSONResponse(log)
+
+@server.custom_route("/revoke_all", ["GET"])
+async def revoke(request):
+    users.tokens.clear()
+    if request.query_params.get("refresh"):
+        users.refresh.clear()
+    return JSONResponse([])
+
+inner = server.streamable_http_app(json_response=True)
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        path, port = scope["path"], scope["server"][1]
+        issuers = path in ("/authorize", "/token", "/register") or "authorization-server" in path
+        if issuers != (port == issuer_port) and path not in ("/log", "/revoke_all"):
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+    await inner(scope, receive, send)
+
+print(server_port, flush=True)
+config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=0)
+uvicorn.Server(config).run(sockets=sockets)
+"""
+
 #: Does by its path what servers do: an answer of the older kind, but for what the path says.
 BAD = """
 import http.server, json, sys, time
