@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from channels import Cancelled, CancelToken, Channel
 
 from .. import events
+from .._errors import NotParkable
 from ..agent._tool import Answer, Question
 from ..human._asks import Ask
 from ..session._journal import Request
@@ -75,7 +77,12 @@ def _awaited(core: StreamCore, answers: Channel[Answer]) -> Answer:
     either = CancelToken(core.token)
     try:
         with parking.wanted.on_cancel(either.canceller("parked")):
-            return answers.recv(cancel=either)
+            while True:
+                try:
+                    return answers.recv(parking.after, either)
+                except TimeoutError:
+                    with contextlib.suppress(NotParkable):
+                        parking.park()
     except Cancelled:
         if core.token.cancelled:
             raise Cancelled(core.token.cause) from None

@@ -6,6 +6,7 @@ The way of each call is in `_tool_run`; here is which of them go at the same tim
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from channels import CancelToken
 
 from .. import events
 from .._dataclasses import dataclass
+from .._errors import NotParkable
 from ..agent._agent import Agent
 from ..agent._tool import Answer, Tool
 from ..execution._calls import Call, Finished
@@ -73,6 +75,7 @@ class _Dispatcher:
         self.to_begin = deque(calls)
         #: What is waited for, and who goes on then; a hook has a deadline too, whose timer goes when nobody holds it.
         self.waits: dict[Call | Ask[ToolCall, Decision], tuple[Steps[Any], CancelToken | None]] = {}
+        self.asks_since: float | None = None  # when nothing was left under way but questions
 
     def run(self) -> None:
         # The schemas are a server's and the arguments a model's: what they take to be read is not for the worker.
@@ -172,6 +175,8 @@ class _Dispatcher:
     def _wait(self) -> None:
         """For the next message, or until the time of a tool is up."""
         deadlines = [each.deadline for each in self.turn.running.values() if each.deadline is not None]
+        if (parks_at := self._parks_at()) is not None:
+            deadlines.append(parks_at)
         timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
         try:
             message = self.turn.inbox.recv(timeout, self.core.token)
@@ -181,6 +186,32 @@ class _Dispatcher:
             self._take(message)
         if deadlines:
             self._expire()
+        if parks_at is not None and parks_at <= time.monotonic():
+            self._park()
+
+    def _parks_at(self) -> float | None:
+        """When the stream is to be parked, if it goes on to do nothing but ask."""
+        parking = self.core.parking
+        if parking is None or parking.after is None or parking.wanted.cancelled:
+            return None
+        parking.busy = tuple(self._under_way())
+        if parking.busy or not self._asks():
+            self.asks_since = None
+            return None
+        self.asks_since = self.asks_since or time.monotonic()
+        return self.asks_since + parking.after
+
+    def _asks(self) -> bool:
+        """Whether the user is asked by this stream itself."""
+        approvals, questions = self.core.shared.confirmations.pending(), self.core.shared.asks.pending()
+        return any(ask.stream is self.core for ask in approvals) or any(ask.stream is self.core for ask in questions)
+
+    def _park(self) -> None:
+        """Unless a stream around this one, or beside it, has something to do: then later."""
+        self.asks_since = None
+        if self.core.parking is not None:
+            with contextlib.suppress(NotParkable):
+                self.core.parking.park()
 
     def _expire(self) -> None:
         """Go on with the calls whose time is up."""

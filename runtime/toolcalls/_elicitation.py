@@ -30,11 +30,10 @@ def elicitation(turn: Turn, message: Asked) -> Steps[None]:
     running.pause()
     resumed = Resumed(message.call_id)
     settled = _settling(running, message, resumed, running.trace.asked())
-    if not core.interactive:
-        settled(Answer("decline", note=_NOBODY))
-        return
     before = _asked_before(running, question)
     answer = None if before is None else answer_of(before)
+    if answer is None and not core.interactive:
+        answer = Answer("decline", note=_NOBODY)
     if answer is not None:
         running.questions += 1
         settled(answer)
