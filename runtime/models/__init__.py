@@ -1,7 +1,6 @@
-"""Models that come with the runtime, and models made of other models.
+"""Models that wrap other models. The models of providers are in modules of their own.
 
-Each of the first is imported from its own module, for each needs an extra of its own: `runtime.models.local`,
-`runtime.models.openai`, `runtime.models.anthropic`.
+Each of these needs an extra: `runtime.models.local`, `runtime.models.openai`, `runtime.models.anthropic`.
 """
 
 from .fallback import Fallback

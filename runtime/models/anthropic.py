@@ -64,23 +64,25 @@ _FINISH: Final = {
 
 
 class AnthropicModel:
-    """A model behind Anthropic's messages, at Anthropic or at a server that speaks the same.
+    """A model of Anthropic, or of a server with a compatible messages API.
 
-    ``base_url`` is where the server is (``ANTHROPIC_BASE_URL``, else Anthropic's own), ``api_key`` its key
-    (``ANTHROPIC_API_KEY``; for Anthropic's own also what the library ``anthropic`` finds by itself:
-    ``ANTHROPIC_AUTH_TOKEN``, a profile). A server of your own may need none; Anthropic's own without a key is a
-    `ModelError` ``no_key`` when the model is used, not before.
+    ``base_url`` is the address of the server (by default ``ANTHROPIC_BASE_URL``, or else Anthropic's own), ``api_key``
+    its key (by default ``ANTHROPIC_API_KEY``; for Anthropic's own server also what the library ``anthropic`` finds by
+    itself: ``ANTHROPIC_AUTH_TOKEN``, a profile). A server of your own may need no key. Without a key for Anthropic's
+    own server, calls raise a `ModelError` with the code ``no_key``.
 
-    ``max_tokens`` bounds a reply, thoughts included; the protocol wants it said. ``thinking`` is the protocol's own,
-    such as ``{"type": "adaptive"}``: thoughts come as `ReasoningDelta`, and go back with their signatures, as the
-    protocol demands. ``timeout`` is the seconds in which the server sends not a byte. ``context_window`` is how many
-    tokens the model takes, for one that is not known here. ``options`` goes into every request as it stands, and wins
-    over what is here: ``{"cache_control": {"type": "ephemeral"}}`` has the conversation cached,
-    ``{"output_config": {"format": None}}`` sends no schema of an ``output_type``.
+    ``max_tokens`` limits a reply, including its thinking; the API requires it. ``thinking`` is the API's own setting,
+    such as ``{"type": "adaptive"}``: thinking arrives as `ReasoningDelta`, and is sent back with its signatures, as the
+    API requires. ``timeout`` is the number of seconds that the server may send nothing at all. ``context_window`` is
+    the number of tokens that the model takes, for a model that is not in the built-in list. ``options`` are fields that
+    are added to every request unchanged and override others: ``{"cache_control": {"type": "ephemeral"}}`` makes
+    Anthropic cache the conversation, ``{"output_config": {"format": None}}`` leaves out the schema of an
+    ``output_type``.
 
-    Install with ``pip install 'lockgate[anthropic]'``; importing this module without is `MissingExtra`. A malformed
-    ``base_url`` or ``api_key`` is a `ValueError`. What goes wrong in a call is a `ModelError`. Nothing is retried here:
-    `Retry` does. All methods may be called from any thread; connections are kept and shared by the streams of a loop.
+    Install it with ``pip install 'lockgate[anthropic]'``; without the extra, importing this module raises
+    `MissingExtra`. Raises `ValueError` for a malformed ``base_url`` or ``api_key``. A call that fails raises
+    `ModelError`; wrap the model in `Retry` to try again. All methods may be called from any thread. Streams on the same
+    event loop share connections.
     """
 
     def __init__(
@@ -115,7 +117,7 @@ class AnthropicModel:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What goes along with each request, ``options`` included, and ``base_url``."""
+        """The parameters of each request, including ``options``, and ``base_url``."""
         return {**self._settings, **self._options, "base_url": self._account.base_url}
 
     async def stream(
@@ -126,7 +128,7 @@ class AnthropicModel:
         cancel: CancelToken,
         output: OutputSchema | None = None,
     ) -> AsyncIterator[Delta]:
-        """Answer ``messages``. Raises `ModelError`."""
+        """Reply to ``messages``. Raises `ModelError`."""
         request, prefix = self._request(messages, tools, output)
         reply = _MessageReader(prefix)
         failure: ModelError | None = None
@@ -150,7 +152,8 @@ class AnthropicModel:
             yield delta
 
     def close(self) -> None:
-        """Close the connections, soon; streams under way end with an error. Using the model again opens others."""
+        """Begin to close the connections. Streams that use them end with an error. Using the model again opens new
+        ones."""
         self._clients.close()
 
     def __repr__(self) -> str:

@@ -21,14 +21,14 @@ def is_no_answer(error: Exception) -> bool:
 
 
 class Fallback(Wrapper):
-    """``model``; where it fails before it has said anything, the first of the ``others`` that does not.
+    """Calls ``model``, and if it fails before any of the reply has arrived, the ``others`` in turn until one answers.
 
-    Each change is a `ModelFallback` event. A model that failed is passed over for ``cooldown`` seconds, or as long as
-    its provider asks (`ModelError.retry_after`), by all streams that share this object; where all are, all are tried
-    again. Once a piece of the reply was said, an error is passed on. ``when`` tells errors that another model may not
-    have. Where none answers, the error names them all.
+    Each change of the model sends a `ModelFallback` event. A model that has failed is skipped for ``cooldown`` seconds,
+    or for as long as its provider asks (`ModelError.retry_after`), by all streams that share this object; if all models
+    are to be skipped, all are tried. An error after a piece of the reply has arrived is passed on. ``when`` takes an
+    error and returns whether another model is to be tried. If no model answers, the error names them all.
 
-    It may be shared by streams, of several threads. ``clock`` gives seconds.
+    Thread-safe: several streams may share it. ``clock`` returns the time in seconds.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Fallback(Wrapper):
 
     @property
     def id(self) -> str:
-        """The id of the first model. A reply of another one is recorded and priced as its own."""
+        """The id of the first model. A reply of another model is recorded and priced under that model's id."""
         return self._models[0].id
 
     def _steps(self, cancel: CancelToken) -> Steps:

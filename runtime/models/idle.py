@@ -22,12 +22,13 @@ AHEAD = 256  # how many deltas a synchronous model may run ahead
 
 
 class IdleTimeout(Wrapper):
-    """``model``, given up when it says nothing for ``seconds``: `ModelError` ``stalled``, worth another attempt.
+    """Calls ``model``, and gives the call up if no delta arrives for ``seconds``: a retryable `ModelError` with the
+    code ``stalled``.
 
-    The time runs while the model is waited for, also for its first delta. Only deltas are signs of life.
+    The time also runs before the first delta. Only deltas count, not pings of the connection.
 
-    A synchronous model runs in a thread more. A thread cannot be interrupted: one that has stalled is told to stop, by
-    the ``cancel`` it was given, and ends when it listens. What it says late is dropped.
+    A synchronous model runs in an additional thread, which cannot be interrupted. If the model has stalled, it is asked
+    to stop through its ``cancel`` token, and whatever it still returns is dropped.
     """
 
     def __init__(self, model: Model, seconds: float) -> None:

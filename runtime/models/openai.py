@@ -48,21 +48,22 @@ _DONE: Final = b"[DONE]"  # the end of a stream
 
 
 class OpenAIModel:
-    """A model behind the chat completions of OpenAI, or of any server that speaks the same: llama.cpp, vLLM, Ollama,
-    OpenRouter, DeepSeek ...
+    """A model of OpenAI, or of any server with a compatible chat completions API: llama.cpp, vLLM, Ollama, OpenRouter,
+    DeepSeek ...
 
-    ``base_url`` is where the server is (``OPENAI_BASE_URL``, else OpenAI's own), ``api_key`` its key
-    (``OPENAI_API_KEY``). A server of your own may need none; OpenAI's own without a key is a `ModelError` ``no_key``
-    when the model is used, not before. ``provider`` is the first half of `id`.
+    ``base_url`` is the address of the server (by default ``OPENAI_BASE_URL``, or else OpenAI's own), ``api_key`` its
+    key (by default ``OPENAI_API_KEY``). A server of your own may need no key. Without a key for OpenAI's own server,
+    calls raise a `ModelError` with the code ``no_key``. ``provider`` is the first half of `id`.
 
-    ``max_tokens`` bounds a reply, ``timeout`` the seconds in which the server sends not a byte. ``images=False`` is for
-    a model that cannot see, whose server would refuse them. ``context_window`` is how many tokens the model takes, for
-    one that is not known here. ``options`` goes into every request as it stands, and wins over what is here:
-    ``{"reasoning_effort": "low"}``.
+    ``max_tokens`` limits a reply. ``timeout`` is the number of seconds that the server may send nothing at all.
+    ``images=False`` is for a model that cannot read images, whose server would refuse them. ``context_window`` is the
+    number of tokens that the model takes, for a model that is not in the built-in list. ``options`` are fields that are
+    added to every request unchanged and override others, such as ``{"reasoning_effort": "low"}``.
 
-    Install with ``pip install 'lockgate[openai]'``; importing this module without is `MissingExtra`. A malformed
-    ``base_url`` or ``api_key`` is a `ValueError`. What goes wrong in a call is a `ModelError`. Nothing is retried here:
-    `Retry` does. All methods may be called from any thread; connections are kept and shared by the streams of a loop.
+    Install it with ``pip install 'lockgate[openai]'``; without the extra, importing this module raises `MissingExtra`.
+    Raises `ValueError` for a malformed ``base_url`` or ``api_key``. A call that fails raises `ModelError`; wrap the
+    model in `Retry` to try again. All methods may be called from any thread. Streams on the same event loop share
+    connections.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class OpenAIModel:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What goes along with each request, ``options`` included, and ``base_url``."""
+        """The parameters of each request, including ``options``, and ``base_url``."""
         return {**self._settings, **self._options, "base_url": self._account.base_url}
 
     async def stream(
@@ -114,7 +115,7 @@ class OpenAIModel:
         cancel: CancelToken,
         output: OutputSchema | None = None,
     ) -> AsyncIterator[Delta]:
-        """Answer ``messages``. Raises `ModelError`."""
+        """Reply to ``messages``. Raises `ModelError`."""
         request = self._request(messages, tools, output)
         reply = _CompletionReader(self.id)
         failure: ModelError | None = None
@@ -139,7 +140,8 @@ class OpenAIModel:
             yield delta
 
     def close(self) -> None:
-        """Close the connections, soon; streams under way end with an error. Using the model again opens others."""
+        """Begin to close the connections. Streams that use them end with an error. Using the model again opens new
+        ones."""
         self._clients.close()
 
     def __repr__(self) -> str:

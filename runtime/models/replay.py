@@ -27,9 +27,9 @@ _CONTEXT: Final = 2  # lines of a difference that are the same
 
 
 class ReplayDiverged(Portable):
-    """What the model is asked is not what it was asked in the record; the text says which request, and how it differs.
+    """A request to the model differs from the recorded request. The text says which request, and how it differs.
 
-    ``request`` is the number of the request in the record, None where the record has no more of them.
+    ``request`` is the number of the request in the record, or None if the record has no more requests.
     """
 
     def __init__(self, message: str, request: int | None) -> None:
@@ -42,18 +42,18 @@ class Recorded(Exception):
 
 
 class ReplayModel:
-    """Answers as in a recorded run, without a model; the same pieces, in the same order.
+    """A model that gives the replies of a recorded run, in the same pieces and in the same order.
 
-    It may be the model of several agents at once: the answer is that of the next request of a recorded stream which is
-    the same, so that streams that ran side by side are told apart by what they say. A request that differs ends the
-    run with `ReplayDiverged`; with ``strict=False`` it gets the answer of the request that is most like it, and
-    `differences` says what differed. Use it for one run. Thread-safe.
+    It may be the model of several agents at once. Each request gets the reply of the same recorded request, so streams
+    that ran at the same time are told apart by their requests. A request that differs from the next request of every
+    recorded stream ends the run with `ReplayDiverged`. With ``strict=False`` it gets the reply of the most similar
+    request, and `differences` collects what differed. Use a `ReplayModel` for one run only. Thread-safe.
     """
 
     def __init__(self, recording: Recording | str | os.PathLike[str], *, strict: bool = True) -> None:
         self.recording = recording if isinstance(recording, Recording) else Recording(recording)
         self.strict = strict
-        #: What differed so far, with ``strict=False``.
+        #: The differences so far, with ``strict=False``.
         self.differences: list[str] = []
         self._left = list(self.recording.requests)
         if not self._left:
@@ -64,13 +64,14 @@ class ReplayModel:
 
     @property
     def left(self) -> int:
-        """How many of the recorded requests have not come yet."""
+        """The number of recorded requests that were not made yet."""
         return len(self._left)
 
     def stream(
         self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
     ) -> Iterator[Delta]:
-        """The recorded answer. Raises `ReplayDiverged`, and what the model raised: a `ModelError`, or `Recorded`."""
+        """The recorded reply. Raises `ReplayDiverged`, and the error of the recorded model: `ModelError` or
+        `Recorded`."""
         return self._stream(messages, tools, cancel)
 
     def _stream(
@@ -90,7 +91,7 @@ class ReplayModel:
             error = reply["error"]
             raise ModelError(reply["code"], error, retryable=reply["retryable"], retry_after=reply["retry_after"])
         if "error" in reply:
-            raise Recorded(f"so it was in the record: {reply['error']}")
+            raise Recorded(f"the model failed in the record, too: {reply['error']}")
 
     def _find(
         self, messages: Sequence[Message], tools: Sequence[ToolDefinition], part: _Part | None
@@ -128,8 +129,8 @@ class ReplayModel:
         return known[1]
 
     def team(self, team: Team, *, live_tools: bool = False) -> Team:
-        """``team`` ready for the replay: this is the model of every agent and of their summaries, and without
-        ``live_tools`` they have the recorded tools. What they run and hand over to comes along.
+        """A copy of ``team`` for the replay. This model replaces the model of every agent and of its summaries,
+        including sub-agents and handoffs. Unless ``live_tools`` is true, the agents get the recorded tools.
         """
 
         def change(agent: Agent) -> Agent:
@@ -147,7 +148,7 @@ class ReplayModel:
         return team.map(change)
 
     def agent(self, agent: Agent, *, live_tools: bool = False) -> Agent:
-        """``agent`` ready for the replay, as `team` makes it."""
+        """A copy of ``agent`` for the replay, as `team` makes it."""
         return self.team(Team((agent,)), live_tools=live_tools).root
 
     def __repr__(self) -> str:

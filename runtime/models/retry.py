@@ -22,8 +22,8 @@ _logger = lazy_logger("runtime")
 def exponential(
     first: float = 0.5, longest: float = 30.0, *, random: Callable[[], float] = random.random
 ) -> Callable[[int], float]:
-    """Seconds to wait after attempt 1, 2, 3 ...: ``first``, doubled each time, ``longest`` at most, and of that between
-    half and all, by chance: clients that failed together shall not come again together.
+    """The seconds to wait after attempt 1, 2, 3 ...: ``first``, doubled each time, at most ``longest``. The actual wait
+    is a random part of that, at least half, so that clients which failed together do not try again together.
     """
 
     def wait(attempt: int) -> float:
@@ -40,14 +40,14 @@ def is_passing(error: Exception) -> bool:
 
 
 class Retry(Wrapper):
-    """``model``, asked up to ``attempts`` times in all while it fails before it has said anything.
+    """Calls ``model``, up to ``attempts`` times in all, as long as it fails before any of the reply has arrived.
 
-    Once a piece of the reply was said, an error is passed on: saying it again would double it. Between attempts it
-    waits ``backoff(attempt)`` seconds, or as long as the provider says (`ModelError.retry_after`) where that is more;
-    if the provider asks for more than ``patience`` seconds, the error is passed on. A cancel ends the wait at once.
-    ``when`` tells errors that are worth another attempt.
+    An error after a piece of the reply has arrived is passed on, because another attempt would send that piece twice.
+    Between attempts it waits ``backoff(attempt)`` seconds, or as long as the provider asks (`ModelError.retry_after`)
+    if that is longer. If the provider asks for more than ``patience`` seconds, the error is passed on. A cancel ends
+    the wait at once. ``when`` takes an error and returns whether to try again.
 
-    It may be shared by streams; they wait independently. Attempts that failed are logged, at level INFO.
+    Thread-safe: several streams may share it, and wait independently. Failed attempts are logged at level INFO.
     """
 
     def __init__(

