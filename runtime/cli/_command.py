@@ -27,6 +27,7 @@ from ..runtime import Runtime
 from ..session._session import Session
 from ..stream._event_stream import EventStream
 from ._ask import Questions, Read
+from ._eval import EPILOG, add_arguments, evaluate
 from ._load import CannotLoad, load, replayed
 from ._show import Screen
 from ._terminal import Guarded, Terminal
@@ -121,6 +122,14 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument(
         "--html", metavar="PAGE", help="write that to a page for a browser: one file, which needs no network"
     )
+    again = commands.add_parser(
+        "eval",
+        help="run records again, and compare",
+        description="Run recorded runs again with the agent as it is now, and compare what it did and said.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(again)
     for command in (run, replay):
         command.add_argument(
             "--answer",
@@ -450,4 +459,4 @@ def _show_dump(number: int, frame: FrameType | None) -> None:
             text = text[os.write(2, text) :]
 
 
-_COMMANDS: Final = {"run": _run, "replay": _replay}
+_COMMANDS: Final = {"run": _run, "replay": _replay, "eval": evaluate}

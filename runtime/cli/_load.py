@@ -94,6 +94,11 @@ def replayed(team: Team, recording: Recording, *, live_tools: bool) -> Team:
     return ReplayModel(recording).team(team, live_tools=live_tools)
 
 
+def with_recorded_tools(team: Team, recording: Recording) -> Team:
+    """``team`` with the tools of the record, which give the results of then, and models of its own."""
+    return team.map(lambda agent: dataclasses.replace(agent, tools=recording.tools(agent.name), toolsets=()))
+
+
 def _explained(error: Exception, source: str, path: Path | None) -> CannotLoad:
     """The error that a module raised when it ran, with the line of it."""
     if isinstance(error, MissingExtra) or type(error).__name__ == "ModelUnavailable":
