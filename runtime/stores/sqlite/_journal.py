@@ -8,7 +8,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from channels import SupportsDone
 
@@ -42,6 +42,8 @@ from ._rows import (
 )
 from ._writer import Job, Lease, Writer, note
 
+_CHANGED: Final = 1_000_000  # microseconds that the list of sessions may be behind: it is by an index, which costs
+
 
 class SQLiteJournal:
     """The writing end of one session, for as long as a stream holds the lease. Thread-safe."""
@@ -53,6 +55,7 @@ class SQLiteJournal:
         self._head = head  # used by the writer's thread alone
         self.lease = Lease(head.number, epoch, time.monotonic())
         self.stored = Stored(epoch, head.messages)
+        self._changed = 0
         self._released = False
         self._failed: StoreError | None = None
 
@@ -125,16 +128,20 @@ class SQLiteJournal:
 
         def put(connection: Connection, now: int) -> None:
             head = self._head
-            fence = (head.number, self.lease.epoch)
-            if connection.execute("SELECT 1 FROM sessions WHERE number = ? AND epoch = ?", fence).fetchone() is None:
-                raise self._lost(connection)
-            changed = head.write(connection, rows, now)
+            try:
+                changed = head.write(connection, rows, now)
+            except sqlite3.IntegrityError:  # its place is taken, or the session gone
+                self._check_fence(connection)
+                raise
             for request_id in head.answered:
                 note(connection, "answered", head.session_id, request_id)
             head.answered.clear()
             until = now + int(self._writer.lease * 1e6)
-            changed.update(messages=head.messages, updated_at=now, lease_until=until)
-            update_session(connection, head.number, changed)
+            changed.update(messages=head.messages, lease_until=until)
+            if now >= self._changed + _CHANGED:
+                self._changed = changed["updated_at"] = now
+            if not update_session(connection, head.number, changed, self.lease.epoch):
+                self._check_fence(connection)
 
         return self._writer.send(Job(write, self._settled))
 
@@ -156,6 +163,12 @@ class SQLiteJournal:
             self._failed = self._writer.file.explained(error)
         else:
             self._failed = error if isinstance(error, StoreError) else StoreError(f"{self._store}: {error!r}")
+
+    def _check_fence(self, connection: Connection) -> None:
+        """Raise `LeaseLost` where another has the session."""
+        fence = (self._head.number, self.lease.epoch)
+        if connection.execute("SELECT 1 FROM sessions WHERE number = ? AND epoch = ?", fence).fetchone() is None:
+            raise self._lost(connection)
 
     def _lost(self, connection: Connection) -> LeaseLost:
         row = connection.execute("SELECT owner FROM sessions WHERE number = ?", (self._head.number,)).fetchone()
@@ -182,7 +195,7 @@ def _again(error: StoreError) -> StoreError:
     return again
 
 
-def open_session(store: object, writer: Writer, session: Session, parent: Parent | None) -> SQLiteJournal:
+def open_session(store: object, writer: Writer, fts5: bool, session: Session, parent: Parent | None) -> SQLiteJournal:
     """Take the lease, as `Store.open` says."""
     stored = session._stored
     start = 0 if stored is None or stored.behind else stored.messages
@@ -196,7 +209,7 @@ def open_session(store: object, writer: Writer, session: Session, parent: Parent
             own = stored is not None and stored.behind and stored.epoch == row[1]
             refuse_busy(connection, session.id, now, "another stream has it", but=Owner.here() if own else None)
         messages, anew = to_write(session, None if row is None else (row[1], row[2]))
-        head, epoch = _head(connection, session, parent, row, anew, now)
+        head, epoch = _head(connection, session, parent, row, anew, now, fts5)
         changed = head.write(connection, _rows(rows, messages), now)
         changed.update(title=well_formed(session.title), permissions=as_json(head.permissions))
         if anew:
@@ -230,7 +243,7 @@ def open_session(store: object, writer: Writer, session: Session, parent: Parent
 
 
 def _head(
-    connection: Connection, session: Session, parent: Parent | None, row: Any, anew: bool, now: int
+    connection: Connection, session: Session, parent: Parent | None, row: Any, anew: bool, now: int, fts5: bool
 ) -> tuple[Head, int]:
     """What is there of the session, and the epoch of the new stream."""
     if row is None:
@@ -245,7 +258,7 @@ def _head(
         number, epoch, count, usage, partial = row
     if anew and row is not None:
         blobs = blobs_of(connection, [number])
-        _search.forget(connection, [number])
+        _search.forget(connection, [number], fts5)
         forget_messages(connection, number, now)
         forget_blobs(connection, blobs)
         count, usage, partial = 0, None, False

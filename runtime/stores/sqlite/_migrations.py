@@ -1,7 +1,8 @@
 """The tables, and how an older file becomes one of today: forward only, each step one transaction, a backup before.
 
 What is JSON is text: SQLite's own JSON would be read by a version that is not ours. Moments are microseconds since
-1970, in UTC.
+1970, in UTC. The number of an item is that of its session, times 2**32, and its place in the session: one tree of
+pages, in which what belongs together lies together, so an append changes two pages, its item's and its session's.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ CREATE TABLE sessions (
     usage TEXT,
     partial TEXT,
     messages INTEGER NOT NULL DEFAULT 0,
+    indexed INTEGER NOT NULL DEFAULT 0,
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,
     epoch INTEGER NOT NULL DEFAULT 0,
@@ -43,13 +45,7 @@ CREATE TABLE sessions (
 CREATE INDEX sessions_by_change ON sessions (updated_at) WHERE parent IS NULL;
 CREATE INDEX sessions_by_parent ON sessions (parent) WHERE parent IS NOT NULL;
 
-CREATE TABLE items (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    session INTEGER NOT NULL REFERENCES sessions (number) ON DELETE CASCADE,
-    seq INTEGER NOT NULL,
-    data TEXT NOT NULL,
-    UNIQUE (session, seq)
-) STRICT;
+CREATE TABLE items (number INTEGER PRIMARY KEY, data TEXT NOT NULL) STRICT;
 
 CREATE TABLE blobs (sha256 BLOB NOT NULL PRIMARY KEY, data BLOB NOT NULL) STRICT;
 CREATE TABLE images (
@@ -121,7 +117,7 @@ CREATE TABLE notices (
     request_id TEXT
 ) STRICT;
 
-CREATE TABLE search (indexed INTEGER NOT NULL) STRICT;
+CREATE TABLE search (stale INTEGER NOT NULL) STRICT;
 INSERT INTO search VALUES (0);
 """
 

@@ -38,6 +38,7 @@ from .._snapshot import Asking, Call, Snapshot, allowing, permissions_of
 from .._store import Parent
 from ._file import Connection, first
 
+SHIFT: Final = 32  # bits of the place of an item in its session
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _decode: Final = json.JSONDecoder().decode
@@ -62,6 +63,11 @@ def micros(moment: datetime) -> int:
 def moment(value: int) -> datetime:
     """The moment that `micros` wrote."""
     return _EPOCH + timedelta(microseconds=value)
+
+
+def items_of(session: int) -> tuple[int, int]:
+    """The first and the last number that an item of the session may have."""
+    return session << SHIFT, (session + 1 << SHIFT) - 1
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -250,7 +256,8 @@ class Head:
         """The row of a message, with its images, its calls, or the end of its call."""
         execute, session = connection.execute, self.number
         seq, self.messages = self.messages, self.messages + 1
-        item = execute("INSERT INTO items (session, seq, data) VALUES (?, ?, ?)", (session, seq, row.data)).lastrowid
+        item = (session << SHIFT) + seq
+        execute("INSERT INTO items VALUES (?, ?)", (item, row.data))
         for digest, data in row.blobs:
             execute("INSERT INTO blobs VALUES (?, ?) ON CONFLICT DO NOTHING", (digest, data))
             execute("INSERT INTO images VALUES (?, ?) ON CONFLICT DO NOTHING", (item, digest))
@@ -342,20 +349,22 @@ def insert_session(
     return done.lastrowid
 
 
-def update_session(connection: Connection, number: int, changed: Mapping[str, Any]) -> None:
-    """Change some columns of the row of a session."""
-    connection.execute(
-        f"UPDATE sessions SET {', '.join(f'{name} = ?' for name in changed)} WHERE number = ?",
+def update_session(connection: Connection, number: int, changed: Mapping[str, Any], epoch: int | None = None) -> bool:
+    """Change some columns of the row of a session; whether it is there, and still of this ``epoch``."""
+    fence = "" if epoch is None else f" AND epoch = {epoch:d}"
+    done = connection.execute(
+        f"UPDATE sessions SET {', '.join(f'{name} = ?' for name in changed)} WHERE number = ?{fence}",
         (*changed.values(), number),
     )
+    return bool(done.rowcount)
 
 
 def forget_messages(connection: Connection, number: int, now: int) -> None:
     """Let the session be without messages and what hangs on them: they are written anew."""
     withdraw(connection, number, now)
-    connection.execute("UPDATE sessions SET partial = NULL, usage = NULL WHERE number = ?", (number,))
+    connection.execute("UPDATE sessions SET partial = NULL, usage = NULL, indexed = 0 WHERE number = ?", (number,))
     connection.execute("DELETE FROM calls WHERE session = ?", (number,))
-    connection.execute("DELETE FROM items WHERE session = ?", (number,))
+    connection.execute("DELETE FROM items WHERE number BETWEEN ? AND ?", items_of(number))
 
 
 def forget_blobs(connection: Connection, digests: Iterable[tuple[bytes]]) -> None:
@@ -370,9 +379,7 @@ def blobs_of(connection: Connection, numbers: Sequence[int]) -> list[tuple[bytes
     return [
         row
         for number in numbers
-        for row in connection.execute(
-            "SELECT DISTINCT sha256 FROM images JOIN items ON number = item WHERE session = ?", (number,)
-        )
+        for row in connection.execute("SELECT DISTINCT sha256 FROM images WHERE item BETWEEN ? AND ?", items_of(number))
     ]
 
 
@@ -465,11 +472,11 @@ def _messages(connection: Connection, number: int) -> list[Message]:
         digest.hex(): data
         for digest, data in connection.execute(
             "SELECT DISTINCT blobs.sha256, data FROM blobs WHERE sha256 IN"
-            " (SELECT sha256 FROM images JOIN items ON number = item WHERE session = ?)",
-            (number,),
+            " (SELECT sha256 FROM images WHERE item BETWEEN ? AND ?)",
+            items_of(number),
         )
     }
-    rows = connection.execute("SELECT data FROM items WHERE session = ? ORDER BY seq", (number,))
+    rows = connection.execute("SELECT data FROM items WHERE number BETWEEN ? AND ? ORDER BY number", items_of(number))
     return [message_of(_decode(data), images) for (data,) in rows]
 
 

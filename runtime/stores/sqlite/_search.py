@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from .._words import words
 from ._file import Connection, first
+from ._rows import SHIFT
 
 _AT_ONCE: Final = 500  # messages: others write in between
 _TABLE: Final = (
@@ -29,46 +30,52 @@ def is_behind(connection: Connection) -> bool:
     """Whether there is no index yet, or something was said since it was brought up to date."""
     if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'word_index'").fetchone() is None:
         return True
-    said = first(connection.execute("SELECT coalesce(max(number), 0) FROM items").fetchone())
-    return bool(said > _indexed(connection))
+    left = "SELECT 1 FROM search WHERE stale UNION ALL SELECT 1 FROM sessions WHERE indexed < messages LIMIT 1"
+    return connection.execute(left).fetchone() is not None
 
 
 def index(connection: Connection) -> bool:
     """Add some messages to the index; whether there may be more."""
+    if first(connection.execute("SELECT stale FROM search").fetchone()):
+        connection.execute("DROP TABLE IF EXISTS word_index")
+        connection.execute("UPDATE sessions SET indexed = 0")
+        connection.execute("UPDATE search SET stale = 0")
     connection.execute(_TABLE)
-    at = _indexed(connection)
-    rows = connection.execute(
-        "SELECT number, data FROM items WHERE number > ? ORDER BY number LIMIT ?", (at, _AT_ONCE)
-    ).fetchall()
-    connection.executemany(
-        "INSERT INTO word_index (rowid, words) VALUES (?, ?)", [(number, text_of(data)) for number, data in rows]
-    )
-    if rows:
-        connection.execute("UPDATE search SET indexed = ?", (rows[-1][0],))
-    return len(rows) == _AT_ONCE
+    room = _AT_ONCE
+    for session, indexed, messages in connection.execute(
+        "SELECT number, indexed, messages FROM sessions WHERE indexed < messages ORDER BY number LIMIT ?", (_AT_ONCE,)
+    ).fetchall():
+        until = min(messages, indexed + room)
+        room -= until - indexed
+        rows = _items(connection, session, indexed, until)
+        connection.executemany("INSERT INTO word_index (rowid, words) VALUES (?, ?)", rows)
+        connection.execute("UPDATE sessions SET indexed = ? WHERE number = ?", (until, session))
+        if not room:
+            return True
+    return False
 
 
-def forget(connection: Connection, sessions: Sequence[int]) -> None:
+def forget(connection: Connection, sessions: Sequence[int], fts5: bool) -> None:
     """Take the messages of the sessions out of the index, before they are deleted."""
-    at = _indexed(connection)
-    if not at:
-        return
     for session in sessions:
-        rows = connection.execute("SELECT number, data FROM items WHERE session = ? AND number <= ?", (session, at))
-        connection.executemany(
-            "INSERT INTO word_index (word_index, rowid, words) VALUES ('delete', ?, ?)",
-            [(number, text_of(data)) for number, data in rows.fetchall()],
-        )
+        indexed = first(connection.execute("SELECT indexed FROM sessions WHERE number = ?", (session,)).fetchone())
+        if indexed and fts5:
+            connection.executemany(
+                "INSERT INTO word_index (word_index, rowid, words) VALUES ('delete', ?, ?)",
+                _items(connection, session, 0, indexed),
+            )
+        elif indexed:  # whoever can makes it anew
+            connection.execute("UPDATE search SET stale = 1")
 
 
 def condition(query: str, fts5: bool) -> tuple[str, list[Any]]:
     """The SQL by which a session (``s``) has all words of the query, in its title or its messages."""
     wanted = words(query)
     found = (
-        "s.number IN (SELECT session FROM items WHERE number IN"
-        " (SELECT rowid FROM word_index WHERE word_index MATCH ?))"
+        f"s.number IN (SELECT rowid >> {SHIFT} FROM word_index WHERE word_index MATCH ?)"
         if fts5
-        else "EXISTS (SELECT 1 FROM items WHERE session = s.number AND message_has_word(data, ?))"
+        else f"EXISTS (SELECT 1 FROM items WHERE number >= s.number << {SHIFT} AND number < s.number + 1 << {SHIFT}"
+        " AND message_has_word(data, ?))"
     )
     parts = [f"(has_word(s.title, ?) OR {found})" for _ in wanted]
     values = [each for word in wanted for each in (word, f'"{word}"' if fts5 else word)]
@@ -83,11 +90,10 @@ def add_functions(connection: Connection) -> None:
     )
 
 
-def text_of(data: str) -> str:
-    """The words of a message, as they are indexed."""
-    return " ".join(words(json.loads(data)["content"]))
-
-
-def _indexed(connection: Connection) -> int:
-    number: int = first(connection.execute("SELECT indexed FROM search").fetchone())
-    return number
+def _items(connection: Connection, session: int, start: int, end: int) -> list[tuple[int, str]]:
+    """The numbers of some messages, and their words as they are indexed."""
+    above = session << SHIFT
+    rows = connection.execute(
+        "SELECT number, data FROM items WHERE number >= ? AND number < ?", (above + start, above + end)
+    ).fetchall()
+    return [(number, " ".join(words(json.loads(data)["content"]))) for number, data in rows]

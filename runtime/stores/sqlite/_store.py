@@ -38,6 +38,7 @@ from ._rows import (
     family_of,
     forget_blobs,
     insert_session,
+    items_of,
     message_row,
     micros,
     moment,
@@ -91,7 +92,8 @@ class SQLiteStore:
             session.id.encode()
         except UnicodeEncodeError:
             raise ValueError(f"the id of a session is text that UTF-8 can write, not {session.id!r:.200}") from None
-        return open_session(self, self._core().writer, session, parent)
+        core = self._core()
+        return open_session(self, core.writer, core.fts5, session, parent)
 
     def sessions(self, query: str = "", *, limit: int = 50, before: datetime | None = None) -> Sequence[SessionInfo]:
         """The sessions, those that changed last first, as `Store.sessions` says."""
@@ -147,9 +149,9 @@ class SQLiteStore:
                 refuse_busy(connection, each, now, "a stream has it, so it is not deleted")
             numbers = [number for number, _ in family]
             blobs = blobs_of(connection, numbers)
-            if core.fts5:
-                _search.forget(connection, numbers)
+            _search.forget(connection, numbers, core.fts5)
             for number, each in reversed(family):  # sub-sessions first
+                connection.execute("DELETE FROM items WHERE number BETWEEN ? AND ?", items_of(number))
                 connection.execute("DELETE FROM sessions WHERE number = ?", (number,))
                 note(connection, "deleted", each)
             forget_blobs(connection, blobs)

@@ -138,11 +138,8 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            while (batch := self._next()) is not None:
-                if batch:
-                    self._write(batch)
-                self._renew()
-                self._watchers.look(self._reading)
+            while self._go_on():
+                pass
         finally:
             self.inbox.close()
             try:
@@ -154,6 +151,17 @@ class Writer:
                 self._watchers.close()
                 with self.inside:
                     self._connection.close()
+
+    def _go_on(self) -> bool:
+        """Whether there is more to do. What was done is forgotten by then: a job holds its journal, that the store."""
+        batch = self._next()
+        if batch is None:
+            return False
+        if batch:
+            self._write(batch)
+        self._renew()
+        self._watchers.look(self._reading)
+        return True
 
     def _next(self) -> list[Job] | None:
         """The jobs that have come together; none where it is time to look after other things, None at the end."""
@@ -211,15 +219,19 @@ class Writer:
         try:
             now = self._now()
             for job in batch:
-                connection.execute("SAVEPOINT job")
+                if len(batch) > 1:
+                    connection.execute("SAVEPOINT job")
                 try:
                     job.result = job.function(connection, now)
                 except Exception as error:
                     if not connection.in_transaction:  # SQLite has undone all of it: the disk is full, or failed
                         raise
-                    connection.execute("ROLLBACK TO job")
+                    connection.execute("ROLLBACK TO job" if len(batch) > 1 else "ROLLBACK")
                     job.error = self.file.explained(error) if isinstance(error, sqlite3.Error) else error
-                connection.execute("RELEASE job")
+                if len(batch) > 1:
+                    connection.execute("RELEASE job")
+            if not connection.in_transaction:
+                return
             connection.execute("COMMIT")
         except BaseException:
             roll_back(connection)
