@@ -138,7 +138,10 @@ class Schema:
             ]
         except _Enough:
             self.note("it takes too long")
-        except Exception as error:  # a schema that jsonschema cannot read may raise anything
+        except BaseException as error:  # a schema that jsonschema cannot read may raise anything
+            # Its library in Rust panics where the stack ends inside it, which is no `Exception`.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             self.note(f"jsonschema cannot read it: {type(error).__name__}: {str(error)[:200]}")
         return []
 

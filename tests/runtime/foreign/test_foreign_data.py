@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,12 +39,28 @@ from runtime.schema._checking import Schema, problems
 from runtime.schema._patterns import Pattern
 from support.scripted import Scripted, call, say
 
+LET_GO = 0.1  # seconds after which other threads have to have had the GIL
+TRIES = 3  # what holds the GIL by itself does so each time; a machine that is busy does not hold threads up each time
+
+
+def held_up(work: Callable[[], object]) -> float:
+    """How many seconds at most ``work`` has held up a thread that ticks, beyond what the machine takes by itself: the
+    processor time of this process in between, which another process cannot use up. The least of a few tries.
+    """
+    least = 1e9
+    for _ in range(TRIES):
+        _patterns.pattern.cache_clear()
+        re.purge()
+        with _heartbeat() as longest:
+            work()
+        least = min(least, longest[0])
+        if least < LET_GO:
+            break
+    return least
+
 
 @contextmanager
-def heartbeat() -> Iterator[list[float]]:
-    """A thread that ticks. The list has how long it was held up at most, beyond what the machine takes by itself: the
-    processor time of this process in between, which another process cannot use up.
-    """
+def _heartbeat() -> Iterator[list[float]]:
     over, longest = threading.Event(), [0.0]
 
     def beat() -> None:
@@ -93,9 +110,9 @@ BACKTRACKS = [
 @pytest.mark.parametrize(("wanted", "text"), BACKTRACKS)
 def test_no_pattern_stalls_the_process(without_re2: None, wanted: str, text: str) -> None:
     """`re` holds the GIL: what may take it long is not run by it."""
-    with heartbeat() as longest:
-        found = problems({"x": text}, {"properties": {"x": {"type": "string", "pattern": wanted}}})
-    assert longest[0] < 0.1
+    schema = {"properties": {"x": {"type": "string", "pattern": wanted}}}
+    assert held_up(lambda: problems({"x": text}, schema)) < LET_GO
+    found = problems({"x": text}, schema)
     assert found == [] or len(wanted) < 100  # it was left to the server, or there was a way to tell
 
 
@@ -103,10 +120,7 @@ def test_no_pattern_stalls_the_process(without_re2: None, wanted: str, text: str
 def test_nor_where_re2_is_installed(wanted: str, text: str) -> None:
     """It lets go of the GIL, and takes time that is linear in the text."""
     pytest.importorskip("re2")
-    _patterns.pattern.cache_clear()
-    with heartbeat() as longest:
-        problems({"x": text}, {"properties": {"x": {"pattern": wanted}}})
-    assert longest[0] < 0.1
+    assert held_up(lambda: problems({"x": text}, {"properties": {"x": {"pattern": wanted}}})) < LET_GO
 
 
 @pytest.mark.parametrize(
@@ -155,11 +169,13 @@ def test_a_pattern_that_cannot_be_run_is_left_to_the_server(without_re2: None, c
 def test_many_texts_against_a_slow_pattern_are_bounded_together(without_re2: None) -> None:
     """Each is quick by itself."""
     schema = {"items": {"pattern": "[a-z]+x|b$"}}
-    with heartbeat() as longest:
+
+    def check() -> None:
         began = time.process_time()
         assert problems(["a" * 500 + "b"] * 100_000, schema) == []
         assert time.process_time() - began < 10
-    assert longest[0] < 0.1
+
+    assert held_up(check) < LET_GO
 
 
 UNREADABLE: list[Any] = [
@@ -233,15 +249,30 @@ def test_depth_and_size_are_bounded() -> None:
         unfolds["$defs"][f"d{i}"] = {"anyOf": [{"$ref": f"#/$defs/d{i - 1}"}, {"$ref": f"#/$defs/d{i - 1}"}]}
     endless = {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]}}}
     million = list(range(1_000_000))
-    with heartbeat() as longest:
+
+    def check() -> None:
         for value in (nested(99), nested(5000), nested(300, "x"), 1, "x"):
             for schema in (deep, tree, {"contains": deep}, {"enum": [nested(300)]}, {"uniqueItems": True}):
                 problems(value, schema)
         assert problems(2, unfolds) == problems(2, endless) == []
         assert problems(million, {"type": "array", "uniqueItems": True, "items": {"type": "integer"}}) == []
-        found = problems(million, {"items": {"type": "string"}})
-    assert len(found) == 10
-    assert longest[0] < 0.1
+        assert len(problems(million, {"items": {"type": "string"}})) == 10
+
+    assert held_up(check) < LET_GO
+
+
+def test_wherever_the_stack_ends_in_a_check() -> None:
+    """It is no error of the value: jsonschema is called from here, and calls a library that panics then."""
+    deep: Any = {"type": "string"}
+    for _ in range(5000):
+        deep = {"type": "array", "items": deep}
+    value = nested(300)
+
+    def called_from(depth: int) -> list[str]:
+        return called_from(depth - 1) if depth else problems(value, {"contains": deep})
+
+    for depth in range(84, 120):
+        assert called_from(depth) == []
 
 
 def test_what_is_said_of_a_value_is_short() -> None:
@@ -407,17 +438,20 @@ def test_a_cancel_leaves_a_check_of_arguments_behind(schema: Any, value: Any, mo
 
     monkeypatch.setattr(Schema, "problems", watched)
     f = Tool("f", lambda **arguments: "ran", parameters={"type": "object", **schema}, read_only=True)
-    model = Scripted([call("f", json.dumps(value))], say("done"))
-    with heartbeat() as longest, Runtime(Agent("a", model, tools=[f])) as runtime:
-        stream = runtime.run_stream(Session.from_user("go"))
-        assert checking.wait(10)
-        began, used = time.monotonic(), time.process_time()
-        stream.cancel()
-        for _ in stream:
-            pass
-        assert min(time.monotonic() - began, time.process_time() - used) < 0.05
-        assert stream.reason in ("canceled", "normal")
-    assert longest[0] < 0.1
+
+    def cancel() -> None:
+        checking.clear()
+        with Runtime(Agent("a", Scripted([call("f", json.dumps(value))], say("done")), tools=[f])) as runtime:
+            stream = runtime.run_stream(Session.from_user("go"))
+            assert checking.wait(10)
+            began, used = time.monotonic(), time.process_time()
+            stream.cancel()
+            for _ in stream:
+                pass
+            assert min(time.monotonic() - began, time.process_time() - used) < 0.05
+            assert stream.reason in ("canceled", "normal")
+
+    assert held_up(cancel) < LET_GO
 
 
 def test_the_worker_checks_no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,12 +547,15 @@ def test_redaction_is_linear_and_lets_others_go_on(text: str) -> None:
     began = time.process_time()
     redaction.text(text[: len(text) // 8])
     part = time.process_time() - began
-    with heartbeat() as longest:
+    taken: list[float] = []
+
+    def redact() -> None:
         began = time.process_time()
         redaction.text(text)
-        whole = time.process_time() - began
-    assert longest[0] < 0.1
-    assert whole < 8 * part * 3 + 0.2
+        taken.append(time.process_time() - began)
+
+    assert held_up(redact) < LET_GO
+    assert min(taken) < 8 * part * 3 + 0.2
 
 
 def test_a_secret_is_found_wherever_the_text_is_cut_for_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,13 +580,15 @@ def test_a_secret_is_found_wherever_the_text_is_cut_for_the_search(monkeypatch: 
 )  # fmt: skip
 def test_reading_json_lets_others_go_on(text: str) -> None:
     """Of any kind, up to the size that is read."""
-    with heartbeat() as longest:
+
+    def read_and_write() -> None:
         try:
             value = _json.parse(text)
         except ValueError:
             value = None
         assert _json.write(value).count("1") < 600_000
-    assert longest[0] < 0.1
+
+    assert held_up(read_and_write) < LET_GO
 
 
 @pytest.mark.parametrize(
