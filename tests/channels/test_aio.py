@@ -1708,7 +1708,8 @@ def test_a_task_of_a_loop_that_cannot_watch_a_socket_is_cancelled():
 
     async def main():
         task = asyncio.ensure_future(to_async(channel).__anext__())
-        await asyncio.sleep(0.01)
+        while not channel._receivers:
+            await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
         channel.send(1)
