@@ -38,6 +38,7 @@ class Described:
     name: str  # as the server knows it
     send: Callable[[Mapping[str, Any]], Send]
     result: Callable[[Any], ToolResult]
+    method: str = "tools/call"  # of the protocol
 
 
 def described(
@@ -118,6 +119,7 @@ def _resource_tools(server: str) -> list[Described]:
             lambda arguments: _offers.list_resources(),
             lambda found: ToolResult(_offers.listed(found)),
             server,
+            "resources/list",
         ),
         _ours(
             "read_resource",
@@ -126,6 +128,7 @@ def _resource_tools(server: str) -> list[Described]:
             lambda arguments: _offers.read_resource(arguments["uri"]),
             _offers.read,
             server,
+            "resources/read",
         ),
     ]
 
@@ -143,6 +146,7 @@ def _prompt_tools(server: str) -> list[Described]:
             lambda arguments: _offers.list_prompts(),
             lambda found: ToolResult(_offers.listed_prompts(found)),
             server,
+            "prompts/list",
         ),
         _ours(
             "get_prompt",
@@ -151,6 +155,7 @@ def _prompt_tools(server: str) -> list[Described]:
             lambda arguments: _offers.get_prompt(arguments["name"], arguments.get("arguments") or {}),
             lambda answer: ToolResult(_offers.said(_offers.messages_of(answer))),
             server,
+            "prompts/get",
         ),
     ]
 
@@ -162,12 +167,13 @@ def _ours(
     send: Callable[[Mapping[str, Any]], Send],
     result: Callable[[Any], ToolResult],
     server: str,
+    method: str,
 ) -> Described:
     required = [each for each, schema in properties.items() if "default" not in schema]
     parameters = {"type": "object", "properties": properties, "required": required}
     tool = Tool(name, _uncalled, description=description, parameters=parameters, read_only=True, server=server)
     tool.context_parameter = CONTEXT
-    return Described(tool, name, send, result)
+    return Described(tool, name, send, result, method)
 
 
 def _version(tool: Any) -> str:

@@ -214,7 +214,7 @@ class MCPToolSet:
                 prompts=self.prompt_tools and "prompts" in offers,
             )
             known = self._known = (listed, made)
-        return [self._tool(each) for each in known[1]]
+        return [self._tool(each, connection.version) for each in known[1]]
 
     def list_resources(self) -> list[Resource]:
         """What the server lets you read. Raises what `start` raises, and `MCPServerError` where it has no resources."""
@@ -372,7 +372,7 @@ class MCPToolSet:
 
     # -- tools ---------------------------------------------------------------------------------------------------------
 
-    def _tool(self, described: Described) -> Tool:
+    def _tool(self, described: Described, protocol: str) -> Tool:
         def function(**arguments: Any) -> ToolResult:
             from ._conversation import Conversation
 
@@ -383,6 +383,11 @@ class MCPToolSet:
 
         made = copy(described.tool)
         made.function = function
+        made.traced = {
+            "mcp.method.name": described.method,
+            "mcp.protocol.version": protocol,
+            "network.transport": "pipe" if self.url is None else "tcp",
+        }
         return made
 
     def _request(self, what: str, send: Send) -> Any:

@@ -431,9 +431,10 @@ class _ToolCall(_Operation):
             if tool.description:
                 attributes["gen_ai.tool.description"] = tool.description[:_LONGEST]
             if tool.server:
-                name, kind = f"tools/call {tool.name}", SpanKind.CLIENT
-                attributes["mcp.method.name"] = "tools/call"
                 attributes["lockgate.mcp.server"] = tool.server
+            if method := tool.traced.get("mcp.method.name"):  # one span is both, as the conventions want it
+                name, kind = f"{method} {tool.name}", SpanKind.CLIENT
+            attributes |= tool.traced
         if waited is not None:
             attributes["lockgate.approval.wait"] = waited
         super().__init__(stream, name, kind, attributes)

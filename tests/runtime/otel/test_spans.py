@@ -405,6 +405,8 @@ server.run()
     assert span.attributes["gen_ai.tool.name"] == "told"
     assert span.attributes["gen_ai.tool.type"] == "extension"
     assert span.attributes["mcp.method.name"] == "tools/call"
+    assert span.attributes["mcp.protocol.version"] == "2026-07-28"
+    assert span.attributes["network.transport"] == "pipe"
     assert span.attributes["lockgate.mcp.server"] == "odd"
     [told] = [message.content for message in session.messages if message.tool_call_id == "1"]
     assert f"{span.context.trace_id:032x}-{span.context.span_id:016x}" in told
