@@ -246,7 +246,7 @@ class CancelToken:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(
-            f"{self!r} cannot be copied or pickled: whoever is to stop looks at the token itself: hand it on as it is, "
+            f"{self!r} cannot be copied or pickled: a copy would not be cancelled with it. Pass the token itself, "
             "or make CancelToken(parent=...), which is cancelled with it"
         )
 

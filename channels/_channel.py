@@ -85,13 +85,13 @@ class Channel(Rescue, Generic[T]):
         for name in vars(cls):
             if getattr(getattr(Channel, name, None), "__final__", False):
                 raise TypeError(
-                    f"{cls.__qualname__} overrides {name} of Channel, but select, merge and the views go round that: "
-                    "keep the channel in an object of your own that has such a method"
+                    f"{cls.__qualname__} overrides {name} of Channel, but select, merge and the views would bypass "
+                    "that: keep the channel in an object of your own that has such a method"
                 )
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(
-            f"{self!r} cannot be copied or pickled: threads meet in the channel itself: hand it to them as it is, and "
+            f"{self!r} cannot be copied or pickled: nobody would receive from the copy. Pass the channel itself, and "
             "leave it out of dataclasses.asdict and deepcopy; for processes there is multiprocessing.Queue"
         )
 
@@ -768,7 +768,7 @@ def _done_of(cancel: SupportsDone) -> Channel[Any]:
         elif hasattr(getattr(cancel, "token", None), "done"):
             hint = ": pass its token"
         raise TypeError(
-            f"cancel= takes a CancelToken, or what else has a done that is a receiver, not {cancel!r}{hint}"
+            f"cancel= takes a CancelToken, or an object whose done is a receiver, not {cancel!r}{hint}"
         ) from None
 
 

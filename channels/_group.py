@@ -142,8 +142,8 @@ class WorkerGroup:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(
-            f"{self!r} cannot be copied or pickled: its threads end with this one block: hand the group itself to who "
-            "is to spawn in it, or make another one"
+            f"{self!r} cannot be copied or pickled: its threads end with its block. Pass the group itself to the "
+            "code that spawns in it, or make another group"
         )
 
     def __repr__(self) -> str:

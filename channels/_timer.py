@@ -99,7 +99,7 @@ class _Clock:
         if self._thread is None or self._over:
             with self._starting:
                 if self._over:
-                    raise RuntimeError("no timers any more: the interpreter is ending")
+                    raise RuntimeError("a timer cannot be started any more: the interpreter is exiting")
                 if self._thread is None:
                     refuse_patched()  # the thread would be a greenlet, whose wait stops all others
                     # Before it is started, which takes a while: finalizers may run meanwhile, and have timers too.

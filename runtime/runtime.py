@@ -113,7 +113,7 @@ class Runtime:
         if on_stall is not None and not callable(on_stall):
             raise TypeError(f"on_stall is a function that is given a Stall, not {on_stall!r}")
         if on_stall is not None and stall_after is None:
-            raise ValueError("on_stall is called after stall_after= seconds without progress: say how many")
+            raise ValueError("on_stall needs stall_after=, the seconds without progress after which it is called")
         if not is_number(event_capacity, least=0, whole=True):
             raise ValueError(f"event_capacity is a whole number, 0 or more, not {event_capacity!r}")
         if result_limit is not None and not is_number(result_limit, least=1, whole=True):

@@ -32,7 +32,7 @@ def read_answer(said: str, taken: Collection[str]) -> dict[str, Any]:
     theirs = {_snake(key): value for key, value in found.items() if key not in _OURS}
     unknown = [key for key in theirs if key not in _THEIRS]
     if unknown:
-        raise HookFailed(f"its output is not a hook result: {unknown[0]!r:.100} means nothing")
+        raise HookFailed(f"its output is not a hook result: there is no field {unknown[0]!r:.100}")
     answer = {key: value for key, value in found.items() if key in _OURS}
     answer |= _translated(theirs, str(answer.get("reason") or ""), taken)
     return answer

@@ -204,7 +204,7 @@ class Hook:
             if not isinstance(said, _ANSWERS[each.name]):
                 raise HookFailed(f"hook {self.name}: {each.name} is {_ANSWERS[each.name].__name__}, not {said!r}")
             if each.name not in ("reason", *taken):
-                raise HookFailed(f"{each.name} means nothing here; {', '.join(taken) or 'nothing'} does")
+                raise HookFailed(f"{point} accepts {', '.join(taken) or 'nothing'}, not {each.name}")
         return value
 
 
@@ -222,7 +222,7 @@ class Hooks:
             for hook in self._hooks[point]:
                 if hook.matcher != "*" and point not in TOOL_POINTS:
                     raise ValueError(
-                        f"hooks[{point!r}]: there is no tool at this point, so no matcher {hook.matcher!r}"
+                        f"hooks[{point!r}]: no tool is called at this point, so it takes no matcher {hook.matcher!r}"
                     )
 
     def at(self, point: str, tool_name: str = "") -> list[Hook]:

@@ -26,7 +26,7 @@ class Instructions:
         if not callable(given) or isinstance(given, type):
             raise TypeError(
                 f"instructions is text, or a function that returns it, not {given!r:.200}; "
-                "tools are given by name: Agent(name, model, tools=[...])"
+                "pass tools by keyword: Agent(name, model, tools=[...])"
             )
         self.function = _taking_session(given)
 

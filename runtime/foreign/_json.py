@@ -40,7 +40,7 @@ def parse(text: str) -> Any:
     if len(text) > LONGEST:
         raise ValueError(f"it has {len(text):,} characters, more than {LONGEST:,}")
     if _is_deep(text):
-        raise ValueError(f"it goes more than {DEEPEST} levels deep")
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
     try:
         numbers: dict[str, Any] = {}
         if _MAYBE_ENDLESS.search(text):  # a look at each number takes several times as long
@@ -50,7 +50,7 @@ def parse(text: str) -> Any:
             decoder.scan_once = _scanner(decoder)
         return decoder.decode(text)
     except RecursionError:  # this is called near the end of the stack
-        raise ValueError("it goes too many levels deep") from None
+        raise ValueError("it is nested too many levels deep") from None
 
 
 def _is_deep(text: str) -> bool:
@@ -64,7 +64,7 @@ def _is_deep(text: str) -> bool:
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number in JSON")
+    raise ValueError(f"JSON has no number {constant}")
 
 
 def _float(text: str) -> float:

@@ -47,7 +47,7 @@ class AgentTools:
                 tools[tool.name] = tool
         for tool in team:
             if tool.name in tools:
-                problem = f"there is another tool named {tool.name!r}, which agents come with"
+                problem = f"the agent has a tool named {tool.name!r}, which is the name of a built-in tool"
                 raise StopRun("error", "tool_failed", problem)
             tools[tool.name] = tool
         if back:

@@ -45,7 +45,7 @@ def _tool(tool: Any) -> dict[str, Any] | None:
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
         problem = "is no schema of an object"
     elif _is_deep(schema):
-        problem = f"goes more than {_DEEPEST} levels deep"
+        problem = f"is nested more than {_DEEPEST} levels deep"
     if problem:
         _logger.warning("the tool %.100r of an MCP server takes anything: its inputSchema %s", tool["name"], problem)
         schema = {}

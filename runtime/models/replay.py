@@ -105,8 +105,8 @@ class ReplayModel:
             for request in self._left:
                 streams.setdefault(request.session_id, request)
             if not streams:
-                cut = "" if self.recording.whole else ": it is not whole"
-                raise ReplayDiverged(f"the record has no request after its last, and the run goes on{cut}", None)
+                cut = "" if self.recording.whole else ", which is not whole"
+                raise ReplayDiverged(f"the run calls the model once more than the record{cut}", None)
             recorded = {id: _Comparable(next.messages, next.tools, part) for id, next in streams.items()}
             found = max(recorded, key=lambda id: asked.likeness(recorded[id]))
             request = streams[found]

@@ -310,7 +310,7 @@ def _mapping(args: tuple[Any, ...], definitions: dict[str, Schema], inside: tupl
     if args[0] in (int, float):
         key = Kind({}, args[0])
     elif key.schema.get("type", "string") != "string" or not isinstance(key.schema.get("enum", [""])[0], str):
-        raise TypeError(f"the keys of JSON's objects are texts, which {args[0]!r} cannot be made of")
+        raise TypeError(f"the keys of a JSON object are strings, from which {args[0]!r} cannot be made")
     return Kind(
         {"type": "object", "additionalProperties": item.schema},
         lambda value: {key(name): item(each) for name, each in value.items()},

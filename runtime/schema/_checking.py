@@ -198,7 +198,7 @@ class _Check:
             return self.leave(f"{_shown(schema)} is not a schema")
         if depth > _DEPTH:
             self.deep = True
-            return self.leave(f"it goes more than {_DEPTH} levels deep")
+            return self.leave(f"it is nested more than {_DEPTH} levels deep")
         found = self._kind(value, schema, where)
         if found:
             return found

@@ -158,7 +158,7 @@ class EventStream(Receiver[Event]):
         Raises `NotPending` if the request was already answered or has timed out; then the run has ended.
         """
         if not is_number(iterations, least=0, whole=True):
-            raise InvalidAnswer(f"a run goes on for a whole number of turns, 0 or more, not {iterations!r}")
+            raise InvalidAnswer(f"extend takes a whole number of turns, 0 or more, not {iterations!r}")
         ask_id = _id(request, MaxIterationsReached, "request_id")
         self._core.shared.asks.answer(
             ask_id, "accept" if iterations else "decline", {"iterations": iterations}, root=self._core

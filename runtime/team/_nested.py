@@ -42,7 +42,7 @@ def open_nested(
     """
     if len(parent.line) > MAX_DEPTH:
         names = " > ".join(core.agent.name for core in parent.line)
-        raise RuntimeError(f"agents run agents {MAX_DEPTH} deep, and no deeper: {names}")
+        raise RuntimeError(f"nested runs can be at most {MAX_DEPTH} deep: {names}")
     return open_stream(
         parent.shared,
         agent,

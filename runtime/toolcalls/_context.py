@@ -215,7 +215,7 @@ async def _waiting(future: asyncio.Future[Any], dropped: CancelToken) -> Any:
 
 def _question(message: str, schema: Mapping[str, Any] | None, url: str, timeout: float | None) -> Question:
     if url and schema is not None:
-        raise ValueError("a question is a form or a page to visit, not both")
+        raise ValueError("a question has a schema or a url, not both")
     if not url and schema is None:
         schema = {"type": "object", "properties": {}}
     return Question(message, schema, "url" if url else "form", url, timeout)

@@ -27,7 +27,7 @@ def result_of(value: Any) -> ToolResult:
     if isinstance(value, str):
         return ToolResult(value)
     if inspect.isgenerator(value) or inspect.isasyncgen(value):
-        raise TypeError("the tool returned a generator, which is no value: let it return a list")
+        raise TypeError("the tool returned a generator; it has to return a value, such as a list")
     parts = [value] if isinstance(value, Image) else value
     if isinstance(parts, (list, tuple)) and any(isinstance(each, Image) for each in parts):
         images = tuple(each for each in parts if isinstance(each, Image))

@@ -464,7 +464,7 @@ for _ in range(3): print(ctypes.PyDLL(sys.argv[1]).run(code.encode()), flush=Tru
         str(library),
         timeout=20,
     )
-    assert out.splitlines() == ["no timers any more: the interpreter is ending", "0"] * 3
+    assert out.splitlines() == ["a timer cannot be started any more: the interpreter is exiting", "0"] * 3
 
 
 def test_importing_starts_nothing_and_imports_little(script):

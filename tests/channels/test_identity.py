@@ -30,7 +30,7 @@ class Config:
     ],
 )
 def test_a_copy_is_refused_with_what_to_do_instead(copied):
-    with pytest.raises(TypeError, match=r"'jobs'.* cannot be copied or pickled: .*hand it to them.*multiprocessing"):
+    with pytest.raises(TypeError, match=r"'jobs'.* cannot be copied or .*Pass the channel itself.*multiprocessing"):
         copied(Channel(3, name="jobs"))
 
 
@@ -38,8 +38,8 @@ def test_a_copy_is_refused_with_what_to_do_instead(copied):
 @pytest.mark.parametrize(
     ("make", "instead"),
     [
-        (CancelToken, "hand it on as it is, or make CancelToken.parent="),
-        (WorkerGroup, "hand the group itself to who is to spawn in it"),
+        (CancelToken, "Pass the token itself, or make CancelToken.parent="),
+        (WorkerGroup, "Pass the group itself to the code that spawns in it"),
     ],
 )
 def test_a_token_and_a_group_are_not_copied_either(copied, make, instead):

@@ -57,7 +57,7 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (agent, {"hooks": {"stop": print}}, "is a list of callables and commands"),
     (agent, {"hooks": {"stop": [3]}}, "a hook is a callable, a text for the shell or a list of arguments, not 3"),
     (agent, {"hooks": {"stop": [[]]}}, "a hook is a callable"),
-    (agent, {"hooks": {"stop": [Hook(print, matcher="x")]}}, "there is no tool at this point"),
+    (agent, {"hooks": {"stop": [Hook(print, matcher="x")]}}, "no tool is called at this point"),
     (Hook, {"target": print, "matcher": ["a"]}, "matcher is text"),
     (Hook, {"target": print, "timeout": "3"}, "a number of seconds above 0"),
     (Budget, {"tokens": -1}, "a budget's tokens is a number above 0, or None for no limit, not -1"),

@@ -230,9 +230,9 @@ def test_what_the_model_hooks_are_told() -> None:
 @pytest.mark.parametrize(
     ("point", "result", "said"),
     [
-        ("turn_start", HookResult(block=True), "block means nothing here; context does"),
-        ("session_end", HookResult(context="x"), "context means nothing here; nothing does"),
-        ("before_llm_call", HookResult(updated_input={}), "updated_input means nothing here; block does"),
+        ("turn_start", HookResult(block=True), "turn_start accepts context, not block"),
+        ("session_end", HookResult(context="x"), "session_end accepts nothing, not context"),
+        ("before_llm_call", HookResult(updated_input={}), "before_llm_call accepts block, not updated_input"),
         ("stop", HookResult(block="yes"), "block is bool, not 'yes'"),  # type: ignore[arg-type]
     ],
 )

@@ -324,7 +324,7 @@ def test_streams_that_begin_and_end_at_once_never_lose_the_timer(threads: Any) -
     [
         ({"stall_after": 0}, "stall_after is a number of seconds, more than 0, or None, not 0"),
         ({"stall_after": "soon"}, "stall_after is a number of seconds, more than 0, or None, not 'soon'"),
-        ({"on_stall": print}, "on_stall is called after stall_after= seconds without progress: say how many"),
+        ({"on_stall": print}, "on_stall needs stall_after=, the seconds without progress after which it is called"),
         ({"stall_after": 1, "on_stall": "log"}, "on_stall is a function that is given a Stall, not 'log'"),
     ],
 )

@@ -621,7 +621,7 @@ def test_a_run_that_goes_on_longer_than_the_record(tmp_path: Path) -> None:
     with Runtime(Agent("a", model)) as runtime:
         runtime.run(Recording(path).session())
     text, diverged = diverging(path, Agent("a", model))
-    assert "no request after its last" in text
+    assert "once more than the record" in text
     assert diverged.request is None
 
 

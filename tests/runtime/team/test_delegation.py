@@ -152,7 +152,7 @@ def test_how_deep_agents_may_run_agents() -> None:
         refused = [e.response for e in stream if e.type == "tool_call_response" and e.agent_name == "a10"]  # type: ignore[attr-defined]
         assert stream.result().text == "0 ok"
     assert len(refused) == 1
-    assert refused[0].startswith("RuntimeError: agents run agents 10 deep, and no deeper: a0 > a1 >")
+    assert refused[0].startswith("RuntimeError: nested runs can be at most 10 deep: a0 > a1 >")
 
 
 def test_law_18_a_cancel_ends_the_whole_line() -> None:
@@ -741,7 +741,7 @@ def test_a_tool_of_the_same_name() -> None:
     """It is an error, rather than one of the two."""
     clash = Tool("transfer_task", lambda: "x")
     agent = Agent("a", Scripted(say("never")), tools=[clash], sub_agents=[Agent("b", Scripted())])
-    with Runtime(agent) as runtime, pytest.raises(RunError, match="there is another tool named 'transfer_task'"):
+    with Runtime(agent) as runtime, pytest.raises(RunError, match="the agent has a tool named 'transfer_task'"):
         runtime.run(Session.from_user("go"))
 
 

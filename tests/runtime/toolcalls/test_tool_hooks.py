@@ -434,7 +434,7 @@ ANSWERS: list[tuple[str, bool, str]] = [
     ),
     ('{"hookSpecificOutput": {"permissionDecision": "allow"}}', True, ""),
     # what cannot be read
-    ('{"blcok": true}', False, "'blcok' means nothing"),
+    ('{"blcok": true}', False, "there is no field 'blcok'"),
     ('{"block": "yes"}', False, "block is bool, not 'yes'"),
     ('[{"block": true}]', False, "it is a list"),
     ('{"block": true', False, "it is not JSON"),
