@@ -4,8 +4,6 @@ fails ends the run and loses nothing.
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +12,10 @@ import pytest
 
 from runtime import (
     Agent,
-    EventStream,
-    NotPending,
     RunError,
     Runtime,
     Session,
     StoreError,
-    Team,
     ToolContext,
     tool,
 )
@@ -37,77 +32,9 @@ from runtime.events import (
 )
 from runtime.session._journal import Began, Ended, Named, Requested, Said, Step
 from runtime.stores import MemoryStore
-from support.stores import Planned, Watched, calls, done, survivor
+from support.stores import RESULTS, Planned, Watched, World, calls, consume, done, results, survivor
 
 LONG = 10.0  # seconds after which something will never happen
-
-
-class World:
-    """An agent that does everything that is written down, and what its tools have done outside."""
-
-    def __init__(self) -> None:
-        self.effects: collections.Counter[str] = collections.Counter()
-        self.dead = False  # the process that did this: what its threads do now has not happened
-
-    def effect(self, what: str) -> None:
-        if not self.dead:
-            self.effects[what] += 1
-
-    def team(self) -> Team:
-        @tool
-        def pay(to: str, context: ToolContext) -> str:
-            """Pays."""
-            self.effect(f"pay {to}")
-            return f"paid {to}"
-
-        @tool(repeatable=True)
-        def put(key: str, context: ToolContext) -> str:
-            """Puts something where it lies already, if it does."""
-            self.effect(f"put {key} {context.call_id}")
-            return f"put {key}"
-
-        @tool(read_only=True)
-        def look() -> str:
-            """Looks."""
-            self.effect("look")
-            return "seen"
-
-        @tool(resumable=True)
-        def order(context: ToolContext) -> str:
-            """Asks how many, and orders as many, once."""
-            answer = context.elicit("How many?", {"type": "object", "properties": {"n": {"type": "integer"}}})
-            context.once("order", lambda: self.effect("order"))
-            return f"ordered {answer.content.get('n')}"
-
-        helper = Agent(
-            "helper", Planned(calls(("h1", "pay", {"to": "ann"})), done("helped")), tools=[pay], description="helps"
-        )
-        model = Planned(
-            calls(("c1", "pay", {"to": "bob"}), ("c2", "look", {}), ("c3", "put", {"key": "k"})),
-            calls(("c4", "transfer_task", {"agent": "helper", "task": "help"}), ("c5", "order", {})),
-            calls(("c6", "pay", {"to": "cat"})),
-            done(),
-        )
-        return Team([Agent("boss", model, tools=[pay, put, look, order], sub_agents=["helper"]), helper])
-
-
-def consume(stream: EventStream, events: list[Event]) -> None:
-    """As people write it. Who is told that his answer could not be written down gives it again."""
-    for event in stream:
-        events.append(event)
-        if isinstance(event, (ToolCallConfirmation, ElicitationRequest)):
-            with contextlib.suppress(NotPending):  # the run has ended meanwhile
-                try:
-                    answer(stream, event)
-                except StoreError:
-                    answer(stream, event)
-
-
-def answer(stream: EventStream, event: ToolCallConfirmation | ElicitationRequest) -> None:
-    if isinstance(event, ToolCallConfirmation):
-        stream.approve(event)
-    else:
-        stream.respond(event, "accept", {"n": 3})
 
 
 def run(world: World, store: Any, session: Session, events: list[Event]) -> None:
@@ -117,13 +44,6 @@ def run(world: World, store: Any, session: Session, events: list[Event]) -> None
 
 def whole(session: Session) -> list[tuple[str, str]]:
     return [(message.role, message.content) for message in session.messages]
-
-
-RESULTS = {"c1": "paid bob", "c2": "seen", "c3": "put k", "c4": "helped", "c5": "ordered 3", "c6": "paid cat"}
-
-
-def results(session: Session) -> dict[str | None, str]:
-    return {message.tool_call_id: message.content for message in session.messages if message.role == "tool"}
 
 
 def each_write(inject: Callable[[int], bool]) -> int:
