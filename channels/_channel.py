@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import operator
 from collections import deque
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Final, Generic, NoReturn, SupportsIndex, TypeVar, final
 
 from . import _fork
 from ._errors import Cancelled, ChannelClosed, WouldBlock
-from ._park import NOTHING, RLock, StandingWaiter, Waiter, deadline_after
+from ._park import NOTHING, RLock, StandingWaiter, Waiter, deadline_after, monotonic
 from ._rescue import PATIENCE, Rescue, closing, insist
 from ._views import ChannelStatistics, Receiver, Sender, Sending, SupportsDone
 
@@ -179,6 +180,39 @@ class Channel(Rescue, Generic[T]):
         if not self._try_put(value):
             raise WouldBlock(f"send on {self!r}")
 
+    @final
+    def send_many(self, values: Iterable[T], timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
+        """Send ``values``, one after the other, as many at once as receivers and the buffer take; waits as `send`.
+
+        Others may send in between where it has to wait. Raises what `send` does. What was sent before that stays sent:
+        how many is in the attribute ``sent`` of the `ChannelClosed`, `TimeoutError` or `Cancelled`. ``timeout`` is for
+        all of them. After an asynchronous exception (Ctrl-C) it is open how many were.
+        """
+        given = list(values)
+        deadline = deadline_after(timeout)
+        if cancel is not None:
+            _look_at(cancel)
+        sent = 0
+        try:
+            while True:
+                sent = self._put_many(given, sent)
+                if sent == len(given):
+                    return
+                left = timeout if deadline is None or timeout == 0 else max(deadline - monotonic(), 0.0)
+                self.send(given[sent], left, cancel)
+                sent += 1
+        except (ChannelClosed, TimeoutError, Cancelled) as error:
+            error.sent = sent  # type: ignore[union-attr]
+            raise
+
+    @final
+    def try_send_many(self, values: Iterable[T]) -> int:
+        """Send as many of ``values`` as need no waiting, the first of them; how many. Raises `ChannelClosed`.
+
+        Safe in signal handlers and finalizers: if they interrupted this very channel it is 0.
+        """
+        return self._put_many(list(values), 0)
+
     # -- receiving -----------------------------------------------------------------------------------------------------
 
     @final
@@ -270,6 +304,44 @@ class Channel(Rescue, Generic[T]):
                 raise WouldBlock(f"receive from {self!r}")
             return value
         raise failure  # out here, so that its own context and cause stay
+
+    @final
+    def recv_many(
+        self, limit: int | None = None, timeout: float | None = None, cancel: SupportsDone | None = None
+    ) -> list[T]:
+        """Receive the values that are there, at least one and up to ``limit``: waits only where there is none.
+
+        At the price of one `recv`, for those who can handle many at once. Raises what `recv` does, and loses as little:
+        after an asynchronous exception (Ctrl-C) the values are back, in front of the others.
+        """
+        if timeout is not None:
+            deadline_after(timeout)  # what is no timeout is none, also where nothing has to be waited for
+        if cancel is not None:
+            _look_at(cancel)
+        try:
+            values: list[T] = self._take_many(limit)
+        except ChannelClosed:
+            values = []  # `recv` says so, with the failure of a feed
+        return values or [self.recv(timeout, cancel)]
+
+    @final
+    def try_recv_many(self, limit: int | None = None) -> list[T]:
+        """Receive the values that are there, up to ``limit``; raises `WouldBlock` where there is none, `ChannelClosed`
+        once closed and drained.
+
+        Safe in signal handlers and finalizers: if they interrupted this very channel it is `WouldBlock`.
+        """
+        try:
+            values: list[T] = self._take_many(limit)
+        except ChannelClosed:
+            failure = self._failure()
+            if failure is None:
+                raise
+        else:
+            if not values:
+                raise WouldBlock(f"receive from {self!r}")
+            return values
+        raise failure
 
     def __iter__(self) -> Receiver[T]:
         return Receiver(self)
@@ -456,6 +528,86 @@ class Channel(Rescue, Generic[T]):
             raise ChannelClosed(f"receive from {self!r}")
         return value
 
+    def _put_many(self, values: list[T], sent: int) -> int:
+        """Send the values from number ``sent`` on, as far as that needs no waiting: the number of the next."""
+        if _fork.forked and self._epoch is not _fork.epoch:
+            self._refresh()
+        lock = self._lock
+        if lock._is_owned():
+            return sent
+        try:
+            if not (lock.acquire(False) or lock.acquire(True, PATIENCE)):
+                return sent
+            closed = self._closed
+            if not closed:
+                if self._receivers:
+                    sent = self._serve_receivers(values, sent)
+                buffer: Any = self._buffer
+                room = self._capacity - len(buffer)
+                if room > 0 and sent < len(values):
+                    fitting = values[sent : sent + room]
+                    buffer += fitting
+                    sent += len(fitting)
+            lock.release()
+            if self._attention:
+                self._attend()
+        except BaseException:
+            try:
+                self._let_go()
+            except RecursionError:
+                if lock._is_owned():
+                    lock.release()
+            except BaseException:
+                self._let_go()
+            raise
+        if closed:
+            raise ChannelClosed(f"send on {self!r}")
+        return sent
+
+    def _take_many(self, limit: int | None) -> list[Any]:
+        """The values that are there, up to ``limit``, which may be none. Raises `ChannelClosed`."""
+        if limit is not None and (operator.index(limit) < 1 or isinstance(limit, bool)):
+            raise ValueError(f"limit is a number of values, 1 or more, or None for all, not {limit!r}")
+        if _fork.forked and self._epoch is not _fork.epoch:
+            self._refresh()
+        lock = self._lock
+        if lock._is_owned():
+            return []
+        taken: list[Any] = [()]  # of one item: the values that have left the channel
+        fresh: Any = deque() if self._capacity else ()
+        try:
+            if not (lock.acquire(False) or lock.acquire(True, PATIENCE)):
+                return []
+            if limit is None or len(self._buffer) <= limit:
+                taken[0], self._buffer = self._buffer, fresh
+            else:
+                taken[0] = []
+                self._take_some(taken[0], limit)
+            if self._senders:
+                self._let_in()
+                if not self._capacity:
+                    taken[0] = list(taken[0])
+                    self._take_from_senders(taken[0], limit)
+            closed = self._closed
+            lock.release()
+            if self._attention:
+                self._attend()
+            values = list(taken[0])
+            if values or not closed:
+                return values
+        except BaseException:
+            try:
+                self._let_go_of_many(taken)
+            except RecursionError:
+                if lock._is_owned():
+                    for value in reversed(taken[0]):
+                        self._buffer.appendleft(value)
+                    lock.release()
+            except BaseException:
+                self._let_go_of_many(taken)
+            raise
+        raise ChannelClosed(f"receive from {self!r}")
+
     def _wait(self, waiter: Waiter, operation: str, deadline: float | None, cancel: SupportsDone | None) -> None:
         """Park. Afterwards ``waiter.channel`` tells: this channel, the one of ``cancel``, or None for a timeout."""
         if cancel is not None:
@@ -635,6 +787,35 @@ class Channel(Rescue, Generic[T]):
         if len(buffer) < self._capacity and (entry := self._first_sender(True)) is not None:
             buffer += (entry[1],)  # not append(): an interrupt at its end would leave the sender parked
             entry[0].park.release()
+
+    # Loops stand in functions of their own: CPython may leave a jump back out of the `try` around it.
+
+    def _let_in(self) -> None:
+        """After values left the full buffer: let the values of parked senders in, as far as there is room."""
+        while len(self._buffer) < self._capacity and (entry := self._first_sender(True)) is not None:
+            buffer: Any = self._buffer
+            buffer += (entry[1],)
+            entry[0].park.release()
+
+    def _take_some(self, taken: list[Any], limit: int) -> None:
+        """Move ``limit`` values of the buffer to ``taken``."""
+        buffer: Any = self._buffer
+        while limit > 0 and buffer:
+            taken += (buffer[0],)  # and out of the buffer in the same step: no call, which an exception could follow
+            del buffer[0]
+            limit -= 1
+
+    def _take_from_senders(self, taken: list[Any], limit: int | None) -> None:
+        """At capacity 0: take from the hands of parked senders, until there are ``limit`` values."""
+        while (limit is None or len(taken) < limit) and (entry := self._first_sender(True)) is not None:
+            taken += (entry[1],)
+            entry[0].park.release()
+
+    def _serve_receivers(self, values: list[Any], sent: int) -> int:
+        """Hand the values from number ``sent`` on to the receivers that wait: the number of the next."""
+        while sent < len(values) and self._serve_receiver(values[sent]):
+            sent += 1
+        return sent
 
     def _serve_receiver(self, value: Any) -> bool:
         waiter = self._first_receiver()

@@ -125,6 +125,37 @@ class Rescue:
             except BaseException:
                 continue
 
+    def _let_go_of_many(self, taken: list[Any]) -> None:
+        """The same for many values: ``taken`` has one item, the values, which come back in front of the others."""
+        lock = self._lock
+        for _ in range(TRIES):
+            try:
+                if not lock._is_owned():
+                    lock.acquire()
+                if taken[0]:
+                    room = deque(taken[0])
+                    room.extend(self._buffer)
+                    self._buffer = room  # and not taken any more, in the same step
+                    taken[0] = ()
+                self._hand_out()
+                lock.release()
+                if self._attention:
+                    self._attend()
+                return
+            except BaseException:
+                continue
+
+    def _hand_out(self) -> None:
+        """Serve the receivers that have come while the values were away."""
+        while self._buffer and (waiter := self._first_receiver()) is not None:
+            buffer = self._buffer
+            waiter.value = buffer[0]
+            waiter.ok = True
+            del buffer[0]
+            waiter.channel = self
+            waiter.done = True
+            waiter.park.release()
+
     def _put_back(self, holder: Waiter) -> None:
         """Give the value that ``holder`` was served to the next receiver, or put it back in front."""
         lock = self._lock

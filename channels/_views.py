@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -36,7 +37,15 @@ class Ends(Protocol):
 
     def send(self, value: Any, timeout: float | None = None, cancel: SupportsDone | None = None) -> None: ...
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> Any: ...
+    def send_many(
+        self, values: Iterable[Any], timeout: float | None = None, cancel: SupportsDone | None = None
+    ) -> None: ...
+    def recv_many(
+        self, limit: int | None = None, timeout: float | None = None, cancel: SupportsDone | None = None
+    ) -> list[Any]: ...
     def try_send(self, value: Any) -> None: ...
+    def try_send_many(self, values: Iterable[Any]) -> int: ...
+    def try_recv_many(self, limit: int | None = None) -> list[Any]: ...
     def try_recv(self) -> Any: ...
     def close(self, final: Any = ...) -> bool: ...
     def statistics(self) -> ChannelStatistics: ...
@@ -66,6 +75,16 @@ class Sender(Generic[T_contra]):
     def try_send(self, value: T_contra) -> None:
         """Send ``value`` if that needs no waiting, as `Channel.try_send`."""
         self._target.try_send(value)
+
+    def send_many(
+        self, values: Iterable[T_contra], timeout: float | None = None, cancel: SupportsDone | None = None
+    ) -> None:
+        """Send ``values``, as `Channel.send_many`: waits while the buffer is full."""
+        self._target.send_many(values, timeout, cancel)
+
+    def try_send_many(self, values: Iterable[T_contra]) -> int:
+        """Send as many of ``values`` as need no waiting, as `Channel.try_send_many`; how many."""
+        return self._target.try_send_many(values)
 
     def sending(self, value: T_contra) -> Sending[Any]:
         """The case of a `select` that sends ``value``, as `Channel.sending`."""
@@ -124,6 +143,16 @@ class Receiver(Generic[T_co]):
         """Receive a value if one is there, as `Channel.try_recv`."""
         value: T_co = self._channel.try_recv()
         return value
+
+    def recv_many(
+        self, limit: int | None = None, timeout: float | None = None, cancel: SupportsDone | None = None
+    ) -> list[T_co]:
+        """Receive the values that are there, as `Channel.recv_many`: waits until there is one."""
+        return self._channel.recv_many(limit, timeout, cancel)
+
+    def try_recv_many(self, limit: int | None = None) -> list[T_co]:
+        """Receive the values that are there, as `Channel.try_recv_many`."""
+        return self._channel.try_recv_many(limit)
 
     def receiving(self) -> Receiver[T_co]:
         """This receiver as a case of a `select`, for code that wants to name the operation."""

@@ -9,7 +9,6 @@ import functools
 import inspect
 import threading
 import weakref
-from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar, cast
@@ -57,26 +56,12 @@ class _Fed(Channel[T]):
     def failed_with(self, error: BaseException) -> bool:
         return error is self._error
 
-    def take_all(self) -> Iterable[T]:
+    def take_all(self) -> list[T]:
         """All values that are there, which may be none. An asynchronous exception puts them back."""
-        values: Any = ()
-        fresh: deque[T] = deque()
-        lock = self._lock
         try:
-            lock.acquire()
-            if self._buffer:
-                values, self._buffer = self._buffer, fresh
-            if self._senders:  # the task, which holds one more
-                self._refill()
-            lock.release()
-            if self._attention:
-                self._attend()
-            return values  # type: ignore[no-any-return]
-        except BaseException:
-            self._let_go()
-            for value in reversed(values):
-                self._let_go(None, value)
-            raise
+            return self._take_many(None)
+        except ChannelClosed:
+            return []
 
     def _failure(self) -> BaseException | None:
         error = self._error
@@ -160,6 +145,14 @@ class Feed(Receiver[T_co]):
         if timeout != 0:
             self._run.life.refuse("receiving")
         return super().recv(timeout, cancel)
+
+    def recv_many(
+        self, limit: int | None = None, timeout: float | None = None, cancel: SupportsDone | None = None
+    ) -> list[T_co]:
+        """`Channel.recv_many`. Raises `RuntimeError` on the loop's own thread, which waiting would stall."""
+        if timeout != 0:
+            self._run.life.refuse("receiving")
+        return super().recv_many(limit, timeout, cancel)
 
     def stack(self) -> str:
         """Where the task that runs the source is suspended, as `TaskHandle.stack`."""

@@ -4,7 +4,8 @@ Invariant: the consumer gets what was put before the end, in order, and then the
 the exception that it failed with, whichever was said first (`Pump.end`). A channel that is closed before an end was
 said is no end: it raises `ChannelClosed`.
 
-Up to ``ahead`` items wait for the consumer. A producer that is further ahead is parked.
+Up to ``ahead`` items wait for the consumer, in the channel or, taken from there together, in its hand. A producer that
+is further ahead is parked.
 
 How it ends, other than by the producer's end:
 
@@ -38,7 +39,8 @@ class Pump(Generic[T]):
     """Takes items from one thread to another. See the top of this file for what holds, and how it ends."""
 
     def __init__(self, ahead: int, name: str) -> None:
-        self._items: Channel[T] = Channel(ahead, name=name)
+        self._batch = max(ahead // 2, 1)  # so many are taken at once, of which the first does not wait any more
+        self._items: Channel[T] = Channel(max(ahead + 1 - self._batch, 0), name=name)
         self._error: BaseException | None = None
         self._ended = False
         #: For the producer: `channels.Channel.send`. Raises `ChannelClosed` where nobody takes items any more.
@@ -104,18 +106,18 @@ class Pump(Generic[T]):
         """The items, then the error of the producer, if there is one. Raises `Cancelled` when ``cancel`` is done first,
         and ``late()`` when the next item takes longer than ``timeout`` seconds.
         """
-        recv = self._items.recv
+        recv_many, limit = self._items.recv_many, self._batch
         try:
             while True:
                 try:
-                    item = recv(timeout, cancel)
+                    items = recv_many(limit, timeout, cancel)
                 except TimeoutError:
                     raise late() from None
                 except ChannelClosed:
                     if not self._ended:
                         raise
                     break
-                yield item
+                yield from items
         finally:
             self._items.close()
         error, self._error = self._error, None

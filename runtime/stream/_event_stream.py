@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, SupportsDone
+from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, SupportsDone, WouldBlock
 from channels._lazy import lazy_logger
 
 from .._checks import check, is_number
@@ -110,6 +110,24 @@ class EventStream(Receiver[Event]):
             self._run(event)
             event = super().try_recv()
         return event
+
+    def recv_many(
+        self, limit: int | None = None, timeout: float | None = None, cancel: SupportsDone | None = None
+    ) -> list[Event]:
+        """The events that are there, at least one, as `channels.Channel.recv_many`."""
+        events = [self.recv(timeout, cancel)]
+        with contextlib.suppress(WouldBlock, ChannelClosed):
+            while limit is None or len(events) < limit:
+                events.append(self.try_recv())
+        return events
+
+    def try_recv_many(self, limit: int | None = None) -> list[Event]:
+        """The events that are there, as `channels.Channel.try_recv_many`."""
+        events = [self.try_recv()]
+        with contextlib.suppress(WouldBlock, ChannelClosed):
+            while limit is None or len(events) < limit:
+                events.append(self.try_recv())
+        return events
 
     def _run(self, call: Any) -> None:
         """Make a call that waits for the consumer's thread. A failure is its result; Ctrl-C ends the run."""

@@ -93,6 +93,18 @@ def pair(peer: Peer | None, n: int) -> float:
     return (perf_counter() - begin) / n
 
 
+def batch(peer: Peer | None, n: int) -> float:
+    """64 values at once, where the library can do it."""
+    need(peer and peer.name == "lockgate")
+    channel, values = peer.make(128), list(range(64))
+    send, recv = channel.send_many, channel.recv_many
+    begin = perf_counter()
+    for _ in range(n // 64):
+        send(values)
+        recv()
+    return (perf_counter() - begin) / (n // 64 * 64)
+
+
 def flow(peer: Peer | None, n: int, capacity: int, sides: int = 1) -> float:
     need(peer and (peer.rendezvous if capacity == 0 else peer.bounded or capacity > 1))
     send, recv = peer.ops(peer.make(capacity))
@@ -218,6 +230,7 @@ class Measure(NamedTuple):
 
 MEASURES = {
     "pair": Measure("send + receive, one thread, capacity 128", ("pair", "queue.Queue"), 40_000, pair),
+    "batch": Measure("the same, 64 values at once", ("pair", "queue.Queue"), 40_000, batch),
     "cap0": Measure("thread to thread, unbuffered", ("trip", RAW), 1500, flow, (0,)),
     "cap1": Measure("thread to thread, capacity 1", ("cap1", "queue.Queue"), 2000, flow, (1,)),
     "cap128": Measure("thread to thread, capacity 128", ("cap128", "queue.Queue"), 40_000, flow, (128,)),

@@ -19,7 +19,6 @@ import pytest
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock, after, select
 from channels.aio import AsyncReceiver, Feed, LoopThread, TaskHandle, default_loop, from_async, to_async
-from channels.aio._feed import _Fed
 
 LONG = 20
 
@@ -830,8 +829,8 @@ def test_the_exception_of_the_source_comes_after_the_last_batch(loop):
 
 
 def test_an_exception_at_any_point_of_taking_a_batch_puts_it_back(loop, threads):
-    """At each line of `take_all`, as Ctrl-C and `PyThreadState_SetAsyncExc` do it."""
-    taking = _Fed.take_all.__code__
+    """At each line of `Channel._take_many`, as Ctrl-C and `PyThreadState_SetAsyncExc` do it."""
+    taking = Channel._take_many.__code__
     line = 0
     while True:
         reached = 0

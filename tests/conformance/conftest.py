@@ -97,7 +97,33 @@ class Select3(Select1):
         return select(None, Channel().sending(1), case, Channel().receiver, None, **options)
 
 
-PHRASES = {"op": Direct, "select1": Select1, "select2": Select2, "select3": Select3}
+class Many(Direct):
+    """The same as batches of one value."""
+
+    def send(self, value: Any) -> None:
+        self.channel.send_many([value], timeout=10)
+
+    def nbsend(self, value: Any) -> bool:
+        return self.channel.try_send_many([value]) == 1
+
+    def recv(self) -> tuple[Any, bool]:
+        try:
+            [value] = self.channel.recv_many(1, timeout=10)
+        except ChannelClosed:
+            return None, False
+        return value, True
+
+    def nbrecv(self) -> tuple[Any, bool, bool]:
+        try:
+            [value] = self.channel.try_recv_many(1)
+        except ChannelClosed:
+            return None, False, True
+        except WouldBlock:
+            return None, False, False
+        return value, True, True
+
+
+PHRASES = {"op": Direct, "many": Many, "select1": Select1, "select2": Select2, "select3": Select3}
 
 
 @pytest.fixture(params=PHRASES)

@@ -155,6 +155,110 @@ def seen_closed_by_a_select(stage: Stage) -> None:
     stage.thread(stage.look(channel), stage.select(stage.sending(channel, 1), stage.receiving(channel), block=False))
 
 
+# -- many at once ------------------------------------------------------------------------------------------------------
+
+
+@scenario(0, 1, 2, preemptions=1)
+def many_received_and_senders(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity, *range(capacity))
+    stage.thread(stage.send(channel, 8))
+    stage.thread(stage.send(channel, 9))
+    stage.thread(stage.recv_many(channel), stage.recv_many(channel))
+
+
+@scenario(2, preemptions=1)
+def a_batch_makes_room_for_all_who_wait(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity, *range(capacity))
+    stage.thread(stage.send(channel, 8))
+    stage.thread(stage.send(channel, 9))
+    stage.thread(stage.recv_many(channel))
+
+
+@scenario(1, 3, preemptions=2)
+def some_received_and_a_sender(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity, *range(capacity))
+    stage.thread(stage.send(channel, 8))
+    stage.thread(stage.recv_many(channel, 2), stage.recv_many(channel, 2, wait=False))
+
+
+@scenario(0, 1, 2, preemptions=1)
+def many_sent_and_receivers(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity)
+    stage.thread(stage.recv(channel))
+    stage.thread(stage.recv(channel))
+    stage.thread(stage.try_send_many(channel, 1, 2, 3))
+
+
+@scenario(0, 2, preemptions=1)
+def many_and_close(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity)
+    stage.thread(stage.try_send_many(channel, 1, 2))
+    stage.thread(stage.recv_many(channel), stage.recv_many(channel))
+    stage.thread(stage.close(channel, 9))
+
+
+@scenario(0, 1, preemptions=1)
+def many_received_and_a_select(stage: Stage, capacity: int) -> None:
+    a, b = stage.channel(capacity), stage.channel(capacity)
+    stage.thread(stage.select(stage.sending(a, 1), stage.sending(b, 2)))
+    stage.thread(stage.recv_many(a, wait=False), stage.recv_many(b))
+    stage.thread(stage.close(a))
+
+
+@scenario(1, 2, preemptions=1)
+def all_that_is_sent_comes(stage: Stage, capacity: int) -> Any:
+    """However the batches are cut: everything, once, in order, and then the end."""
+    channel = stage.package.Channel(capacity)
+    got: list[Any] = []
+
+    def receive() -> None:
+        try:
+            while True:
+                got.extend(channel.recv_many(2))
+        except stage.package.ChannelClosed:
+            pass
+
+    stage.world.spawn("S", lambda: (channel.send_many([1, 2, 3]), channel.close(4)))
+    stage.world.spawn("R", receive)
+
+    def check() -> None:
+        stage.expect(not stage.world.stuck, "stuck")
+        stage.expect(got == [1, 2, 3, 4], f"{got}")
+
+    return check
+
+
+@scenario(0, 1, preemptions=1)
+def a_close_ends_a_batch(stage: Stage, capacity: int) -> Any:
+    """Who sends many learns how many of them were sent."""
+    channel = stage.package.Channel(capacity)
+    got: list[Any] = []
+    sent: list[Any] = []
+
+    def send() -> None:
+        try:
+            channel.send_many([1, 2, 3])
+            sent.append(3)
+        except stage.package.ChannelClosed as error:
+            sent.append(error.sent)
+
+    def receive() -> None:
+        try:
+            got.append(channel.recv())
+        except stage.package.ChannelClosed:
+            pass
+
+    stage.world.spawn("S", send)
+    stage.world.spawn("R", receive)
+    stage.world.spawn("C", channel.close)
+
+    def check() -> None:
+        left = list(channel._buffer)
+        stage.expect([*got, *left] == list(range(1, sent[0] + 1)), f"sent {sent}, got {got}, left {left}")
+
+    return check
+
+
 # -- select ------------------------------------------------------------------------------------------------------------
 
 
@@ -614,6 +718,43 @@ def interrupted_receive(stage: Stage, capacity: int) -> None:
     stage.thread(stage.recv(channel, timeout=1))
 
 
+@interrupted(0, 2, preemptions=0)
+def interrupted_receive_of_many(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity, *range(10, 10 + capacity))
+    stage.thread(stage.recv_many(channel, at_once=3), interruptible=True)
+    stage.thread(stage.send(channel, 21))
+    stage.thread(stage.recv(channel, timeout=1))
+
+
+@interrupted(2)
+def interrupted_receive_of_many_beside_another(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity, *range(10, 10 + capacity))
+    stage.thread(stage.recv_many(channel), interruptible=True)
+    stage.thread(stage.recv(channel))
+
+
+@interrupted(3)
+def interrupted_receive_of_some(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity, *range(10, 10 + capacity))
+    stage.thread(stage.recv_many(channel, 2, wait=False), interruptible=True)
+    stage.thread(stage.send(channel, 21), stage.try_recv(channel))
+
+
+@interrupted(0, 1, 2, preemptions=0)
+def interrupted_send_of_many(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity)
+    stage.thread(stage.recv(channel, timeout=1))
+    stage.thread(stage.recv(channel, timeout=1))
+    stage.thread(stage.try_send_many(channel, 1, 2), interruptible=True)
+
+
+@interrupted(2)
+def close_comes_into_a_receive_of_many(stage: Stage, capacity: int) -> None:
+    channel = stage.channel(capacity, 1, 2)
+    stage.thread(stage.recv_many(channel), interruptible=True)
+    stage.thread(stage.close(channel, 9))
+
+
 @interrupted(0, 1)
 def interrupted_receive_of_parked_senders(stage: Stage, capacity: int) -> None:
     channel = stage.channel(capacity, *range(10, 10 + capacity))
@@ -770,6 +911,8 @@ def _nested(kind: str, stage: Stage, channel: int) -> Step:
         "close": lambda: stage.close(channel, 9),
         "try_send": lambda: stage.try_send(channel, 8),
         "try_recv": lambda: stage.try_recv(channel),
+        "try_send_many": lambda: stage.try_send_many(channel, 7, 8),
+        "try_recv_many": lambda: stage.recv_many(channel, wait=False),
         "default": lambda: stage.select(stage.sending(channel, 8), stage.receiving(channel), block=False),
     }[kind]()
 
@@ -786,6 +929,18 @@ def _reenter(kind: str) -> None:
         channel = stage.channel(capacity, *range(10, 10 + capacity))
         stage.thread(stage.send(channel, 1), nested=_nested(kind, stage, channel))
         stage.thread(stage.recv(channel), stage.recv(channel))
+
+    @reentered(0, 2)
+    def receive_of_many(stage: Stage, capacity: int) -> None:
+        channel = stage.channel(capacity, *range(10, 10 + capacity))
+        stage.thread(stage.recv_many(channel), nested=_nested(kind, stage, channel))
+        stage.thread(stage.send(channel, 1))
+
+    @reentered(0, 2)
+    def send_of_many(stage: Stage, capacity: int) -> None:
+        channel = stage.channel(capacity)
+        stage.thread(stage.try_send_many(channel, 1, 2), nested=_nested(kind, stage, channel))
+        stage.thread(stage.recv(channel))
 
     @reentered(0, 1)
     def select(stage: Stage, capacity: int) -> None:
@@ -806,10 +961,10 @@ def _reenter(kind: str) -> None:
         stage.thread(stage.send(channel, 1))
         stage.thread(stage.recv(channel))
 
-    del receive, send, select, default, close
+    del receive, send, receive_of_many, send_of_many, select, default, close
 
 
-for _kind in ("close", "try_send", "try_recv", "default"):
+for _kind in ("close", "try_send", "try_recv", "try_send_many", "try_recv_many", "default"):
     _before = len(REENTERED)
     _reenter(_kind)
     REENTERED[_before:] = [replace(one, name=f"{_kind} in {one.name}") for one in REENTERED[_before:]]

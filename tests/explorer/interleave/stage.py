@@ -26,6 +26,7 @@ class Step(NamedTuple):
     act: tuple[Any, ...]
     token: int | None
     run: Callable[[], Any]  # the result, as in `Op`
+    more: tuple[Way, ...] = ()  # what else it may do at once
 
 
 class Case(NamedTuple):
@@ -50,6 +51,7 @@ class Stage:
         self.tokens: list[Any] = []
         self.ops: list[Op] = []
         self.doing: dict[Any, Op] = {}
+        self.done_too: list[tuple[Way, Any]] = []  # what the operation that has just returned did, too; with the result
         self.deferred: list[tuple[Op, Op]] = []  # nested operations that the outer one completes
 
     # -- what there is -------------------------------------------------------------------------------------------------
@@ -99,6 +101,38 @@ class Stage:
         real = self.channels[channel]
         way = Way("recv", channel)
         return self._step(f"recv({channel})", way, cancel, lambda: real.recv(timeout, self._token(cancel)))
+
+    def try_send_many(self, channel: int, *values: Any) -> Step:
+        real = self.channels[channel]
+        ways = [Way("send", channel, value) for value in values]
+
+        def run() -> Any:
+            try:
+                sent = real.try_send_many(values)
+            except self.package.ChannelClosed:
+                return ("refused", None, None)
+            results = [("sent", 0, None)] * sent + [("blocked", None, None)] * (sent < len(values))
+            self.done_too = list(zip(ways[1:], results[1:], strict=False))
+            return results[0]
+
+        return Step(f"try_send_many({channel}, {values})", (ways[0],), (), None, run, tuple(ways[1:]))
+
+    def recv_many(self, channel: int, limit: int | None = None, *, wait: bool = True, at_once: int = 2) -> Step:
+        """``at_once``: how many values it may have taken when an exception hits it."""
+        real = self.channels[channel]
+        way = Way("recv", channel)
+
+        def run() -> Any:
+            try:
+                values = real.recv_many(limit) if wait else real.try_recv_many(limit)
+            except self.package.ChannelClosed:
+                return ("drained", 0, None)
+            self.expect(bool(values) and (limit is None or len(values) <= limit), f"{values} at once")
+            self.done_too = [(way, ("got", 0, value)) for value in values[1:]]
+            return ("got", 0, values[0])
+
+        text = f"{'' if wait else 'try_'}recv_many({channel}, {limit})"
+        return Step(text, (way,), (), None, run, (way,) * (at_once - 1))
 
     def try_send(self, channel: int, value: Any) -> Step:
         real = self.channels[channel]
@@ -175,6 +209,7 @@ class Stage:
             op.excused = any(way is not None and self.channels[way.channel]._lock._is_owned() for way in step.ways)
         self.ops.append(op)
         self.doing[task] = op
+        self.done_too = []
         op.call = scheduler.tick(True)
         scheduler.note(f"-> {op.text}")
         try:
@@ -190,12 +225,16 @@ class Stage:
             self.expect(error.cause == f"cause {step.token}", f"{op.text}: {error!r}")
         except KeyboardInterrupt:
             result = ("interrupted", None, None)
+            self.done_too = [(way, result) for way in step.more]
         if scheduler.dead:
             return
         op.result = result
+        done_too, self.done_too = self.done_too, []
         scheduler.note(f"<- {op.text}: {result}")
         self.doing[task] = outer  # type: ignore[assignment]
         op.returned = scheduler.tick(False)
+        for way, result in done_too:
+            self.ops.append(Op(f"{op.text}, and", (way,), (), None, op.call, NEVER, op.returned, result, op.excused))
         if inside and step.act and outer is not None:
             self.deferred.append((op, outer))
 
