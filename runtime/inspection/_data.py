@@ -55,7 +55,7 @@ class ThreadDump:
 
     name: str
     parked: str  #: on which channel, and for how long; "" where it is not parked
-    stack: str
+    stack: str  #: where it is not parked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

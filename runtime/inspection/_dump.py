@@ -41,7 +41,10 @@ def dump_of(cores: Iterable[StreamCore] | None = None) -> Dump:
     all_parked = parked()
     found = snapshot(_at_exit.live) if cores is None else list(cores)
     frames = sys._current_frames()
-    streams = [_stream(core, now, all_parked, frames) for core in sorted(found, key=lambda core: core.number)]
+    redaction = Redaction()
+    streams = [
+        _stream(core, now, all_parked, frames, redaction) for core in sorted(found, key=lambda core: core.number)
+    ]
     return Dump(
         time=datetime.now(UTC).isoformat(timespec="milliseconds"),
         process=os.getpid(),
@@ -59,8 +62,10 @@ def snapshot(live: Iterable[T]) -> list[T]:
             continue
 
 
-def _stream(core: StreamCore, now: float, all_parked: list[Parked], frames: dict[int, Any]) -> StreamDump:
-    redaction = _redaction(core)
+def _stream(
+    core: StreamCore, now: float, all_parked: list[Parked], frames: dict[int, Any], usual: Redaction
+) -> StreamDump:
+    redaction = _redaction(core, usual)
     tool_calls = {call.id: call for call in _open_calls(core.session._messages[-_LAST:])}
     holder = core.session._leases.get(None)
     return StreamDump(
@@ -77,7 +82,7 @@ def _stream(core: StreamCore, now: float, all_parked: list[Parked], frames: dict
         capacity=core.out.capacity,
         waits=tuple(waits(core, now, all_parked)),
         questions=tuple(_question(ask, now, redaction) for ask in asks_of(core)),
-        calls=tuple(_call(call, now, tool_calls, redaction) for call in calls_of(core)),
+        calls=tuple(_call(call, now, tool_calls, redaction, frames) for call in calls_of(core)),
         threads=tuple(_thread(thread, all_parked, frames) for thread in list(core.threads)),
     )
 
@@ -88,7 +93,9 @@ def calls_of(core: StreamCore) -> list[Call]:
     return sorted(calls, key=lambda call: call.began)
 
 
-def _call(call: Call, now: float, tool_calls: dict[str, ToolCall], redaction: Callable[[str], str]) -> CallDump:
+def _call(
+    call: Call, now: float, tool_calls: dict[str, ToolCall], redaction: Callable[[str], str], frames: dict[int, Any]
+) -> CallDump:
     made = tool_calls.get(call.tool_call_id or "")
     on_loop = call.task is not None or call.feed is not None
     return CallDump(
@@ -97,7 +104,7 @@ def _call(call: Call, now: float, tool_calls: dict[str, ToolCall], redaction: Ca
         seconds=round(now - call.began, 3),
         arguments="" if made is None else _short(redaction(made.arguments[:_READ])),
         tool_call_id=call.tool_call_id or "",
-        stack=call.stack(),
+        stack=call.stack() if on_loop else _stack(call.thread, frames),
     )
 
 
@@ -108,12 +115,13 @@ def _question(ask: Ask[Any, Any], now: float, redaction: Callable[[str], str]) -
 
 
 def _thread(thread: Thread, all_parked: list[Parked], frames: dict[int, Any]) -> ThreadDump:
-    frame = frames.get(thread.ident or 0)
-    return ThreadDump(
-        name=thread.name,
-        parked="; ".join(_parked(wait) for wait in all_parked if wait.thread_id == thread.ident and not wait.task_name),
-        stack="" if frame is None else "".join(traceback.format_stack(frame, limit=FRAMES)),
-    )
+    parked = "; ".join(_parked(wait) for wait in all_parked if wait.thread_id == thread.ident and not wait.task_name)
+    return ThreadDump(name=thread.name, parked=parked, stack="" if parked else _stack(thread, frames))
+
+
+def _stack(thread: Thread | None, frames: dict[int, Any]) -> str:
+    frame = None if thread is None else frames.get(thread.ident or 0)
+    return "" if frame is None else "".join(traceback.format_stack(frame, limit=FRAMES))
 
 
 def _parked(wait: Parked) -> str:
@@ -154,9 +162,9 @@ def _open_calls(messages: list[Message]) -> list[ToolCall]:
     return [call for message in messages for call in message.tool_calls if call.id not in answered]
 
 
-def _redaction(core: StreamCore) -> Callable[[str], str]:
+def _redaction(core: StreamCore, usual: Redaction) -> Callable[[str], str]:
     """What takes out secrets: as in the record of the run, where it has one."""
-    own: Redaction = getattr(core.root.recorder, "_redaction", None) or Redaction()
+    own: Redaction = getattr(core.root.recorder, "_redaction", None) or usual
 
     def clean(text: str) -> str:
         try:

@@ -93,7 +93,9 @@ def stream_first(runtime: Runtime) -> tuple[float, float]:
         return first * 1e3, (time.perf_counter() - start) * 1e3
 
 
-def tool_turns(instrument: Callable[[Runtime], object] = lambda runtime: None) -> float:
+def tool_turns(
+    instrument: Callable[[Runtime], object] = lambda runtime: None, stall_after: float | None = None
+) -> float:
     """Milliseconds per turn with one tool call."""
 
     @tool(read_only=True)
@@ -102,7 +104,8 @@ def tool_turns(instrument: Callable[[Runtime], object] = lambda runtime: None) -
         return "ok"
 
     turns = [[call("nothing", f'{{"n": {n}}}', id=f"call-{n}")] for n in range(TURNS)]
-    with Runtime(Agent("a", Scripted(*turns, [TextDelta("done")]), tools=[nothing], max_iterations=200)) as runtime:
+    agent = Agent("a", Scripted(*turns, [TextDelta("done")]), tools=[nothing], max_iterations=200)
+    with Runtime(agent, stall_after=stall_after) as runtime:
         instrument(runtime)
         start = time.perf_counter()
         runtime.run(Session.from_user("go"))
@@ -225,6 +228,23 @@ def many_streams(model: type[Scripted]) -> tuple[float, float, int]:
         return time.perf_counter() - start, added, threads
 
 
+def dump_of_many() -> tuple[float, float]:
+    """Milliseconds that a dump of 100 streams takes whose models say nothing, and with its text."""
+    with Stall() as stall, Runtime(Agent("a", Scripted(*[[stall]] * STREAMS))) as runtime:
+        streams = [runtime.run_stream(Session.from_user("go")) for _ in range(STREAMS)]
+        while sum(wait.kind == "model" for stream in runtime.dump().streams for wait in stream.waits) < STREAMS:
+            time.sleep(0.01)
+        start = time.perf_counter()
+        dump = runtime.dump()
+        made = time.perf_counter() - start
+        str(dump)
+        shown = time.perf_counter() - start
+        stall.go_on.set()
+        for stream in streams:
+            stream.close()
+    return made * 1e3, shown * 1e3
+
+
 def _until(stall: Stall) -> Callable[[], object]:
     async def wait() -> None:
         while not stall.go_on.is_set():
@@ -298,6 +318,7 @@ def main() -> None:
             note("first event ms", first)
             note("first text ms", text)
             note("tool turn ms", tool_turns())
+            note("  watched ms", tool_turns(stall_after=60.0))
             for name, instrument in traced.items():
                 note(f"  {name} ms", tool_turns(instrument))
             if traced:
@@ -322,6 +343,8 @@ def main() -> None:
         wall, added, threads = many_streams(model)
         kind = "async" if model is AsyncScripted else "sync"
         print(f"{STREAMS} streams, {kind:5s} {wall * 1e3:6.0f} ms wall, {added:.1f} MiB, {threads} threads")
+    made, shown = (statistics.median(each) for each in zip(*(dump_of_many() for _ in range(rounds)), strict=True))
+    print(f"dump of {STREAMS} streams {made:6.1f} ms, {shown:.1f} ms with its text")
     print(f"import             {import_time():9.1f} ms, extras loaded: {', '.join(extras_loaded()) or 'none'}")
 
 
