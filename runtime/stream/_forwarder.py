@@ -64,6 +64,9 @@ def forward(core: StreamCore, calls: Calls) -> None:
     An observer that raises is logged, and told the next event all the same. One that does not return within the grace
     time is left out from then on. A consumer that does not read is waited for, but not once the stream is to end: then
     it gets what there is room for, and the last event; the observers get everything.
+
+    Nor does the end of a stream that was cancelled wait for all that slow observers have not seen yet: after the grace
+    time the consumer gets the last event, and the observers go on without it.
     """
     forwarder = _Forwarder(core, calls)
     try:
@@ -88,6 +91,7 @@ class _Forwarder:
         self._began = False
         self._event: Event | None = None  # taken, and not passed on yet
         self._late: list[Event] = []  # what there was no room for
+        self._patience: CancelToken | None = None  # of the consumer of a stream that is to end, with the observers
 
     def run(self, *, tells: bool = True) -> None:
         """To the end of the stream. A second run goes on where an exception has ended the first."""
@@ -101,6 +105,8 @@ class _Forwarder:
 
     def _take(self, event: Event, tells: bool) -> None:
         self._event = event
+        if self._core.stopping.cancelled:
+            self._lose_patience()
         try:
             if tells:
                 self._tell(event)
@@ -122,8 +128,22 @@ class _Forwarder:
         if background or not isinstance(event, Traffic):
             self._observers.tell("on_event", session, said)
 
+    def _lose_patience(self) -> None:
+        if self._patience is None:
+            self._patience = CancelToken(timeout=self._core.shared.grace)
+            self._patience.on_cancel(self._close_before_the_observers)
+        elif self._patience.cancelled:  # when the worker was not through yet, it may be
+            self._close_before_the_observers()
+
+    def _close_before_the_observers(self) -> None:
+        """Called on any thread. Where the stream has ended otherwise before the cancel, nothing may be missing."""
+        core = self._core
+        if core.events.closed and core.ending.reason == "canceled":
+            core.out.close(final=core.ending.stopped())
+
     def finish(self) -> None:
         """Let the record be whole: its last event may have been passed on before it was written."""
+        self._patience = None  # which holds this
         if self._record is not None:
             self._record.finish()
 

@@ -38,6 +38,7 @@ class Ending:
         self.code = "internal"
         self.message = ""
         self.error: BaseException | None = None
+        self._stopped: StreamStopped | None = None
 
     def decide(self, reason: StopReason, code: str = "", message: str = "", error: BaseException | None = None) -> None:
         """Say how it ends. ``code`` and ``message`` are those of the `Error` event, ``error`` is what was raised."""
@@ -46,8 +47,10 @@ class Ending:
             self.reason, self.code, self.message, self.error = reason, code or reason, message, error
 
     def stopped(self) -> StreamStopped:
-        """The last event."""
-        return StreamStopped(self.reason, **self._tags)
+        """The last event, the same for all who ask once it is decided how the stream ends."""
+        if self._stopped is None or self._stopped.reason != self.reason:
+            self._stopped = StreamStopped(self.reason, **self._tags)
+        return self._stopped
 
     def __repr__(self) -> str:
         return f"<Ending {self.reason if self.decided else 'undecided'}>"

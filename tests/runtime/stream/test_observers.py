@@ -12,6 +12,7 @@ from channels import ChannelClosed
 from runtime import Agent, Runtime, Session
 from runtime.events import AgentChoice, Event, StreamStarted, StreamStopped
 from support.scripted import Scripted, Stall, say
+from support.waiting import eventually
 
 
 class Watcher:
@@ -183,6 +184,34 @@ def test_a_cancel_does_not_wait_for_a_consumer_that_does_not_read(threads: Any) 
             if took[-1] < 0.05:
                 break
     assert min(took) < 0.05
+
+
+@pytest.mark.parametrize("observers", [1, 3])
+def test_a_cancel_waits_for_slow_observers_no_longer_than_the_grace_time(observers: int) -> None:
+    """Not for each event that they have not seen yet. They see all of them, in order, and the same last event."""
+
+    class Slow(Watcher):
+        def on_event(self, session: Session, event: Event) -> None:
+            super().on_event(session, event)
+            threading.Event().wait(0.01)
+
+    watchers = [Slow() for _ in range(observers)]
+    agent = Agent("a", Scripted(say(*["x"] * 500)))
+    with Runtime(agent, observers=watchers, event_capacity=60, grace=0.1) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        assert eventually(lambda: len(stream._core.events) == 60)
+        stream.cancel()
+        events = list(stream)
+        assert not stream._core.over.closed  # they are at it still
+        assert len(events) < 50
+        with pytest.raises(ChannelClosed):
+            stream._core.over.recv(timeout=20)
+    for watcher in watchers:
+        assert len(watcher.seen) > 60
+        assert watcher.seen[: len(events) - 1] == events[:-1]
+        assert watcher.seen[-1] is events[-1]
+    assert events[-1].type == "stream_stopped"
+    assert stream.reason == "canceled"
 
 
 def test_a_normal_end_waits_for_the_consumer_to_read_everything(threads: Any) -> None:
