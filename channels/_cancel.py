@@ -283,6 +283,12 @@ class Registration:
     ) -> None:
         self.remove()
 
+    def __repr__(self) -> str:
+        entry = self._core.callbacks.get(self._key)
+        if isinstance(entry, list) and entry:
+            return f"<Registration of {getattr(entry[0], '__qualname__', entry[0])}>"
+        return "<Registration, removed or called>"
+
 
 class _Link:
     """What a parent knows of a child. It goes when the child does."""

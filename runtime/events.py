@@ -33,6 +33,17 @@ class Event:
     session_id: str = field(default="", kw_only=True)
     timestamp: datetime = field(default_factory=_now, kw_only=True)
 
+    def __init_subclass__(cls) -> None:
+        if "__repr__" not in vars(cls):  # a dataclass would show what all events have first, and what it says last
+            setattr(cls, "__repr__", Event.__repr__)  # noqa: B010
+
+    def __repr__(self) -> str:
+        common = ("agent_name", "session_id", "timestamp")
+        shown = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in common]
+        shown += [(name, getattr(self, name)) for name in common[:2] if getattr(self, name)]
+        said = [*(f"{name}={value!r}" for name, value in shown), f"timestamp={self.timestamp.isoformat()}"]
+        return f"{type(self).__name__}({', '.join(said)})"
+
     def to_dict(self) -> dict[str, Any]:
         """The wire form, ready for `json.dumps`."""
         return {"type": self.type, **{f.name: _wire_form(getattr(self, f.name)) for f in fields(self)}}

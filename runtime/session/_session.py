@@ -238,8 +238,9 @@ class Session:
         return log
 
     def __repr__(self) -> str:
-        state = ", live" if self._lease is not None else ""
-        return f"<Session {self.id[:8]} {self.title!r} {len(self._messages)} messages{state}>"
+        title, state = f" {self.title!r}" if self.title else "", ", live" if self._lease is not None else ""
+        count = len(self._messages)
+        return f"<Session {self.id[:8]}{title}, {count} message{'s' if count != 1 else ''}{state}>"
 
 
 class SessionLog:

@@ -53,6 +53,9 @@ class stream_scope:
         self._final = final
         self._place = Place(events)
 
+    def __repr__(self) -> str:
+        return f"<stream_scope of {self._events!r}>"
+
     def __enter__(self) -> EventSink:
         self._bridge.enter(self._place)
         return EventSink(self._events)

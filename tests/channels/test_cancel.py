@@ -55,6 +55,15 @@ def test_cancel_says_whether_it_did_and_keeps_the_first_cause():
     assert token.cause is None
 
 
+def test_a_registration_shows_its_callback_until_that_is_called_or_removed():
+    token = CancelToken()
+    calls = token.on_cancel(print), token.on_cancel(int)
+    assert repr(calls[0]) == "<Registration of print>"
+    calls[0].remove()
+    token.cancel()
+    assert [repr(each) for each in calls] == ["<Registration, removed or called>"] * 2
+
+
 def test_done_closes_on_cancel(threads):
     """For whoever waits for it, looks at it, or selects on it."""
     token = CancelToken()

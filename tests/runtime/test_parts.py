@@ -6,11 +6,27 @@ import dataclasses
 import json
 import random
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import pytest
 
-from runtime import Agent, Image, Message, Runtime, Session, SessionBusy, Tool, ToolCall, ToolContext, events, tool
+from channels import Channel
+from runtime import (
+    Agent,
+    ElicitationBridge,
+    Image,
+    Message,
+    Runtime,
+    Session,
+    SessionBusy,
+    Tool,
+    ToolCall,
+    ToolContext,
+    events,
+    stream_scope,
+    tool,
+)
 from runtime.schema._checking import problems
 from runtime.session._session import Compacted, settled
 from support.scripted import Scripted
@@ -268,6 +284,14 @@ def test_a_session_that_is_settled_again_and_again_is_as_if_settled_at_its_end(s
 def test_repr_is_helpful() -> None:
     """In a debugger."""
     session = Session.from_user("hi")
-    assert "1 messages" in repr(session)
+    assert repr(session) == f"<Session {session.id[:8]}, 1 message>"
     with session.lease():
         assert "live" in repr(session)
+    channel = Channel[events.Event](1, name="events")
+    assert repr(stream_scope(ElicitationBridge(), channel)) == "<stream_scope of <Channel 'events' 0/1 open>>"
+
+
+def test_an_event_shows_first_what_it_is_about() -> None:
+    """The fields that all events have come last, and those that are empty not at all."""
+    event = events.StreamStopped("normal", agent_name="a", timestamp=datetime(2026, 12, 24, 10, tzinfo=UTC))
+    assert repr(event) == "StreamStopped(reason='normal', agent_name='a', timestamp=2026-12-24T10:00:00+00:00)"
