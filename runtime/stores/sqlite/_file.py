@@ -121,6 +121,7 @@ class StoreFile:
                 " in a shared folder: put it on a local disk, or use PostgresStore"
             )
         connection.execute(f"PRAGMA synchronous = {'FULL' if self.durability == 'power' else 'NORMAL'}")
+        connection.execute("PRAGMA journal_size_limit = 67108864")  # 64 MB, after an import that took more
         connection.execute("PRAGMA secure_delete = FAST")  # a session that was deleted is not left in free pages
 
     def explained(self, error: sqlite3.Error) -> StoreError:
@@ -136,10 +137,7 @@ class StoreFile:
         if primary == sqlite3.SQLITE_FULL:
             return StoreError(f"no room is left on the disk of {self}: nothing was written; make room, then run again")
         if primary == sqlite3.SQLITE_READONLY:
-            return StoreError(
-                f"{self} cannot be written ({error}): let this user write the file and its directory (chmod u+w), and"
-                " the file system not be mounted read-only"
-            )
+            return StoreError(f"{self} cannot be written ({error}): {self._lacking('its file system is read-only')}")
         if primary == sqlite3.SQLITE_CORRUPT:
             return StoreError(
                 f"{self} is damaged ({error}); it was left as it is: restore a backup, or save what is whole with"
@@ -162,17 +160,19 @@ class StoreFile:
         return StoreError(f"{self} is not a store, but a file of another program; it was left as it is")
 
     def _cannot_open(self, why: str) -> StoreError:
+        return StoreError(f"{self} cannot be opened ({why}): {self._lacking('look at the path')}, or choose another")
+
+    def _lacking(self, otherwise: str) -> str:
+        """The right that this user lacks."""
         path = Path(self.path)
-        lacking = [
-            f"{str(each)!r} for {what}"
-            for each, mode, what in (
-                (path.parent, os.W_OK | os.X_OK, "making files"),
-                (path, os.R_OK | os.W_OK, "reading and writing"),
-            )
-            if _is_there(each) and not os.access(each, mode)
-        ]
-        hint = f"this user may not use {' and '.join(lacking)}: give it the right" if lacking else "look at the path"
-        return StoreError(f"{self} cannot be opened ({why}): {hint}, or choose another path")
+        closed = next((each for each in reversed(path.parents) if not os.access(each, os.X_OK)), None)
+        if closed is not None:
+            return f"this user may not enter the directory {str(closed)!r}: give it the right"
+        if not os.access(path.parent, os.W_OK):
+            return f"this user may not make files in {str(path.parent)!r}, as SQLite has to: give it the right"
+        if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
+            return "this user may not read and write it: give it the right (chmod u+rw)"
+        return otherwise
 
     def _refuse_network(self, kind: str) -> None:
         if kind in _NETWORK:
@@ -190,13 +190,6 @@ class StoreFile:
 
     def __str__(self) -> str:
         return f"the store {self.path!r}"
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def is_busy(error: sqlite3.Error) -> bool:

@@ -7,10 +7,11 @@ import json
 import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any, Final
 
-from channels import SupportsDone
+from channels import ChannelClosed, SupportsDone, WouldBlock
 
 from ..._dataclasses import asdict
 from ..._errors import LeaseLost, SessionBusy, SessionNotFound, StoreError
@@ -58,6 +59,8 @@ class SQLiteJournal:
         self._changed = 0
         self._released = False
         self._failed: StoreError | None = None
+        # Whoever opened it may be interrupted (Ctrl-C) before he has it: the session shall not be busy for ever.
+        weakref.finalize(self, _forgotten, writer, self.lease, self._process).atexit = False
 
     # -- for streams ---------------------------------------------------------------------------------------------------
 
@@ -186,6 +189,13 @@ class SQLiteJournal:
 
     def __repr__(self) -> str:
         return f"<SQLiteJournal of session {self._head.session_id}>"
+
+
+def _forgotten(writer: Writer, lease: Lease, process: int) -> None:
+    """Give back the lease of a journal that nobody has any more. For a finalizer, which waits for nobody."""
+    if process == os.getpid() and writer.holds(lease):
+        with contextlib.suppress(ChannelClosed, WouldBlock):
+            writer.inbox.try_send(Job(lambda connection, now: writer.give_back(connection, now, [lease])))
 
 
 def _again(error: StoreError) -> StoreError:

@@ -25,14 +25,15 @@ class Readers:
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
         self._closed = False
-        #: Held by those who are inside SQLite (see `Writer.inside`), each by its own.
-        self.inside: set[threading.Lock] = set()
+        #: Held by those who are inside SQLite (see `Writer.inside`), each by its own. Held by who forks: nobody enters.
+        self._inside: set[threading.Lock] = set()
+        self.entrance = threading.Lock()
         self.connections: set[Connection] = set()
 
     def read(self, function: Callable[[Connection], T]) -> T:
         """What ``function`` returns, which sees the store as one moment has it. Raises `StoreError`."""
         try:
-            with self._inside():
+            with self.entered():
                 connection = self._take()
                 whole = False
                 try:
@@ -57,14 +58,21 @@ class Readers:
             self._end(connection)
 
     @contextlib.contextmanager
-    def _inside(self) -> Iterator[None]:
+    def entered(self) -> Iterator[None]:
+        """Inside SQLite: the process is not forked meanwhile, or only after some time."""
         mine = threading.Lock()
         with mine:
-            self.inside.add(mine)  # a single step, as the one below
+            with self.entrance:
+                self._inside.add(mine)
             try:
                 yield
             finally:
-                self.inside.discard(mine)
+                self._inside.discard(mine)  # a single step
+
+    @property
+    def inside(self) -> list[threading.Lock]:
+        """The locks of those who have entered."""
+        return list(self._inside)
 
     def _take(self) -> Connection:
         with self._lock:

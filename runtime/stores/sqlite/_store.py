@@ -6,6 +6,7 @@ import atexit
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -54,6 +55,7 @@ T = TypeVar("T")
 LEASE: Final = 30.0  # seconds
 _CLOSING: Final = 30.0  # seconds that what is on its way may take
 _EXITING: Final = 1.5
+_FORKING: Final = 1.0  # seconds that a fork waits for those who are inside SQLite
 
 
 class SQLiteStore:
@@ -257,12 +259,12 @@ class SQLiteStore:
         """Write a whole copy of the file, as of one moment, to ``path``, while streams go on. Raises `StoreError`, also
         where there is something at that path.
         """
-        self._core()
-        connection = self._connect(write=True)
-        try:
-            back_up(self._file, connection, os.path.abspath(os.fspath(path)))
-        finally:
-            connection.close()
+        with self._core().readers.entered():
+            connection = self._connect(write=True)
+            try:
+                back_up(self._file, connection, os.path.abspath(os.fspath(path)))
+            finally:
+                connection.close()
 
     def close(self) -> None:
         """Write what is on its way, give back leases of streams that still run, and close the file. Twice is harmless.
@@ -422,7 +424,7 @@ def _text(by: str) -> str:
 
 _live: weakref.WeakSet[_Core] = weakref.WeakSet()
 _making = threading.RLock()
-_held_back: list[threading.Lock] = []  # by a fork that is under way
+_held_back: list[Any] = []  # the locks that a fork which is under way holds
 
 
 def _at_exit() -> None:
@@ -435,10 +437,20 @@ def _at_exit() -> None:
 
 def _before_fork() -> None:
     """No thread is inside SQLite as the process is forked: the child would find its locks taken for ever."""
-    locks = [lock for core in list(_live) for lock in (core.writer.inside, *list(core.readers.inside))]
-    for lock in locks:
-        if lock.acquire(timeout=1.0):
+    until = time.monotonic() + _FORKING
+
+    def hold(lock: Any) -> None:
+        if lock.acquire(timeout=max(0.0, until - time.monotonic())):
             _held_back.append(lock)
+
+    hold(_making)
+    cores = list(_live)
+    for core in cores:  # nobody enters any more ...
+        hold(core.writer.inside)
+        hold(core.readers.entrance)
+    for core in cores:  # ... and who has entered leaves
+        for lock in core.readers.inside:
+            hold(lock)
 
 
 def _after_fork() -> None:
@@ -448,8 +460,6 @@ def _after_fork() -> None:
 
 def _in_child() -> None:
     """A connection of the parent is never used here, and never closed: it would let go of what the parent has."""
-    global _making
-    _making = threading.RLock()
     _after_fork()
     for core in list(_live):
         _never_closed(core.writer.connection)

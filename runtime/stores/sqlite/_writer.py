@@ -134,6 +134,20 @@ class Writer:
         """Do not renew the lease any more."""
         self._held.discard(held)
 
+    def holds(self, held: Lease) -> bool:
+        """Whether the lease is renewed. For any thread."""
+        return held in self._held
+
+    def give_back(self, connection: Connection, now: int, held: Sequence[Lease]) -> None:
+        """Let others have the sessions, as if the process had ended."""
+        for each in held:
+            self.let_go(each)
+        connection.executemany(
+            "UPDATE sessions SET status = 'interrupted', owner = NULL, lease_until = NULL, updated_at = ?"
+            " WHERE number = ? AND epoch = ?",
+            [(now, each.number, each.epoch) for each in held],
+        )
+
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -146,7 +160,7 @@ class Writer:
                 for job in self.inbox:  # only where this thread fails, which it does not: nobody shall wait for ever
                     job.error = StoreError("the store has failed")
                     job.done.close()
-                self._give_back()
+                self._end()
             finally:
                 self._watchers.close()
                 with self.inside:
@@ -239,10 +253,10 @@ class Writer:
 
     @staticmethod
     def _fail(batch: Sequence[Job], said: StoreError, error: Exception) -> None:
-        said.__cause__ = error if said is not error else said.__cause__
         for job in batch:
             if job.error is None:
-                job.error = said
+                job.error = type(said)(*said.args)  # one each: they are raised by several threads
+                job.error.__cause__ = error
 
     def _renew(self) -> None:
         due = time.monotonic() - self.lease / _RENEWALS
@@ -268,20 +282,11 @@ class Writer:
         with self.inside:
             return read(self._connection)
 
-    def _give_back(self) -> None:
-        """The store is closed under streams that still run."""
+    def _end(self) -> None:
+        """The store is closed, maybe under streams that still run."""
         held = list(self._held)
-        if not held:
-            return
-
-        def give_back(connection: Connection, now: int) -> None:
-            connection.executemany(
-                "UPDATE sessions SET status = 'interrupted', owner = NULL, lease_until = NULL, updated_at = ?"
-                " WHERE number = ? AND epoch = ?",
-                [(now, each.number, each.epoch) for each in held],
-            )
-
-        self._write([Job(give_back)])
+        if held:
+            self._write([Job(lambda connection, now: self.give_back(connection, now, held))])
 
 
 def note(connection: Connection, kind: str, session_id: str, request_id: str | None = None) -> None:

@@ -73,9 +73,10 @@ def test_what_the_consumer_was_told_is_in_the_store() -> None:
     """Law 19. Each event is held, as the consumer gets it, against what was durable at that moment."""
     store, world, session = Watched(), World(), Session.from_user("go")
     seen: list[tuple[Event, int]] = []
-    with Runtime(world.team(), store=store, titles=True, event_capacity=0) as runtime, runtime.run_stream(
-        session
-    ) as stream:
+    with (
+        Runtime(world.team(), store=store, titles=True, event_capacity=0) as runtime,
+        runtime.run_stream(session) as stream,
+    ):
         for event in stream:
             seen.append((event, len(store.durable)))
             if isinstance(event, ToolCallConfirmation):
