@@ -18,6 +18,7 @@ from .._errors import HookFailed
 from ..usage import Usage
 from ._hook_answers import read_answer
 from ._hook_commands import run_command
+from ._hook_points import HOOK_POINTS
 
 if TYPE_CHECKING:
     import inspect
@@ -26,37 +27,6 @@ else:
     inspect = lazy("inspect")
     shlex = lazy("shlex")
 
-#: The hook points, and what a hook may answer there besides a reason.
-HOOK_POINTS: Final[Mapping[str, tuple[str, ...]]] = {
-    "session_start": ("block", "context"),
-    "user_prompt_submit": ("block", "context"),
-    "user_steering_messages_submit": ("block", "context"),
-    "user_followup_submit": ("block", "context"),
-    "turn_start": ("context",),
-    "before_compaction": ("block",),
-    "after_compaction": (),
-    "before_llm_call": ("block",),
-    "after_llm_call": (),
-    "permission_request": ("block", "allow"),
-    "on_tool_approval_decision": (),
-    "pre_tool_use": ("block", "updated_input"),
-    "tool_response_transform": ("updated_response",),
-    "post_tool_use": ("block", "context"),
-    "subagent_stop": (),
-    "on_agent_switch": (),
-    "on_user_input": (),
-    "stop": ("block",),
-    "turn_end": (),
-    "on_max_iterations": (),
-    "notification": (),
-    "on_error": (),
-    "session_end": (),
-}
-TOOL_POINTS: Final = frozenset(
-    ("permission_request", "on_tool_approval_decision", "pre_tool_use", "tool_response_transform", "post_tool_use")
-)
-#: Where a hook stands guard: one that fails, or takes too long, blocks.
-GUARDS: Final = frozenset(("pre_tool_use",))
 TIMEOUT: Final = 60.0  # seconds
 
 Command: TypeAlias = str | Sequence[str]
@@ -64,29 +34,40 @@ Command: TypeAlias = str | Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class HookInput:
-    """The input of a hook. A command gets it as JSON on its standard input, without the empty fields."""
+    """The input of a hook. A command gets it as JSON on its standard input, without the empty fields.
+
+    It is one class for all hook points, so that one hook may serve several of them and the JSON needs no second form.
+    The first four fields are set at every point, the others where the table of the hook points says so.
+    """
 
     hook_event_name: str
     session_id: str
     agent_name: str
     cwd: str = field(default_factory=lambda: _working_directory())
-    prompt: str = ""  # user_prompt_submit, user_steering_messages_submit, user_followup_submit
-    reason: str = ""  # turn_end, session_end, on_error, notification, on_user_input, on_max_iterations, the decision,
-    #                   subagent_stop
-    iteration: int = 0  # turn_start, turn_end, before_llm_call, after_llm_call: 1 for the first turn of a stream
-    model: str = ""  # before_llm_call, after_llm_call
-    response: str = ""  # after_llm_call, stop: what the model said; subagent_stop: what the agent said last
-    usage: Usage | None = None  # after_llm_call
-    stop_hook_active: bool = False  # stop: such a hook has made the agent go on before
-    tool_name: str = ""  # the points of tools
+
+    # What was said, and why something happens.
+    prompt: str = ""  # of the user
+    response: str = ""  # what the model said; the last reply of a sub-agent; the summary of a compaction
+    reason: str = ""
+
+    # The turn and its model call.
+    iteration: int = 0  # 1 for the first turn of a stream
+    model: str = ""  # its id
+    usage: Usage | None = None  # of the reply
+    stop_hook_active: bool = False  # a ``stop`` hook has made the agent go on before
+
+    # The tool call.
+    tool_name: str = ""
     tool_use_id: str = ""
     tool_input: Mapping[str, Any] | None = None
-    tool_response: str = ""  # tool_response_transform, post_tool_use
-    is_error: bool = False
-    decision: str = ""  # on_tool_approval_decision: allow or deny
-    sub_agent: str = ""  # subagent_stop
+    tool_response: str = ""
+    is_error: bool = False  # of the response
+    decision: str = ""  # ``allow`` or ``deny``
+
+    # Other agents.
+    sub_agent: str = ""
     sub_session_id: str = ""
-    from_agent: str = ""  # on_agent_switch
+    from_agent: str = ""
     to_agent: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -188,7 +169,7 @@ class Hook:
             return HookResult(block=True, reason=ended.err.strip())
         if ended.status != 0:
             raise HookFailed(f"exit status {ended.status}: {ended.err.strip() or 'nothing on standard error'}")
-        return HookResult(**read_answer(ended.out, HOOK_POINTS[given.hook_event_name]))
+        return HookResult(**read_answer(ended.out, HOOK_POINTS[given.hook_event_name].takes))
 
     def result(self, point: str, value: Any) -> HookResult:
         """The answer of the hook at ``point``, checked. Raises `HookFailed`."""
@@ -196,7 +177,7 @@ class Hook:
             return nothing()
         if not isinstance(value, HookResult):
             raise HookFailed(f"hook {self.name} returns a HookResult or None, not {value!r}")
-        taken = HOOK_POINTS[point]
+        taken = HOOK_POINTS[point].takes
         for each in fields(HookResult):
             said = getattr(value, each.name)
             if said == each.default:
@@ -220,7 +201,7 @@ class Hooks:
                 raise TypeError(f"hooks[{point!r}] is a list of callables and commands, not {targets!r}")
             self._hooks[point] = [each if isinstance(each, Hook) else Hook(each) for each in targets]
             for hook in self._hooks[point]:
-                if hook.matcher != "*" and point not in TOOL_POINTS:
+                if hook.matcher != "*" and not HOOK_POINTS[point].has_matchers:
                     raise ValueError(
                         f"hooks[{point!r}]: no tool is called at this point, so it takes no matcher {hook.matcher!r}"
                     )

@@ -15,7 +15,8 @@ from channels import Cancelled, CancelToken, ChannelClosed
 
 from .._dataclasses import replace
 from .._errors import HookFailed, NotInTime, describe
-from ..agent._hooks import GUARDS, Hook, HookInput, HookResult, Hooks, nothing
+from ..agent._hook_points import HOOK_POINTS
+from ..agent._hooks import Hook, HookInput, HookResult, Hooks, nothing
 from ..events import Event, HookFinished, HookStarted, Warning
 from ..execution._calls import Call, Calls, Inbox, Kept, Outcome
 from ._reason import Tags
@@ -87,7 +88,7 @@ def firing(core: Hooked, point: str, **fields: Any) -> Generator[HookRun, Outcom
         outcome = yield HookRun(hook, core.token, given)
         result, failure = answer(hook, point, outcome.result)
         tell_finished(core, point, hook, failure)
-        if failure and point in GUARDS:
+        if failure and HOOK_POINTS[point].guards:
             result = HookResult(block=True, reason=f"hook {hook.name} failed: {failure}")
         if result.context:
             contexts.append(result.context)

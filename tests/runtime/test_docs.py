@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from runtime.agent._hooks import HOOK_POINTS
+from runtime import HookInput
+from runtime.agent._hook_points import HOOK_POINTS
 from runtime.cli import _command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,9 +112,15 @@ def _anchor(section: str) -> str:
 
 
 def test_the_table_of_hook_points_is_whole() -> None:
-    """Each point, and what it takes."""
+    """Each point, what its hooks are told, and what they may answer."""
     text = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", text, re.MULTILINE))
+    found = re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|([^|]*)\|$", text, re.MULTILINE)
+    rows = {point: (told, takes) for point, told, takes in found}
     assert set(rows) == set(HOOK_POINTS)
-    for point, takes in HOOK_POINTS.items():
-        assert sorted(re.findall(r"\b(block|context|allow|updated_\w+)\b", rows[point])) == sorted(takes), point
+    known = {each.name for each in fields(HookInput)}
+    call = {"tool_name", "tool_use_id", "tool_input"}
+    for point, (said, answers) in rows.items():
+        row = HOOK_POINTS[point]
+        told = set(re.findall(r"`(\w+)`", said)) & known | (call if "the call" in said else set())
+        assert told == set(row.told), point
+        assert sorted(re.findall(r"\b(block|context|allow|updated_\w+)\b", answers)) == sorted(row.takes), point

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from runtime import (
     UsageDelta,
     tool,
 )
-from runtime.agent._hooks import HOOK_POINTS
+from runtime.agent._hook_points import HOOK_POINTS
 from runtime.events import (
     ElicitationRequest,
     Event,
@@ -34,19 +34,21 @@ from runtime.events import (
 )
 from support.scripted import Scripted, Stall, call, say
 
-Fired = tuple[str, str]
-
 
 class Log:
     """A hook at every point, on whatever thread."""
 
     def __init__(self) -> None:
         self.fired: list[str] = []
+        self.untold: list[str] = []  # what was told where the table does not say so
         self._lock = threading.Lock()
 
     def __call__(self, given: HookInput) -> None:
         point = given.hook_event_name
+        told = {"hook_event_name", "session_id", "agent_name", "cwd", *HOOK_POINTS[point].told}
+        said = {each.name for each in fields(HookInput) if getattr(given, each.name) != each.default}
         with self._lock:
+            self.untold += [f"{point}: {name}" for name in said - told]
             self.fired.append(f"{point} {given.reason}" if point in ("turn_end", "session_end") else point)
 
     def hooks(self) -> dict[str, list[Any]]:
@@ -365,6 +367,7 @@ def test_what_fires(path: Path) -> None:
     if path.sorted:
         fired, expected = sorted(" ".join(fired).split()), " ".join(sorted(expected.split()))
     assert " ".join(fired) == expected
+    assert log.untold == []
     _check_events(events, path)
 
 
