@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -26,6 +26,7 @@ from ..recording._timeline import timeline
 from ..runtime import Runtime
 from ..session._session import Session
 from ..stream._event_stream import EventStream
+from . import _serve
 from ._ask import Questions, Read
 from ._eval import EPILOG, add_arguments, evaluate
 from ._load import CannotLoad, load, replayed
@@ -130,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(again)
+    serving = _serve.add_parser(commands)
     for command in (run, replay):
         command.add_argument(
             "--answer",
@@ -142,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--traceback", action="store_true", help="show where in their code tools and models failed"
         )
+    for command in (run, replay, serving):
         command.add_argument(
             "-y", "--yes", action="store_true", help="approve every tool call that the agent does not forbid"
         )
@@ -459,4 +462,9 @@ def _show_dump(number: int, frame: FrameType | None) -> None:
             text = text[os.write(2, text) :]
 
 
-_COMMANDS: Final = {"run": _run, "replay": _replay, "eval": evaluate}
+_COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace, Terminal, _Interrupts], int]]] = {
+    "run": _run,
+    "replay": _replay,
+    "eval": evaluate,
+    "serve": lambda args, terminal, interrupts: _serve.serve(args),
+}
