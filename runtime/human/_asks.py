@@ -1,10 +1,10 @@
-"""Questions that wait for the user's answer: registered before they are sent, settled once.
+"""Open questions to the user. A question is registered before it is sent, and settled exactly once.
 
-Which answer it gets is decided by who writes it down first, a single step: one that races a cancellation is delivered
-or refused, never both. What is written down is delivered, whatever comes in between (Ctrl-C, the end of the stack, a
-signal handler that answers while the same thread does): where the answerer cannot, its deadline's thread does, or else
-the next who has to do with the question. So to deliver twice has to be harmless. There is no lock, and nothing here
-waits.
+The answer that is written down first counts, and writing it down is a single step. So an answer that races with a
+cancel is either delivered or refused, never both. An answer that is written down is always delivered, even if the
+answering thread is interrupted (by Ctrl-C, the end of the stack, or a signal handler that answers the same question):
+then the thread of the question's deadline delivers it, or the next thread that settles or looks for the question. An
+answer may therefore be delivered twice, which has to be harmless. There is no lock, and nothing here waits.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _ACTIONS = ("accept", "decline", "cancel")
 
 
 class Ask(Generic[Q, A]):
-    """One question that waits.
+    """One open question.
 
-    ``settled`` is called in the thread of whoever answers, and now and then once more; it must not wait, and raises
-    `ChannelClosed` where nobody takes the answer any more.
+    ``settled`` takes the answer. It is called in the thread that answers, and rarely a second time. It must not wait,
+    and raises `ChannelClosed` if nobody takes the answer any more.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Ask(Generic[Q, A]):
 
     @property
     def answer(self) -> A | None:
-        """The answer of the question, whoever gave it; None as long as it waits."""
+        """The answer to the question; None as long as the question is open."""
         return self.written[None][0] if self.written else None
 
     def __repr__(self) -> str:
@@ -74,7 +74,7 @@ class Ask(Generic[Q, A]):
 
 
 class Pending(Generic[Q, A]):
-    """The questions of one kind that wait, of all streams of a runtime. All methods are thread-safe."""
+    """The open questions of one kind, of all streams of a runtime. All methods are thread-safe."""
 
     def __init__(self, kind: str, *, unanswered: Callable[[str], A], withdrawn: Callable[[str], A]) -> None:
         self.kind = kind  # for people
@@ -83,7 +83,7 @@ class Pending(Generic[Q, A]):
         self._pending: dict[str, Ask[Q, A]] = {}
 
     def register(self, ask: Ask[Q, A], timeout: float | None) -> None:
-        """Let ``ask`` be answered. After ``timeout`` seconds that is done for the user."""
+        """Open the question ``ask``. If nobody answers it within ``timeout`` seconds, it gets the default answer."""
         note = "" if timeout is None else f"nobody answered within {timeout:g} s"
         deadline = ask.deadline = CancelToken(timeout=timeout)
         ask.retry = deadline.canceller()
@@ -91,27 +91,27 @@ class Pending(Generic[Q, A]):
         deadline.on_cancel(lambda: self._settle(ask, self._unanswered(note)))
 
     def settle(self, ask: Ask[Q, A], answer: A) -> None:
-        """Answer ``ask``, in its store first. Raises `NotPending` where somebody was faster, in another process too, or
-        the stream ends; `StoreError`, and then it still waits.
+        """Answer ``ask``, in its store first. Raises `NotPending` if it was answered before, by any process, or if its
+        stream ends; `StoreError`, and then the question stays open.
         """
         ask.keep(answer)
         if not self._settle(ask, answer) and not ask.parked:
             raise NotPending(f"{self.kind} {ask.id} was settled meanwhile")
 
     def settle_elsewhere(self, ask_id: str, answer: A) -> None:
-        """The question was answered in its store, by another process; nothing where it does not wait here."""
+        """Settle a question that another process has answered in the store; nothing happens if it is not open here."""
         ask = self._pending.get(ask_id)
         if ask is not None:
             self._settle(ask, answer)
 
     def withdraw(self, owner: object, note: str) -> None:
-        """Settle a question that nobody waits for any more, or all those of a call or a stream that ends."""
+        """Withdraw a question, or all questions of a call or a stream that ends."""
         for ask in list(self._pending.values()):
             if ask is owner or ask.call is owner or ask.stream is owner:
                 self._settle(ask, self._withdrawn(note))
 
     def park(self, stream: object) -> list[str]:
-        """Leave the questions of a stream, and their answers, to its store; their ids."""
+        """Leave the questions of a stream, and their answers, to its store. Returns the ids of the questions."""
         left = [ask for ask in list(self._pending.values()) if ask.stream is stream]
         for ask in left:
             ask.parked = True
@@ -120,11 +120,11 @@ class Pending(Generic[Q, A]):
         return [ask.id for ask in left]
 
     def is_pending(self, ask: Ask[Q, A]) -> bool:
-        """Whether ``ask`` still waits."""
+        """Whether ``ask`` is still open."""
         return ask.id in self._pending and not ask.written
 
     def pending(self, root: object = None) -> list[Ask[Q, A]]:
-        """The questions that wait, of one consumer or of all; the oldest comes first."""
+        """The open questions of one consumer or of all, the oldest first."""
         return [
             ask for ask in list(self._pending.values()) if not ask.written and (root is None or ask.root is root)
         ]
@@ -148,7 +148,7 @@ class Pending(Generic[Q, A]):
         return waiting[0]
 
     def _settle(self, ask: Ask[Q, A], answer: A) -> bool:
-        """Whether this answer is the one that counts, and somebody takes it."""
+        """Answer the question. Returns whether this answer counts and was delivered."""
         mine = [answer]
         _have_room()
         try:
@@ -179,21 +179,22 @@ class Pending(Generic[Q, A]):
 
 
 def _kept_nowhere(answer: object) -> None:
-    """The answer is for this process alone."""
+    """Placeholder for `Ask.keep` of a question without a store."""
 
 
 def _nothing() -> None:
-    """It is not registered yet."""
+    """Placeholder for `Ask.retry` while the question is not registered."""
 
 
 def _have_room(frames: int = 4) -> None:
-    """At the end of the stack an answer is refused before it is written down: to `Ask.retry` takes so many frames."""
+    """Raise `RecursionError` before an answer is written down if the stack has no room for the frames up to
+    `Ask.retry`."""
     if frames:
         _have_room(frames - 1)
 
 
 class Asks(Pending[Question, Answer]):
-    """The questions of tools to the user (elicitations) that wait."""
+    """The open questions of tools to the user (elicitations)."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -205,9 +206,10 @@ class Asks(Pending[Question, Answer]):
     def answer(
         self, ask_id: str | None, action: Action, content: Mapping[str, Any] | None, *, root: object = None
     ) -> None:
-        """Settle the question. Without an id, the only one that waits.
+        """Settle the question with this id, or the only open one.
 
-        Raises `NotPending`, also where ``root`` is another stream; `InvalidAnswer`, and then it still waits.
+        Raises `NotPending`, also if the question belongs to another stream than ``root``; `InvalidAnswer`, and then the
+        question stays open.
         """
         if action not in _ACTIONS:
             raise InvalidAnswer(f"an answer is one of {', '.join(_ACTIONS)}, not {action!r}")
@@ -222,7 +224,7 @@ class Asks(Pending[Question, Answer]):
 
 
 class Confirmations(Pending[ToolCall, Decision]):
-    """The tool calls that wait for the user's approval."""
+    """The tool calls that need the user's approval."""
 
     def __init__(self) -> None:
         def rejected(note: str) -> Decision:
@@ -231,5 +233,5 @@ class Confirmations(Pending[ToolCall, Decision]):
         super().__init__("confirmation", unanswered=rejected, withdrawn=rejected)
 
     def answer(self, ask_id: str | None, decision: Decision, *, root: object = None) -> None:
-        """Settle the confirmation. Without an id, the only one that waits. Raises `NotPending`."""
+        """Settle the confirmation with this id, or the only pending one. Raises `NotPending`."""
         self.settle(self.find(ask_id, root), decision)

@@ -1,4 +1,4 @@
-"""Answers that other processes give: a store tells of them, and the questions that wait here are settled."""
+"""Passes answers that other processes have written to the store on to the open questions of this process."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def answer_from(said: Mapping[str, Any]) -> Answer:
 
 
 class AnswerListener:
-    """The thread of one runtime that hears of answers. It is started with the first question that its store has, and
-    ends with `end`. It holds neither the runtime nor a stream.
+    """The thread of a runtime that watches its store for answers. It starts with the first question in the store, and
+    `end` ends it. It holds references neither to the runtime nor to a stream.
     """
 
     def __init__(self, store: Store, asks: Asks, confirmations: Confirmations) -> None:
@@ -47,7 +47,7 @@ class AnswerListener:
         return self._thread is not None
 
     def listen(self) -> None:
-        """Hear of answers from now on. Raises `StoreError`."""
+        """Start to watch the store. Raises `StoreError`."""
         with self._starting:
             if self._thread is not None or self._ended.cancelled:
                 return
@@ -75,7 +75,7 @@ class AnswerListener:
             self._asks.settle_elsewhere(request.id, answer_from(said))
 
     def end(self, timeout: float | None = 0.0) -> None:
-        """Hear no more, and wait for the thread for ``timeout`` seconds."""
+        """Stop watching, and wait up to ``timeout`` seconds for the thread to end."""
         self._ended.cancel("the runtime was closed")
         thread = self._thread
         if thread is not None and timeout and thread is not threading.current_thread():

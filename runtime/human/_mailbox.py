@@ -28,7 +28,8 @@ else:
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """A message of the user, and the hooks that it belongs to. ``id`` is that of its `Mailed` in the store."""
+    """A message of the user, and the hook point at which it is submitted. ``id`` is the id of its `Mailed` in the
+    store."""
 
     point: MailPoint
     text: str
@@ -36,8 +37,8 @@ class Mail:
 
 
 class Mailbox:
-    """The messages for one stream, and whether it is paused. Thread-safe. `wait` waits, and `steer` and `follow_up`
-    wait for a store; nothing else does. ``left`` are the messages that an earlier stream has left unheard.
+    """The messages of the user for one stream, and whether it is paused. Thread-safe. Only `wait` waits, and `steer`
+    and `follow_up` wait for a store. ``left`` are the messages that an earlier stream has not taken.
     """
 
     def __init__(self, session: Session, log: SessionLog, left: Iterable[Mailed] = ()) -> None:
@@ -76,7 +77,7 @@ class Mailbox:
         return self._following if point == "user_followup_submit" else self._steering
 
     def pause(self) -> None:
-        """Let the stream stand still before its next turn. Raises `NotRunning`."""
+        """Pause the stream before its next turn. Raises `NotRunning`."""
         with self._lock:
             self._refuse_if_closed()
             if self._resumed is None:
@@ -98,7 +99,7 @@ class Mailbox:
 
     @property
     def paused(self) -> bool:
-        """Whether the stream is to stand still."""
+        """Whether the stream is to be paused."""
         return self._resumed is not None
 
     def wait(self, token: CancelToken) -> None:
@@ -108,21 +109,21 @@ class Mailbox:
                 resumed.recv(cancel=token)
 
     def steering(self) -> list[Mail]:
-        """The steering messages since the last look."""
+        """Take the steering messages that have come since the last call."""
         with self._lock:
             said = list(self._steering)
             self._steering.clear()
         return said
 
     def next(self) -> list[Mail]:
-        """The next message where the agent has nothing more to do. Where there is none, the mailbox closes."""
+        """Take the next messages once the agent has nothing more to do. If there are none, the mailbox closes."""
         with self._lock:
             said = self.steering() or ([self._following.popleft()] if self._following else [])
             self._closed = not said
         return said
 
     def close(self) -> list[Mail]:
-        """Take no more messages; those that are left."""
+        """Refuse further messages, and return those that were not taken."""
         with self._lock:
             self._closed = True
             said = [*self._steering, *self._following]

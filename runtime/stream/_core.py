@@ -1,6 +1,7 @@
-"""`StreamCore`: the parts of one stream, shared by the files that make it run.
+"""`StreamCore`: the parts of one stream, which the files of this folder share.
 
-Consumer-side objects hold the core, the core holds none of them: a consumer that is forgotten can be collected.
+Objects on the consumer's side hold the core, but the core holds none of them, so a stream that its consumer drops is
+garbage-collected.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ FAILURES: Final = 8  # tracebacks of tools that a stream keeps, the last ones
 
 
 class EndHooks(Protocol):
-    """The hooks at the ends of turns and of the stream, as what runs between the two knows them."""
+    """The part of `_end_hooks.Cleanup` that the loop uses: the hooks at the end of turns and of the stream."""
 
     def owe(self, point: str, **fields: Any) -> None: ...
     def due(self, point: str, reason: str) -> None: ...
@@ -67,7 +68,7 @@ class EndHooks(Protocol):
 
 
 class Watch(Protocol):
-    """Who looks after the live streams of a runtime."""
+    """The watchdog of a runtime, which checks its live streams."""
 
     def wake(self) -> None:
         """A stream has begun."""
@@ -78,13 +79,14 @@ class Watch(Protocol):
 
 @dataclass(kw_only=True, eq=False)
 class Shared:
-    """What the streams of one runtime share: its parts and its settings, and what is under way."""
+    """Everything that the streams of one runtime share: its parts, its settings, its live streams and open
+    questions."""
 
     helpers: HelperPool
     loop: Callable[[], LoopThread]
     toolsets: ToolSets
     result_files: ResultFiles
-    #: What a worker does between the first event and the last: a stream knows no turns.
+    #: The function that the worker calls between the first and the last event (the loop). This folder knows no turns.
     run: Callable[[StreamCore, EndHooks], None]
 
     answer_timeout: float | None
@@ -106,8 +108,8 @@ class Shared:
     listener: AnswerListener | None = field(default=None, init=False)  # where there is a store
     cores: set[StreamCore] = field(default_factory=set, init=False)  # the live streams
     tracing: Tracing = field(default=UNTRACED, init=False)  # of streams that begin from now on
-    #: The runtime, before it looks which streams are live: no other starts from then on. A plain flag, which a signal
-    #: handler can set that comes into the middle of anything.
+    #: Set when the runtime closes, before it ends the live streams, so that no other stream starts from then on. It is
+    #: a plain flag, so that a signal handler can set it at any moment.
     closed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -116,7 +118,7 @@ class Shared:
 
 
 class StreamCore:
-    """One stream: its channel, its token, its session, its calls, the agent that acts in it."""
+    """One stream: its channel, its token, its session, its calls, and the agent that is in charge."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Whether a tool call is made: what permissions, hooks and the user say of it, in this order."""
+"""Whether a tool call is made: permissions decide first, then hooks, then the user."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LONG: Final = 10_000  # characters of arguments
 
 
 def approval(running: Running) -> Steps[Decision]:
-    """What is decided about the call, and why. The first of these that says something decides:
+    """Decide whether the call is made, and why. The first of these that applies decides:
 
     1. a ``deny`` pattern at any level, also where everything is approved;
     2. what was decided already, when an earlier stream was parked or its process died;
@@ -68,7 +68,7 @@ def approval(running: Running) -> Steps[Decision]:
 
 
 def _permitted(running: Running) -> Steps[tuple[Verdict, Rule | None]]:
-    """What the permissions say, and the rule that says so."""
+    """The verdict of the permissions, and the rule that decided."""
     core, tool = running.turn.core, running.tool
     said = core.permissions, tool.names, running.ready.shown
     judge = functools.partial(decide, *said, owner=tool.owner, read_only=tool.read_only)

@@ -1,4 +1,4 @@
-"""What a running tool may use (`ToolContext`): it says all of it to the worker of its stream."""
+"""`StreamContext`, the `ToolContext` of a running tool: it passes every request on to the worker of its stream."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent
 
 
 class StreamContext:
-    """`ToolContext`, for one call. ``inbox`` is where the worker listens, until the call's turn is over."""
+    """The `ToolContext` of one call. ``inbox`` is the channel on which the worker receives, until the turn is over."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class StreamContext:
 
 
 def _future() -> tuple[asyncio.Future[Any], Callable[..., None]]:
-    """A future of the running loop, and what settles it from another thread, with a value or an error."""
+    """A future of the running loop, and a function that settles it from another thread, with a value or an error."""
     import asyncio  # slow, and loaded by now: whoever awaits this has a loop
 
     loop = asyncio.get_running_loop()
@@ -203,7 +203,7 @@ def _future() -> tuple[asyncio.Future[Any], Callable[..., None]]:
 
 
 async def _waiting(future: asyncio.Future[Any], dropped: CancelToken) -> Any:
-    """What the future brings. A task that is cancelled meanwhile cancels ``dropped``."""
+    """The result of the future. If the waiting task is cancelled, ``dropped`` is cancelled too."""
     import asyncio
 
     try:

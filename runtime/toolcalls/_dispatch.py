@@ -1,7 +1,8 @@
-"""The tool calls of one turn: started together where the tools allow it. The session has each result before it is
-seen, and has them in the order of the calls.
+"""The tool calls of one turn, which run at the same time if their tools allow it. Each result is recorded in the
+session before its event is sent, and the session holds the results in the order of the calls.
 
-The way of each call is in `_tool_run`; here is which of them go at the same time, and what they are told.
+The steps of one call are in `_tool_run`. This file decides which calls run at the same time, and passes messages to
+them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ from ._tool_run import tool_run
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The calls of a turn were made: what hooks want the model to know next, and whom the conversation is handed to."""
+    """The outcome of the calls of a turn: the context that hooks have for the model, and the agent that the
+    conversation is handed to.
+    """
 
     contexts: list[str]
     successor: Agent | None
@@ -47,11 +50,11 @@ class Made:
 def dispatch(
     core: StreamCore, reply: Message, tools: Mapping[str, Tool], left: Mapping[str, CallState] | None = None
 ) -> Made:
-    """Make the calls of the reply and record their results. What a tool raises is a result too, for the model to read.
-    With ``left``, only these are made, which an earlier stream has left.
+    """Make the calls of the reply and record their results. If a tool raises, the error is its result, which the model
+    reads. With ``left``, only these calls are made, which an earlier stream has left unfinished.
 
-    Raises `Cancelled` when the stream is cancelled first, `StopRun` where a hook ends it; the results that were there
-    by then are recorded.
+    Raises `Cancelled` if the stream is cancelled first, and `StopRun` if a hook ends it. Results that have arrived by
+    then are recorded.
     """
     turn = Turn(core, tools, {call.id: i for i, call in enumerate(reply.tool_calls)}, left or {})
     calls = [call for call in reply.tool_calls if left is None or call.id in left]
@@ -65,7 +68,9 @@ def dispatch(
 
 
 class _Dispatcher:
-    """Steps the calls of one turn, and the hooks that run beside them. Used by the worker's thread only."""
+    """Resumes the calls of one turn, and the hooks that run meanwhile, when what they wait for has arrived. Used by the
+    worker's thread only.
+    """
 
     def __init__(self, turn: Turn, calls: Sequence[ToolCall], finish: str | None) -> None:
         self.turn = turn
@@ -73,12 +78,12 @@ class _Dispatcher:
         self.calls = calls
         self.finish = finish  # why the model stopped
         self.to_begin = deque(calls)
-        #: What is waited for, and who goes on then; a hook has a deadline too, whose timer goes when nobody holds it.
+        #: For each wait, the steps that go on when it is over. A hook has a deadline too; dropping it drops its timer.
         self.waits: dict[Call | Ask[ToolCall, Decision], tuple[Steps[Any], CancelToken | None]] = {}
         self.asks_since: float | None = None  # when nothing was left under way but questions
 
     def run(self) -> None:
-        # The schemas are a server's and the arguments a model's: what they take to be read is not for the worker.
+        # The schemas are from servers and the arguments from a model: checking them may take long, so a helper does it.
         given = self.calls, self.finish, self.turn.tools, self.turn.states, self.core.token
         resolved: Mapping[str, Resolved] = self.core.calls.run("reading the arguments", resolve, *given)
         parking = self.core.parking
@@ -101,7 +106,7 @@ class _Dispatcher:
                 self._wait()
 
     def _park_if_wanted(self) -> None:
-        """End the stream where it is to be parked, and nothing is under way but questions (`StopRun`)."""
+        """End the stream (`StopRun`) if it is to be parked and only waits for answers of the user."""
         parking = self.core.parking
         if parking is not None:
             parking.busy = tuple(self._under_way())
@@ -109,7 +114,9 @@ class _Dispatcher:
                 raise parked()
 
     def _under_way(self) -> Iterator[str]:
-        """What is under way but questions, and agents that tools run: these say so themselves, or are parked."""
+        """The names of what keeps the stream from being parked: everything under way, except questions to the user and
+        agents run by tools, which report for themselves or are parked.
+        """
         asks = self.core.shared.asks
         tasks = {running.task: running for running in self.turn.running.values() if running.task is not None}
         wanted = self.core.parking is not None and self.core.parking.wanted.cancelled
@@ -132,7 +139,7 @@ class _Dispatcher:
         return not running or tool is None or tool.parallel
 
     def close(self) -> None:
-        """Answer who still asks."""
+        """Close the inbox, and settle the questions and hooks in it that nobody will answer."""
         turn = self.turn
         turn.inbox.close()
         for running in turn.running.values():
@@ -150,7 +157,7 @@ class _Dispatcher:
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _step(self, steps: Steps[Any], sent: Any = None) -> None:
-        """Let ``steps`` go on, until they wait again or are over."""
+        """Resume the generator ``steps`` with ``sent``, until it waits again or ends."""
         try:
             wait = steps.send(sent)
         except StopIteration:
@@ -167,13 +174,15 @@ class _Dispatcher:
             self.waits[wait] = steps, None
 
     def _go_on(self, wait: Call | Ask[ToolCall, Decision], sent: Any) -> None:
-        """What was waited for is there. That may be said twice, or after its time was up, and counts once."""
+        """Resume the steps that were waiting for ``wait``, with its outcome ``sent``. The message that a wait is over
+        may come twice, or after its time was up, so only the first one counts.
+        """
         steps, _ = self.waits.pop(wait, (None, None))
         if steps is not None:
             self._step(steps, sent)
 
     def _wait(self) -> None:
-        """For the next message, or until the time of a tool is up."""
+        """Wait for the next message, or until the time of a tool is up."""
         deadlines = [each.deadline for each in self.turn.running.values() if each.deadline is not None]
         if (parks_at := self._parks_at()) is not None:
             deadlines.append(parks_at)
@@ -190,7 +199,7 @@ class _Dispatcher:
             self._park()
 
     def _parks_at(self) -> float | None:
-        """When the stream is to be parked, if it goes on to do nothing but ask."""
+        """The time at which the stream is to be parked, if it only waits for answers of the user until then."""
         parking = self.core.parking
         if parking is None or parking.after is None or parking.wanted.cancelled:
             return None
@@ -202,19 +211,19 @@ class _Dispatcher:
         return self.asks_since + parking.after
 
     def _asks(self) -> bool:
-        """Whether the user is asked by this stream itself."""
+        """Whether this stream itself, not one of its nested streams, has a question for the user."""
         approvals, questions = self.core.shared.confirmations.pending(), self.core.shared.asks.pending()
         return any(ask.stream is self.core for ask in approvals) or any(ask.stream is self.core for ask in questions)
 
     def _park(self) -> None:
-        """Unless a stream around this one, or beside it, has something to do: then later."""
+        """Park the stream, unless another stream of the run still has something to do; then it is tried again later."""
         self.asks_since = None
         if self.core.parking is not None:
             with contextlib.suppress(NotParkable):
                 self.core.parking.park()
 
     def _expire(self) -> None:
-        """Go on with the calls whose time is up."""
+        """Resume the calls whose time is up."""
         now = time.monotonic()
         for running in list(self.turn.running.values()):
             if running.task is not None and running.deadline is not None and running.deadline <= now:
@@ -241,7 +250,7 @@ class _Dispatcher:
             if running is not None:
                 running.parked = True
         elif isinstance(message, Park):
-            pass  # it is looked at before each wait
+            pass  # `_make` checks before each wait whether the stream is to be parked
         elif isinstance(message, Fire):
             self._step(_fire(self.core, message))
         else:
@@ -263,13 +272,14 @@ class _Dispatcher:
             self.core.emit(events.ToolCallOutput(running.call, *said, **self.core.tags))
 
     def _late(self, message: Late) -> None:
-        """A hook has had its time: it is left to itself."""
+        """A hook's time is up: it has failed, and is no longer waited for."""
         run = message.run
         if run.call in self.waits:
             self._go_on(run.call, run.late(run.hook.timeout))
 
 
 def _fire(core: StreamCore, message: Fire) -> Steps[None]:
-    """The hooks at a point of a nested stream, whose tool call waits for them."""
+    """Run this stream's hooks for a point that a nested stream has reached, and tell the tool call that waits for
+    them."""
     yield from firing(core, message.point, **message.fields)
     message.done.close()

@@ -1,4 +1,4 @@
-"""A question that a running tool, or its MCP server, has for the user."""
+"""The way of a question that a running tool, or its MCP server, asks the user."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _asked_before(running: Running, question: Question) -> Request | None:
 def _settling(
     running: Running, message: Asked, resumed: Resumed, traced: Callable[[str], None]
 ) -> Callable[[Answer], None]:
-    """What takes the answer: the clock of the tool goes on, and a note that comes with it is for the model too."""
+    """The function that takes the answer: the tool's timeout goes on, and the answer's note is kept for the model."""
     goes_on = posting(running.turn.inbox, resumed)
 
     def settled(answer: Answer) -> None:

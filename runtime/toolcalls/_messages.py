@@ -21,7 +21,8 @@ from ..stream._firing import HookRun
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The tool of ``call_id`` asks; ``settled`` takes the answer, and does not wait. It may be called twice.
+    """The tool of the call ``call_id`` asks the user. ``settled`` takes the answer; it does not wait, and may be called
+    twice.
 
     ``dropped`` is cancelled when the tool does not want to know any more.
     """
@@ -34,7 +35,8 @@ class Asked:
 
 @dataclass(slots=True, eq=False)
 class Resumed:
-    """What the tool of ``call_id`` waited for is over: the user, or the consumer's thread. It may come twice, and
+    """The tool of the call ``call_id`` no longer waits for the user or for the consumer's thread. It may come twice,
+    and
     counts once.
     """
 
@@ -45,7 +47,7 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What the user has said about a call, or the time to do so is over. It may come twice."""
+    """The user has approved or rejected a call, or the time to do so is over. It may come twice."""
 
     ask: Ask[ToolCall, Decision]
     decision: Decision
@@ -53,14 +55,14 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """A hook has had its time."""
+    """The time of a hook is up."""
 
     run: HookRun
 
 
 @dataclass(frozen=True, slots=True)
 class Forwarded:
-    """An event of a nested stream. Taking it gives one credit back."""
+    """An event of a nested stream. The worker returns one credit when it has taken the message (back-pressure)."""
 
     event: events.Event
     credits: Channel[None]
@@ -68,7 +70,7 @@ class Forwarded:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What the tool of ``call_id`` says while it runs. Taking it gives one credit back."""
+    """Progress of the tool of the call ``call_id``. The worker returns one credit when it has taken the message."""
 
     call_id: str
     output: str
@@ -79,7 +81,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class NestedParked:
-    """The agent that the call runs is parked."""
+    """The nested stream of an agent that the call runs is parked."""
 
     call_id: str
 
@@ -91,7 +93,7 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class Fire:
-    """A nested stream has come to a point where this one has hooks; ``done`` closes when they have run."""
+    """A nested stream has reached a point for which this stream has hooks; ``done`` closes when they have run."""
 
     point: str
     fields: Mapping[str, Any]
@@ -99,7 +101,7 @@ class Fire:
 
 
 def posting(inbox: Channel[Any], message: object) -> Callable[[], None]:
-    """A function that tells the worker, if it still listens."""
+    """A function that sends the message to the worker, unless its inbox is closed."""
 
     def post() -> None:
         with contextlib.suppress(ChannelClosed):

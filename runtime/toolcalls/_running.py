@@ -1,4 +1,4 @@
-"""A tool call under way, and what the calls of a turn share. Used by the worker's thread only."""
+"""The state of a tool call that is under way, and of the turn that it belongs to. Used by the worker's thread only."""
 
 from __future__ import annotations
 
@@ -29,21 +29,22 @@ OVER: Final = "the call that asked is over"
 
 
 class Approval(NamedTuple):
-    """The user, who is asked for approval. ``told`` are the hooks that are told so: they run meanwhile."""
+    """A wait for the user's approval. ``told`` are the steps of the `on_user_input` hooks, which run meanwhile."""
 
     ask: Ask[ToolCall, Decision]
     told: Steps[HookResult]
 
 
-#: What a call waits for, and what it is sent then: a hook, its `Outcome`; a tool or a check on a helper, its
-#: `Finished`, or None when the time of the tool is up; the user, a `Decision`.
+#: What a tool call may wait for. When the wait is over, the call is sent the `Outcome` of a hook; the `Finished` of a
+#: tool or of a check on a helper thread, or None if the time of the tool is up; the `Decision` of the user.
 Wait: TypeAlias = HookRun | Call | Approval
 Steps: TypeAlias = Generator[Wait, Any, T]
 
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """The calls of one turn. Others post to ``inbox``, which closes when the turn is over."""
+    """The calls of one turn. Tools, helpers and timers send messages to ``inbox``, which closes when the turn is
+    over."""
 
     core: StreamCore
     tools: Mapping[str, Tool]
@@ -59,7 +60,7 @@ class Turn:
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A call that is checked, waits for approval, runs, or whose result is looked at. It has a ``task`` while its tool
+    """A call from its first check to its last hook. It has a ``task`` while its tool
     runs, and an ``errand`` where that is on the consumer.
     """
 
@@ -88,11 +89,11 @@ class Running:
 
     @property
     def state(self) -> CallState:
-        """How far the call had come in an earlier stream."""
+        """How far an earlier stream had come with the call."""
         return self.turn.states.get(self.call.id) or CallState(self.call.id)
 
     def fire(self, point: str, **fields: Any) -> Steps[HookResult]:
-        """The hooks at ``point``, told about this call."""
+        """Run the hooks at ``point`` for this call."""
         return firing(
             self.turn.core,
             point,
@@ -113,6 +114,6 @@ class Running:
             self.deadline, self.left = time.monotonic() + self.left, None
 
     def stop(self) -> None:
-        """The tool does not run any more: who still asks for it is told so."""
+        """Note that the tool has ended, and withdraw its open questions."""
         self.task = self.left = self.deadline = None
         self.turn.core.shared.asks.withdraw(self, OVER)

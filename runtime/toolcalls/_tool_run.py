@@ -1,8 +1,8 @@
-"""The way of one tool call, from what the model has written to the result that it reads.
+"""The steps of one tool call, from the text that the model has written to the result that it reads.
 
-`tool_run` is that way, top to bottom. It yields what it waits for, a hook, the user's approval or its tool, and is
-stepped by the turn (`_dispatch`), so other calls go on meanwhile. While a call waits it holds its place as a running
-tool does: no other begins that may not run beside it.
+`tool_run` has these steps, from top to bottom. The generator yields whatever it waits for: a hook, the user's approval,
+its tool. The dispatcher of the turn (`_dispatch`) resumes it, so that other calls go on meanwhile. A call that waits
+counts as running: a call that must not run at the same time does not begin.
 """
 
 from __future__ import annotations
