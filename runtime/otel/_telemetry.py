@@ -29,7 +29,7 @@ from ..foreign._redact import Redaction
 from ..model import Model, ToolDefinition
 from ..session._message import Message, ToolCall
 from ..stream._reason import StopRun
-from ..stream._tracing import Deltas, Traced
+from ..stream._tracing import UNTRACED, Deltas, Traced
 from ._attributes import Attributes, error_type, of_model, of_request, of_usage, provider_and_model
 from ._content import Content, is_wanted
 from ._finisher import Finisher
@@ -175,8 +175,6 @@ class StreamSpans:
 
     def end(self) -> None:
         """The stream has ended. Harmless twice: what is closed is closed."""
-        if not self.open:
-            return
         ending = self.core.ending
         why = ending.code if ending.reason == "error" else _NO_FAILURE.get(ending.reason, ending.reason)
         for operation in list(self.open):
@@ -185,6 +183,9 @@ class StreamSpans:
         if self._agent is not None:
             self._agent.close(why, ending.message)
         self.telemetry.finisher.wait(self.telemetry.grace)
+        # What is closed holds this, and this holds the stream: no circle, so that both go with their last user.
+        self._agent = None
+        self.core.trace = UNTRACED
 
     def __repr__(self) -> str:
         return f"<StreamSpans {len(self.open)} open>"
@@ -205,6 +206,7 @@ class _Operation:
         self.span: Span = INVALID_SPAN
         self.current: Any = None  # OpenTelemetry's context, with this span in it
         self.context: Context | None = None
+        self._recording = False  # whether anybody is told of it
         stream.open[self] = None
         try:
             self.span = stream.telemetry.tracer.start_span(
@@ -220,6 +222,7 @@ class _Operation:
             context = stream.core.context.copy()
             context.run(otel_context.attach, self.current)
             self.context = context
+            self._recording = self.span.is_recording()
         except Exception:
             stream.telemetry.failed("the start of a span")
 
@@ -237,9 +240,9 @@ class _Operation:
         if self not in self._stream.open:
             return
         self.let_go()
-        if self.span.is_recording():
+        if self._recording:
             self._stream.telemetry.finisher.put(lambda: self._finish(error, description))
-        else:  # there is nobody to tell, and metrics are quick
+        else:  # it calls no processor, and metrics are quick
             self._finish(error, description)
         self._stream.open.pop(self, None)
 
@@ -253,7 +256,7 @@ class _Operation:
         took = (self._ended or self._began) - self._began
         failed: Attributes = {"error.type": error} if error else {}
         try:
-            if self.span.is_recording():
+            if self._recording:
                 try:
                     self._tell(failed, description)
                 except Exception:
@@ -269,7 +272,7 @@ class _Operation:
     def _tell(self, failed: Attributes, description: str) -> None:
         telemetry = self._stream.telemetry
         self.span.set_attributes({**self.late(), **failed})
-        for name, at, attributes in self._events:
+        for name, at, attributes in list(self._events):  # a late answer may add one
             self.span.add_event(name, attributes, at)
         if failed:
             text = telemetry.redaction.text(description[:_LONGEST]) if self.may_say(failed["error.type"]) else ""

@@ -85,10 +85,12 @@ def release(core: StreamCore, keep: Collection[Call] = ()) -> None:
 
 def finished(core: StreamCore) -> None:
     """The worker is through."""
-    core.trace.end()  # not before: hooks and tools that end last are a part of it
-    if not core.observed:
-        over(core)
-    core.finished.close()
+    try:
+        core.trace.end()  # not before: the hooks that run last are a part of it
+    finally:
+        if not core.observed:
+            over(core)
+        core.finished.close()
 
 
 def over(core: StreamCore) -> None:

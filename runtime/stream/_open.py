@@ -94,8 +94,8 @@ def open_stream(
         core.token.cancel("the stream could not be started")
         if not core.threads:  # the worker would have done all this
             release(core)
-            core.trace.end()
             core.finished.close()
+            core.trace.end()
         with contextlib.suppress(ChannelClosed, TimeoutError):  # the session shall be free again
             core.finished.recv(timeout=shared.grace)
         core.out.close()  # the forwarder would have done this

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import logging
 import sys
 import threading
 import time
@@ -41,6 +42,7 @@ from runtime.session._session import SessionLog
 from runtime.stream._core import StreamCore
 from runtime.stream._end_hooks import Cleanup, _Stage
 from runtime.stream._reason import Ending
+from runtime.stream._tracing import UNTRACED
 from support.faults import INJECTED, LONG, Abrupt
 from support.scripted import Scripted, call, say
 
@@ -57,6 +59,7 @@ PARTS: list[tuple[Any, str]] = [
     (Cleanup, "resume"),
     (Cleanup, "finish"),
     (StreamCore, "hook_input"),
+    (type(UNTRACED), "end"),
     (StreamCore, "record"),
     (StreamCore, "emit"),
     (StreamCore, "fire"),
@@ -65,7 +68,7 @@ PARTS: list[tuple[Any, str]] = [
     (ElicitationBridge, "send"),
     (worker, "_run"),
     (worker, "_report"),
-    (worker._logger, "exception"),
+    (logging.getLogger("runtime"), "exception"),
 ]
 
 

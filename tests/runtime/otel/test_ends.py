@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -184,6 +185,22 @@ def test_a_stream_that_is_forgotten(telemetry: Telemetry) -> None:
         gc.collect()
         assert eventually(telemetry.is_whole)
         assert telemetry.outcomes() == {"chat scripted": "canceled", "invoke_agent a": "canceled"}
+
+
+def test_a_stream_that_has_ended_is_gone_without_the_garbage_collector(telemetry: Telemetry) -> None:
+    """Its trace holds it, and would keep a busy program waiting for the next collection."""
+    with telemetry.instrument(Runtime(Agent("a", Scripted(say("x"))))) as runtime:
+        gc.collect()
+        gc.disable()
+        try:
+            with runtime.run_stream(Session.from_user("go")) as stream:
+                core = weakref.ref(stream._core)
+                for _ in stream:
+                    pass
+            del stream
+            assert eventually(lambda: core() is None)
+        finally:
+            gc.enable()
 
 
 def test_a_runtime_that_is_closed(telemetry: Telemetry) -> None:
