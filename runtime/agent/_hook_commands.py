@@ -23,7 +23,7 @@ else:
 MOST: Final = 1_000_000  # bytes of each output: a command that writes without end shall not fill the memory
 
 
-class Ended(NamedTuple):
+class CompletedCommand(NamedTuple):
     """How a command ended."""
 
     status: int
@@ -33,7 +33,7 @@ class Ended(NamedTuple):
 
 def run_command(
     command: str | Sequence[str], told: Mapping[str, Any], cwd: str, timeout: float, cancel: CancelToken | None
-) -> Ended:
+) -> CompletedCommand:
     """Run ``command``, for ``timeout`` seconds at most; ``cancel`` ends it. All that it has started is killed with it.
 
     Raises `HookFailed` where it writes too much, `subprocess.TimeoutExpired`, and `OSError` where it cannot be run.
@@ -62,7 +62,7 @@ def run_command(
         except BaseException:
             _kill(process)
             raise
-    return Ended(process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+    return CompletedCommand(process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
 
 
 def _talk(process: subprocess.Popen[bytes], told: bytes, timeout: float) -> tuple[bytes, bytes]:

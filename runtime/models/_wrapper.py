@@ -47,7 +47,7 @@ class _Stream(Protocol):
 
 
 @dataclass(slots=True)
-class Ask:
+class Attempt:
     """A step: ask ``model``, and pass on its deltas. What the model raises is raised where the step was yielded."""
 
     model: Model
@@ -66,7 +66,7 @@ class Pause:
     seconds: float
 
 
-Steps: TypeAlias = Generator[Ask | Pause | FallbackDelta, None, None]
+Steps: TypeAlias = Generator[Attempt | Pause | FallbackDelta, None, None]
 
 
 class Wrapper:
@@ -101,7 +101,7 @@ class Wrapper:
         with closing(self._steps(cancel)) as steps:
             step = next(steps, None)
             while step is not None:
-                if isinstance(step, Ask):
+                if isinstance(step, Attempt):
                     try:
                         async with on_loop(step.model, messages, tools, cancel, output) as deltas:
                             async for delta in deltas:
@@ -121,7 +121,7 @@ class Wrapper:
         with closing(self._steps(cancel)) as steps:
             step = next(steps, None)
             while step is not None:
-                if isinstance(step, Ask):
+                if isinstance(step, Attempt):
                     try:
                         with on_thread(step.model, messages, tools, cancel, output) as deltas:
                             for delta in deltas:

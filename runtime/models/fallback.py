@@ -10,7 +10,7 @@ from channels import CancelToken
 from .._checks import check_number
 from .._errors import ModelError
 from ..model import FallbackDelta, Model
-from ._wrapper import Ask, Steps, Wrapper
+from ._wrapper import Attempt, Steps, Wrapper
 
 __all__ = ["Fallback", "is_no_answer"]
 
@@ -57,13 +57,13 @@ class Fallback(Wrapper):
         for model, change in self._candidates(failures):
             if change is not None:
                 yield change
-            ask = Ask(model)
+            attempt = Attempt(model)
             try:
-                yield ask
+                yield attempt
                 self._rests_until.pop(id(model), None)
                 return
             except Exception as error:
-                if cancel.cancelled or not self._failed(model, error) or ask.said:
+                if cancel.cancelled or not self._failed(model, error) or attempt.said:
                     raise
                 failures.append(error)
 

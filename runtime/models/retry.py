@@ -12,7 +12,7 @@ from channels._lazy import lazy_logger
 from .._checks import check_number, is_number
 from .._errors import ModelError
 from ..model import Model
-from ._wrapper import Ask, Pause, Steps, Used, Wrapper
+from ._wrapper import Attempt, Pause, Steps, Used, Wrapper
 
 __all__ = ["Retry", "exponential", "is_passing"]
 
@@ -76,13 +76,13 @@ class Retry(Wrapper):
 
     def _steps(self, cancel: CancelToken) -> Steps:
         used = Used(self._model)
-        for attempt in count(1):
-            ask = Ask(self._model, used)
+        for number in count(1):
+            attempt = Attempt(self._model, used)
             try:
-                yield ask
+                yield attempt
                 return
             except Exception as error:
-                wait = None if ask.said or cancel.cancelled else self._wait(attempt, error)
+                wait = None if attempt.said or cancel.cancelled else self._wait(number, error)
                 if wait is None:
                     raise
                 reason = str(error) or type(error).__name__
