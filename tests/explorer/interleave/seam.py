@@ -235,6 +235,8 @@ class Universe:
             return self.modules[name]
         parent, _, child = name.rpartition(".")
         above = self.load(parent) if parent else None
+        if name in self.modules:  # its package has imported it: a second copy would be another one than the package has
+            return self.modules[name]
         path = self.root.joinpath(*name.split("."))
         package = path.is_dir()
         path = path / "__init__.py" if package else path.with_suffix(".py")
