@@ -1,4 +1,4 @@
-"""At interpreter exit live streams are cancelled, and given a moment to run their cleanup."""
+"""At the exit of the interpreter, live streams are cancelled and get a moment to run their cleanup."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ live: set[StreamCore] = set()  # a stream is in here from before its worker star
 
 
 def end_streams(cores: set[StreamCore], cause: str, limit: float) -> None:
-    """Cancel them, and wait for their ends, ``limit`` seconds for all. Nobody will read them."""
+    """Cancel the live streams, and wait up to ``limit`` seconds, for all of them together, until they have ended."""
     deadline = CancelToken(timeout=limit)
     ending = list(cores)
     for core in ending:

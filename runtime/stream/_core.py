@@ -199,29 +199,30 @@ class StreamCore:
 
     @property
     def root(self) -> StreamCore:
-        """The stream whose consumer answers: this one, or the outermost it is nested in."""
+        """The stream whose consumer answers questions: the outermost stream that this one is nested in, or itself."""
         return self if self.parent is None else self.parent.root
 
     @property
     def line(self) -> list[StreamCore]:
-        """The streams that this one is nested in, the outermost first, and itself."""
+        """The streams that this one is nested in, the outermost first, and this stream."""
         return [self] if self.parent is None else [*self.parent.line, self]
 
     @property
     def output(self) -> Output | None:
-        """The output type of the last reply: that of the run, or else that of its agent."""
+        """The output type that the last reply has to have: the run's, or else its agent's."""
         return self._output or self.agent._output
 
     @property
     def permissions(self) -> list[Permissions]:
-        """The permissions for tool calls, the level that counts most first: sessions from the inside, runtime, team."""
+        """The permissions for tool calls, in the order in which they decide: sessions from the innermost, runtime,
+        team."""
         own = self.session.permissions
         return [own, *(self.shared.permissions if self.parent is None else self.parent.permissions)]
 
     # -- used by the worker --------------------------------------------------------------------------------------------
 
     def emit(self, event: Event) -> None:
-        """Send an event to this stream, once all that it may tell of is in the store. Raises `Cancelled` when the
+        """Send an event to this stream, once everything that it is about is in the store. Raises `Cancelled` when the
         stream is cancelled first.
         """
         if self.log.unwritten:
@@ -236,26 +237,26 @@ class StreamCore:
             raise StopRun("error", "store_failed", describe(error)) from error
 
     def record(self, message: Message, mail: str | None = None) -> None:
-        """Add a message to the session; ``mail`` is the id of the `Mail` that it was, if it was."""
+        """Add a message to the session; ``mail`` is the id of the `Mail` that it comes from, if it comes from one."""
         self.log.append(message, mail)
 
     def act(self, agent: Agent) -> None:
-        """Let ``agent`` act from now on."""
+        """Put ``agent`` in charge from now on."""
         self.agent = agent
         self.hooks = Hooks(agent.hooks)
         self.trace.act(agent)
         self.tags["agent_name"] = agent.name
 
     def hook_input(self, point: str, **fields: Any) -> HookInput:
-        """What a hook at ``point`` is told."""
+        """The input of a hook at ``point``."""
         return HookInput(point, self.session.id, self.agent.name, **fields)
 
     def fire(self, point: str, **fields: Any) -> HookResult:
-        """Run the hooks at ``point``, and wait for them: what they come to, as in `firing`."""
+        """Run the hooks at ``point``, wait for them, and return their joint result, as in `firing`."""
         return fire(self, point, **fields)
 
     def stop_if_blocked(self, point: str, result: HookResult) -> None:
-        """End the stream where a hook says so."""
+        """End the stream if a hook has blocked."""
         if result.block:
             reason = result.reason or f"a {point} hook stopped the run"
             self.emit(HookBlocked(point, reason, **self.tags))
@@ -263,7 +264,7 @@ class StreamCore:
 
     @property
     def out_of_time(self) -> bool:
-        """Whether the time budget ends the stream, and nobody else."""
+        """Whether only the time budget ends the stream, and no cancel."""
         return self.token.cancelled and not self.stopping.cancelled
 
     def renew_token(self) -> None:
@@ -278,7 +279,8 @@ class StreamCore:
 
 
 def insist(function: Callable[..., object], *args: Any) -> None:
-    """Call a function that may be called twice: once more if an exception came into it, which is raised then."""
+    """Call a function that may be called twice: if an exception interrupts it, call it once more and raise the
+    exception."""
     try:
         function(*args)
     except BaseException:  # an asynchronous one, it may be: what has to be done at the end is done all the same

@@ -1,9 +1,10 @@
-"""The hooks at the end of a turn and of the stream. They run whatever ended it, and with a bound.
+"""The hooks at the end of a turn and of the stream. They run whatever ended the turn or the stream, within a bounded
+time.
 
-They are owed from the moment that the turn or the stream begins, so no way out can miss them: not even that of an
-exception which comes from another thread, and skips what stands in a `finally`. While the stream is open, the worker
-waits for them before it goes on. A cancel ends that wait and the stream closes; what had not run by then runs
-afterwards, in the same order, with the grace time for the hooks of each point.
+These hooks are registered when the turn or the stream begins, so that no way out misses them, not even an exception
+from another thread that skips a `finally`. While the stream is open, the worker waits for them before it goes on. A
+cancel ends this wait, and the stream closes; hooks that have not run by then run afterwards, in the same order, and the
+hooks of each point get the grace time.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ _logger = lazy_logger("runtime")
 
 
 class Cleanup:
-    """The hooks of ``turn_end`` and ``session_end`` that one stream owes, the last to run first.
+    """The hooks of ``turn_end`` and ``session_end`` that a stream still has to run, the last registered first.
 
-    Those of one point run all at once.
+    The hooks of one point run all at once.
     """
 
     def __init__(self, core: StreamCore) -> None:
@@ -34,11 +35,13 @@ class Cleanup:
         self.owe("session_end")
 
     def owe(self, point: str, **fields: Any) -> None:
-        """From here on the hooks at ``point`` will run: when they are `due`, or else in `finish`."""
+        """Register the hooks at ``point``: from here on they will run, in `due` or else in `finish`."""
         self._owed.append(_Stage(point, self._core.hooks.at(point), fields))
 
     def due(self, point: str, reason: str) -> None:
-        """What they were owed for has ended: run them, after those that are left from before; if not now, later."""
+        """The turn or the stream of the hooks at ``point`` has ended: run them, after hooks that are left from before.
+        If a cancel prevents this, they run later.
+        """
         for stage in reversed(self._owed):
             stage.reason = stage.reason or reason
             if stage.point == point:
@@ -46,7 +49,7 @@ class Cleanup:
         self.resume()
 
     def resume(self) -> None:
-        """Run what is due, as long as nobody cancels."""
+        """Run the hooks that are due, until a cancel."""
         while self._owed and self._owed[-1].reason and not self._core.token.cancelled:
             try:
                 self._owed[-1].run(self._core)
@@ -55,7 +58,8 @@ class Cleanup:
             self._owed.pop()
 
     def finish(self) -> None:
-        """The stream is closed: run what is left. Commands and coroutines that take too long are ended.
+        """Run the hooks that are left, now that the stream is closed. Commands and coroutines that take too long are
+        ended.
 
         Doing it twice is harmless.
         """
@@ -65,7 +69,7 @@ class Cleanup:
 
     @property
     def calls(self) -> set[Call]:
-        """Those of the hooks, which outlive the other calls of the stream."""
+        """The calls of these hooks, which go on when the other calls of the stream are let go."""
         return {run.call for stage in self._owed for run in stage.runs}
 
     def __repr__(self) -> str:
@@ -73,7 +77,7 @@ class Cleanup:
 
 
 class _Stage:
-    """The hooks of one point, told the same."""
+    """The hooks of one point, which all get the same input."""
 
     def __init__(self, point: str, hooks: list[Hook], fields: dict[str, Any]) -> None:
         self.point = point
@@ -84,7 +88,7 @@ class _Stage:
         self._to_start = self.runs[:]
 
     def _starting(self, core: StreamCore) -> Iterator[Hook]:
-        """Start them, each once, also when this is called again."""
+        """Start the hooks, each of them once, even if this is called again."""
         if not self._to_start:
             return
         given = core.hook_input(self.point, reason=self.reason or core.ending.reason, **self._fields)
@@ -97,7 +101,7 @@ class _Stage:
             yield run.hook
 
     def run(self, core: StreamCore) -> None:
-        """Start them, and wait for each as long as it may take. Raises `Cancelled`."""
+        """Start the hooks, and wait for each of them up to its timeout. Raises `Cancelled`."""
         for hook in self._starting(core):
             tell_started(core, self.point, hook)
         while self.runs:
@@ -108,7 +112,7 @@ class _Stage:
             tell_finished(core, self.point, run.hook, failure)
 
     def finish(self, core: StreamCore) -> None:
-        """Start those that have not been, and give them the grace time."""
+        """Start the hooks that were not started, and give all of them the grace time."""
         for _ in self._starting(core):
             pass
         deadline = CancelToken(timeout=core.shared.grace)

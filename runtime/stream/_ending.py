@@ -1,18 +1,21 @@
-"""The way in which a stream ends, top to bottom. Its worker goes it; to do a step twice is harmless.
+"""How a stream ends, from top to bottom. The worker takes these steps; taking a step twice is harmless.
 
- 1. The loop stops: it returns, or raises `StopRun`, or a wait of it raises `Cancelled`. Where that is the time budget,
-    `time_is_up` lets go of what is under way first, so that there is a quiet moment to say so.
- 2. The session is put in order and given back (`_worker`): each call has a result, late messages are in it.
- 3. The reason is decided, once (`_reason.Ending.decide`). Where it is a failure, an `Error` event and hooks say so.
- 4. `wind_down`, while the channel is open: what runs in the background is stopped, all else is let go, and the
-    ``session_end`` hooks run, as long as nobody cancels.
- 5. The scope is left: the bridge forgets the stream, and its channel closes with `StreamStopped` as the last event.
- 6. `leave`: all of that once more, for what an exception has skipped (`release`); then the hooks that are still owed.
- 7. `finished` closes, when the worker is through. `over` closes when the forwarder is, too, where there is one: from
-    then on the runtime knows nothing of the stream.
+ 1. The loop stops: it returns, or raises `StopRun`, or one of its waits raises `Cancelled`. If the time budget has
+    ended it, `time_is_up` first lets go of the calls under way, so that the consumer and the hooks can be told.
+ 2. The session is completed and given back (`_worker`): every tool call has a result, and late messages are recorded.
+ 3. The reason is decided, once (`_reason.Ending.decide`). If it is a failure, an `Error` event is sent and hooks are
+    run.
+ 4. `wind_down`, while the channel is open: background agents are stopped, all other calls are let go, and the
+    ``session_end`` hooks run, until a cancel.
+ 5. The scope is left: the bridge drops the stream's place, and the channel closes with `StreamStopped` as the last
+    event.
+ 6. `leave` does all of this once more, for steps that an exception has skipped (`release`), and runs the hooks at the
+    end that have not run yet.
+ 7. `finished` closes when the worker has ended. `over` closes when the forwarder has ended too, if there is one; from
+    then on the runtime holds no reference to the stream.
 
-What foreign code does not do when it is let go, such as a thread that goes on, is waited for by the consumer's
-``close``, for the grace time, and named.
+A call that has been let go but still runs, such as a thread that cannot be interrupted, is waited for by the consumer's
+``close`` for the grace time, and then named.
 """
 
 from __future__ import annotations
@@ -33,21 +36,23 @@ _LAST_WRITE: Final = 0.5  # seconds that a store has at the least for what a str
 
 
 def let_go(core: StreamCore, why: str, keep: Collection[Call] = ()) -> None:
-    """Leave all calls but those to ``keep`` to themselves, and take back what the user is asked. Nothing here waits."""
+    """Let go of all calls except ``keep``, and withdraw the stream's questions to the user. Nothing here waits."""
     core.calls.abandon(keep)
     core.shared.asks.withdraw(core, why)
     core.shared.confirmations.withdraw(core, why)
 
 
 def time_is_up(core: StreamCore, hooks: EndHooks) -> None:
-    """The time budget has ended the loop, and the consumer is still there to be told. Hooks that were due go on."""
+    """Let go of the calls under way, after the time budget has ended the loop, so that the consumer can be told. Hooks
+    that were due go on.
+    """
     let_go(core, "the time is up", hooks.calls)
     core.renew_token()
     hooks.resume()
 
 
 def wind_down(core: StreamCore, hooks: EndHooks) -> None:
-    """The reason is decided, and the channel still open."""
+    """End the stream's background agents and calls, when the reason is decided and the channel is still open."""
     stop_all(list(core.background.values()), core.token, core.shared.grace)
     let_go(core, _ENDED, hooks.calls)
     core.renew_token()
@@ -55,7 +60,7 @@ def wind_down(core: StreamCore, hooks: EndHooks) -> None:
 
 
 def leave(core: StreamCore, cleanup: Cleanup) -> None:
-    """Let go of everything, and run the hooks that are still owed."""
+    """Let go of everything, and run the hooks at the end that have not run yet."""
     try:
         release(core, cleanup.calls)
     finally:
@@ -68,7 +73,7 @@ def give_back(core: StreamCore) -> None:
 
 
 def release(core: StreamCore, keep: Collection[Call] = ()) -> None:
-    """Let go of everything but the calls to ``keep``, also of what the way out did not come to."""
+    """Let go of everything except the calls ``keep``, including what an exception on the way out has skipped."""
     try:
         core.mailbox.close()
         if core.parking is not None:
@@ -84,7 +89,7 @@ def release(core: StreamCore, keep: Collection[Call] = ()) -> None:
 
 
 def finished(core: StreamCore) -> None:
-    """The worker is through."""
+    """Note that the worker has ended."""
     try:
         core.trace.end()  # not before: the hooks that run last are a part of it
     finally:
@@ -94,7 +99,7 @@ def finished(core: StreamCore) -> None:
 
 
 def over(core: StreamCore) -> None:
-    """Nothing of the stream runs any more, but for what it has let go."""
+    """Note that nothing of the stream runs any more, except calls that it has let go."""
     core.shared.cores.discard(core)
     _at_exit.live.discard(core)
     core.over.close()

@@ -1,9 +1,9 @@
-"""The hooks at a point of a stream: run one after the other, and told in its events.
+"""Running the hooks at a point of a stream: one after the other, each with its events.
 
-There is one way to start a hook and to wait for it, a `HookRun`. The generator `firing` yields one for each hook at
-the point. `fire` steps it where the worker has nothing else to do; the calls of a turn step it beside others, so that a
-hook of one keeps no other waiting. Those at the end of a turn and of a stream (`_end_hooks`) run all at once, whatever
-ends it, and are told the same.
+A `HookRun` is the one way to start a hook and wait for it. The generator `firing` yields a `HookRun` for each hook at
+the point. `fire` runs the generator where the worker has nothing else to do. The dispatcher of a turn resumes it among
+the calls of the turn, so that the hook of one call does not hold up the others. The hooks at the end of a turn and of a
+stream (`_end_hooks`) run all at once, whatever has ended it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ._reason import Tags
 
 
 class HookRun:
-    """A hook that is to be run, on a helper thread or as a task: started once, also where that is done twice, and
-    waited for as long as it may take. ``given`` may be set until it is started; ``cancel`` ends a command.
+    """One run of a hook, on a helper thread or as a task. Starting it twice is harmless. It is waited for up to its
+    timeout. ``given`` may be set until it is started; ``cancel`` ends a command.
     """
 
     def __init__(self, hook: Hook, cancel: CancelToken, given: HookInput | None = None) -> None:
@@ -35,13 +35,13 @@ class HookRun:
         self.call = Call(f"hook {hook.name}", self._kept)
 
     def start(self, calls: Calls, inbox: Inbox | None = None) -> None:
-        """Start it. Its `Finished` goes to ``inbox``, where it is not `wait` that waits for it."""
+        """Start the hook. Its `Finished` goes to ``inbox``, unless `wait` waits for it."""
         assert self.given is not None
         self.call.inbox = inbox or self._kept
         calls.begin(self.call, self.hook.bound(self.given, self._cancel))
 
     def wait(self, timeout: float | None, cancel: CancelToken) -> Outcome:
-        """The outcome, after ``timeout`` seconds at the latest. Raises `Cancelled`; may be called again then."""
+        """Wait for the outcome, up to ``timeout`` seconds. Raises `Cancelled`, and may be called again then."""
         try:
             self.call.done.recv(timeout, cancel)
         except TimeoutError:
@@ -51,7 +51,7 @@ class HookRun:
         return self._kept.outcome or Outcome(None, HookFailed(f"{self.call.what} did not say how it ended"))
 
     def late(self, seconds: float | None) -> Outcome:
-        """Its time is up: it is left to itself. The outcome that this is."""
+        """Let go of the hook when its time is up, and return that as its outcome."""
         self.call.cancel()
         return Outcome(None, NotInTime(f"{self.call.what} did not end within {seconds:g} s"))
 
@@ -60,7 +60,7 @@ class HookRun:
 
 
 class Hooked(Protocol):
-    """A stream, as its hooks know it."""
+    """The part of a stream that running its hooks needs."""
 
     hooks: Hooks
     tags: Tags
@@ -72,10 +72,10 @@ class Hooked(Protocol):
 
 
 def firing(core: Hooked, point: str, **fields: Any) -> Generator[HookRun, Outcome, HookResult]:
-    """The hooks at ``point``, one after the other, each told what the one before has changed.
+    """Run the hooks at ``point``, one after the other; each gets the input as the one before it has changed it.
 
-    The first hook that blocks or allows is the last; context adds up. One that fails is a `Warning` event and nothing
-    more, but a guard that fails lets nothing pass.
+    The first hook that blocks or allows is the last one that runs; their contexts are joined. A hook that fails is
+    reported as a `Warning` event and otherwise ignored, but a hook at a point of `GUARDS` that fails blocks.
     """
     hooks = core.hooks.at(point, fields.get("tool_name", ""))
     if not hooks:
@@ -104,7 +104,7 @@ def firing(core: Hooked, point: str, **fields: Any) -> Generator[HookRun, Outcom
 
 
 def fire(core: Hooked, point: str, **fields: Any) -> HookResult:
-    """Run the hooks at ``point``, and wait for them: what they come to. Raises `Cancelled`."""
+    """Run the hooks at ``point``, wait for them, and return their joint result. Raises `Cancelled`."""
     steps = firing(core, point, **fields)
     try:
         run = next(steps)
@@ -119,7 +119,8 @@ def fire(core: Hooked, point: str, **fields: Any) -> HookResult:
 
 
 def answer(hook: Hook, point: str, returned: Callable[[], Any]) -> tuple[HookResult, str]:
-    """What the hook has answered, or how it failed: ``returned`` says what it returned, or raises what it raised."""
+    """The result of the hook, or else how it failed. ``returned`` gives the hook's return value or raises its
+    exception."""
     try:
         return hook.result(point, returned()), ""
     except BaseException as error:

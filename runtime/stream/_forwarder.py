@@ -1,6 +1,6 @@
-"""Observers see every event once, in order, before the consumer does: one forwarder thread stands between the two.
+"""The forwarder: a thread that passes every event to the observers, once and in order, before the consumer gets it.
 
-A stream without observers has no forwarder; its consumer reads what the worker sends.
+A stream without observers has no forwarder; its consumer reads the worker's events directly.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _logger = lazy_logger("runtime")
 
 class _OnRunStart(Protocol):
     def on_run_start(self, session: Session) -> None:
-        """A stream starts on ``session``."""
+        """A stream of ``session`` has started."""
 
 
 class _OnEvent(Protocol):
     def on_event(self, session: Session, event: Event) -> None:
-        """An event, before the consumer of the stream has it. The last one is a `StreamStopped`."""
+        """The stream has sent ``event``, which its consumer gets afterwards. The last event is a `StreamStopped`."""
 
 
 class Observer(_OnRunStart, _OnEvent, Protocol):
-    """Watches streams. Called on helper threads, one call at a time for each stream. It may have one of the methods
-    only, and they may be coroutine functions.
+    """Watches streams. Its methods are called on helper threads, one call at a time for each stream. An observer may
+    have only one of them, and they may be coroutine functions.
     """
 
 
@@ -44,7 +44,7 @@ METHODS: Final = ("on_run_start", "on_event")
 
 
 def checked(observers: Iterable[Any]) -> tuple[Any, ...]:
-    """The observers of a runtime. Raises `TypeError` for what could never be told anything."""
+    """The observers of a runtime. Raises `TypeError` for an object that has no method of an observer."""
     if not isinstance(observers, Iterable) or isinstance(observers, (str, bytes)):
         raise TypeError(f"observers are given as a list, [observer], not as {observers!r}")
     found = tuple(observers)
@@ -59,14 +59,14 @@ def checked(observers: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def forward(core: StreamCore, calls: Calls) -> None:
-    """Pass the events of ``core`` on, each after the observers have seen it. Ends when they end.
+    """Pass the events of ``core`` on to the consumer, each after the observers have seen it, until the last event.
 
-    An observer that raises is logged, and told the next event all the same. One that does not return within the grace
-    time is left out from then on. A consumer that does not read is waited for, but not once the stream is to end: then
-    it gets what there is room for, and the last event; the observers get everything.
+    If an observer raises, the exception is logged, and the observer still gets the next event. If it does not return
+    within the grace time, it gets no more events. A consumer that does not read is waited for. But once the stream is
+    to end, the consumer gets only the events for which there is room, and the last event; the observers get all events.
 
-    Nor does the end of a stream that was cancelled wait for all that slow observers have not seen yet: after the grace
-    time the consumer gets the last event, and the observers go on without it.
+    If a stream was cancelled, its end does not wait for slow observers either: after the grace time the consumer gets
+    the last event, and the observers go on without it.
     """
     forwarder = _Forwarder(core, calls)
     try:
@@ -82,7 +82,7 @@ def forward(core: StreamCore, calls: Calls) -> None:
 
 
 class _Forwarder:
-    """What stands between a stream and its consumer."""
+    """The state of the forwarder between one stream and its consumer."""
 
     def __init__(self, core: StreamCore, calls: Calls) -> None:
         self._core = core
@@ -94,7 +94,7 @@ class _Forwarder:
         self._patience: CancelToken | None = None  # of the consumer of a stream that is to end, with the observers
 
     def run(self, *, tells: bool = True) -> None:
-        """To the end of the stream. A second run goes on where an exception has ended the first."""
+        """Forward until the end of the stream. A second call goes on where an exception has ended the first."""
         if tells and not self._began:
             self._began = True
             self._observers.tell("on_run_start", self._core.session)
@@ -136,13 +136,15 @@ class _Forwarder:
             self._close_before_the_observers()
 
     def _close_before_the_observers(self) -> None:
-        """Called on any thread. Where the stream has ended otherwise before the cancel, nothing may be missing."""
+        """Give the consumer the last event before the observers have seen it. Called on any thread. If the stream has
+        ended before the cancel, nothing is skipped.
+        """
         core = self._core
         if core.events.closed and core.ending.reason == "canceled":
             core.out.close(final=core.ending.stopped())
 
     def finish(self) -> None:
-        """Let the record be whole: its last event may have been passed on before it was written."""
+        """Complete the record: its last event may have been passed on before it was written."""
         self._patience = None  # which holds this
         if self._record is not None:
             self._record.finish()
@@ -154,7 +156,8 @@ class _Forwarder:
         self._core.out.close(final=event)
 
     def _pass_on(self, event: Event) -> bool:
-        """False: the stream is to end, and there is no room for the event."""
+        """Pass the event on to the consumer. Returns False if the stream is to end and there is no room for the
+        event."""
         core = self._core
         try:
             try:
@@ -174,7 +177,7 @@ class _Forwarder:
 
 
 class _Watchers:
-    """The observers of one stream that are still told what happens."""
+    """The observers of one stream that still get its events."""
 
     def __init__(self, core: StreamCore, calls: Calls, observers: Iterable[Any]) -> None:
         self._core = core
@@ -201,5 +204,6 @@ class _Watchers:
 
 
 def observing_calls(core: StreamCore) -> Calls:
-    """The calls of the forwarder: no cancel ends them, observers see a cancelled stream to its end."""
+    """The calls of observers. A cancel of the stream does not end them, because observers see a cancelled stream to its
+    end."""
     return Calls(CancelToken(), core.shared.helpers, core.shared.loop, core.context)

@@ -1,4 +1,4 @@
-"""Opening a stream: the session's lease, the core, the threads. Whatever fails on the way is undone."""
+"""Opening a stream: the session's lease, the core, the threads. If a step fails, the steps before it are undone."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def open_stream(
     within: CancelToken | None = None,
     call_id: str | None = None,
 ) -> EventStream:
-    """A stream whose worker runs. Raises `SessionBusy`, and what `Store.open` raises.
+    """Open a stream and start its worker. Raises `SessionBusy`, and what `Store.open` raises.
 
-    With ``parent`` it is nested: cancelled when ``within`` is, asking the same consumer, and observed and
-    recorded through it; ``call_id`` is the call that runs it. Raises `OSError` where the file of the ``record`` cannot
-    be written.
+    With ``parent`` the stream is nested: it is cancelled when ``within`` is, asks the consumer of its parent, and is
+    observed and recorded through its parent; ``call_id`` is the call that runs it. Raises `OSError` if the file of the
+    ``record`` cannot be written.
     """
     log = session.lease()
     recorder: Recorder | None = None

@@ -18,7 +18,8 @@ _MODEL: Final = "the model"
 
 
 class Parking:
-    """Whether a stream is to be parked. Its worker says what is under way, anyone may look or ask."""
+    """Whether a stream is to be parked. Its worker notes what is under way; any thread may read it or ask for
+    parking."""
 
     def __init__(self, agent_name: str, outer: Parking | None, after: float | None) -> None:
         self.agent_name = agent_name
@@ -32,16 +33,16 @@ class Parking:
 
     @property
     def forced(self) -> bool:
-        """Whether the stream is to be parked whatever is under way, which is left to itself."""
+        """Whether the stream is to be parked even if calls are under way, which are then let go."""
         return self._outermost._forced
 
     @property
     def under_way(self) -> list[str]:
-        """What is under way in the outermost stream and all that are nested in it, but for questions."""
+        """What is under way in the outermost stream and its nested streams, except questions to the user."""
         return [f"{each.agent_name}'s {name}" for each in list(self._all) for name in each.busy]
 
     def park(self, *, force: bool = False) -> None:
-        """Let the outermost stream, and those nested in it, be parked. Raises `NotParkable`."""
+        """Ask for the outermost stream and its nested streams to be parked. Raises `NotParkable`."""
         busy = self.under_way
         if busy and not force:
             raise NotParkable(
@@ -52,7 +53,7 @@ class Parking:
         self._outermost.wanted.cancel("parked")
 
     def at_the_model(self) -> None:
-        """No calls are under way."""
+        """Note that no calls are under way."""
         self.busy = (_MODEL,)
 
     def end(self) -> None:
@@ -67,5 +68,5 @@ class Parking:
 
 
 def parked() -> StopRun:
-    """What ends the stream of a worker that parks."""
+    """The exception with which a worker parks its stream."""
     return StopRun("waiting", "waiting", "the run waits for its user, and goes on when it is run again")

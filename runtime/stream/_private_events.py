@@ -1,9 +1,9 @@
-"""Events that travel in the channel of a stream's events, and are not on the wire.
+"""Events that are sent through the channel of a stream, but are not part of the wire format.
 
-`Traffic` is what goes between a stream and its model, and what happens in the background: it is for the record and the
-observers. It is sent in the one channel so that the record has everything in one order, and the forwarder takes it out
-again: no consumer sees it, and a stream that has no forwarder sends none. A `ConsumerCall` is a tool call for the
-consumer's thread.
+`Traffic` events are about requests to the model, its replies, and background agents. They are for the record and the
+observers. They go through the same channel as other events, so that the record has everything in one order, and the
+forwarder removes them: no consumer sees them, and a stream without a forwarder sends none. A `ConsumerCall` is a tool
+call that runs in the consumer's thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Traffic(Event):
 
 @dataclass(frozen=True, slots=True)
 class ModelAsked(Traffic):
-    """A model is asked. Its stream asks no other before this one is done."""
+    """A request to a model. The stream makes the next one only when this one is done."""
 
     model: str
     messages: tuple[Message, ...]
@@ -33,21 +33,21 @@ class ModelAsked(Traffic):
 
 @dataclass(frozen=True, slots=True)
 class ModelSaid(Traffic):
-    """A delta of the model that was asked."""
+    """A delta of the model's reply."""
 
     delta: Delta
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDone(Traffic):
-    """It has ended, or failed. There is no such word of a model that a cancel has cut off."""
+    """The model's reply has ended, or failed. If a cancel has cut the reply off, this event is not sent."""
 
     error: BaseException | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ToolReturned(Traffic):
-    """The result of a tool, where the model is given another: a hook has changed it, or it is too long."""
+    """The result that a tool has returned, if the model is given another: a hook has changed it, or it was too long."""
 
     tool_call: ToolCall
     content: str
@@ -63,14 +63,16 @@ class UserAnswered(Traffic):
 
 @dataclass(frozen=True, slots=True)
 class InBackground(Traffic):
-    """An event of a background stream: for the record and the observers."""
+    """An event of a background agent's stream, for the record and the observers."""
 
     event: Event
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConsumerCall(Event):
-    """A tool call that waits for the consumer's thread; not among the events of the wire."""
+    """A tool call that has to run in the consumer's thread. It is not part of the wire format. Iterating over a stream
+    runs it; `channels.select`, `channels.merge` and `channels.aio.to_async` deliver it, and you call `run`.
+    """
 
     type: ClassVar[str] = "consumer_call"
 
@@ -78,9 +80,10 @@ class ConsumerCall(Event):
     _work: list[Callable[[], None]] = field(repr=False)
 
     def run(self) -> None:
-        """Make the call, in this thread. A failure is its result; Ctrl-C and its like are raised here.
+        """Make the call, in this thread. If the tool raises an `Exception`, that is its result; Ctrl-C and other
+        exceptions are raised here.
 
-        Harmless when it was made before, or nobody waits for it any more.
+        Harmless if the call was made before, or is no longer needed.
         """
         try:
             work = self._work.pop()  # a single step: two threads do not both get it
@@ -89,9 +92,9 @@ class ConsumerCall(Event):
         work()
 
     def withdraw(self) -> None:
-        """Withdraw the call: nobody waits for it any more."""
+        """Withdraw the call, whose result is no longer needed."""
         self._work.clear()
 
     def to_dict(self) -> dict[str, Any]:
-        """Not possible: it is of use in this process only."""
+        """Raises `TypeError`, because the call can only be made in this process."""
         raise TypeError(f"a {self.type} stays in the process of its stream; call run()")

@@ -1,4 +1,5 @@
-"""Why a stream ended: decided once, by its worker, and told in the last event. The way there is in `_ending`."""
+"""Why a stream ended. The worker decides the reason once, and the last event tells it. The steps of the end are in
+`_ending`."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from ..events import StopReason, StreamStopped
 
 
 class StopRun(Portable):
-    """Ends the stream. Raised by whoever finds the reason, handled in one place: the worker.
+    """Ends the stream. It is raised where the reason is found, and handled in one place, the worker.
 
-    ``note`` is what the session says of it, for the model that goes on with it some other time.
+    ``note`` is a message for the session, which the model reads when the session is continued.
     """
 
     def __init__(self, reason: StopReason, code: str, message: str, *, note: str = "") -> None:
@@ -22,7 +23,7 @@ class StopRun(Portable):
 
 
 class Tags(TypedDict):
-    """What every event of a stream is marked with."""
+    """The fields that all events of a stream have."""
 
     agent_name: str
     session_id: str
@@ -41,13 +42,14 @@ class Ending:
         self._stopped: StreamStopped | None = None
 
     def decide(self, reason: StopReason, code: str = "", message: str = "", error: BaseException | None = None) -> None:
-        """Say how it ends. ``code`` and ``message`` are those of the `Error` event, ``error`` is what was raised."""
+        """Decide how the stream ends. ``code`` and ``message`` are for the `Error` event, ``error`` is the
+        exception."""
         if not self.decided:
             self.decided = True
             self.reason, self.code, self.message, self.error = reason, code or reason, message, error
 
     def stopped(self) -> StreamStopped:
-        """The last event, the same for all who ask once it is decided how the stream ends."""
+        """The last event of the stream, always the same object once the reason is decided."""
         if self._stopped is None or self._stopped.reason != self.reason:
             self._stopped = StreamStopped(self.reason, **self._tags)
         return self._stopped

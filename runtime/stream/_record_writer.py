@@ -1,4 +1,4 @@
-"""Writes the record of a stream behind its events, so that the stream does not wait for a disk."""
+"""Writes the record of a stream on a helper thread, so that the stream does not wait for a disk."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _PATIENCE: Final = 10  # grace times that the end of a run waits for a record th
 
 
 class Recorder(Protocol):
-    """Writes events to a file, one after the other. Used from one thread at a time."""
+    """Writes events to a file, one after the other. Used by one thread at a time."""
 
     @property
     def written(self) -> int:
-        """How many lines it has written."""
+        """The number of lines that were written."""
 
     def on_event(self, event: events.Event) -> None:
         """Write the event, or keep it until the text that it is a piece of is complete."""
@@ -32,8 +32,8 @@ class Recorder(Protocol):
 
 
 class RecordWriter:
-    """Stands between the events of a stream and its recorder: they are written one after the other by a helper
-    that runs as long as there are some, and the stream does not wait for it before its end. Used by the forwarder.
+    """Queues the events of a stream for its recorder. A helper writes them one after the other, and runs as long as
+    there are some; the stream waits for it only at its end. Used by the forwarder.
     """
 
     def __init__(self, recorder: Recorder, calls: Calls, grace: float) -> None:
@@ -46,7 +46,8 @@ class RecordWriter:
         self._over = False
 
     def tell(self, event: events.Event) -> None:
-        """Let it be written. What cannot be ends the record: that is logged once, and the run goes on."""
+        """Queue the event. If an event cannot be written, this is logged, the record ends there, and the run goes
+        on."""
         if self._over:
             return
         try:
@@ -67,7 +68,7 @@ class RecordWriter:
             self._give_up(describe(error))
 
     def _write(self) -> None:
-        """On a helper: everything that waits."""
+        """Write the queued events. Runs on a helper thread."""
         while True:
             with self._lock:
                 try:
@@ -85,7 +86,7 @@ class RecordWriter:
                 self._give_up(describe(error), error)
 
     def finish(self) -> None:
-        """Wait until all is written, as long as it goes on."""
+        """Wait until all events are written, as long as the writing makes progress."""
         patience = _PATIENCE * self._grace
         while not self._over and (call := self._call) is not None:
             before = self._recorder.written

@@ -12,7 +12,7 @@ from ._reason import Ending
 
 
 class BackgroundTask:
-    """A sub-agent at work in the background."""
+    """A sub-agent that runs in the background."""
 
     def __init__(self, id: str, agent_name: str, ending: Ending, stopping: CancelToken, call: Call) -> None:
         self.id = id
@@ -51,7 +51,8 @@ class BackgroundTask:
         self._stopping.cancel(cause)
 
     def wait(self, timeout: float | None, cancel: CancelToken | None) -> bool:
-        """Wait for the end of the task; False where that takes longer than ``timeout`` seconds. Raises `Cancelled`."""
+        """Wait for the end of the task. Returns False if it takes longer than ``timeout`` seconds. Raises
+        `Cancelled`."""
         try:
             self.call.done.recv(timeout, cancel)
         except ChannelClosed:
@@ -65,8 +66,8 @@ class BackgroundTask:
 
 
 def stop_all(tasks: Collection[BackgroundTask], token: CancelToken, grace: float) -> None:
-    """End the tasks, and wait for that, ``grace`` seconds at most, unless ``token`` is cancelled first. Called by the
-    worker of the stream that they belong to.
+    """Stop the tasks, and wait for their end, for at most ``grace`` seconds or until ``token`` is cancelled. Called by
+    the worker of the stream that they belong to.
     """
     if not tasks:
         return

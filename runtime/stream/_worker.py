@@ -1,8 +1,7 @@
 """The worker of a stream: the one thread that runs the loop, writes the session and decides how the stream ends.
 
-It only waits, sends and records. Whatever happens, it leaves through `stream_scope`, so the channel closes and the
-bridge lets go of it on every path there is; nothing in the loop has to remember to. The order of the end is told in
-`_ending`.
+The worker only waits, sends and records. It always leaves through `stream_scope`, so on every path the channel closes
+and the bridge drops the stream's place, without any code in the loop. `_ending` lists the steps of the end.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ def work(core: StreamCore, cleanup: Cleanup) -> None:
 
 
 def _run(core: StreamCore, cleanup: Cleanup) -> None:
-    """Run the loop, and leave the session in order: every call with a result, a word on why it ended early, and what
-    the user said too late, for the next stream.
+    """Run the loop, and complete the session: every call gets a result, a note says why the run ended early, and
+    messages of the user that came too late are recorded for the next stream.
     """
     log = core.log
     reason = "error"
@@ -100,7 +99,7 @@ def _put_in_order(core: StreamCore, reason: str) -> None:
 
 
 def _report(core: StreamCore) -> None:
-    """Tell the consumer and the hooks why the stream ends. A cancel cuts this short; the reason stands."""
+    """Tell the consumer and the hooks why the stream ends. A cancel ends this early, and does not change the reason."""
     ending = core.ending
     failed = ending.reason in ("error", "hook_blocked", "loop_detected")
     core.renew_token()
