@@ -2,22 +2,23 @@
 
 Invariants, true whenever the lock is free:
 
-- A live waiter in ``_receivers`` means that the buffer is empty and no live sender waits (but one that a select queued
-  on both sides, which never meets itself).
-- A live waiter in ``_senders`` means that the buffer is full and the channel open.
+- If there is a live waiter in ``_receivers``, the buffer is empty and no live sender waits (except a sender that the
+  same select has queued on both sides, which never receives its own value).
+- If there is a live waiter in ``_senders``, the buffer is full and the channel is open.
 - A closed channel has no waiters. Its buffer may hold one value more than its capacity: the final one.
-- Queues are first in, first out. Values go from hand to hand: whoever is served has its value before anyone else can
-  ask. Entries of waiters that withdrew stay until `_queue` tidies up, so a waiter's exit costs nothing; they hold no
-  value and no channel.
+- Queues are first in, first out. A value is handed over directly: a waiter that is served has its value before another
+  thread can ask for it. The entries of withdrawn waiters stay until `_queue` tidies up, so that withdrawing costs
+  nothing; they hold no value and no channel.
 - A receive that was interrupted gives its value back, so the buffer may then hold more than its capacity. No sender is
-  let in before it is below that again.
+  let in until it holds less again.
 
-Signal handlers, finalizers and asynchronous exceptions (Ctrl-C) come between any two lines of this file. `_rescue` says
-what follows from that, and has what is done then.
+Signal handlers, finalizers and asynchronous exceptions (Ctrl-C) may come between any two lines of this file. `_rescue`
+explains what follows from this, and does the cleaning up.
 
-- The lock is an RLock only for ``_is_owned``: a nested operation of the same thread finds the channel busy and never
-  goes near the lock (`WouldBlock`, or `RuntimeError` where it would have to wait), and an interrupted one knows whether
-  it has to let go. ``acquire`` and ``release`` are spelt out: a ``with`` costs twice as much.
+- The lock is an RLock only because of ``_is_owned``. With it, a nested operation of the same thread finds the channel
+  busy and does not touch the lock (it raises `WouldBlock`, or `RuntimeError` if it would have to wait), and an
+  interrupted operation knows whether it has to release the lock. ``acquire`` and ``release`` are called directly,
+  because a ``with`` costs twice as much.
 """
 
 from __future__ import annotations
@@ -182,11 +183,12 @@ class Channel(Rescue, Generic[T]):
 
     @final
     def send_many(self, values: Iterable[T], timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
-        """Send ``values``, one after the other, as many at once as receivers and the buffer take; waits as `send`.
+        """Send ``values`` in order, as many at once as receivers and the buffer accept. Waits like `send`.
 
-        Others may send in between where it has to wait. Raises what `send` does. What was sent before that stays sent:
-        how many is in the attribute ``sent`` of the `ChannelClosed`, `TimeoutError` or `Cancelled`. ``timeout`` is for
-        all of them. After an asynchronous exception (Ctrl-C) it is open how many were.
+        While it waits, values of other senders may come in between. Raises what `send` raises. Values that were sent
+        before the exception stay sent; their number is the attribute ``sent`` of the `ChannelClosed`, `TimeoutError` or
+        `Cancelled`. ``timeout`` is for all values together. After an asynchronous exception (Ctrl-C) it is not known
+        how many were sent.
         """
         given = list(values)
         deadline = deadline_after(timeout)
@@ -207,9 +209,10 @@ class Channel(Rescue, Generic[T]):
 
     @final
     def try_send_many(self, values: Iterable[T]) -> int:
-        """Send as many of ``values`` as need no waiting, the first of them; how many. Raises `ChannelClosed`.
+        """Send the first of ``values``, as many as is possible without waiting. Returns their number. Raises
+        `ChannelClosed`.
 
-        Safe in signal handlers and finalizers: if they interrupted this very channel it is 0.
+        Safe in signal handlers and finalizers; returns 0 if they interrupted an operation on this channel.
         """
         return self._put_many(list(values), 0)
 
@@ -309,10 +312,10 @@ class Channel(Rescue, Generic[T]):
     def recv_many(
         self, limit: int | None = None, timeout: float | None = None, cancel: SupportsDone | None = None
     ) -> list[T]:
-        """Receive the values that are there, at least one and up to ``limit``: waits only where there is none.
+        """Receive the values that are available, at least one and up to ``limit``. Waits only if there is none.
 
-        At the price of one `recv`, for those who can handle many at once. Raises what `recv` does, and loses as little:
-        after an asynchronous exception (Ctrl-C) the values are back, in front of the others.
+        This costs as much as one `recv`. Raises what `recv` raises, and loses no value either: after an asynchronous
+        exception (Ctrl-C) the values are back in the channel, in front of the others.
         """
         if timeout is not None:
             deadline_after(timeout)  # what is no timeout is none, also where nothing has to be waited for
@@ -326,10 +329,10 @@ class Channel(Rescue, Generic[T]):
 
     @final
     def try_recv_many(self, limit: int | None = None) -> list[T]:
-        """Receive the values that are there, up to ``limit``; raises `WouldBlock` where there is none, `ChannelClosed`
-        once closed and drained.
+        """Receive the values that are available, up to ``limit``. Raises `WouldBlock` if there is none, and
+        `ChannelClosed` once the channel is closed and drained.
 
-        Safe in signal handlers and finalizers: if they interrupted this very channel it is `WouldBlock`.
+        Safe in signal handlers and finalizers; raises `WouldBlock` if they interrupted an operation on this channel.
         """
         try:
             values: list[T] = self._take_many(limit)
@@ -453,11 +456,11 @@ class Channel(Rescue, Generic[T]):
         return self  # what the views have
 
     def _failure(self) -> BaseException | None:
-        """What receivers get at the end in place of `ChannelClosed`."""
+        """The exception that receivers get at the end in place of `ChannelClosed`."""
         return None
 
     def _try_put(self, value: T) -> bool:
-        """Whether ``value`` could be sent at once."""
+        """Send ``value`` if that is possible without waiting. Returns whether it was."""
         if _fork.forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
@@ -487,7 +490,7 @@ class Channel(Rescue, Generic[T]):
         return sent
 
     def _try_take(self) -> Any:
-        """The next value, or NOTHING where a receive would have to wait."""
+        """Take the next value, or return NOTHING if a receive would have to wait."""
         if _fork.forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
@@ -609,7 +612,7 @@ class Channel(Rescue, Generic[T]):
         raise ChannelClosed(f"receive from {self!r}")
 
     def _wait(self, waiter: Waiter, operation: str, deadline: float | None, cancel: SupportsDone | None) -> None:
-        """Park. Afterwards ``waiter.channel`` tells: this channel, the one of ``cancel``, or None for a timeout."""
+        """Park. Afterwards ``waiter.channel`` is this channel, the channel of ``cancel``, or None after a timeout."""
         if cancel is not None:
             cancel.done._channel._await_close(waiter)
         if waiter.done or waiter.wait(deadline, operation, self):
@@ -928,7 +931,7 @@ class Channel(Rescue, Generic[T]):
 
 
 def _look_at(cancel: SupportsDone) -> None:
-    """Before a wait that ``cancel`` may end: whether it is done, and whether it can be waited for."""
+    """Raise `Cancelled` if ``cancel`` is done, and an error if it cannot be waited for."""
     channel = _done_of(cancel)
     if channel._closed:
         raise _cancelled(cancel)

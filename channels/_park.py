@@ -1,18 +1,21 @@
-"""What a blocked operation waits on. The only file that touches ``_thread``, so that a test can take its place and
-decide every thread switch itself.
+"""Parking: how a blocked operation waits. This is the only file that uses ``_thread``, so that a test can replace it
+and decide every thread switch.
 
 Invariants of a `Waiter` (Go's sudog):
 
-- ``park`` is locked from birth. Whoever serves the waiter writes ``value``, ``ok``, ``channel``, ``index``, then
-  ``done``, and unlocks ``park`` last; the woken thread takes no other lock. ``channel`` tells who served it.
-- A waiter queued on one channel is served under that channel's lock. One queued on several has a ``ticket``, and who
-  claims that serves it.
-- ``done`` and no ``channel`` means withdrawn. Queues skip whoever is done, and drop it when they next tidy up.
+- ``park`` is locked from the beginning. A thread that serves the waiter writes ``value``, ``ok``, ``channel`` and
+  ``index``, then ``done``, and unlocks ``park`` last; the woken thread takes no other lock. ``channel`` is the channel
+  that served it.
+- A waiter that is queued on one channel is served under that channel's lock. A waiter that is queued on several
+  channels has a ``ticket``; the thread that claims the ticket serves it.
+- ``done`` without a ``channel`` means that the waiter was withdrawn. Queues skip waiters that are done, and drop them
+  when they tidy up next.
 
-**Claiming once.** A ticket is a list of one element. Whoever deletes the element has claimed it, everyone else sees
-``IndexError``. So it is decided who serves a waiter, runs a cancel callback, ends a task. ``del ticket[0]`` is a single
-step that no other thread, signal handler or asynchronous exception can split, which a call of ``lock.acquire`` is not,
-nor would be one of a function ``claim(ticket)``. Hence it is spelt out wherever it stands.
+**Claiming once.** A ticket is a list with one element. The thread that deletes the element has claimed the ticket; any
+other thread gets ``IndexError``. This decides who serves a waiter, runs a cancel callback, or ends a task. ``del
+ticket[0]`` is a single step, which no other thread, signal handler or asynchronous exception can split. A call of
+``lock.acquire`` or of a function ``claim(ticket)`` can be split, so ``del ticket[0]`` is written out wherever a ticket
+is claimed.
 
 A `StandingWaiter` stays in the queues of many channels while it is served again and again.
 """
@@ -44,10 +47,10 @@ __all__ = [
 
 
 def _own_clock() -> Callable[[], float]:
-    """`time.monotonic` of a copy of the module `time` that nobody else has.
+    """`time.monotonic` from a private copy of the module `time`.
 
-    freezegun and mocks put a clock that stands still wherever they find the function, also where they begin before this
-    file is imported: timeouts would never end.
+    freezegun and mocks replace the function wherever they find it, even if they start before this file is imported.
+    With their clock, which stands still, timeouts would never end.
     """
     try:
         spec = BuiltinImporter.find_spec("time")
@@ -63,7 +66,7 @@ monotonic: Callable[[], float] = _own_clock()
 
 
 class _Nothing:
-    """The value that is none: every Python object, ``None`` too, may travel through a channel."""
+    """The marker for "no value", because every Python object, including ``None``, may be sent through a channel."""
 
     __slots__ = ()
 
@@ -109,7 +112,7 @@ class Waiter:
         self.index = -1
 
     def wait(self, deadline: float | None, operation: str, where: Any) -> bool:
-        """Park until served: True. False once the deadline (of `monotonic`) has passed.
+        """Park until served, and return True; return False once the deadline (of `monotonic`) has passed.
 
         ``operation`` on ``where``, a channel or the cases of a select, is what `channels.parked` shows of it.
         """
@@ -130,7 +133,8 @@ class Waiter:
             del parked_waiters[self]
 
     def withdraw(self) -> None:
-        """With a ticket: make sure that nobody will serve this waiter any more. ``channel`` tells whether one has."""
+        """Make sure that no thread will serve this waiter, which has a ticket, any more. ``channel`` tells whether one
+        has."""
         try:
             del self.ticket[0]  # type: ignore[union-attr]
             self.done = True
@@ -140,12 +144,13 @@ class Waiter:
 
 
 class StandingWaiter(Waiter):
-    """Waits for many channels, again and again, at a price that does not grow with their number.
+    """Waits for many channels, again and again, at a cost that does not grow with their number.
 
-    It waits from `arm` until it is served or disarmed. In between it has no ticket, but keeps its places in the queues:
-    a server that finds it there takes it out and passes on. Whoever takes it out of a queue, to serve it or not, puts
-    the channel into ``left`` *before* looking for the ticket; `arm` lays out the ticket before its owner looks into
-    ``left``. So either the server sees that it waits, or its owner sees that the channel has something.
+    It waits from `arm` until it is served or disarmed. Between two waits it has no ticket, but keeps its places in the
+    queues: a thread that finds it there takes it out and goes on to the next waiter. A thread that takes it out of a
+    queue, whether it serves it or not, adds the channel to ``left`` *before* it looks for the ticket, and `arm` makes
+    the ticket before its owner looks into ``left``. So either that thread sees that it waits, or its owner sees that
+    the channel has something.
     """
 
     __slots__ = ("armed", "left")
@@ -156,7 +161,7 @@ class StandingWaiter(Waiter):
         self.armed = False
 
     def arm(self) -> None:
-        """Wait from now on. Its last service has been collected."""
+        """Wait from now on. The last value that it was served has been collected."""
         ticket: Any = self.ticket
         self.done = self.ok = False
         self.channel = None
@@ -164,7 +169,8 @@ class StandingWaiter(Waiter):
         ticket += [None]  # no call, which an interrupt could follow
 
     def collect(self, channels: Any) -> None:
-        """Park until served. Takes the unlocking of each service once, or the next wait would end at once.
+        """Park until served. Takes each unlocking of ``park`` exactly once, because otherwise the next wait would end
+        at once.
 
         ``channels`` are those that it waits for, which `channels.parked` shows.
         """
@@ -181,7 +187,7 @@ class StandingWaiter(Waiter):
         self.armed = False
 
     def disarm(self) -> None:
-        """Wait no longer. ``channel`` tells whether it has been served."""
+        """Stop waiting. ``channel`` tells whether it was served."""
         try:
             del self.ticket[0]  # type: ignore[union-attr]
         except IndexError:
@@ -189,14 +195,14 @@ class StandingWaiter(Waiter):
         self.armed = False
 
     def retire(self) -> None:
-        """Queues drop it when they next tidy up. Does not wait: for finalizers too."""
+        """Mark it as done, so that queues drop it when they tidy up next. Does not wait, so finalizers may call it."""
         self.done = True
         self.left = None
 
 
 def refuse_patched() -> None:
-    """Raises `RuntimeError` where locks and threads have been replaced since the import: what waits on one of the old
-    locks stops every greenlet, also the one that it waits for.
+    """Raise `RuntimeError` if locks and threads were replaced after the import: a wait on one of the old locks stops
+    every greenlet, including the one that it waits for.
     """
     if _thread.allocate_lock is not allocate_lock:
         raise RuntimeError(
@@ -220,7 +226,7 @@ def deadline_after(timeout: float | None) -> float | None:
 
 
 def _seconds(timeout: Any) -> float:
-    """Of other numbers: numpy's, `Fraction`, `Decimal`."""
+    """The seconds as a float, for other kinds of numbers: numpy's, `Fraction`, `Decimal`."""
     from decimal import Decimal
     from numbers import Real
 

@@ -1,12 +1,12 @@
-"""Arguments out of a message: a tool's parameters may only get what the message itself says.
+"""Finding the arguments of a tool call in a message. A parameter only gets values that are in the message itself.
 
-A small model that is asked for arguments invents them. So it is not asked freely: for every parameter the pieces of the
-message that could be its value are collected (`Candidate`), the model picks among those under a grammar, and no two
-arguments may be made of the same piece. What the message does not say stays absent, also when it is required: then the
-tool asks, or says what it misses.
+A small model that is asked for arguments invents them. So its choice is limited: for every parameter, the pieces of the
+message that could be its value are collected (`Candidate`), and a grammar makes the model choose among them. No two
+arguments may use the same piece. A value that is not in the message is left out, even if it is required; the tool then
+asks for it or names what is missing.
 
-A piece of text is up to four words, or a quotation, or everything up to the end of its sentence. The words that tell
-dates, hours and numbers are English.
+A piece of text has up to four words, or is a quotation, or goes to the end of its sentence. The words for dates, times
+and numbers are English.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _BETWEEN_TIMES = _set("at on in of the next this")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A value the message holds, and the characters it is made of."""
+    """A value that is in the message, and the characters that it is made of."""
 
     value: Scalar
     start: int
@@ -70,7 +70,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A parameter and what it may be. ``must``: it gets one of its candidates, rather than one or nothing."""
+    """A parameter and its candidates. With ``must`` it gets one of them; otherwise it may get none."""
 
     candidates: tuple[Candidate, ...]
     must: bool
@@ -81,7 +81,7 @@ class Slot:
         return Slot(free, self.must, self.many)
 
     def place(self, picked: Any, taken: Sequence[Candidate]) -> list[Candidate]:
-        """The candidates that ``picked`` stands for and that are still free."""
+        """The candidates that the model has picked and that no other parameter uses."""
         placed: list[Candidate] = []
         for value in picked if self.many else [picked]:
             for candidate in self.candidates:
@@ -92,11 +92,11 @@ class Slot:
 
 
 def extract(tool: ToolDefinition, message: str, pick: Callable[[Schema], Mapping[str, Any]]) -> dict[str, Any]:
-    """The arguments of ``tool`` that ``message`` grounds.
+    """The arguments of ``tool`` that are in ``message``.
 
-    ``pick(schema)`` has the model choose: it returns an object that obeys the schema, in which every property is an
-    enumeration. It is called again, with less to choose from, when the model gives one piece to two parameters, and not
-    at all when there is nothing to choose.
+    ``pick(schema)`` makes the model choose: it returns an object that fits the schema, in which every property is an
+    enumeration. It is called again, with fewer candidates, if the model gives one piece to two parameters, and not at
+    all if there is nothing to choose.
     """
     required = set(tool.parameters.get("required", ()))
     waiting = slots(tool, message)
@@ -131,7 +131,8 @@ def _schema_of(waiting: Mapping[str, Slot]) -> Schema:
 
 
 def slots(tool: ToolDefinition, message: str) -> dict[str, Slot]:
-    """What each parameter of ``tool`` may be; parameters that the message says nothing about have no candidates."""
+    """The candidates of each parameter of ``tool``; there are none for a parameter that the message does not
+    mention."""
     properties: Mapping[str, Schema] = tool.parameters.get("properties", {})
     required = set(tool.parameters.get("required", ()))
     wanted = {name: resolved(schema, tool.parameters) for name, schema in properties.items()}
@@ -170,7 +171,7 @@ def slots(tool: ToolDefinition, message: str) -> dict[str, Slot]:
 
 
 def _about(name: str, schema: Schema) -> str:
-    """Which times a parameter holds: ``date``, ``clock``, ``date clock``, or none."""
+    """Which times a parameter takes: ``date``, ``clock``, ``date clock``, or none."""
     if schema.get("format") in ("date", "time", "date-time"):
         return {"date": "date", "time": "clock", "date-time": "date clock"}[schema["format"]]
     parts = set(_parts(name))
@@ -198,7 +199,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _ordinary_words(tool: ToolDefinition) -> frozenset[str]:
-    """Words that name the tool's business, at the edge of no value: book, table, restaurant."""
+    """Words that name the subject of the tool (book, table, restaurant), with which no value begins or ends."""
     first, *rest = tool.description.split() or [""]
     words = [first.lower(), *(w for w in rest if w.islower()), *_parts(tool.name)]
     for name in tool.parameters.get("properties", {}):
@@ -234,9 +235,9 @@ def _words(message: str, *, timed: bool) -> list[_Word]:
 
 
 def _kind(words: Sequence[_Word], place: int, timed: bool) -> str:
-    """Whether a word tells a date or an hour, by itself or by its neighbours (5 March, 7 pm).
+    """Whether a word is part of a date or a time, by itself or because of its neighbours (5 March, 7 pm).
 
-    A number behind "at" is an hour where one is asked for (``timed``): the volume, too, is set at 7.
+    A number after "at" is a time only if the tool takes one (``timed``): the volume, too, is set at 7.
     """
     lower = words[place].lower
     before = words[place - 1] if place else None
@@ -258,7 +259,7 @@ def _kind(words: Sequence[_Word], place: int, timed: bool) -> str:
 
 
 def _spans(words: Sequence[_Word], message: str, ordinary: frozenset[str]) -> Iterator[Candidate]:
-    """Pieces of text that may be a value of their own."""
+    """The pieces of text that may be a value."""
     for found in _QUOTED.finditer(message):
         group = 1 if found[1] else 2
         yield Candidate(found[group], *found.span(group))
@@ -281,13 +282,13 @@ def _spans(words: Sequence[_Word], message: str, ordinary: frozenset[str]) -> It
 
 
 def _apart(left: _Word, right: _Word, message: str) -> bool:
-    """Whether a sentence ends between two words, or words that belong to somebody else stand there."""
+    """Whether a sentence ends between the two words, or a word between them belongs to another parameter."""
     between = message[left.end : right.start]
     return any(mark in between for mark in '.?!;\n"“”') or bool(_WORD.search(between.strip(_MARKS)))
 
 
 def _counted(words: Sequence[_Word], names: Sequence[str]) -> dict[int, str]:
-    """Numbers, by where they start, that the word behind them gives to one parameter: "two guests" are ``guests``."""
+    """The numbers, by their position, that the next word assigns to a parameter: "two guests" are ``guests``."""
     return {
         number.start: name
         for number, noun in pairwise(words)
@@ -311,7 +312,8 @@ def _numbers(words: Sequence[_Word], *, whole: bool, timed: bool) -> Iterator[Ca
 
 
 def _times(words: Sequence[_Word], message: str, kind: str, kinds: set[str]) -> Iterator[Candidate]:
-    """The runs of words that tell a time: "next Friday at 7 pm", or its parts where the tool wants them apart."""
+    """The runs of words that are a date or time: "next Friday at 7 pm", or its parts if the tool takes them
+    separately."""
     apart = "date" in kinds and "clock" in kinds
     mine = kind.split() if apart else ["date", "clock"]
     place = 0
@@ -336,7 +338,7 @@ def _times(words: Sequence[_Word], message: str, kind: str, kinds: set[str]) -> 
 
 
 def _options(options: Sequence[Any], message: str) -> Iterator[Candidate]:
-    """Those of ``options`` that the message names."""
+    """The ``options`` that are named in the message."""
     for option in options:
         if isinstance(option, bool) or not isinstance(option, str | int | float):
             continue

@@ -1,13 +1,14 @@
-"""A GGUF file loaded into this process by xllamacpp: shared, quiet, and gone before the interpreter is.
+"""A model file (GGUF) that xllamacpp has loaded into this process. It is shared, and unloaded before the interpreter
+exits.
 
-The library has threads of its own, and ours wait for them. Three things follow, each found by a crash or a hang:
+The library has threads of its own, for which our threads wait. Three rules follow, each found by a crash or a hang:
 
-- A thread that is inside a call when the interpreter ends takes the process down with it. So every call runs on a
-  `Worker`, and an exit hook stops those, waits for them, and drops the servers.
-- A forked child has none of the library's threads, yet all that waits for them: a call, the destructor of a server, the
-  destructors of the library at exit. So a child refuses to use a model that its parent loaded, never destroys it, and
-  leaves by ``_exit`` after Python has finished.
-- A server asked for more than it has slots makes the rest wait where nothing can be cancelled. So they wait here.
+- If a thread is inside a call of the library when the interpreter exits, the process crashes. So every call runs on a
+  `Worker`; an exit hook stops the workers, waits for them, and drops the servers.
+- A forked child has none of the library's threads, but a call, the destructor of a server and the library's destructors
+  at exit wait for them. So a child refuses to use a model that its parent has loaded, never destroys it, and leaves by
+  ``_exit`` after Python has finished.
+- A server that gets more requests than it has slots makes them wait where they cannot be cancelled. So they wait here.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Key: TypeAlias = tuple[Path, int, int]  # the file, the context in tokens, threa
 
 
 class ModelUnavailable(RuntimeError):
-    """The local model cannot be used here; the message says why and what to do."""
+    """The local model cannot be used here. The text says why, and what to do."""
 
 
 def missing(package: str) -> MissingExtra:
@@ -59,11 +60,11 @@ class ContextExceeded(RuntimeError):
 
 
 class Stop(Exception):
-    """The caller no longer wants what it asked for, or the interpreter exits, and nobody will want it any more."""
+    """The reply is no longer needed, because its caller has stopped or the interpreter exits."""
 
 
 class Worker(threading.Thread):
-    """A daemon thread that may go into the library. ``stop`` asks it to leave; it must not block.
+    """A daemon thread that may call the library. ``stop`` asks it to end, and must not block.
 
     Creating it starts it, or raises `ModelUnavailable` in a forked child, and `Stop` while the interpreter exits.
     """
@@ -109,7 +110,9 @@ class Server:
                 self._native = _load(*self.key)
 
     def chat(self, request: Mapping[str, Any], each: Callable[[Chunk], None], stopped: Stopped) -> None:
-        """Have ``request`` answered, a chunk at a time. Raises `Stop` once ``stopped()``, and what ``each`` raises."""
+        """Send ``request`` and pass each chunk of the reply to ``each``. Raises `Stop` once ``stopped()``, and what
+        ``each`` raises.
+        """
         if stopped():
             raise Stop
         self.load()
@@ -137,7 +140,7 @@ class Server:
             failure = None  # it holds this frame
 
     def embed(self, text: str, stopped: Stopped) -> tuple[list[float], int]:
-        """The vector of ``text``, and the tokens that were read for it: none when it was known."""
+        """The embedding of ``text``, and the number of tokens that were read for it (0 if it was cached)."""
         if known := self._vectors.get(text):
             return known, 0
         if stopped():
@@ -153,11 +156,11 @@ class Server:
         return vector, answer.get("usage", {}).get("prompt_tokens", 0)
 
     def drop(self) -> None:
-        """Give the memory back. Nothing may be inside."""
+        """Free the memory. No thread may be inside a call."""
         self._native = None
 
     def leave_to_the_parent(self) -> None:
-        """In a forked child: see that the library's server is never destroyed."""
+        """In a forked child, make sure that the library's server is never destroyed."""
         if self._native is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._native))
 
@@ -175,7 +178,7 @@ class Server:
 
 
 def check() -> None:
-    """Raises `ModelUnavailable` in a child of a process that has used the library."""
+    """Raise `ModelUnavailable` in a child of a process that has used the library."""
     if _process.inherited:
         raise ModelUnavailable(
             "The local model was loaded before this process was forked, and none of its threads came along. Load it "
@@ -189,7 +192,8 @@ def is_loaded(key: Key) -> bool:
 
 
 def acquire(key: Key, holder: object) -> Server:
-    """The server for a file, the same for all who ask for the same. It stays until its holders have let go of it."""
+    """The server for a file, shared by all models with the same file, context and threads, until all have released
+        it."""
     _process.watch()
     with _process.lock:
         _process.check()
@@ -199,7 +203,7 @@ def acquire(key: Key, holder: object) -> Server:
 
 
 def release(key: Key, holder: object) -> None:
-    """Let go of a server; the last one to do so unloads it."""
+    """Release a server; the last release unloads it."""
     with _process.lock:
         if server := _process.servers.get(key):
             server.holders.discard(holder)
@@ -246,7 +250,7 @@ def _load(path: Path, context: int, threads: int) -> Any:
 
 
 class _Process:
-    """What the library has in this process."""
+    """The state of the library in this process."""
 
     def __init__(self, *, inherited: bool = False, watched: bool = False) -> None:
         self.lock = threading.Lock()
@@ -263,7 +267,7 @@ class _Process:
             raise Stop
 
     def watch(self) -> None:
-        """Be told of the exit and of forks, from the first use on."""
+        """Register the hooks for exit and fork, at the first use."""
         with self.lock:
             if self.watched:
                 return

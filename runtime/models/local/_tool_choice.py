@@ -1,8 +1,8 @@
-"""Which tool a message asks for, if any: by what it means, not by asking the model.
+"""Choosing the tool that a message needs, if any, by embeddings.
 
-Asked which tool to use, a model of 135 million parameters is right about half the time; the embeddings of the same
-model tell it nearly always. The message is compared with what the tools say of themselves and with some anchors that
-stand for talk without a tool; the nearest wins.
+If it is asked which tool to use, a model with 135 million parameters is right about half the time; the embeddings of
+the same model are right nearly always. The message is compared with the descriptions of the tools, and with some
+sentences that need no tool; the nearest one wins.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LENGTH = 300  # characters of a message that are looked at: what it asks for st
 
 
 def choose(tools: Sequence[ToolDefinition], message: str, embed: Callable[[str], Vector]) -> ToolDefinition | None:
-    """The tool that ``message`` asks for, or None for a plain reply. ``embed`` gives the vector of a text."""
+    """The tool that ``message`` needs, or None for a plain reply. ``embed`` returns the embedding of a text."""
     if not tools or not message.strip():
         return None
     known = [embed(_WRAPPED.format(_said_of(tool))) for tool in tools]
@@ -46,13 +46,13 @@ def choose(tools: Sequence[ToolDefinition], message: str, embed: Callable[[str],
 
 
 def _said_of(tool: ToolDefinition) -> str:
-    """The first sentence of the description, or the name where there is none."""
+    """The first sentence of the tool's description, or its name if it has none."""
     said = re.split(r"(?<=[.!?])\s|\n", tool.description.strip(), maxsplit=1)[0]
     return (said or tool.name.replace("_", " "))[:_LENGTH]
 
 
 def _centred(vector: Vector, mean: Vector) -> Vector:
-    """``vector`` without what all vectors share, and of length one: then a product is the cosine."""
+    """``vector`` minus the mean of all vectors, with length one, so that the product of two vectors is their cosine."""
     rest = [value - shared for value, shared in zip(vector, mean, strict=True)]
     length = math.sqrt(_dot(rest, rest)) or 1.0
     return [value / length for value in rest]
