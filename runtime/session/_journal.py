@@ -206,10 +206,12 @@ class Journal(Protocol):
         """Write the entries without waiting for them; raises nothing. The next `append` or `release` finds out."""
         ...
 
-    def release(self, status: Status, reason: str = "", *, timeout: float | None = None) -> None:
-        """Give the lease back, once all is written. Raises as `append`, and `StoreError` after ``timeout`` seconds: the
-        lease then runs out by itself. With another status than ``waiting``, requests that nobody has answered are
-        withdrawn. Twice is harmless.
+    def release(
+        self, status: Status, reason: str = "", *, timeout: float | None = None, cancel: SupportsDone | None = None
+    ) -> None:
+        """Give the lease back, once all is written. Raises as `append`, and `StoreError` after ``timeout`` seconds: if
+        the store cannot do it later, the lease runs out by itself. With another status than ``waiting``, requests that
+        nobody has answered are withdrawn. Twice is harmless.
         """
         ...
 

@@ -20,7 +20,7 @@ from channels._lazy import lazy
 
 from .._checks import check, check_items
 from .._dataclasses import asdict, dataclass, replace
-from .._errors import SessionBusy, StoreError
+from .._errors import SessionBusy, StoreError, describe
 from ..foreign._sound import well_formed
 from ..permissions import Permissions, Rule
 from ..usage import Usage
@@ -243,6 +243,11 @@ class Session:
         return f"<Session {self.id[:8]}{title}, {count} message{'s' if count != 1 else ''}{state}>"
 
 
+def _store_error(error: Exception) -> StoreError:
+    """What a store raises, which may be anybody's, as what it should have raised."""
+    return error if isinstance(error, StoreError) else StoreError(f"the store failed: {describe(error)}")
+
+
 class SessionLog:
     """The writing end of a session. Held by one worker, used by its thread only, but for `allow`, `note` and `flush`.
 
@@ -259,8 +264,10 @@ class SessionLog:
         #: What is noted is handed to the journal under this, in its order; waiting for it is done outside. A signal
         #: handler may come into the middle, and hands over the rest.
         self._handing_over = threading.RLock()
+        self._failed: Journal | None = None  # the journal, when the store has failed with
+        self._error: StoreError | None = None
+        self._told = False  # the worker of that
         #: How the stream ends, for the store: written by the worker before it gives the lease back.
-        self._failed: Journal | None = None
         self.status: Status = "idle"
         self.reason = ""
         self.released: Channel[None] = Channel(name="session released")  # closes
@@ -299,7 +306,13 @@ class SessionLog:
         written; `Cancelled`, and then it is on its way.
         """
         self.unwritten = False  # before looking: what is noted meanwhile belongs to the next
-        self.flush(cancel)
+        if self._told:
+            return
+        try:
+            self.flush(cancel)
+        except StoreError:
+            self._told, self.unwritten = True, False
+            raise
 
     def sketch(self, text: str, agent_name: str) -> None:
         """Let the store have what the model has said so far of a reply. Does not wait."""
@@ -309,26 +322,35 @@ class SessionLog:
     def flush(self, cancel: SupportsDone | None) -> None:
         """As `commit`, for other threads, which do not take from the worker that it has to wait, too."""
         journal = self.journal
-        if journal is None:
-            return
         try:
-            with self._handing_over:
-                entries = []
-                while self._noted:
-                    entries.append(self._noted.popleft())
-                journal.post(*entries)
+            if self._error is not None:
+                raise self._error
+            if journal is None:
+                return
+            self._hand_over(journal)
             journal.append(cancel=cancel)
-        except StoreError:
-            self._forget_journal()
-            raise
+        except Exception as error:
+            raise self._fail(error) from error
 
-    def _forget_journal(self) -> None:
-        """The store has failed: the session in memory stays whole, and the store behind it."""
-        self.journal, self._failed = None, self.journal
+    def _hand_over(self, journal: Journal) -> None:
+        with self._handing_over:
+            entries = []
+            while self._noted:
+                entries.append(self._noted.popleft())
+            journal.post(*entries)
+
+    def _fail(self, error: Exception) -> StoreError:
+        """The store has failed: the session in memory stays whole, and the store behind it. The worker is told with its
+        next commit, whoever found out.
+        """
+        if self.journal is not None:
+            self.journal, self._failed = None, self.journal
+            self._error = _store_error(error)
+            self.unwritten = True
         self._noted.clear()
-        self.unwritten = False
         if self._session._stored is not None:
             self._session._stored.behind = True
+        return _store_error(error)
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
@@ -422,42 +444,45 @@ class SessionLog:
         self._session._call_ids = len(messages), ids
         return ids
 
-    def release(self, timeout: float | None = None) -> None:
+    def release(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
         """Seal what was written, and let the next stream have the session. Twice is harmless.
 
-        Raises `StoreError` where the store did not take all of it, within ``timeout`` seconds.
+        Raises `StoreError` where the store did not take all of it, within ``timeout`` seconds or before ``cancel`` is
+        done.
         """
         with self._session._lock:
             self._sealed = True
         try:
-            self._give_back(timeout)
+            self._give_back(timeout, cancel)
         finally:
             if self._session._lease is self:
                 self._session._leases.pop(None, None)
             self.released.close()
 
+    def _give_back(self, timeout: float | None, cancel: SupportsDone | None) -> None:
+        journal = self.journal
+        if journal is None:
+            failed, self._failed = self._failed, None
+            if failed is not None:  # the lease may be given back all the same
+                with contextlib.suppress(Exception):
+                    failed.release("interrupted", self.reason, timeout=0.0)
+            if self._error is not None and not self._told:
+                self._told = True
+                raise self._error
+            return
+        try:
+            self._hand_over(journal)
+            journal.release(self.status, self.reason, timeout=timeout, cancel=cancel)
+            self.journal = None
+        except Cancelled:  # what is left to be written is on its way
+            self.journal = None
+        except Exception as error:
+            self._told = True
+            raise self._fail(error) from error
+
     def disown(self) -> None:
         """Leave the store to the process that this one was forked from."""
         self.journal = self._failed = None
-
-    def _give_back(self, timeout: float | None) -> None:
-        journal = self.journal
-        if journal is None:
-            if self._failed is not None:  # the lease may be given back all the same
-                with contextlib.suppress(StoreError):
-                    self._failed.release("interrupted", self.reason, timeout=0.0)
-            return
-        try:
-            with self._handing_over:
-                journal.post(*self._noted)
-                self._noted.clear()
-            journal.release(self.status, self.reason, timeout=timeout)
-            self.journal = None
-        except StoreError:
-            self.journal = None
-            if self._session._stored is not None:
-                self._session._stored.behind = True
-            raise
 
     def __enter__(self) -> SessionLog:
         return self

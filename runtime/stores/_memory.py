@@ -167,7 +167,9 @@ class MemoryJournal:
                 if isinstance(entry, Answered):
                     self._store._tell_of_answer(entry.request_id)
 
-    def release(self, status: Status, reason: str = "", *, timeout: float | None = None) -> None:
+    def release(
+        self, status: Status, reason: str = "", *, timeout: float | None = None, cancel: SupportsDone | None = None
+    ) -> None:
         """Give the session back. Raises `StoreError`."""
         with self._store._lock:
             if self._kept.journal is not self:

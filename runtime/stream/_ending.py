@@ -24,6 +24,8 @@ import contextlib
 from collections.abc import Collection
 from typing import Final
 
+from channels import CancelToken
+
 from .._errors import StoreError
 from ..execution._calls import Call
 from . import _at_exit
@@ -33,6 +35,7 @@ from ._tasks import stop_all
 
 _ENDED: Final = "the stream has ended"
 _LAST_WRITE: Final = 0.5  # seconds that a store has at the least for what a stream leaves it, at its end
+_PROMPT: Final = 0.02  # and where the stream was cancelled, at the most
 
 
 def let_go(core: StreamCore, why: str, keep: Collection[Call] = ()) -> None:
@@ -68,8 +71,13 @@ def leave(core: StreamCore, cleanup: Cleanup) -> None:
 
 
 def give_back(core: StreamCore) -> None:
-    """Seal the session, and let the next stream have it. Raises `StoreError` where its store did not take all of it."""
-    core.log.release(max(core.shared.grace, _LAST_WRITE))
+    """Seal the session, and let the next stream have it. Raises `StoreError` where its store did not take all of it.
+
+    A cancel does not wait for a store that takes its time: what is left to be written is on its way then.
+    """
+    stopping = core.stopping
+    cancel = CancelToken(timeout=_PROMPT) if stopping.cancelled else stopping
+    core.log.release(max(core.shared.grace, _LAST_WRITE), cancel)
 
 
 def release(core: StreamCore, keep: Collection[Call] = ()) -> None:

@@ -48,6 +48,7 @@ from runtime import (
     RunError,
     Runtime,
     Session,
+    SessionNotFound,
     StreamStuck,
     Tool,
     ToolSet,
@@ -61,7 +62,10 @@ from runtime.events import (
     Paused,
     StreamStopped,
     ToolCallConfirmation,
+    ToolCallResponse,
 )
+from runtime.session._journal import Entry, Journal, Status
+from runtime.stores import MemoryStore, Parent
 from runtime.stream._core import StreamCore
 from support import figures
 from support.interrupts import between, press_ctrl_c
@@ -141,6 +145,7 @@ class Scenario:
     code: str = "tool_failed"  # of the error, where that is "error"
     observed: bool = False
     recorded: bool = False
+    stored: bool = False  # in a store, whose journals are numbered calls, too
     capacity: int = 128
     interactive: bool = True
     executor: bool = False
@@ -467,6 +472,60 @@ def _patched(outside: Outside) -> Iterator[None]:
         yield
 
 
+class NumberedStore:
+    """A store in memory whose journals are numbered calls."""
+
+    def __init__(self, outside: Outside) -> None:
+        self.inner = MemoryStore()
+        self._outside = outside
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def open(self, session: Session, *, parent: Parent | None = None) -> NumberedJournal:
+        return NumberedJournal(self._outside, self.inner.open(session, parent=parent), parent is not None)
+
+
+class NumberedJournal:
+    """Its writes fail, or stand still, as those of a disk do."""
+
+    def __init__(self, outside: Outside, inner: Journal, nested: bool) -> None:
+        self._outside = outside
+        self._nested = nested
+        self._released = False
+        self._inner = inner
+        self._posted: list[Entry] = []
+
+    def post(self, *entries: Entry) -> None:
+        self._posted.extend(entries)
+
+    def append(self, *entries: Entry, cancel: Any = None) -> None:
+        self.post(*entries)
+        self._reach("append", None, cancel)
+        self._write()
+
+    def release(
+        self, status: Status, reason: str = "", *, timeout: float | None = None, cancel: Any = None
+    ) -> None:
+        if self._released:
+            return
+        self._released = True
+        try:
+            self._reach("release", timeout, cancel)
+            self._write()
+        finally:
+            self._inner.release(status, reason, timeout=timeout)
+
+    def _reach(self, what: str, timeout: float | None, cancel: Any) -> None:
+        worker = threading.current_thread().name.startswith("lockgate-stream")
+        prefix = "sub " if self._nested else "" if worker else "other "  # who steers, or a tool's step
+        self._outside.reach(f"{prefix}journal {what}", lambda: Channel[Any]().recv(timeout, cancel))
+
+    def _write(self) -> None:
+        posted, self._posted = self._posted, []
+        self._inner.append(*posted)
+
+
 # -- one run -----------------------------------------------------------------------------------------------------------
 
 
@@ -479,6 +538,7 @@ class Run:
     session: Session = field(default_factory=lambda: Session.from_user("go"))
     recorder: _Recorder = field(default_factory=_Recorder)
     record: Path | None = None
+    store: NumberedStore | None = None
     events: list[Event] = field(default_factory=list)
     ended: bool = False  # the consumer's loop came to its end
     ended_at: float = 0.0
@@ -638,6 +698,8 @@ def _run(scenario: Scenario, target: Point | None, fault: Fault | None) -> Run:
     this = Run(scenario, outside)
     before = set(threading.enumerate())
     with contextlib.ExitStack() as stack:
+        if scenario.stored:
+            this.store = NumberedStore(outside)
         if scenario.recorded:
             this.record = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run.jsonl"
         stack.enter_context(_patched(outside))
@@ -648,6 +710,7 @@ def _run(scenario: Scenario, target: Point | None, fault: Fault | None) -> Run:
             executor=executor,
             event_capacity=scenario.capacity,
             grace=GRACE,
+            store=this.store,
         )
         send = runtime.bridge.send
 
@@ -699,13 +762,17 @@ def reasons(this: Run) -> set[str]:
     name = outside.target.name
     if outside.anywhere:
         return {base, "error", "normal"}
+    if name.startswith("journal release"):  # the end is near, and decided when the store has it
+        return {base, "error"} if outside.fault.kind == "raise" else {base, "canceled"}
+    if name.startswith("other journal"):  # the run ends as soon as it meets that
+        return {base, "error"} if outside.fault.kind == "raise" else {base, "canceled"}
     if outside.fault.kind != "raise":
         return {"canceled", base} if name.startswith(this.scenario.aside) else {"canceled"}  # it may be at its end
     if name.startswith("consumer"):
         return {"canceled", base} if surfaces(outside) else {base}
     if outside.target == this.scenario.hinge:
         return {"normal"}
-    if name.startswith(("model", "delta", "toolset", "bridge", "send")):
+    if name.startswith(("model", "delta", "toolset", "bridge", "send", "journal")):
         return {"error"}
     return {base}  # tools, hooks, commands, observers, and whatever happens in a nested stream
 
@@ -772,6 +839,8 @@ def _check(this: Run, runtime: Runtime) -> None:
     if counted and not starts <= ends <= starts + 1:  # cancelled before its turn_start hook ran, a turn began
         this.wrong(f"law 10: {starts} turns started, {ends} turn_end hooks ran")
     _check_session(this)
+    if this.store is not None:
+        _check_store(this, this.store)
     for session in outside.sessions:
         _check_calls(this, session)
     if this.raised is not None and this.raised is not outside.injected:
@@ -796,6 +865,23 @@ def scenario_observed(this: Run) -> bool:
     if not _eventually(lambda: bool(this.recorder.events) and isinstance(this.recorder.events[-1], StreamStopped)):
         this.wrong("law 9: the observer did not see the end")
     return True
+
+
+def _check_store(this: Run, store: NumberedStore) -> None:
+    """Laws 19 and 20: what the consumer was told is there, and unless the store has failed, the whole session."""
+    try:
+        found = store.inner.load(this.session.id)
+    except SessionNotFound:
+        this.wrong("law 19: the session is not in the store")
+        return
+    results = {message.tool_call_id for message in found.messages if message.role == "tool"}
+    for event in this.events:
+        mine = isinstance(event, ToolCallResponse) and event.session_id == this.session.id
+        if mine and event.tool_call.id not in results:
+            this.wrong(f"law 19: the consumer was told the result of {event.tool_call.id}, and the store was not")
+    failed = this.outside.target is not None and "journal" in this.outside.target.name
+    if not failed and not this.outside.anywhere and found.messages != this.session.messages:
+        this.wrong(f"law 19: the store has {len(found.messages)} messages, the session {len(this.session.messages)}")
 
 
 def _check_events(this: Run, core: StreamCore) -> None:
@@ -823,6 +909,8 @@ def _check_events(this: Run, core: StreamCore) -> None:
 
 def _code(this: Run) -> str:
     outside = this.outside
+    if outside.injected is not None and outside.target is not None and "journal" in outside.target.name:
+        return "store_failed" if isinstance(outside.injected, Exception) else "internal"
     if not outside.hit or outside.decided or outside.injected is None or reasons(this) != {"error"}:
         return this.scenario.reason if this.scenario.reason != "error" else this.scenario.code
     assert outside.target is not None
@@ -970,6 +1058,6 @@ def applies(scenario: Scenario, point: Point, fault: Fault) -> bool:
         return False
     if point.name == "thread":
         return fault.error is not None and isinstance(fault.error(), (RuntimeError, MemoryError))
-    if "send" in point.name and fault.error is not None:
+    if ("send" in point.name or "journal" in point.name) and fault.error is not None:
         return not isinstance(fault.error(), (Cancelled, ChannelClosed))  # what a channel may say, and means
     return not (point.name.startswith("consumer") and fault.kind == "stuck")

@@ -102,7 +102,9 @@ class _Journal:
     def post(self, *entries: Entry) -> None:
         self._posted.extend(entries)
 
-    def release(self, status: Status, reason: str = "", *, timeout: float | None = None) -> None:
+    def release(
+        self, status: Status, reason: str = "", *, timeout: float | None = None, cancel: SupportsDone | None = None
+    ) -> None:
         try:
             self._write(lambda: self._inner.release(status, reason, timeout=timeout))
         except StoreError:

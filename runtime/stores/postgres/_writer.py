@@ -77,11 +77,13 @@ class PostgresJournal:
         with contextlib.suppress(StoreError):  # the next append says so
             self._writer.put(Work(self, entries))
 
-    def release(self, status: Status, reason: str = "", *, timeout: float | None = None) -> None:
+    def release(
+        self, status: Status, reason: str = "", *, timeout: float | None = None, cancel: SupportsDone | None = None
+    ) -> None:
         """Give the lease back, once all is written."""
         if self._released is None:
             self._released = self._writer.put(Work(self, (), status, reason))
-        self._wait(self._released, timeout=timeout)
+        self._wait(self._released, timeout, cancel)
 
     def _wait(self, work: Work, timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
         try:

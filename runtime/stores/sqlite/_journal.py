@@ -77,7 +77,9 @@ class SQLiteJournal:
             with contextlib.suppress(StoreError):  # the store is closed, which the next append finds out
                 self._send(entries)
 
-    def release(self, status: Status, reason: str = "", *, timeout: float | None = None) -> None:
+    def release(
+        self, status: Status, reason: str = "", *, timeout: float | None = None, cancel: SupportsDone | None = None
+    ) -> None:
         """Give the lease back. Raises as `append`, and `StoreError` after ``timeout`` seconds."""
         self._check_process()
         if self._released:
@@ -99,7 +101,7 @@ class SQLiteJournal:
 
         job = self._writer.send(Job(release))
         try:
-            job.wait(timeout)
+            job.wait(timeout, cancel)
         except TimeoutError:
             raise StoreError(
                 f"the end of session {self._head.session_id} was not written within {timeout:g} s; its lease runs out"
