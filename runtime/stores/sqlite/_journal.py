@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sqlite3
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -57,6 +58,9 @@ class SQLiteJournal:
         self.lease = Lease(head.number, epoch, time.monotonic())
         self.stored = Stored(epoch, head.messages)
         self._changed = 0
+        #: What is sent is sent in the order of the calls. Waiting is done outside; a signal handler may come between.
+        self._sending = threading.RLock()
+        self._last: Job | None = None
         self._released = False
         self._failed: StoreError | None = None
         # Whoever opened it may be interrupted (Ctrl-C) before he has it: the session shall not be busy for ever.
@@ -67,24 +71,31 @@ class SQLiteJournal:
     def append(self, *entries: Entry, cancel: SupportsDone | None = None) -> None:
         """Write the entries, and wait until they are durable. Raises `StoreError`, `LeaseLost` and `Cancelled`."""
         self._check_process()
-        if self._released:
-            raise StoreError(f"the journal of session {self._head.session_id} was released: its stream has ended")
-        self._send(entries).wait(cancel=cancel)
+        with self._sending:
+            if self._released:
+                raise StoreError(f"the journal of session {self._head.session_id} was released: its stream has ended")
+            job = self._send(entries) if entries else self._last
+        if job is not None:
+            job.wait(cancel=cancel)
+        if self._failed is not None:
+            raise _again(self._failed)
 
     def post(self, *entries: Entry) -> None:
         """Write the entries without waiting. The next `append` or `release` finds out what became of them."""
-        if entries and not self._released and self._process == os.getpid():
-            with contextlib.suppress(StoreError):  # the store is closed, which the next append finds out
-                self._send(entries)
+        if not entries or self._process != os.getpid():
+            return
+        with self._sending:
+            try:
+                if not self._released:
+                    self._send(entries)
+            except StoreError as error:  # the store is closed
+                self._fail(error)
 
     def release(
         self, status: Status, reason: str = "", *, timeout: float | None = None, cancel: SupportsDone | None = None
     ) -> None:
         """Give the lease back. Raises as `append`, and `StoreError` after ``timeout`` seconds."""
         self._check_process()
-        if self._released:
-            return
-        self._released = True
 
         def release(connection: Connection, now: int) -> None:
             self._writer.let_go(self.lease)
@@ -99,7 +110,11 @@ class SQLiteJournal:
                 withdraw(connection, self._head.number, now)
             note(connection, "released", self._head.session_id)
 
-        job = self._writer.send(Job(release))
+        with self._sending:
+            if self._released:
+                return
+            self._released = True
+            job = self._writer.send(Job(release))
         try:
             job.wait(timeout, cancel)
         except TimeoutError:
@@ -125,8 +140,7 @@ class SQLiteJournal:
             try:
                 if broken is not None:
                     raise broken
-                if rows:
-                    put(connection, now)
+                put(connection, now)
             except Exception as error:  # at once: the next of the same transaction may be this journal's, too
                 self._fail(error)
                 raise
@@ -148,7 +162,8 @@ class SQLiteJournal:
             if not update_session(connection, head.number, changed, self.lease.epoch):
                 self._check_fence(connection)
 
-        return self._writer.send(Job(write, self._settled))
+        self._last = self._writer.send(Job(write, self._settled))
+        return self._last
 
     def _settled(self, job: Job) -> None:
         """In the writer's thread: the store never has a gap, so an entry that has failed is the last."""
@@ -278,10 +293,14 @@ def _head(
     if usage is not None:
         head.usage = Usage(**json.loads(usage))
     head.calls = dict(
-        connection.execute(
-            "SELECT call_id, seq FROM calls WHERE session = ? AND ended_at IS NULL ORDER BY seq", (number,)
-        ).fetchall()
+        connection.execute("SELECT call_id, seq FROM calls WHERE session = ? ORDER BY seq", (number,)).fetchall()
     )
+    head.asked = {
+        call_id
+        for (call_id,) in connection.execute(
+            "SELECT call_id FROM requests WHERE session = ? AND answer IS NULL AND withdrawn_at IS NULL", (number,)
+        )
+    }
     return head, epoch + 1
 
 

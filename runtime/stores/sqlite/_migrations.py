@@ -55,6 +55,7 @@ CREATE TABLE images (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX images_by_blob ON images (sha256);
 
+-- Those without a result: with that, a call is its two messages.
 CREATE TABLE calls (
     session INTEGER NOT NULL REFERENCES sessions (number) ON DELETE CASCADE,
     seq INTEGER NOT NULL,
@@ -63,10 +64,8 @@ CREATE TABLE calls (
     name TEXT NOT NULL,
     arguments TEXT,
     began_at INTEGER,
-    ended_at INTEGER,
     PRIMARY KEY (session, seq, call_id)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX calls_open ON calls (session) WHERE ended_at IS NULL;
 
 CREATE TABLE kept (
     session INTEGER NOT NULL,

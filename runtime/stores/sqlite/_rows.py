@@ -189,11 +189,8 @@ class Head:
     usage: Usage | None = None
     partial: bool = False
     calls: dict[str, int] = field(default_factory=dict)  # the messages that have made the calls without a result
+    asked: set[str | None] = field(default_factory=set)  # calls that may have requests
     answered: list[str] = field(default_factory=list)  # requests, by what is being written: others are told of them
-
-    def copy(self) -> Head:
-        """For what may be rolled back."""
-        return replace(self, calls=dict(self.calls), answered=[])
 
     def write(self, connection: Connection, entries: Iterable[Prepared], now: int) -> dict[str, Any]:
         """Write the entries; what is to change in the row of the session itself."""
@@ -268,26 +265,29 @@ class Head:
             changed["partial"] = None
         for place, (call_id, name) in enumerate(row.calls):
             if call_id in self.calls and self.calls[call_id] != seq:  # the earlier one can have no result any more
-                self._end(connection, call_id, now)
+                self._end(connection, call_id)
             self.calls[call_id] = seq
             execute(
                 "INSERT INTO calls (session, seq, place, call_id, name) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (session, seq, place, call_id, name),  # a model may give two calls one id
             )
         if row.result_of is not None and row.result_of in self.calls:
-            self._end(connection, row.result_of, now)
-            withdraw(connection, session, now, row.result_of)
+            self._end(connection, row.result_of)
+            if row.result_of in self.asked:
+                self.asked.discard(row.result_of)
+                withdraw(connection, session, now, row.result_of)
         if row.mail is not None:
             execute("UPDATE mailbox SET taken_at = ? WHERE session = ? AND id = ?", (now, session, row.mail))
 
-    def _end(self, connection: Connection, call_id: str, now: int) -> None:
+    def _end(self, connection: Connection, call_id: str) -> None:
         connection.execute(
-            "UPDATE calls SET ended_at = ? WHERE session = ? AND seq = ? AND call_id = ?",
-            (now, self.number, self.calls.pop(call_id), call_id),
+            "DELETE FROM calls WHERE session = ? AND seq = ? AND call_id = ?",
+            (self.number, self.calls.pop(call_id), call_id),
         )
 
     def _request(self, connection: Connection, values: dict[str, Any]) -> None:
         """A request; one that is asked again keeps its answer."""
+        self.asked.add(values["call_id"])
         row = {**values, "session": self.number, "at": self.messages}
         connection.execute(
             f"INSERT INTO requests ({', '.join(row)}) VALUES ({', '.join('?' * len(row))}) ON CONFLICT (id) DO UPDATE"
@@ -326,7 +326,7 @@ def insert_session(
             raise StoreError(f"the store has no session {parent.session_id}, of which this would be a sub-session")
         above, root = found[0], found[1] or found[0]
         call = connection.execute(
-            "SELECT seq FROM calls WHERE session = ? AND call_id = ? AND ended_at IS NULL", (above, parent.call_id)
+            "SELECT seq FROM calls WHERE session = ? AND call_id = ? ORDER BY seq DESC", (above, parent.call_id)
         ).fetchone()
         seq = None if call is None else call[0]
     done = connection.execute(
@@ -495,8 +495,7 @@ def _calls(connection: Connection, number: int) -> list[Call]:
         for seq, id, arguments, began in (
             (seq, id, arguments, began_at is not None)
             for seq, id, arguments, began_at in connection.execute(
-                "SELECT seq, call_id, arguments, began_at FROM calls WHERE session = ? AND ended_at IS NULL"
-                " ORDER BY seq, place",
+                "SELECT seq, call_id, arguments, began_at FROM calls WHERE session = ? ORDER BY seq, place",
                 (number,),
             )
         )

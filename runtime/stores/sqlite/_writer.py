@@ -224,6 +224,7 @@ class Writer:
                 if job.settled is not None:
                     job.settled(job)
             finally:
+                job.function, job.settled = _nothing, None  # a job that somebody keeps holds nothing
                 job.done.close()
 
     def _transaction(self, batch: Sequence[Job]) -> None:
@@ -287,6 +288,10 @@ class Writer:
         held = list(self._held)
         if held:
             self._write([Job(lambda connection, now: self.give_back(connection, now, held))])
+
+
+def _nothing(connection: Connection, now: int) -> None:
+    """It is done."""
 
 
 def note(connection: Connection, kind: str, session_id: str, request_id: str | None = None) -> None:
