@@ -120,7 +120,7 @@ class Watchdog:
             if self._on_stall is None:
                 _logger.warning("%s", stall, extra=core.tags)
             else:
-                self._on_stall(stall)
+                core.context.copy().run(self._on_stall, stall)  # as what else is called for the stream
         except Exception:
             _logger.exception("a stall of %r could not be reported", core, extra=core.tags)
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from runtime.events import ElicitationRequest
 from support.scripted import Scripted, Stall, approving, call, say
 from support.waiting import eventually
 
+variable: ContextVar[str] = ContextVar("variable", default="")
 AFTER = 0.1
 LATER = 1.0  # where more than one thread has to come to its wait before that
 
@@ -84,10 +86,12 @@ def test_a_stalled_tool_is_reported_once_with_its_dump(reports: Reports, stall: 
 
 def test_by_default_it_is_a_warning_in_the_log(stall: Stall, caplog: pytest.LogCaptureFixture) -> None:
     with Runtime(Agent("a", Scripted([stall, *say("x")])), stall_after=AFTER) as runtime:
-        stream = runtime.run_stream(Session.from_user("go"))
+        session = Session.from_user("go")
+        stream = runtime.run_stream(session)
         assert eventually(lambda: caplog.records, 10)
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
+        assert vars(record)["session_id"] == session.id
         assert record.name == "runtime"
         assert "stands still" in record.getMessage()
         assert "waits for model scripted" in record.getMessage()
@@ -292,6 +296,17 @@ def test_what_on_stall_raises_is_logged_and_what_blocks_in_it_keeps_nobody_else_
         one.close()
         two.close()
     assert eventually(lambda: len(caplog.records) == 2)
+
+
+def test_on_stall_sees_the_context_of_the_caller(stall: Stall) -> None:
+    seen: queue.SimpleQueue[str] = queue.SimpleQueue()
+    runtime = Runtime(Agent("a", Scripted([stall])), stall_after=AFTER, on_stall=lambda _: seen.put(variable.get()))
+    variable.set("of the caller")
+    with runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        assert seen.get(timeout=10) == "of the caller"
+        stall.go_on.set()
+        stream.close()
 
 
 def test_there_is_a_timer_only_while_streams_live(reports: Reports) -> None:
