@@ -125,12 +125,16 @@ class Waiter:
         try:  # no call before it, after which an interrupt could leave the entry there
             if deadline is None:
                 return bool(self.park.acquire())
-            while (left := deadline - monotonic()) > 0:
-                if self.park.acquire(True, min(left, TIMEOUT_MAX)):
-                    return True
-            return self.done
+            return self._wait_until(deadline)
         finally:
             del parked_waiters[self]
+
+    # A function of its own: CPython may leave the jump back of a loop out of the `try` around it.
+    def _wait_until(self, deadline: float) -> bool:
+        while (left := deadline - monotonic()) > 0:
+            if self.park.acquire(True, min(left, TIMEOUT_MAX)):
+                return True
+        return self.done
 
     def withdraw(self) -> None:
         """Make sure that no thread will serve this waiter, which has a ticket, any more. ``channel`` tells whether one

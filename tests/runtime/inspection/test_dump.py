@@ -351,19 +351,21 @@ def test_a_signal_handler_makes_a_dump_while_its_thread_reads_a_stuck_stream(sta
         assert stall.reached.wait(10)
 
         def look(*_: object) -> None:
-            seen.append(runtime.dump())
-            stall.go_on.set()
+            dump = runtime.dump()
+            if any(who.startswith(f"{reader}: recv") for channel in dump.channels for who in channel.parked):
+                seen.append(dump)  # the first signals may come before it has parked
+                stall.go_on.set()
 
+        reader = threading.current_thread().name
         before = signal.signal(signal.SIGALRM, look)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
             stream.result()
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
     found = only(seen[0])
     assert found.waits[0].kind == "model"
-    reader = threading.current_thread().name
-    assert any(who.startswith(f"{reader}: recv") for channel in seen[0].channels for who in channel.parked)
 
 
 def test_dumps_are_made_while_streams_come_and_go(threads: Any, switching: None) -> None:
@@ -504,7 +506,9 @@ def test_one_who_connects_and_says_nothing_keeps_others_waiting_for_a_bounded_ti
 def test_a_forked_child_does_not_listen(private: Path, script: Any) -> None:
     said = script(
         """
-import os, runtime.dump
+import os, warnings
+import runtime.dump
+warnings.simplefilter("ignore")  # Python warns of any fork with threads
 with runtime.dump.listen() as listener:
     pid = os.fork()
     if pid == 0:
