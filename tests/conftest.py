@@ -261,6 +261,15 @@ def _source_line(filename: str, number: int) -> str:
     return linecache.getline(filename, number)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the command keeps for its user is not kept for the user who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        patch.delenv("LOCKGATE_STORE", raising=False)
+        yield
+
+
 @pytest.fixture
 def threads() -> Iterator[Threads]:
     """Threads that the test starts, joined at its end."""

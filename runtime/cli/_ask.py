@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeAlias
 
-from .._errors import InvalidAnswer, NotPending
+from .._errors import InvalidAnswer, NotParkable, NotPending
 from ..agent._tool import Action, Answer
-from ..events import ElicitationRequest, Event, ToolCallConfirmation
+from ..events import ElicitationRequest, Event, MaxIterationsReached, StopReason, ToolCallConfirmation
 from ..foreign._printable import escaped, printable
+from ..loop._limits import MORE
 from ..permissions import Scope
 from ..stream._event_stream import EventStream
 from ._fields import Field, NotUnderstood, fields_of
@@ -24,7 +27,47 @@ _SCOPES: Final[dict[str, Scope]] = {
 }  # fmt: skip
 _KEYS: Final = "y: yes, n: no (n REASON tells the model why), t: always this tool, s: always"
 _SHOWN: Final = 4_000  # characters of an argument that is decided on; v shows all of it
+_MOMENT: Final = 0.3  # seconds
 _NOTHING: Final = object()  # an optional field that was left empty
+
+
+class Asking(Protocol):
+    """Who asks, and takes the answers: an `EventStream`, or a store that keeps the question."""
+
+    @property
+    def reason(self) -> StopReason | None: ...
+    @property
+    def pending(self) -> Sequence[Event]: ...
+    def approve(self, call: ToolCallConfirmation | str, scope: Scope = "once") -> None: ...
+    def reject(self, call: ToolCallConfirmation | str, reason: str = "") -> None: ...
+    def respond(
+        self, request: ElicitationRequest | str, action: Action, content: Mapping[str, Any] | None = None
+    ) -> None: ...
+
+
+def question_of(event: Event) -> ElicitationRequest | None:
+    """The question that ``event`` asks, if it asks one."""
+    if isinstance(event, MaxIterationsReached) and event.request_id:
+        text = f"It has taken all of its {event.max_iterations} turns. How many more may it take?"
+        return ElicitationRequest(event.request_id, text, schema=MORE)
+    return event if isinstance(event, ElicitationRequest) else None
+
+
+def id_of(event: Event) -> str:
+    """The id of the request that ``event`` tells of."""
+    match event:
+        case ToolCallConfirmation():
+            return event.confirmation_id
+        case ElicitationRequest():
+            return event.elicitation_id
+        case MaxIterationsReached():
+            return event.request_id
+    return ""
+
+
+def _waits(stream: Asking, id: str) -> bool:
+    """Whether the answer to a request is still waited for: another process may have given one."""
+    return stream.reason is None and any(id_of(event) == id for event in stream.pending)
 
 
 def _tool(request: ToolCallConfirmation) -> tuple[str, ...]:
@@ -45,22 +88,26 @@ class Questions:
 
     ``given`` are the answers of the command line, by field: proposals where there is a terminal, otherwise all there
     is, and a question that they leave open is declined. ``read`` is `Terminal.read`, ``agent`` who is spoken to: others
-    are named when they ask.
+    are named when they ask. With ``park`` nobody is asked: what ``given`` does not answer is left to wait.
     """
 
-    def __init__(self, terminal: Terminal, given: Mapping[str, str], read: Read, agent: str = "") -> None:
+    def __init__(
+        self, terminal: Terminal, given: Mapping[str, str], read: Read, agent: str = "", *, park: bool = False
+    ) -> None:
         self._agent = agent
+        self._park = park
         self._terminal = terminal
         self._given = given
         self._read = read
         self._over: Callable[[], bool] = lambda: False
+        self._left: list[tuple[Event, float]] = []  # to wait, and since when
         # The tools of which the user wants to hear no more: of which session, agent and server they are; () for all.
         self._approved: set[tuple[str, ...]] = set()
 
-    def confirm(self, stream: EventStream, request: ToolCallConfirmation) -> None:
+    def confirm(self, stream: Asking, request: ToolCallConfirmation) -> None:
         """Have a tool call approved or rejected."""
         terminal, call = self._terminal, request.tool_call
-        self._over = lambda: stream.reason is not None
+        self._over = lambda: not _waits(stream, request.confirmation_id)
         try:
             if self._approved & {(), _tool(request)}:  # it was waiting already when the user said so
                 return stream.approve(request)
@@ -69,7 +116,10 @@ class Questions:
             undone = " What it does cannot be undone." if request.destructive else ""
             terminal.forget_typed()
             terminal.ask(f"? Run {what}?{undone}", "cyan", whole=True)
-            if terminal.asks:
+            if self._park:
+                terminal.ask("  it waits to be approved", "yellow")
+                self._leave(request)
+            elif terminal.asks:
                 self._decide(stream, request)
             else:
                 stream.reject(request, "nobody is there to approve it")
@@ -77,7 +127,7 @@ class Questions:
         except (NotPending, Over):
             terminal.ask("  Nobody waits for this answer any more.", "yellow")
 
-    def _decide(self, stream: EventStream, request: ToolCallConfirmation) -> None:
+    def _decide(self, stream: Asking, request: ToolCallConfirmation) -> None:
         whole = said(request.arguments, _SHOWN) == said(request.arguments, sys.maxsize)
         keys = _KEYS if whole else f"{_KEYS}, v: view all of it"
         self._terminal.ask(f"  {keys}", "dim")
@@ -102,7 +152,7 @@ class Questions:
     def _who(self, event: Event) -> str:
         return "" if event.agent_name in ("", self._agent) else f"[{escaped(event.agent_name)}] "
 
-    def answer(self, stream: EventStream, request: ElicitationRequest) -> None:
+    def answer(self, stream: Asking, request: ElicitationRequest) -> None:
         """Show the question, have it answered, and send the answer, until one fits."""
         terminal = self._terminal
         terminal.part(f"question {request.elicitation_id}")
@@ -113,23 +163,54 @@ class Questions:
         terminal.ask(f"? {self._who(request)}{asks}{message}", "cyan")
         if request.mode == "url":
             terminal.ask(f"  {escaped(request.url)}", "bold")
-        self._over = lambda: stream.reason is not None
+        self._over = lambda: not _waits(stream, request.elicitation_id)
         try:
             self._settle(stream, request)
         except (NotPending, Over):
             terminal.ask("  Nobody waits for this answer any more.", "yellow")
 
-    def _settle(self, stream: EventStream, request: ElicitationRequest) -> None:
+    def park(self, stream: EventStream) -> bool:
+        """Let the run end, to wait, where only what was left to wait is missing; whether anything was left.
+
+        The question of a tool that cannot be called again would wait for ever, and is declined.
+        """
+        self._left = [(event, since) for event, since in self._left if _waits(stream, id_of(event))]
+        parking = stream._core.parking
+        if not self._left or parking is None:
+            return False
+        with contextlib.suppress(NotParkable):
+            stream.park()
+            return True
+        for event, since in self._left:
+            # A tool is known to ask a moment after its question is.
+            if not isinstance(event, ElicitationRequest) or time.monotonic() - since < _MOMENT:
+                continue
+            if f"{event.agent_name}'s tool {event.tool_name}" in parking.under_way:
+                name = escaped(event.tool_name)
+                self._terminal.ask(f"  declined: {name} cannot wait, as it is not @tool(resumable=True)", "yellow")
+                with contextlib.suppress(NotPending):
+                    stream.respond(event, "decline")
+        return True
+
+    def _leave(self, event: Event) -> None:
+        self._left.append((event, time.monotonic()))
+
+    def _settle(self, stream: Asking, request: ElicitationRequest) -> None:
         fields = fields_of(request.schema)
         before: Mapping[str, Any] = {}
         while True:
-            answer = self._ask(request, fields, before) if self._terminal.asks else self._look_up(request, fields)
+            asks = self._terminal.asks and not self._park
+            answer = self._ask(request, fields, before) if asks else self._look_up(request, fields)
+            if answer is None:
+                return self._leave(request)
             try:
                 return stream.respond(request, answer.action, answer.content)
             except InvalidAnswer as error:
                 self._terminal.ask(f"  {error}", "red")
                 before = answer.content
-            if not self._terminal.asks:
+            if self._park:
+                return self._leave(request)
+            if not asks:
                 return stream.respond(request, "decline")
 
     # -- with a terminal -----------------------------------------------------------------------------------------------
@@ -184,8 +265,8 @@ class Questions:
 
     # -- without -------------------------------------------------------------------------------------------------------
 
-    def _look_up(self, request: ElicitationRequest, fields: list[Field]) -> Answer:
-        """Answer with what the command line says."""
+    def _look_up(self, request: ElicitationRequest, fields: list[Field]) -> Answer | None:
+        """Answer with what the command line says; None where the question is left to wait."""
         terminal = self._terminal
         content: dict[str, Any] = {}
         missing = []
@@ -197,17 +278,21 @@ class Questions:
                 elif field.default is not None:
                     source, content[field.name] = "the default", field.default
             except NotUnderstood as error:
-                terminal.ask(f"  declined: --answer does not fit: {error}", "yellow")
-                return Answer("decline")
+                verdict = "it waits for an answer" if self._park else "declined"
+                terminal.ask(f"  {verdict}: --answer does not fit: {error}", "yellow")
+                return None if self._park else Answer("decline")
             if field.name in content:
                 terminal.ask(f"  {escaped(field.label)} - {escaped(field.note)}")
                 terminal.ask(f"  > {field.show(content[field.name])} ({source})")
             elif field.required:
                 missing.append(field)
-        if content and not missing:
+        if content and not missing and not (self._park and self._given.keys().isdisjoint(content)):
             return Answer("accept", content)
         for field in missing:
             terminal.ask(f"  {escaped(field.label)} - {escaped(field.note)}")
+        if self._park:
+            terminal.ask("  it waits for an answer", "yellow")
+            return None
         options = " ".join(f"--answer {field.name}=..." for field in missing)
         need = f"; {options} would answer it" if options else ""
         terminal.ask(f"  declined: there is no terminal to ask on{need}", "yellow")

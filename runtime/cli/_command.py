@@ -19,24 +19,29 @@ from .. import events
 from .._errors import MissingExtra, RunError, StreamStuck
 from ..agent._agent import Agent, Team
 from ..dump import dump
-from ..loop._limits import MORE
 from ..permissions import Permissions
 from ..recording._recording import Recording
 from ..recording._timeline import timeline
 from ..runtime import Runtime
 from ..session._session import Session
+from ..stores._store import Store
 from ..stream._event_stream import EventStream
-from . import _serve
-from ._ask import Questions, Read
+from . import _serve, _sessions, _waiting
+from ._ask import Questions, Read, question_of
 from ._eval import EPILOG, add_arguments, evaluate
 from ._load import CannotLoad, load, replayed
+from ._place import opened
+from ._sessions import add_store, last_id, session_id, short
 from ._show import Screen
 from ._terminal import Guarded, Terminal
 
 OK: Final = 0
 FAILED: Final = 1
 UNUSABLE: Final = 2
+WAITING: Final = 3
 INTERRUPTED: Final = 130
+
+_PARKING: Final = 0.1  # seconds until the next look whether a run can be parked
 
 _RUN_EPILOG = """\
 AGENT is a Python file that defines `agent`, an Agent or a Team; file.py:NAME, module and module:NAME
@@ -48,9 +53,12 @@ On a terminal you are asked whether tools may run that do more than read, and wh
 
 SIGUSR1 (kill -USR1 PID) prints what the run waits for, with the stacks of its calls, to standard error.
 
+The session is kept: `lockgate sessions` lists it, --continue and --session go on with it. With --park, what needs
+an answer that is not there waits for `lockgate answer`.
+
 Exit status: 0 when the run ended normally, 1 when it did not (the last line names the error's code), 2 when
-it could not begin, 130 when it was interrupted, 129 and 143 when SIGHUP or SIGTERM ended it, 141 when
-nobody reads its output any more.
+it could not begin, 3 when it waits for an answer, 130 when it was interrupted, 129 and 143 when SIGHUP or
+SIGTERM ended it, 141 when nobody reads its output any more.
 
 Example:
   lockgate run examples/booking.py "Book a table at Luigi's" --yes --answer people=2
@@ -70,7 +78,9 @@ Example:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args, behind = parser.parse_known_args(argv)
+    if behind and not _take(args, behind):
+        parser.error(f"unrecognized arguments: {' '.join(behind)}")
     if args.command is None:
         parser.print_help()
         return UNUSABLE
@@ -107,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to say to it; - or none: standard input")
     run.add_argument("--model", metavar="FILE.gguf", help="use this local model in place of the agent's own")
     run.add_argument("--record", metavar="FILE", help="write what happens to this file, for `lockgate replay`")
+    which = run.add_mutually_exclusive_group()
+    which.add_argument("--session", metavar="ID", help="go on with this session, by its id or the beginning of it")
+    which.add_argument("-c", "--continue", action="store_true", dest="last", help="go on with the last session")
+    which.add_argument("--no-store", action="store_true", help="do not keep the session")
+    run.add_argument("--park", action="store_true", help="ask nobody: end the run while it waits for `lockgate answer`")
+    add_store(run)
     replay = commands.add_parser(
         "replay",
         help="show a recorded run, or run it again",
@@ -148,7 +164,22 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "-y", "--yes", action="store_true", help="approve every tool call that the agent does not forbid"
         )
+    _sessions.add_parser(commands)
+    _waiting.add_parsers(commands)
     return parser
+
+
+def _take(args: argparse.Namespace, behind: Sequence[str]) -> bool:
+    """Take the words that stand behind an option: argparse looks for what may be left out before it alone."""
+    if any(word.startswith("-") and word != "-" for word in behind):
+        return False
+    if args.command == "run" and args.prompt is None and len(behind) == 1:
+        [args.prompt] = behind
+    elif args.command == "answer" and not args.words:
+        args.words = list(behind)
+    else:
+        return False
+    return True
 
 
 def _version() -> str:
@@ -168,13 +199,37 @@ def _answer(text: str) -> tuple[str, str]:
 
 
 def _run(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) -> int:
+    if args.no_store and (args.store or args.park):
+        raise CannotLoad(f"--no-store keeps no session, and {'--store' if args.store else '--park'} needs one kept")
     with terminal.busy(f"loading {args.agent}"):
         team = load(args.agent, args.model)
-    prompt = _piped() if args.prompt == "-" else args.prompt
-    if not prompt or not prompt.strip():
-        prompt = _ask_prompt(terminal, team.root)
-    _load_model(terminal, team.root)
-    return _drive(args, team, Session.from_user(prompt), args.record, terminal, interrupts)
+    earlier = args.session is not None or args.last
+    with contextlib.ExitStack() as stack:
+        # A new file comes with a run that begins, not with a prompt that is missing.
+        store = stack.enter_context(opened(args.store)) if earlier else None
+        session = None
+        if store is not None:
+            session = store.load(last_id(store) if args.last else session_id(store, args.session))
+        prompt = _piped() if args.prompt == "-" else args.prompt
+        if (prompt is None or not prompt.strip()) and (session is None or _is_over(session)):
+            prompt = _ask_prompt(terminal, team.root)
+        if session is None:
+            session = Session.from_user(prompt or "")
+        elif prompt:
+            session.add_user(prompt)
+        _load_model(terminal, team.root)
+        if store is None and not args.no_store:
+            store = stack.enter_context(opened(args.store, make=True))
+        return _drive(args, team, session, args.record, store, terminal, interrupts)
+
+
+def _is_over(session: Session) -> bool:
+    """Whether there is nothing left to do in the session, before the user says something."""
+    left = session._unfinished
+    if left is not None and (left.calls or left.requests or left.mail):
+        return False
+    last = session.messages[-1] if session.messages else None
+    return last is None or (last.role == "assistant" and not last.tool_calls and last.finish_reason != "interrupted")
 
 
 def _replay(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) -> int:
@@ -191,7 +246,7 @@ def _replay(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupt
         session = recording.session()
         if args.live_tools:  # the file may be a stranger's: what its session was allowed, the user here has not allowed
             session = Session.from_dict({**session.to_dict(), "permissions": Session().to_dict()["permissions"]})
-        return _drive(args, team, session, None, terminal, interrupts)
+        return _drive(args, team, session, None, None, terminal, interrupts)
     screen = Screen(terminal, recording.agent_name)
     problem = ""
     for event in recorded:
@@ -234,12 +289,17 @@ def _drive(
     team: Team,
     session: Session,
     record: str | None,
+    store: Store | None,
     terminal: Terminal,
     interrupts: _Interrupts,
 ) -> int:
     """Run the team on the session, and show it; the exit status."""
-    questions = Questions(terminal, dict(args.answer), interrupts.reading(terminal), team.root.name)
-    runtime = Runtime(team, permissions=Permissions(approve_all=args.yes))
+    park = store is not None and args.park
+    questions = Questions(terminal, dict(args.answer), interrupts.reading(terminal), team.root.name, park=park)
+    # What is parked waits until it is answered; who sits at the terminal has the time that `Runtime` gives.
+    parking: dict[str, Any] = {"answer_timeout": None} if park else {}
+    allowed = Permissions(approve_all=args.yes)
+    runtime = Runtime(team, permissions=allowed, store=store, titles=store is not None, **parking)
     try:
         try:
             stream = runtime.run_stream(session, record=record)
@@ -251,13 +311,24 @@ def _drive(
             terminal.finish()
             if args.traceback:
                 _show_traceback(stream, terminal)
-            return _report(stream, terminal, problem, interrupts)
+            status = _report(stream, terminal, problem, interrupts)
         finally:
             with terminal.busy("ending the run"):
                 _close(stream, terminal)
+        if store is not None and (terminal.is_read or status == WAITING):
+            _tell_session(args, terminal, session, store, waits=status == WAITING)
+        return status
     finally:
         with terminal.busy("ending what the agent has started"):
             runtime.close()
+
+
+def _tell_session(args: argparse.Namespace, terminal: Terminal, session: Session, store: Store, *, waits: bool) -> None:
+    """Say how to go on with the session: to people, whom a line more does not disturb."""
+    if waits:
+        for request in store.pending(session.id):
+            terminal.note(f"waits for: lockgate answer {short(request.id)}", "yellow")
+    terminal.note(f"to go on: lockgate run {args.agent} --session {short(session.id)}", "dim")
 
 
 def _ask_prompt(terminal: Terminal, agent: Agent) -> str:
@@ -298,12 +369,13 @@ def _follow(
     """Show the stream until it ends; the text of the problem that ended it, empty where there was none."""
     screen.wait()
     problem = ""
-    said = False
+    said = parking = False
     while True:
         try:
-            event = stream.recv(timeout=terminal.pause)
+            event = stream.recv(timeout=min(terminal.pause, _PARKING) if parking else terminal.pause)
         except TimeoutError:
             terminal.tick()
+            parking = questions.park(stream)
             continue
         except ChannelClosed:
             return problem
@@ -316,25 +388,19 @@ def _follow(
         problem = _problem(event) or problem
         if said:
             continue  # nobody wants to see the rest
-        question = _question(event)
+        question = question_of(event)
         if question is not None:
             with contextlib.suppress(KeyboardInterrupt):  # the handler has cancelled the stream
                 questions.answer(stream, question)
+            parking = questions.park(stream)
             screen.wait()
         elif isinstance(event, events.ToolCallConfirmation):
             with contextlib.suppress(KeyboardInterrupt):
                 questions.confirm(stream, event)
+            parking = questions.park(stream)
             screen.wait()
         else:
             screen.show(event)
-
-
-def _question(event: events.Event) -> events.ElicitationRequest | None:
-    """The question that ``event`` asks, if it asks one."""
-    if isinstance(event, events.MaxIterationsReached) and event.request_id:
-        text = f"It has taken all of its {event.max_iterations} turns. How many more may it take?"
-        return events.ElicitationRequest(event.request_id, text, schema=MORE)
-    return event if isinstance(event, events.ElicitationRequest) else None
 
 
 def _problem(event: events.Event) -> str:
@@ -352,6 +418,8 @@ def _report(stream: EventStream, terminal: Terminal, problem: str, interrupts: _
     """Say how the stream ended; the exit status."""
     if stream.reason == "normal":
         return OK
+    if stream.reason == "waiting":
+        return WAITING
     if stream.reason == "canceled":
         terminal.note(f"stopped: canceled, {interrupts.cause}", "yellow")
         return interrupts.status
@@ -467,4 +535,7 @@ _COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace, Terminal, _Interrupt
     "replay": _replay,
     "eval": evaluate,
     "serve": lambda args, terminal, interrupts: _serve.serve(args),
+    "sessions": lambda args, terminal, interrupts: _sessions.run(args, terminal),
+    "waiting": lambda args, terminal, interrupts: _waiting.waiting(args, terminal),
+    "answer": lambda args, terminal, interrupts: _waiting.answer(args, terminal, interrupts.reading(terminal)),
 }

@@ -85,7 +85,7 @@ class Screen:
         which = f"{named(call)}({arguments(call)})" if call.name in self._twins else named(call)
         verdict = f"{which} failed" if event.is_error else which
         self._terminal.line(
-            f"<- {self._who(event)}{verdict}: {_result(event.response)}", "red" if event.is_error else ""
+            f"<- {self._who(event)}{verdict}: {result(event.response)}", "red" if event.is_error else ""
         )
         self._calls.pop(call.id, None)
         if not self._calls:
@@ -153,7 +153,8 @@ def _short(text: str, most: int) -> str:
     return f"{text[:half]} ... ({len(text)} characters) ... {text[-half:]}"
 
 
-def _result(text: str) -> str:
+def result(text: str) -> str:
+    """The beginning of a result, its lines set off."""
     text = text.strip()
     lines = text.splitlines()
     shown = "\n".join(lines[:_RESULT_LINES])[:_RESULT]

@@ -127,6 +127,8 @@ class Terminal:
         self._questions = self._err if self._err.terminal and not self._out.terminal else self._out
         #: Whether there is somebody to ask.
         self.asks = _is_terminal(sys.stdin) and self._questions.terminal
+        #: Whether somebody reads what there is to say about the conversation.
+        self.is_read = self._err.terminal
         self._part = ""
         self._what = ""
         self._since = self._next = time.monotonic()

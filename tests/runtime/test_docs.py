@@ -6,8 +6,10 @@ prints is written in it, as ``# prints: ...``.
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -29,15 +31,23 @@ PAGES = [
     for page in sorted((ROOT / "docs").glob("*.md"))
     if page.name != "channels.md" and BLOCK.search(page.read_text(encoding="utf-8"))
 ]
+SERVER = {"postgres.md"}  # their examples need PostgreSQL
 EXTRAS = {"models.md": ["openai", "anthropic"], "mcp.md": ["mcp"], "telemetry.md": ["opentelemetry.sdk"]}
 TEXTS = [page.relative_to(ROOT).as_posix() for page in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")))]
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("page", PAGES)
-def test_examples(page: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples(
+    page: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """Each prints what it says."""
     monkeypatch.chdir(ROOT)  # where `examples/` is
+    if page in SERVER:
+        request.getfixturevalue("postgres")
+        server = request.getfixturevalue("postgres_server")
+        monkeypatch.setenv("PGHOST", server.directory)
+        monkeypatch.setenv("PGUSER", "lockgate")
     for extra in EXTRAS.get(page, ()):
         pytest.importorskip(extra, reason=f"the extra {extra} is not installed")
     path = ROOT / "docs" / page
@@ -75,18 +85,26 @@ def test_the_page_of_the_command_is_whole() -> None:
     """Its options and exit statuses are those of the command, which takes every line that the page shows."""
     text = (ROOT / "docs" / "command.md").read_text(encoding="utf-8")
     parser = _command._parser()
-    [commands] = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
-    options = {name for command in commands.values() for action in command._actions for name in action.option_strings}
+    options = set(_options(parser)) - {"--version"}
     assert options - set(re.findall(r"`(--?\w[\w-]*)", text)) == {"-h", "--help"}
     assert set(re.findall(r"`(--?\w[\w-]*)", text)) - options == {"--version"}
     statuses = set(map(int, re.findall(r"^\| (\d+) \|", text, re.MULTILINE)))
-    named = {_command.OK, _command.FAILED, _command.UNUSABLE, _command.INTERRUPTED}
+    named = {_command.OK, _command.FAILED, _command.UNUSABLE, _command.WAITING, _command.INTERRUPTED}
     assert named < statuses
     assert statuses == named | {129, 143, 141}  # 128 and the number of SIGHUP, SIGTERM and SIGPIPE
     lines = re.findall(r"^\$ (?:.*\| )?lockgate (.*)$", text, re.MULTILINE)
     assert len(lines) >= 5
     for line in lines:
         parser.parse_args(shlex.split(line, comments=True))
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Those of the parser, and of the commands in it."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action.choices, dict):
+            for command in action.choices.values():
+                yield from _options(command)
 
 
 def test_every_feature_of_the_readme_has_a_page_and_a_test() -> None:
