@@ -23,6 +23,7 @@ Connection: TypeAlias = sqlite3.Connection
 
 APPLICATION_ID: Final = 0x6C6B6774  # "lkgt", in the header of the file: other programs have others, or none
 OLDEST: Final = (3, 37)  # of SQLite: STRICT tables
+_LOOK: Final = 0.001  # seconds between looks at the lock
 _SMALLEST: Final = 512  # bytes of a database
 PATIENCE: Final = 10.0  # seconds that another process may hold the lock for writing
 
@@ -212,6 +213,23 @@ def kind_of_file_system(path: str, mounts: str = "/proc/self/mounts") -> str:
         if len(point) >= len(best) and (path == point or path.startswith(point.rstrip("/") + "/")):
             best, kind = point, fields[2]
     return kind
+
+
+def begin(connection: Connection) -> None:
+    """Begin to write, once no other process does. Raises `sqlite3.Error` where one holds the lock for too long.
+
+    SQLite itself looks again after up to 100 ms: beside a process that writes all the time, that is half a second in
+    the end. So ``connection`` has no time-out of its own.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK)
 
 
 def roll_back(connection: Connection) -> None:

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from types import NoneType
 from typing import Any, Final, TypeVar
 
 from channels import Channel, Receiver, SupportsDone
@@ -85,6 +86,7 @@ class SQLiteStore:
 
     def load(self, id: str) -> Session:
         """The session with this id, ready to be run. Raises `SessionNotFound`."""
+        check("the id of a session", id, str, "text")
         return self._read(lambda connection: self._snapshot(connection, id)).session()
 
     def open(self, session: Session, *, parent: Parent | None = None) -> SQLiteJournal:
@@ -106,6 +108,7 @@ class SQLiteStore:
             while core.writer.do(lambda connection, _: _search.index(connection)):
                 pass
         found, values = _search.condition(query, core.fts5)
+        check("before", before, (datetime, NoneType), "a datetime, or None")
         if before is not None:
             found += " AND s.updated_at < ?"
             values.append(micros(before.astimezone(UTC)))
@@ -124,6 +127,7 @@ class SQLiteStore:
 
     def branch(self, id: str, at: int | None = None) -> Session:
         """A new session with the first messages of another, as `Store.branch` says."""
+        check("the id of a session", id, str, "text")
         original = self._read(lambda connection: self._snapshot(connection, id))
         session = branched(original.session(), at, original.parent is not None)
         rows = [message_row(message) for message in session._messages]
@@ -142,6 +146,7 @@ class SQLiteStore:
 
     def delete(self, id: str) -> None:
         """Forget the session and its sub-sessions. Raises `SessionNotFound` and `SessionBusy`."""
+        check("the id of a session", id, str, "text")
 
         def delete(connection: Connection, now: int) -> None:
             family = family_of(connection, id)
@@ -163,6 +168,7 @@ class SQLiteStore:
 
     def export(self, id: str) -> dict[str, Any]:
         """Everything about the session and its sub-sessions, as `Store.export` says. Raises `SessionNotFound`."""
+        check("the id of a session", id, str, "text")
 
         def read(connection: Connection) -> list[Snapshot]:
             family = [each for _, each in family_of(connection, id)]
@@ -189,6 +195,7 @@ class SQLiteStore:
 
     def pending(self, id: str | None = None) -> Sequence[Request]:
         """The requests that wait for an answer, as `Store.pending` says."""
+        check("the id of a session", id, (str, NoneType), "text, or None for all")
         statement = (
             f"SELECT {REQUEST} FROM requests JOIN sessions ON sessions.number = session WHERE answer IS NULL AND"
             " withdrawn_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
@@ -206,6 +213,7 @@ class SQLiteStore:
 
     def answer(self, request_id: str, answer: Mapping[str, Any], *, by: str = "") -> Request:
         """Answer a request; the first answer counts. Raises `NotPending` and `InvalidAnswer`."""
+        check("the id of a request", request_id, str, "text")
         request = self._read(lambda connection: find_request(connection, request_id))
         if request is None or request.answer is not None or request.expired:
             raise NotPending(f"no request {request_id} is waiting: it was answered, withdrawn or timed out")
@@ -347,7 +355,7 @@ class _Core:
         self.place = place  # where the store finds it
         self.fts5 = fts5
         self.readers = Readers(file)
-        self.writer = Writer(file, connection, lease)
+        self.writer = Writer(file, connection, lease, self.readers.close)
         _live.add(self)
 
     def close(self, timeout: float) -> bool:

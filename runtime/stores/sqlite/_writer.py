@@ -29,7 +29,7 @@ from channels._lazy import lazy_logger
 from ..._dataclasses import dataclass
 from ..._errors import StoreError
 from .._store import Notice
-from ._file import Connection, StoreFile, roll_back
+from ._file import Connection, StoreFile, begin, roll_back
 from ._notices import Watchers
 from ._rows import micros
 
@@ -79,7 +79,7 @@ class Job:
 class Writer:
     """The thread, and what is sent to it. It is ended by `close`, or by closing ``inbox``, which waits for nobody."""
 
-    def __init__(self, file: StoreFile, connection: Connection, lease: float) -> None:
+    def __init__(self, file: StoreFile, connection: Connection, lease: float, at_end: Callable[[], object]) -> None:
         self.file = file
         self.lease = lease
         #: Without a bound of its own: who sends waits for what he has sent, but for a few entries that are posted.
@@ -88,6 +88,8 @@ class Writer:
         #: SQLite taken by a thread that it does not have.
         self.inside = threading.Lock()
         self._connection = connection
+        self._connection.execute("PRAGMA busy_timeout = 0")  # `begin` waits
+        self._at_end = at_end
         self._held: set[Lease] = set()
         self._watchers = Watchers()
         self._last = 0
@@ -165,6 +167,7 @@ class Writer:
                 self._watchers.close()
                 with self.inside:
                     self._connection.close()
+                self._at_end()
 
     def _go_on(self) -> bool:
         """Whether there is more to do. What was done is forgotten by then: a job holds its journal, that the store."""
@@ -230,7 +233,7 @@ class Writer:
     def _transaction(self, batch: Sequence[Job]) -> None:
         connection = self._connection
         self.file.check_in_place()
-        connection.execute("BEGIN IMMEDIATE")
+        begin(connection)
         try:
             now = self._now()
             for job in batch:

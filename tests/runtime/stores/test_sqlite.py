@@ -778,6 +778,35 @@ def test_a_large_store_is_indexed_in_pieces(path: Path) -> None:
 # -- threads -----------------------------------------------------------------------------------------------------------
 
 
+def test_two_stores_on_one_file_take_turns(path: Path, threads: Any) -> None:
+    """Neither waits for long while the other writes all the time."""
+    waits: list[float] = []
+    done = threading.Event()
+
+    def busy(store: SQLiteStore) -> None:
+        journal = store.open(Session.from_user("busy"))
+        while not done.is_set():
+            journal.append(say("x"))
+
+    with SQLiteStore(path) as one, SQLiteStore(path) as other:
+        tasks = [threads.go(busy, one) for _ in range(4)]
+        journal = other.open(Session.from_user("hello"))
+        for _ in range(50):
+            begin = time.monotonic()
+            journal.append(say("y"))
+            waits.append(time.monotonic() - begin)
+        done.set()
+        for task in tasks:
+            task.result()
+    assert sorted(waits)[45] < 1.0
+
+
+@pytest.mark.parametrize("call", ["load", "delete", "export", "branch", "pending"])
+def test_what_is_no_id_is_named(path: Path, call: str) -> None:
+    with SQLiteStore(path) as store, pytest.raises(TypeError, match="id of a session is text"):
+        getattr(store, call)(Session())
+
+
 def test_readers_do_not_wait_for_the_writer(path: Path) -> None:
     with SQLiteStore(path) as store:
         session = Session.from_user("hello")
