@@ -95,7 +95,10 @@ class Pending(Generic[Q, A]):
         stream ends; `StoreError`, and then the question stays open.
         """
         ask.keep(answer)
-        if not self._settle(ask, answer) and not ask.parked:
+        if self._settle(ask, answer) or ask.parked:
+            return
+        # The store tells this process, too, of the answer that it has just kept, and that may be settled first.
+        if ask.keep is _kept_nowhere or ask.answer != answer:
             raise NotPending(f"{self.kind} {ask.id} was settled meanwhile")
 
     def settle_elsewhere(self, ask_id: str, answer: A) -> None:

@@ -15,7 +15,9 @@ import pytest
 
 from channels import Cancelled, CancelToken, ChannelClosed
 from runtime import Agent, Answer, EventStream, InvalidAnswer, NotPending, Runtime, Session, Tool, ToolContext, tool
+from runtime.agent._tool import Question
 from runtime.events import ElicitationRequest, Event, MaxIterationsReached, ToolCallConfirmation, ToolCallResponse
+from runtime.human._asks import Ask, Asks
 from support.interrupts import between, press_ctrl_c
 from support.scripted import Scripted, call, say
 
@@ -405,3 +407,20 @@ def test_a_signal_handler_answers_in_the_middle_of_an_answer() -> None:
                     break
             assert stream.reason == "normal"
     pytest.fail("more points than there can be")
+
+
+@pytest.mark.parametrize(("other", "refused"), [(None, False), ({"size": "large"}, True)], ids=["own", "another"])
+def test_the_store_may_tell_of_an_answer_before_its_answerer_settles_it(
+    other: dict[str, str] | None, refused: bool
+) -> None:
+    """The store tells every process of an answer, the one that gave it too: that is no second answer."""
+    asks, settled = Asks(), []
+    ask = Ask(None, None, None, Question("Which size?", {}), settled.append)
+    asks.register(ask, None)
+    given = Answer("accept", {"size": "small"})
+    told = given if other is None else Answer("accept", other)
+    ask.keep = lambda answer: asks.settle_elsewhere(ask.id, told)
+    with pytest.raises(NotPending) if refused else contextlib.nullcontext():
+        asks.settle(ask, given)
+    assert settled[0] == told
+    assert not asks.pending()
