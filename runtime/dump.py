@@ -1,8 +1,9 @@
-"""Dumps of what runs: `Runtime.dump` for one runtime, `dump` for all of the process, `listen` for other processes.
+"""Descriptions of live streams: `Runtime.dump` for one runtime, `dump` for the whole process, `listen` for other
+processes.
 
     python -m runtime.dump PID
 
-prints that of a process of the same user which has called ``runtime.dump.listen()``; ``--json`` prints it as data.
+prints the dump of a process of the same user that has called ``runtime.dump.listen()``; ``--json`` prints it as JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = [
 
 
 def dump() -> Dump:
-    """The live streams of all runtimes of this process, as `Runtime.dump` has those of one.
+    """A description of the live streams of all runtimes of this process. `Runtime.dump` describes those of one runtime.
 
     Takes no lock and never waits: it may be called in a signal handler, and while streams are stuck.
     """

@@ -42,7 +42,7 @@ class CallDump:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionDump:
-    """A question that waits for the user."""
+    """An open question to the user."""
 
     id: str
     text: str  #: secrets taken out, shortened
@@ -84,7 +84,7 @@ class StreamDump:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelDump:
-    """A channel on which somebody is parked."""
+    """A channel on which threads or tasks wait."""
 
     name: str  #: as its `repr` has it
     buffered: int
@@ -95,10 +95,10 @@ class ChannelDump:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dump:
-    """The live streams of a runtime, or of all those of a process, and the channels on which somebody is parked.
+    """The live streams of one runtime or of all runtimes of a process, and the channels on which threads or tasks wait.
 
-    ``str()`` is a text for people, with nothing in it that a terminal would obey; `to_dict` is for programs. What is in
-    it was true a moment ago, and not all of it at the same one.
+    ``str()`` is a text for people, without terminal control characters; `to_dict` is for programs. A dump tells what
+    was true a moment ago, and its parts may be from slightly different moments.
     """
 
     time: str  #: in UTC, ISO 8601
@@ -107,7 +107,7 @@ class Dump:
     channels: tuple[ChannelDump, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The dump in dicts, lists, texts and numbers, as JSON has them."""
+        """The dump as JSON-ready data."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -116,7 +116,7 @@ class Dump:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """A stream that stands still though nobody is being asked: what ``on_stall`` is given."""
+    """A stream that makes no progress although nobody is being asked: the argument of ``on_stall``."""
 
     seconds: float  #: since it last went on
     stream: StreamDump

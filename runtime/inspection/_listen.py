@@ -35,11 +35,11 @@ _listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
 
 
 class NotListening(Exception):
-    """The process does not answer: it is not there, or it has not called `listen`."""
+    """The process does not answer: it does not exist, or it has not called `listen`."""
 
 
 class Listener:
-    """Answers those who ask this process for a dump, until it is closed. Made by `listen`."""
+    """Answers requests of other processes for a dump, until it is closed. Made by `listen`."""
 
     def __init__(self) -> None:
         self.path = address(os.getpid())
@@ -65,7 +65,7 @@ class Listener:
         _listeners.add(self)
 
     def close(self) -> None:
-        """Answer nobody any more, and end the thread. Twice is harmless."""
+        """Stop answering, and end the thread. Closing twice is harmless."""
         with contextlib.suppress(OSError):
             self._ending.send(b"\0")
         if self._thread is not threading.current_thread():
@@ -133,8 +133,8 @@ def _is_mine(asker: socket.socket) -> bool:
 def listen() -> Listener:
     """Let `python -m runtime.dump PID`, run by the same user, ask this process for a dump.
 
-    Starts one thread, which ends with `Listener.close` or with the process. Raises `RuntimeError` where the system has
-    no Unix sockets, or the process listens already, and `OSError` where the socket cannot be made.
+    Starts one thread, which ends with `Listener.close` or with the process. Raises `RuntimeError` if the system has no
+    Unix sockets or the process already listens, and `OSError` if the socket cannot be made.
     """
     if not hasattr(socket, "AF_UNIX"):
         raise RuntimeError("the system has no Unix sockets: call runtime.dump.dump() yourself")

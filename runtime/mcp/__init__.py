@@ -3,7 +3,7 @@
     booking = MCPToolSet([sys.executable, "examples/booking_server.py"], name="booking")
     agent = Agent("concierge", model, toolsets=[booking])
 
-What a server asks in the middle of a call goes to the user of the stream that made the call, and to nobody else.
+A question that a server asks during a call is sent to the stream that made the call, and to no other.
 """
 
 from ._oauth import OAuth

@@ -71,15 +71,15 @@ def ask_to_sign_in(sign_in: SignIn, server: str, context: Asking) -> None:
 class OAuth:
     """Signs in to a remote server, for ``MCPToolSet(url=..., auth=OAuth())``.
 
-    The server says who signs its users in. This client is registered there by itself, unless ``client_id`` (and
-    ``client_secret``) say how it is registered already, or ``client_metadata_url`` is the address of a document that
-    describes it. The user is sent to a page of theirs, as an `ElicitationRequest` with a ``url``, and has ``timeout``
-    seconds. From there the browser comes back to this machine, at ``redirect_port`` (by default any that is free): so
-    it has to be a browser on the same machine, or the port has to be passed on.
+    The server names the authorization server of its users. This client registers itself there, unless ``client_id``
+    (and ``client_secret``) say how it is registered already, or ``client_metadata_url`` is the address of a document
+    that describes the client. The user is asked to visit the sign-in page, with an `ElicitationRequest` that has a
+    ``url``, and has ``timeout`` seconds for it. The page redirects the browser to this machine, to ``redirect_port``
+    (by default any free port), so the browser has to run on this machine, or the port has to be forwarded.
 
-    What the sign-in brings is kept for the next time: in the user's keyring where the package ``keyring`` is installed
-    (the extra ``keyring``) and finds one, or else in a file that only the user reads; ``file`` says which, and spares
-    the keyring. It is renewed without asking as long as the server allows. `MCPToolSet.sign_out` forgets it.
+    The tokens are kept for the next time, in the user's keyring if the package ``keyring`` is installed (the extra
+    ``keyring``) and finds one, or else in a file that only the user can read. With ``file``, they are kept in that
+    file. The tokens are renewed without asking as long as the server allows it. `MCPToolSet.sign_out` deletes them.
     """
 
     def __init__(

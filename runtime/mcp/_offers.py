@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Something that a server lets you read. A template has ``{names}`` in its address, for you to fill in."""
+    """A resource of a server, which can be read. The address of a template has ``{names}``, which have to be filled
+    in."""
 
     uri: str
     name: str
@@ -29,7 +30,7 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt that a server has ready. ``arguments`` are what may be filled in, those in ``required`` have to be."""
+    """A prompt that a server offers. ``arguments`` may be filled in; those in ``required`` have to be."""
 
     name: str
     description: str = ""

@@ -6,7 +6,8 @@ from .._errors import Portable
 
 
 class MCPServerError(Portable, RuntimeError):
-    """A server cannot be used, or refused a call. The text says which, what happened, and what can be done."""
+    """A server cannot be used, or has refused a call. The text names the server, and says what happened and what to
+    do."""
 
     def __init__(self, server: str, problem: str) -> None:
         super().__init__(f"MCP server {server!r} {problem}")

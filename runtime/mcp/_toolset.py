@@ -47,40 +47,40 @@ _logger = lazy_logger("runtime.mcp")
 class MCPToolSet:
     """The tools of one MCP server: a process that is started, or a server that runs somewhere else.
 
-    ``command`` is the program and its arguments, spoken to through its standard input and output. The server sees HOME,
-    LOGNAME, PATH, SHELL, TERM and USER of our environment, and what ``env`` adds. Or ``url`` is the address of a
-    server, to which ``headers`` go with every request; ``auth`` is an ``httpx2.Auth``. ``transport`` "http" or "sse"
-    spares it the question which of the two it speaks.
+    ``command`` is the program with its arguments; the runtime talks to it through its standard input and output. The
+    program gets HOME, LOGNAME, PATH, SHELL, TERM and USER from this process's environment, and the variables in
+    ``env``. Instead, ``url`` is the address of a server that runs somewhere else. ``headers`` are sent with every
+    request, ``auth`` is an `OAuth` or an ``httpx2.Auth``, and ``transport`` ("http" or "sse") says which transport the
+    server has, so that it need not be found out.
 
-    ``startup_timeout`` is how many seconds the server has to start and to list its tools.
-    A call from which nothing is heard for ``call_timeout`` seconds is given up (None: never). Progress that the server
-    reports starts the time anew; the time that users take to answer it, and in which the call waits for others, is not
-    counted.
+    The server has ``startup_timeout`` seconds to start and to list its tools. A call is given up if the server sends
+    nothing for ``call_timeout`` seconds (None: never). A progress notification restarts this time; the time that users
+    take to answer questions, and in which the call waits for other calls, does not count.
 
-    ``tools`` are the names of those that are wanted of the server's tools, or patterns as in the shell; by default all
-    are. ``prefix`` goes before their names, to tell them from those of other servers. Providers take only names of
-    up to 64 ASCII letters, digits, ``_`` and ``-``: other characters become ``_``, and what is too long is cut. A
-    server may say that its tools have changed: the next turn has the new ones.
+    ``tools`` selects some of the server's tools, by name or by shell-style patterns; by default all. ``prefix`` is put
+    before their names, to tell them from the tools of other servers. Providers accept only names of up to 64 ASCII
+    letters, digits, ``_`` and ``-``, so other characters become ``_``, and longer names are cut. If a server announces
+    that its tools have changed, the next turn has the new tools.
 
-    Both generations of the protocol are spoken: 2026-07-28, and the sessions before. These do not say which call a
-    question belongs to. So calls of a server of the old kind run side by side only until it has asked a question, and
-    one at a time from then on. Its first question, if it comes while calls of several streams are under way, is
-    declined, with a note for the model. ``mode`` "legacy" or "2026-07-28" spares the server the question which one it
-    is: by default it is asked in the newer way, then in the older one if it does not answer for 1.5 seconds; one that
-    ends is started again.
+    Both generations of the protocol are supported: 2026-07-28, and the revisions before it. An older server does not
+    say which call a question belongs to. Its calls therefore run at the same time only until it asks its first
+    question, and one at a time from then on. If the first question comes while calls of several streams are under way,
+    it is declined, with a note for the model. ``mode`` ("legacy" or "2026-07-28") says which generation the server
+    supports. Without it, the server is addressed in the newer way, and in the older way if it does not answer within
+    1.5 seconds; a server that ends because of that is started again.
 
-    A server that ends is started again by the next call, or when its tools are next asked for; the calls that it was
-    busy with fail. One that ends again and again is given a pause first, of a second, then two, up to a minute. With
-    ``required`` False a run goes on without a server that does not start, and looks each turn whether it is there. What
-    a server writes to its standard error is logged by the logger ``runtime.mcp`` at level DEBUG, and the last of it is
-    part of the error when the server fails.
+    If the server has ended, the next call, or the next turn that needs its tools, starts it again; calls that it was
+    working on fail. If it ends repeatedly, there is a pause before it is started again: one second, then two, up to a
+    minute. With ``required=False`` a run goes on without a server that cannot be started, and tries again at each turn.
+    The server's standard error is logged by the logger ``runtime.mcp`` at level DEBUG; if the server fails, the last of
+    it is part of the error.
 
     ``resource_tools`` and ``prompt_tools`` give the agent tools for the server's resources and prompts. ``sampling``
-    lets the server ask the model of the agent that calls it, once the user has approved. ``roots`` are directories that
-    the server is told about.
+    lets the server send requests to the model of the agent that calls it, each of which the user has to approve.
+    ``roots`` are directories of which the server is told.
 
-    All methods may be called from any thread but that of ``loop``, by default the loop that everything shares. A forked
-    child has a server of its own.
+    All methods may be called from any thread except the thread of ``loop``, which by default is the event loop that the
+    process shares. A forked child starts a server of its own.
     """
 
     def __init__(
@@ -171,10 +171,11 @@ class MCPToolSet:
     def start(self) -> None:
         """Start the server, unless it runs, and wait until its tools are known.
 
-        Raises `MCPServerError`: no such command, it ended at once (with the last lines of its standard error), it does
-        not speak MCP, no answer within ``startup_timeout``. Nothing is left of it then, and the next try starts anew.
-        The same where it lacks one of the wanted tools; `MissingExtra` where the package ``mcp`` is not installed. One
-        that is not ``required`` may fail to start: `tools` says so.
+        Raises `MCPServerError` if there is no such command, if the server ended at once (with the last lines of its
+        standard error), does not follow the protocol, does not answer within ``startup_timeout``, or lacks one of the
+        selected tools. Nothing is left of the server then, and the next try starts it anew. Raises `MissingExtra` if
+        the package ``mcp`` is not installed. A server with ``required=False`` may fail to start without an exception;
+        `tools` raises it.
         """
         try:
             listed = [tool.name for tool in self._connection(start=True).tools]
@@ -192,7 +193,7 @@ class MCPToolSet:
             raise MCPServerError(self.name, problem)
 
     def tools(self) -> list[Tool]:
-        """The tools of the server, which is started first where it does not run. Raises what `start` raises.
+        """The tools of the server, which is started first if it does not run. Raises what `start` raises.
 
         After `stop`, only `start` starts it.
         """
@@ -217,23 +218,26 @@ class MCPToolSet:
         return [self._tool(each, connection.version) for each in known[1]]
 
     def list_resources(self) -> list[Resource]:
-        """What the server lets you read. Raises what `start` raises, and `MCPServerError` where it has no resources."""
+        """The resources of the server. Raises what `start` raises, and `MCPServerError` if it has no resources."""
         return self._request("resources/list", _offers.list_resources()) or []
 
     def read_resource(self, uri: str) -> ToolResult:
-        """A resource: its text, and its images. Raises as `list_resources`, also where there is no such resource."""
+        """The text and the images of a resource. Raises what `list_resources` raises, also if there is no such
+        resource."""
         return _offers.read(self._request(f"resource {uri}", _offers.read_resource(uri)))
 
     def list_prompts(self) -> list[Prompt]:
-        """The prompts that the server has ready. Raises what `start` raises, and `MCPServerError` where it has none."""
+        """The prompts that the server offers. Raises what `start` raises, and `MCPServerError` if it has none."""
         return self._request("prompts/list", _offers.list_prompts()) or []
 
     def get_prompt(self, name: str, /, **arguments: str) -> list[Message]:
-        """A prompt, filled in: messages to begin a `Session` with. Raises as `list_prompts`."""
+        """A prompt with its arguments filled in: messages to begin a `Session` with. Raises what `list_prompts`
+        raises."""
         return _offers.messages_of(self._request(f"prompt {name}", _offers.get_prompt(name, arguments)))
 
     def sign_out(self) -> None:
-        """Forget the sign-in of ``auth=OAuth()``: the next connection asks the user anew. The current one is ended."""
+        """Delete the tokens of ``auth=OAuth()`` and end the connection. The next connection asks the user to sign
+        in."""
         if not isinstance(self.auth, OAuth) or self.url is None:
             raise TypeError(f"{self!r} has no auth=OAuth(), so nobody is signed in")
         from ._sign_in import store_of
@@ -245,7 +249,8 @@ class MCPToolSet:
             connection.request_stop()
 
     def stop(self) -> None:
-        """End the server, and wait until nothing of it is left. Calls under way fail; one that is starting is given up.
+        """End the server, and wait until nothing of it is left. Calls under way fail; a server that is starting is
+        ended, too.
 
         It has 2 seconds to end by itself, then 2 to end on SIGTERM. Idempotent.
         """

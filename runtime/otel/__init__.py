@@ -1,11 +1,11 @@
-"""OpenTelemetry: the streams of a runtime as spans and metrics, in the terms of the semantic conventions for GenAI.
+"""OpenTelemetry: the streams of a runtime as spans and metrics that follow the semantic conventions for generative AI.
 
     from runtime.otel import instrument
 
     instrument(runtime)
 
-Install with ``pip install 'lockgate[otel]'``, and an SDK with an exporter of your choice. What is sent, and where to,
-is in docs/telemetry.md.
+Install it with ``pip install 'lockgate[otel]'``, and an SDK with an exporter of your choice. docs/telemetry.md says
+what is sent.
 """
 
 from .._public import publish

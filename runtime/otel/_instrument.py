@@ -25,19 +25,19 @@ def instrument(
 ) -> None:
     """Trace and measure the streams of ``runtime`` that start from now on, with OpenTelemetry.
 
-    Each run is a span ``invoke_agent``. In it are its model calls (``chat``), its tool calls (``execute_tool``, or
-    ``tools/call`` where the tool is of an MCP server) and the runs of sub-agents. Its parent is the span that is
-    current where `Runtime.run_stream` is called; the spans of tools, hooks and models are its children. All of them end
-    however the run ends, with the reason as ``error.type``.
+    Each run is a span ``invoke_agent``, which contains the spans of its model calls (``chat``), its tool calls
+    (``execute_tool``, or ``tools/call`` for a tool of an MCP server) and the runs of sub-agents. Its parent is the span
+    that is current where `Runtime.run_stream` is called. Spans that tools, hooks and models start are inside the span
+    of their call. All spans are ended, however the run ends, with the reason as ``error.type``.
 
-    Without a ``tracer_provider`` and a ``meter_provider``, those of the process are used, which may be set later. What
-    users, models and tools say is sent only where the environment variable
-    ``OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT`` is ``true`` now, and without secrets, as in a `Recording`;
-    ``redact`` is then given what is left of every text, and returns what may be sent.
+    Without a ``tracer_provider`` and a ``meter_provider``, the providers of the process are used, which may be set
+    later. The texts of users, models and tools are sent only if the environment variable
+    ``OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT`` is ``true`` now. Secrets are then removed, as in a
+    `Recording`, and ``redact`` gets each text and returns the text to send.
 
-    Spans are ended on a helper thread, where span processors and exporters can neither fail a run nor hold it up. A run
-    waits for them when it has ended, for the grace time at most. Calling this again changes the settings, for runs that
-    start later; no span is doubled. Thread-safe. Raises `MissingExtra` where OpenTelemetry is not installed.
+    Spans are ended on a helper thread, so that span processors and exporters cannot make a run fail or delay it. At its
+    end, a run waits for them, at most for the grace time. A second call changes the settings for runs that start later;
+    no span is doubled. Thread-safe. Raises `MissingExtra` if OpenTelemetry is not installed.
     """
     check("what to instrument", runtime, Runtime, "a Runtime, such as Runtime(agent)")
     check("redact", redact, (Callable, NoneType), "a function of a text")  # type: ignore[arg-type]
@@ -52,9 +52,9 @@ def instrument(
 
 
 def uninstrument(runtime: Runtime) -> None:
-    """Trace and measure no stream that starts from now on. Those under way are traced to their ends.
+    """Stop tracing and measuring streams that start from now on. Streams that run are traced to their end.
 
-    Harmless where the runtime was not instrumented.
+    Harmless if the runtime was not instrumented.
     """
     check("what was instrumented", runtime, Runtime, "a Runtime")
     runtime._shared.tracing = UNTRACED

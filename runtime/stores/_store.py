@@ -15,7 +15,7 @@ from ..session._session import Session
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The call that runs an agent on a session of its own, a sub-session."""
+    """The tool call that runs an agent on a session of its own, a sub-session."""
 
     session_id: str
     root_id: str
@@ -24,7 +24,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """A session in a list: what is known of it without loading it."""
+    """An entry in a list of sessions: what is known of a session without loading it."""
 
     id: str
     title: str
@@ -41,7 +41,7 @@ class SessionInfo:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something happened in the store, in this process or another."""
+    """A notice of a change in the store, by this process or another."""
 
     kind: Literal["answered", "released", "deleted"]
     session_id: str
@@ -49,16 +49,16 @@ class Notice:
 
 
 class Store(Protocol):
-    """Sessions that last. Synchronous; every method may be called from any thread.
+    """A place where sessions outlive their process. Synchronous; every method may be called from any thread.
 
-    Every method raises `StoreError`, with what to do, where the store cannot be read or written.
+    Every method raises `StoreError`, which says what to do, if the store cannot be read or written.
     """
 
     def load(self, id: str) -> Session:
         """The session with this id, ready to be run. Raises `SessionNotFound`.
 
-        It may be loaded while a stream runs on it, to be read. Two copies that are run one after the other do not
-        write over each other: the older one is refused (`SessionChanged`).
+        It may be loaded, to be read, while a stream runs on it. If two copies are run one after the other, the second
+        one does not overwrite the first: it is refused (`SessionChanged`).
         """
         ...
 
@@ -75,20 +75,21 @@ class Store(Protocol):
         ...
 
     def sessions(self, query: str = "", *, limit: int = 50, before: datetime | None = None) -> Sequence[SessionInfo]:
-        """The sessions, those that changed last first, without sub-sessions. ``query`` is searched for in titles and
-        messages; ``before`` goes on where a list ended, with the ``updated_at`` of its last.
+        """The sessions, the most recently changed first, without sub-sessions. With ``query``, only the sessions that
+        have its words in their title or messages. ``before`` continues a list: give the ``updated_at`` of its last
+        session.
         """
         ...
 
     def branch(self, id: str, at: int | None = None) -> Session:
-        """A new session with the messages of another before its message ``at``, which has to be one of the user (None:
-        before none, so all of them). Raises `SessionNotFound`, and `ValueError` for another message, a sub-session,
-        or a session that has open calls there.
+        """A new session with the messages of another before its message ``at``, which has to be a message of the user
+        (None: with all messages). Raises `SessionNotFound`, and `ValueError` for a message that is not the user's, for
+        a sub-session, and for a session that has open tool calls there.
         """
         ...
 
     def delete(self, id: str) -> None:
-        """Forget the session and its sub-sessions. Raises `SessionNotFound`, `SessionBusy`."""
+        """Delete the session and its sub-sessions. Raises `SessionNotFound` and `SessionBusy`."""
         ...
 
     def export(self, id: str) -> dict[str, Any]:
@@ -96,14 +97,14 @@ class Store(Protocol):
         ...
 
     def import_(self, data: Mapping[str, Any]) -> Session:
-        """Add a session that `export` wrote, under its own id; sub-sessions too. Raises `ValueError` where the data is
-        not what `export` writes, or the id is there already.
+        """Add a session that `export` wrote, with its sub-sessions, under their own ids. Raises `ValueError` if the
+        data is not an export, or if the store has a session with one of these ids.
         """
         ...
 
     def pending(self, id: str | None = None) -> Sequence[Request]:
-        """The requests that nobody has answered and whose time is not over: of the session with this id and its
-        sub-sessions, or of all. The oldest comes first.
+        """The open requests, the oldest first, of the session with this id and its sub-sessions, or of all sessions. A
+        request is open until it is answered or its time is over.
         """
         ...
 
@@ -112,21 +113,22 @@ class Store(Protocol):
 
         To an ``approval`` the answer is ``{"approved": bool, "scope": "once", "reason": ""}``, as in `Decision`; to a
         ``question`` or ``turns`` it is ``{"action": "accept", "content": {...}}``, ``{"action": "decline"}`` or
-        ``{"action": "cancel"}``. Raises `NotPending` where it was answered before, withdrawn or timed out, and
-        `InvalidAnswer` where the answer does not fit the request or the schema that is stored with it.
+        ``{"action": "cancel"}``. Raises `NotPending` if the request was answered before, was withdrawn or has timed
+        out, and `InvalidAnswer` if the answer does not fit the request or the schema that is stored with it.
         """
         ...
 
     def ready(self) -> Sequence[str]:
-        """The ids of the waiting sessions whose requests are all answered, or timed out, and which no stream has."""
+        """The ids of the waiting sessions whose requests were all answered or have timed out, and on which no stream
+        runs."""
         ...
 
     def watch(self, cancel: SupportsDone) -> Receiver[Notice]:
-        """What happens in the store from now on, also by other processes; the channel closes when ``cancel`` is done.
-        A receiver that is slow misses the oldest notices.
+        """A channel with notices of what happens in the store from now on, in any process. It closes when ``cancel`` is
+        done. A slow receiver misses the oldest notices.
         """
         ...
 
     def close(self) -> None:
-        """Write what is on its way, and let go of the file or the connections. Twice is harmless."""
+        """Complete the writes under way, and close the file or the connections. Closing twice is harmless."""
         ...
