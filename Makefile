@@ -17,7 +17,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help run test lint stress soak bench bench-quick explore free-threaded clean
+.PHONY: help run test lint stress soak bench bench-quick explore free-threaded peers clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make bench     the benchmarks, which also write BENCH=bench.json; compare.py holds two such files together"
 	@echo "make bench-quick  a minute of them, to see whether something is far off"
 	@echo "make free-threaded  the suite on a CPython without the GIL, which is built if there is none"
+	@echo "make peers     MCP servers of others for more tests, in .peers; needs npm for some of them"
 	@echo "make clean     remove .venv and what the tools have left"
 	@echo
 	@echo "PYTHON=...     the Python to make .venv with: 3.11 or later"
@@ -69,6 +70,20 @@ lint: $(VENV)/lint.stamp
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports --no-logo
 
+# MCP servers that cannot be installed beside ours: the tests use them where they are, and are skipped where they are not.
+peers: .peers/mcp1/done .peers/npm/done
+
+.peers/mcp1/done:
+	python3 -m venv .peers/mcp1
+	.peers/mcp1/bin/pip install -q --disable-pip-version-check 'mcp<2' mcp-server-sqlite
+	@touch $@
+
+.peers/npm/done:
+	@mkdir -p .peers/npm
+	npm install --silent --no-audit --no-fund --prefix .peers/npm @modelcontextprotocol/server-everything \
+	    @modelcontextprotocol/server-filesystem @modelcontextprotocol/server-memory
+	@touch $@
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -89,9 +104,9 @@ $(VENV)/run.stamp: $(VENV)/venv.stamp pyproject.toml Makefile
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
-	$(PIP) install -e '.[mcp,local,openai,anthropic,otel,postgres,schemas,test]'
+	$(PIP) install -e '.[mcp,local,openai,anthropic,otel,postgres,schemas,test,peers]'
 	@touch $@
 
 $(VENV)/lint.stamp: $(VENV)/test.stamp
-	$(PIP) install -e '.[mcp,local,openai,anthropic,otel,postgres,schemas,test,lint]'
+	$(PIP) install -e '.[mcp,local,openai,anthropic,otel,postgres,schemas,test,peers,lint]'
 	@touch $@
