@@ -53,7 +53,7 @@ explore: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	@rm -f $(BENCH)
-	@for name in channels aio runtime growth store; do \
+	@for name in channels aio runtime growth store mcp; do \
 	    echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py --json $(BENCH) || exit 1; done
 
 bench-quick: $(VENV)/test.stamp

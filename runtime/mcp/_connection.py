@@ -120,11 +120,6 @@ def visit_of(error: BaseException | None) -> Visit | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """The call is about to be sent; until now it waited for others."""
-
-
-@dataclass(frozen=True, slots=True)
 class Progressed:
     """Progress of the call, as the server reports it."""
 
@@ -198,6 +193,7 @@ class ServerCall:
         # The rest is used on the loop's thread only.
         self.task: asyncio.Task[Any] | None = None
         self.begun = False
+        self.heard_at: float | None = None  # by `time.monotonic`: when it began, or something was last heard of it
         self.dropped = False
         self.answers: dict[asyncio.Future[Any], object] = {}  # and what they are where nobody gives them
 
@@ -222,6 +218,7 @@ class ServerCall:
 
     async def progressed(self, progress: float, total: float | None, message: str | None) -> None:
         """Tell the call of its progress. Loop thread."""
+        self.heard_at = time.monotonic()
         if len(self.inbox) < AHEAD:
             self.tell(Progressed(progress, total, message or ""))
 
@@ -723,7 +720,7 @@ class Connection:
         if self._link.ended:
             raise Unsent(f"has just ended; {self._link.again}")  # the owner will know more
         call.begun = True
-        call.tell(Begun())
+        call.heard_at = time.monotonic()
 
     async def _on_elicitation(self, context: Any, params: Params) -> Any:
         return await self._ask(

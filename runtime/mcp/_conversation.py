@@ -16,7 +16,6 @@ from ..agent._tool import Answer
 from ..agent._tool_context import ToolContext
 from ._connection import (
     REJECTED,
-    Begun,
     CallEnded,
     Connection,
     Declined,
@@ -85,22 +84,22 @@ class Conversation:
     def _converse(self, call: ServerCall) -> Any:
         """Answer the messages of a call until it has ended. Leaving earlier, by an exception, cancels it there."""
         context = self._context
-        left: float | None = None
         try:
             while True:
-                since = time.monotonic()
                 try:
-                    message = call.inbox.recv(left, None if context is None else context.cancel)
+                    message = call.inbox.recv(self._left(call), None if context is None else context.cancel)
                 except TimeoutError:
+                    if self._left(call):  # it has waited for others so far, or progress was heard of meanwhile
+                        continue
                     problem = (
                         f"has not finished {call.name} after {self._timeout:g} s, so the call was cancelled;"
                         " call_timeout= gives it more time"
                     )
                     raise MCPServerError(self._server, problem) from None
-                if left is not None:
-                    left = max(left - (time.monotonic() - since), 0)
-                if isinstance(message, Begun):
-                    left = self._timeout
+                since = time.monotonic()
+                if isinstance(message, Progressed):
+                    if context is not None:
+                        context.progress(message.message, message.progress, message.total)
                 elif isinstance(message, Elicitation | Sampling):
                     try:
                         if isinstance(message, Elicitation):
@@ -124,10 +123,6 @@ class Conversation:
                         " and does not say which one it is for, so nobody was asked. Calls of this server are made one"
                         " at a time from now on: call again to have the user asked.)"
                     )
-                elif isinstance(message, Progressed):
-                    left = self._timeout
-                    if context is not None:
-                        context.progress(message.message, message.progress, message.total)
                 elif isinstance(message, CallEnded):
                     if message.error is None:
                         return message.result
@@ -136,8 +131,16 @@ class Conversation:
                     if (visit := visit_of(message.error)) is not None:
                         raise visit
                     raise self._failure(call.name, message.error) from message.error
+                if call.heard_at is not None:  # the time that people take is not the server's
+                    call.heard_at += time.monotonic() - since
         finally:
             call.drop()
+
+    def _left(self, call: ServerCall) -> float | None:
+        """The seconds for which nothing may be heard of the call, from now on. None: as many as it likes."""
+        if self._timeout is None or call.heard_at is None:
+            return self._timeout
+        return max(call.heard_at + self._timeout - time.monotonic(), 0.0)
 
     def _sample(self, question: Sampling) -> None:
         if self._context is None:
