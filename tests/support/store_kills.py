@@ -1,6 +1,6 @@
 """A program that kills processes which write one store, at random moments, and checks what is in it then.
 
-    python tests/support/store_kills.py PATH ROUNDS SEED
+    python tests/support/store_kills.py PATH ROUNDS SEED        # or the connection string of a PostgreSQL database
 
 Each round forks two writers. Each of these has threads that write sessions of their own, call by call, and one that
 takes turns with the other process on a session that both want. What was acknowledged goes into a pipe, and has to be in
@@ -22,6 +22,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -36,14 +37,23 @@ GENERATION = 40  # rounds after which new sessions are begun: loading them shall
 SHARED = "shared"
 
 
-def loaded(store: SQLiteStore, id: str) -> Session:
+def opened(path: str) -> Any:
+    """The store, of which each process makes its own."""
+    if "=" not in path:
+        return SQLiteStore(path)
+    from runtime.stores.postgres import PostgresStore
+
+    return PostgresStore(path)
+
+
+def loaded(store: Any, id: str) -> Session:
     try:
         return store.load(id)
     except SessionNotFound:
         return Session([Message("user", "go")], id=id)
 
 
-def write_own(store: SQLiteStore, id: str, round: int, acknowledge: Callable[[str], None]) -> None:
+def write_own(store: Any, id: str, round: int, acknowledge: Callable[[str], None]) -> None:
     """Calls, one after the other, with each of their states."""
     session = loaded(store, id)
     journal = store.open(session)
@@ -60,7 +70,7 @@ def write_own(store: SQLiteStore, id: str, round: int, acknowledge: Callable[[st
         acknowledge(f"{id} ended {name}")
 
 
-def write_shared(store: SQLiteStore, id: str, round: int, acknowledge: Callable[[str], None]) -> None:
+def write_shared(store: Any, id: str, round: int, acknowledge: Callable[[str], None]) -> None:
     """A session that another process wants too: whoever has it writes a few messages and gives it back."""
     for n in itertools.count():
         try:
@@ -87,7 +97,7 @@ def writer(path: str, round: int, which: int, out: int) -> None:
         except BaseException:
             os.write(out, f"failed: {traceback.format_exc()!r}\n".encode())
 
-    store = SQLiteStore(path)
+    store = opened(path)
     generation = round // GENERATION
     jobs = [(write_own, f"own-{generation}-{which}-{n}") for n in range(THREADS)]
     jobs.append((write_shared, f"{SHARED}-{generation}"))
@@ -103,7 +113,7 @@ def check(path: str, acknowledged: list[str]) -> None:
         assert not line.startswith("failed"), line
         id, state, name = line.split()
         wanted.setdefault(id, {})[name] = state  # the last one counts
-    with SQLiteStore(path) as store:
+    with opened(path) as store:
         for id, states in wanted.items():
             session = store.load(id)
             said = [message.content for message in session.messages if message.role == "assistant"]
@@ -181,8 +191,9 @@ def main() -> None:
     path, rounds, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     rng = random.Random(seed)
     acknowledged = sum(kill_round(path, round, rng) for round in range(rounds))
-    file = sqlite3.connect(path)
-    assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    if "=" not in path:
+        file = sqlite3.connect(path)
+        assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     print(f"{WRITERS * rounds} processes killed, {acknowledged} entries acknowledged, none lost")
 
 

@@ -25,7 +25,6 @@ from ...session._journal import (
     Said,
     Shortened,
     Step,
-    Unfinished,
 )
 from ...session._message import Image, Message
 from ...usage import Usage
@@ -309,29 +308,35 @@ def _maybe(value: str | None) -> str | None:
     return None if value is None else text_of(value)
 
 
-def snapshot_of(database: Database, connection: Connection, id: str) -> Snapshot | None:
-    """What there is of the session with this id, as one moment has it; None where there is none. In a transaction."""
+def snapshot_of(database: Database, connection: Connection, id: str, *, messages: bool = True) -> Snapshot | None:
+    """What there is of the session with this id, maybe without its ``messages``; None where there is none. For the
+    state of one moment, within a transaction that has one.
+    """
     key = (column(id),)
     sql = database.sql
     with connection.pipeline():  # all of them are on their way before the first has come back
         head = connection.execute(
             sql(
                 "SELECT title, agent_name, permissions, compacted, usage, partial, epoch, status, reason, created_at,"
-                " updated_at, parent_id, root_id, call_id, branch_of, branch_at FROM @sessions WHERE id = %s"
+                " updated_at, parent_id, root_id, call_id, branch_of, branch_at, messages FROM @sessions WHERE id = %s"
             ),
             key,
         )
-        items = connection.execute(sql("SELECT data FROM @items WHERE session_id = %s ORDER BY seq"), key)
+        wanted = (*key, messages)
+        items = connection.execute(sql("SELECT data FROM @items WHERE session_id = %s AND %s ORDER BY seq"), wanted)
         blobs = connection.execute(
-            sql("SELECT sha256, data FROM @blobs WHERE sha256 IN (SELECT sha256 FROM @images WHERE session_id = %s)"),
-            key,
+            sql(
+                "SELECT sha256, data FROM @blobs WHERE sha256 IN (SELECT sha256 FROM @images WHERE session_id = %s)"
+                " AND %s"
+            ),
+            wanted,
         )
         unfinished = _ask_unfinished(database, connection, key)
     row = head.fetchone()
     if row is None:
         return None
     (title, agent_name, permissions, compacted, usage, partial, epoch, status, reason, created, updated, parent, root,
-     call, branch_of, branch_at) = row  # fmt: skip
+     call, branch_of, branch_at, count) = row  # fmt: skip
     images = {digest.hex(): bytes(data) for digest, data in blobs}
     calls, requests, mail = _read_unfinished(*unfinished)
     return Snapshot(
@@ -354,23 +359,7 @@ def snapshot_of(database: Database, connection: Connection, id: str) -> Snapshot
         calls=calls,
         requests=requests,
         mail=mail,
-    )
-
-
-def unfinished_of(database: Database, connection: Connection, head: Head) -> Unfinished:
-    """What the session has left to do; ``head`` learns of its calls. In a transaction."""
-    with connection.pipeline():
-        asked = _ask_unfinished(database, connection, (head.session_id,))
-    calls, requests, mail = _read_unfinished(*asked)
-    head.calls = {call.call_id: call.seq for call in calls}
-    return Unfinished(
-        calls={call.call_id: call.state(requests) for call in calls},
-        requests=tuple(
-            each.request
-            for each in requests
-            if each.request.call_id is None and (each.request.answer is None or each.at == head.messages)
-        ),
-        mail=tuple(mail),
+        count=count,
     )
 
 
@@ -393,6 +382,9 @@ def _ask_unfinished(database: Database, connection: Connection, key: tuple[str])
         connection.execute(
             sql(
                 f"SELECT r.at, {REQUEST} FROM @requests r WHERE session_id = %s AND withdrawn_at IS NULL"
+                # Those of calls that have ended are of no use any more.
+                " AND (call_id IS NULL OR call_id IN"
+                " (SELECT c.call_id FROM @calls c WHERE c.session_id = r.session_id AND c.ended_at IS NULL))"
                 " ORDER BY number"
             ),
             key,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import uuid
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from channels import Receiver, SupportsDone
 
@@ -23,7 +23,7 @@ from ...usage import Usage
 from .._answers import checked
 from .._owner import Owner
 from .._snapshot import Snapshot, branched, permissions_of, to_write
-from .._store import Notice, Parent, SessionInfo
+from .._store import Notice, Parent, SessionInfo, Store
 from .._transfer import exported, imported
 from .._words import words
 from ._database import Again, Connection, Database
@@ -37,7 +37,6 @@ from ._rows import (
     ring,
     snapshot_of,
     text_of,
-    unfinished_of,
     utc,
     withdraw,
 )
@@ -112,7 +111,10 @@ class PostgresStore:
         def take(connection: Connection) -> tuple[Head, int, Unfinished]:
             with connection.transaction():
                 head, appends = self._take(connection, session, owner, parent)
-                return head, appends, unfinished_of(self._database, connection, head)
+                snapshot = snapshot_of(self._database, connection, session.id, messages=False)
+                assert snapshot is not None
+                head.calls = {call.call_id: call.seq for call in snapshot.calls}
+                return head, appends, snapshot.unfinished()
 
         head, appends, left = self._database.run(take)
         session._stored, session._unfinished = Stored(head.epoch, head.messages), left
@@ -522,5 +524,8 @@ def _forget(writer: Writer, watch: Watch, database: Database) -> None:
     watch.forget()
     database.close()
 
+
+if TYPE_CHECKING:
+    _is_a_store: Callable[[str], Store] = PostgresStore
 
 publish("runtime.stores.postgres", globals(), ["PostgresStore"])

@@ -62,6 +62,7 @@ class PostgresJournal:
         self._writer = writer
         self._stored = stored
         self._released: Work | None = None
+        self.last: Work | None = None  # that was put
         # These are the writer thread's:
         self.head = head
         self.appends = appends
@@ -70,7 +71,12 @@ class PostgresJournal:
 
     def append(self, *entries: Entry, cancel: SupportsDone | None = None) -> None:
         """Write the entries, and wait until they are durable."""
-        self._wait(self._writer.put(Work(self, entries)), cancel=cancel)
+        work = self.last
+        if entries or work is None:
+            work = self._writer.put(Work(self, entries))
+        self._wait(work, cancel=cancel)
+        if self.error is not None and not entries:  # found out since
+            raise self.error
 
     def post(self, *entries: Entry) -> None:
         """Write the entries without waiting for them."""
@@ -83,7 +89,7 @@ class PostgresJournal:
         """Give the lease back, once all is written."""
         if self._released is None:
             self._released = self._writer.put(Work(self, (), status, reason))
-        self._wait(self._released, timeout, cancel)
+        self._wait(self._released, timeout=timeout, cancel=cancel)
 
     def _wait(self, work: Work, timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
         try:
@@ -140,6 +146,7 @@ class Writer:
             if self._closed:
                 raise StoreError("the store is closed")
             self._queue.append(work)
+            work.journal.last = work
         self._ring()
         return work
 

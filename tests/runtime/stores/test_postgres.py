@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -503,6 +504,28 @@ def test_a_process_that_stood_still_has_lost_its_lease(postgres: str, store: Pos
         assert holder.append("theirs").startswith("LeaseLost")
         journals[0].release("idle")
         assert texts(store, "s") == ["hello", "theirs 0", "ours"]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")
+def test_nothing_that_was_acknowledged_is_lost_or_there_twice(postgres: str) -> None:
+    """Two processes that write, killed at random moments, again and again."""
+    kill(postgres, 12, random.randrange(2**31), 110)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(3600)
+def test_two_thousand_processes_killed(postgres: str) -> None:
+    kill(postgres, 1000, random.randrange(2**31), 3500)
+
+
+def kill(dsn: str, rounds: int, seed: int, timeout: float) -> None:
+    program = ROOT / "tests" / "support" / "store_kills.py"
+    done = subprocess.run(
+        [sys.executable, str(program), dsn, str(rounds), str(seed)], capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
+    assert done.stdout.startswith(f"{2 * rounds} processes killed")
 
 
 def test_a_lease_is_renewed_while_nothing_is_written(postgres: str) -> None:
