@@ -23,6 +23,8 @@ from runtime import Agent, HookInput, Runtime, Session, ToolContext, tool
 from runtime.dump import Dump, StreamDump
 from runtime.events import ElicitationRequest, ToolCallConfirmation
 from runtime.recording import Recording
+from runtime.stores import MemoryStore
+from runtime.stores._memory import MemoryJournal
 from support.scripted import AsyncScripted, Scripted, Stall, approving, call, say
 from support.waiting import eventually
 
@@ -228,6 +230,29 @@ def test_a_pause() -> None:
         found = until(runtime, "pause")
         assert found.waits[0].what == "the end of a pause"
         runtime.resume(session)
+        stream.result()
+
+
+def test_the_store(stall: Stall, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = MemoryJournal.append
+
+    def slow(journal: MemoryJournal, *entries: Any, **settings: Any) -> None:
+        stall()
+        append(journal, *entries, **settings)
+
+    @tool(read_only=True)
+    def noop() -> str:
+        return ""
+
+    agent = Agent("a", Scripted([call("noop")], say("x")), tools=[noop])
+    with Runtime(agent, store=MemoryStore()) as runtime:
+        monkeypatch.setattr(MemoryJournal, "append", slow)
+        stream = runtime.run_stream(Session.from_user("go"))
+        assert stall.reached.wait(10)
+        found = until(runtime, "store")
+        assert found.waits[0].what == "the store"
+        assert "in slow\n" in found.threads[0].stack
+        stall.go_on.set()
         stream.result()
 
 
