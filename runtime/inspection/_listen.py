@@ -8,6 +8,7 @@ listener asks the kernel who has connected.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -44,8 +45,7 @@ class Listener:
     def __init__(self) -> None:
         self.path = address(os.getpid())
         _make_private(self.path.parent)
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()  # of an earlier process with this number, which is gone
+        _forget_the_gone(self.path.parent)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._over, self._ending = socket.socketpair()
         self._pid = os.getpid()
@@ -177,6 +177,28 @@ def _make_private(directory: Path) -> None:
         raise PermissionError(f"{directory} has to be a directory of this user, with mode 700, or others could answer")
 
 
+def _forget_the_gone(directory: Path) -> None:
+    """Remove the sockets of processes that were killed, and of an earlier one with the number of this."""
+    for path in directory.glob("dump-*"):
+        number = path.name.removeprefix("dump-")
+        if number.isdecimal() and (int(number) == os.getpid() or not _is_alive(int(number))):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (OSError, OverflowError):  # gone; or somebody else's by now, and then the socket in this directory is not
+        return False
+    return True
+
+
+def _at_exit() -> None:
+    for listener in list(_listeners):
+        listener.close()
+
+
 def _in_child() -> None:
     """A forked child does not listen: its parent does."""
     for listener in list(_listeners):
@@ -185,6 +207,7 @@ def _in_child() -> None:
     _listeners.clear()
 
 
+atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 

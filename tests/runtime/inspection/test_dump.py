@@ -516,6 +516,18 @@ def test_listening_twice_is_an_error_and_closing_ends_the_thread(private: Path) 
 
 
 @pytestmark_unix
+def test_nothing_is_left_of_processes_that_have_ended(private: Path, script: Any) -> None:
+    """One that ends without closing takes its socket along; those of processes that were killed go with the next."""
+    script("import runtime.dump; runtime.dump.listen()")
+    assert list(private.iterdir()) == []
+    (private / "dump-999999999").touch()
+    (private / f"dump-{os.getppid()}").touch()
+    (private / "notes").touch()
+    with runtime.dump.listen() as listener:
+        assert {path.name for path in private.iterdir()} == {listener.path.name, f"dump-{os.getppid()}", "notes"}
+
+
+@pytestmark_unix
 def test_one_who_connects_and_says_nothing_keeps_others_waiting_for_a_bounded_time(
     private: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
