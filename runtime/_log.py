@@ -36,11 +36,11 @@ def enter(context: Context, tags: Mapping[str, object]) -> None:
 
 
 class SessionFilter:
-    """Gives each record the attributes ``session_id`` and ``agent_name``: of the run in which it was logged, or else
-    empty. No record is held back.
+    """Adds the attributes ``session_id`` and ``agent_name`` to each log record: those of the run in which it was
+    logged, or else empty ones. It lets every record pass.
 
-    The records of ``runtime`` and ``channels`` have them anyway. Add it to a handler for those of other loggers:
-    ``handler.addFilter(SessionFilter())``.
+    The records of ``runtime`` and ``channels`` have these attributes anyway. For the records of other loggers, add the
+    filter to a handler: ``handler.addFilter(SessionFilter())``.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

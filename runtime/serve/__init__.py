@@ -1,4 +1,4 @@
-"""Agents served to others.
+"""Serving agents to other programs.
 
 `mcp` makes agents the tools of an MCP server, for editors, desktop assistants and other agents:
 

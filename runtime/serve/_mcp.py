@@ -44,15 +44,16 @@ class _Served:
 
 
 def mcp(agents: Agent | Team | Iterable[Agent | Team], *, name: str = "lockgate", **settings: Any) -> MCPServer:
-    """Agents as the tools of an MCP server, one for each; a team is the tool of its first agent.
+    """An MCP server with one tool for each agent. For a team, it is a tool that runs the team's first agent.
 
-    A tool takes a ``prompt``, and the ``conversation`` that it goes on with, which every result names. What the agents
-    ask, and the approval of their tool calls, are elicitations: the user of the client answers. Where the client cannot
-    ask, questions are declined, and calls that need approval are refused. What an agent does is the call's progress.
+    A tool takes a ``prompt``, and the id of a ``conversation`` to continue, which is in every result. Questions of the
+    agents and approvals of their tool calls are sent to the client's user, as elicitations. If the client cannot ask,
+    questions are declined, and calls that need approval are refused. The events of an agent are reported as the
+    progress of the call.
 
-    ``settings`` are those of `Runtime`, such as ``permissions`` and ``store``; ``instructions`` tell the client's model
-    what the server is for, ``max_runs`` may be under way at a time, and a client that has been asked something has
-    ``idle_timeout`` seconds to come back with the answer. Raises `MissingExtra` without the package ``mcp``.
+    ``settings`` are those of `Runtime`, such as ``permissions`` and ``store``. ``instructions`` tell the client's model
+    what the server is for. At most ``max_runs`` runs may be under way at a time. A client that was asked a question has
+    ``idle_timeout`` seconds to call again with the answer. Raises `MissingExtra` without the package ``mcp``.
     """
     return MCPServer(agents, name=name, **settings)
 

@@ -58,16 +58,16 @@ _OPEN: Final = (  # a request that waits
 class PostgresStore:
     """A `Store` in a PostgreSQL database, which any number of processes and machines may share.
 
-    ``dsn`` is a connection string, ``postgresql://user@host/database`` or ``host=... dbname=...``; what it leaves out
-    is taken from the environment variables of PostgreSQL, such as ``PGPASSWORD``. The tables stand in the ``schema`` of
-    that name, and are made when the store is. Works behind pgbouncer, in its transaction mode too.
+    ``dsn`` is a connection string, ``postgresql://user@host/database`` or ``host=... dbname=...``. Missing parts are
+    taken from PostgreSQL's environment variables, such as ``PGPASSWORD``. The tables are in the schema with the name
+    ``schema``; they are created with the store. It works behind pgbouncer, in the transaction mode too.
 
-    ``lease`` is for how many seconds a process that is not heard of keeps its sessions; ``patience`` for how many
-    seconds a stream waits for a server that cannot be reached, before it ends as failed. What was acknowledged is
-    durable as far as the server's ``synchronous_commit`` says.
+    ``lease`` is the number of seconds for which a process that gives no sign of life keeps its sessions; ``patience``
+    is the number of seconds that a stream waits for a server that cannot be reached, before it ends with an error.
+    Acknowledged writes are as durable as the server's ``synchronous_commit`` says.
 
-    Raises `StoreError` where the database cannot be used, and says what to do, `StoreTooNew` where a later version of
-    lockgate has written it, `ValueError` for what is no connection string, and `MissingExtra` without the extra
+    Raises `StoreError`, which says what to do, if the database cannot be used, `StoreTooNew` if a later version of
+    lockgate has written it, `ValueError` for a malformed connection string, and `MissingExtra` without the extra
     ``postgres``. Use it as a context manager, or `close` it. Thread-safe; after a fork, make a new one in the child.
     """
 

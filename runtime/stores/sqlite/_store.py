@@ -62,14 +62,15 @@ _FORKING: Final = 1.0  # seconds that a fork waits for those who are inside SQLi
 class SQLiteStore:
     """Sessions in an SQLite file, for any number of threads and processes of one machine.
 
-    The file is made, for its owner alone (mode 0600), where it is not there; the directory has to be there. What was
-    acknowledged survives the death of the process (``kill -9``) with ``durability="process"``, and that of the machine
-    with ``"power"``, where each write waits for the disk. ``lease`` is how many seconds a session stays with a process
-    that does not answer any more; one that has ended is not waited for.
+    The file is created if it does not exist, and only its owner can read it (mode 0600); its directory has to exist.
+    With ``durability="process"``, acknowledged writes survive the death of the process (``kill -9``); with ``"power"``
+    they also survive a power failure, because each write waits for the disk. ``lease`` is the number of seconds for
+    which a process that gives no sign of life keeps its sessions; the sessions of a process that has ended are free at
+    once.
 
-    Raises `StoreError`, which says what to do, where the file cannot be used, is damaged, or is another program's, and
-    `StoreTooNew` where a later version has written it. The file itself is then left as it is. Close the store at the
-    end, or use it as a context manager. A store that was made before a fork can be used in the child.
+    Raises `StoreError`, which says what to do, if the file cannot be used, is damaged or belongs to another program,
+    and `StoreTooNew` if a later version has written it. The file is then left unchanged. Close the store at the end, or
+    use it as a context manager. A store that was made before a fork can be used in the child.
     """
 
     def __init__(
