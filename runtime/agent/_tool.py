@@ -162,6 +162,8 @@ class Tool:
         self.convert = convert
         self.repeatable = repeatable
         self.resumable = resumable
+        #: Whether a resumable call can be made again, by what its steps have kept; None: always.
+        self.resumes: Callable[[Mapping[str, Any]], bool] | None = None
         self.nullable: frozenset[str] = frozenset()  # arguments that may be null beside what `parameters` says
         self.unbound = False  # a method, without the object that it is called on
         self.given: Mapping[str, Any] = {}  # what its own code gives to arguments that a call leaves out
@@ -215,6 +217,11 @@ class Tool:
     def bind(self, values: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         """The keyword arguments of the call: the `values`, and the context if the function takes one."""
         return dict(values) if self.context_parameter is None else {**values, self.context_parameter: context}
+
+    def may_begin_again(self, kept: Mapping[str, Any]) -> bool:
+        """Whether a call may be made that had begun before its process died, with the steps that are ``kept`` of it."""
+        resumes = self.resumable and (self.resumes is None or self.resumes(kept))
+        return self.read_only or self.repeatable or resumes
 
     def __get__(self, instance: object, owner: type | None = None) -> Tool:
         """Bind a tool that is marked in a class to an object: ``Shop().sell``."""

@@ -107,6 +107,10 @@ class ToolContext(CallContext, Protocol):
     ) -> Answer:
         """As `elicit`, for asynchronous tools. Cancelling the task that waits withdraws the question."""
 
+    @property
+    def kept(self) -> Mapping[str, Any]:
+        """What `once` has kept of this call so far, by key."""
+
     def once(self, key: str, function: Callable[[], Any]) -> Any:
         """Call ``function`` and keep its return value, which has to be JSON, in the store under ``key``. If the process
         dies later in this call and the tool is called again (``@tool(resumable=True)``), `once` returns the kept value.

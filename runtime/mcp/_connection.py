@@ -35,6 +35,7 @@ from mcp.types import (
     ElicitResult,
     EmptyResult,
     ErrorData,
+    InputRequiredResult,
     ListRootsResult,
     LoggingMessageNotificationParams,
     Root,
@@ -133,6 +134,7 @@ class Elicitation:
     """A question for the user."""
 
     params: Params
+    state: str | None  # what the server wants back with the answer, if the call is made anew for that
     _answer: asyncio.Future[Any]
 
     def answer(self, action: Literal["accept", "decline", "cancel"], content: Mapping[str, Any] | None) -> None:
@@ -182,8 +184,9 @@ class CallEnded:
 class ServerCall:
     """One call of a tool, or another request that may take its time. ``send`` makes it, and returns its result."""
 
-    def __init__(self, connection: Connection, name: str, send: Send, stream: str) -> None:
+    def __init__(self, connection: Connection, name: str, send: Send, stream: str, state: str | None) -> None:
         self.name = name
+        self.state = state  # what the server wants back, who said last that it needs an answer first
         self.send = send
         self.stream = stream  # whose user its questions are for
         self.inbox: Channel[Any] = Channel(UNBOUNDED, name=f"call of {name}")
@@ -354,10 +357,12 @@ class Connection:
             self._refuse("listing the tools of an MCP server")
             self._wait(listing, self._startup_timeout, cancel)
 
-    def call(self, name: str, send: Send, stream: str) -> ServerCall:
-        """Begin a call. Receive from its inbox until `CallEnded`, and drop it on every other way out."""
+    def call(self, name: str, send: Send, stream: str, state: str | None = None) -> ServerCall:
+        """Begin a call. Receive from its inbox until `CallEnded`, and drop it on every other way out. ``state`` is what
+        the server wants back, where it has asked in an earlier run.
+        """
         self._refuse("calling a tool of an MCP server")
-        call = ServerCall(self, name, send, stream)
+        call = ServerCall(self, name, send, stream, state)
         try:
             self._commands.sync_q.put_nowait(call)
         except janus.SyncQueueShutDown:
@@ -421,6 +426,7 @@ class Connection:
             async with contextlib.AsyncExitStack() as stack:
                 client = await self._connect(stack)
                 self._link.settled()
+                _note_states(client)
                 self.version = client.protocol_version
                 self.ready_at = time.monotonic()
                 self.ready.close()
@@ -724,7 +730,7 @@ class Connection:
 
     async def _on_elicitation(self, context: Any, params: Params) -> Any:
         return await self._ask(
-            functools.partial(Elicitation, params),
+            functools.partial(Elicitation, params, None if (call := _call.get()) is None else call.state),
             params.message,
             declined=ElicitResult(action="decline"),
             unanswered=ElicitResult(action="cancel"),
@@ -804,9 +810,27 @@ def tool_call(name: str, arguments: Mapping[str, Any]) -> Send:
     """What makes the call of a tool."""
 
     async def send(client: Client, call: ServerCall) -> CallToolResult:
-        return await client.call_tool(name, dict(arguments), progress_callback=call.progressed)
+        state = call.state
+        return await client.call_tool(name, dict(arguments), progress_callback=call.progressed, request_state=state)
 
     return send
+
+
+def _note_states(client: Client) -> None:
+    """Let each call know what the server wants back with the answer to its question. The SDK makes such a call anew by
+    itself, and tells nobody.
+    """
+    session = client.session
+    call_tool = session.call_tool
+
+    async def noting(*args: Any, **kwargs: Any) -> Any:
+        result = await call_tool(*args, **kwargs)
+        call = _call.get()
+        if call is not None and isinstance(result, InputRequiredResult):
+            call.state = result.request_state
+        return result
+
+    session.call_tool = noting  # type: ignore[method-assign]
 
 
 def _log_level() -> Any:

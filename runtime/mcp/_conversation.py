@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any, Final
 from uuid import uuid4
@@ -33,7 +33,21 @@ from ._oauth import SignIn, ask_to_sign_in
 from ._sampling import sampled
 from ._server_error import MCPServerError
 
+_ASKED: Final = "mcp asked "  # steps of a call, numbered: what the server wants back with the answer to a question
+_ANSWERED: Final = "mcp answered "  # and that it is about to get it
+_LONGEST: Final = 1_000_000  # characters of that
 _VISITS: Final = 3  # times that a user is sent to the pages that one call needs
+
+
+def waiting(kept: Mapping[str, Any]) -> str | None:
+    """What the server wants back of a call that only waits for an answer, as far as its steps are ``kept``; None where
+    the server may be at work.
+
+    By the protocol of 2026-07-28 nothing of such a call is left at the server: it is made anew with this.
+    """
+    asked = sum(key.startswith(_ASKED) for key in kept)
+    state = kept.get(f"{_ASKED}{asked - 1}")
+    return state if isinstance(state, str) and f"{_ANSWERED}{asked - 1}" not in kept else None
 
 
 class Conversation:
@@ -44,6 +58,9 @@ class Conversation:
         self._server = server
         self._timeout = timeout
         self._context = context
+        kept = {} if context is None else context.kept
+        self._state = waiting(kept)
+        self._asked = sum(key.startswith(_ASKED) for key in kept)
 
     def request(self, name: str, send: Send, connect: Callable[[ToolContext | None], Connection]) -> Any:
         """Make the call, and wait for its result. Without a context nobody is asked, and nothing cancels it."""
@@ -64,9 +81,9 @@ class Conversation:
         # Calls without a context are nobody's: none of them is like another.
         stream = uuid4().hex if self._context is None else self._context.session_id
         try:
-            return self._converse(connect(self._context).call(name, send, stream))
+            return self._converse(connect(self._context).call(name, send, stream, self._state))
         except Unsent:  # it ended, but had not begun with the call: another one can
-            return self._converse(connect(self._context).call(name, send, stream))
+            return self._converse(connect(self._context).call(name, send, stream, self._state))
 
     def _visit(self, tool: str, visit: Visit, attempt: int) -> None:
         """Ask the user to visit the pages that the call needs first. Raises `MCPServerError` where that is no help."""
@@ -151,11 +168,17 @@ class Conversation:
     def _ask(self, question: Elicitation, over: CancelToken) -> None:
         params, context = question.params, self._context
         if context is None:
-            answer = Answer("decline", note="nobody is there to be asked")
-        elif params.mode == "url":
+            question.answer("decline", None)
+            return
+        number, self._asked = self._asked, self._asked + 1
+        if question.state is not None and len(question.state) <= _LONGEST:
+            context.once(f"{_ASKED}{number}", lambda: question.state)
+        if params.mode == "url":
             answer = context.elicit(params.message, url=params.url, cancel=over)
         else:
             answer = context.elicit(params.message, params.requested_schema, cancel=over)
+        if question.state is not None:
+            context.once(f"{_ANSWERED}{number}", lambda: True)
         try:
             question.answer(answer.action, answer.content)
         except ValueError as error:

@@ -378,6 +378,13 @@ class MCPToolSet:
     # -- tools ---------------------------------------------------------------------------------------------------------
 
     def _tool(self, described: Described, protocol: str) -> Tool:
+        from ._connection import MODERN
+
+        def waits(kept: Mapping[str, Any]) -> bool:
+            from ._conversation import waiting
+
+            return waiting(kept) is not None
+
         def function(**arguments: Any) -> ToolResult:
             from ._conversation import Conversation
 
@@ -388,6 +395,8 @@ class MCPToolSet:
 
         made = copy(described.tool)
         made.function = function
+        made.resumable = protocol >= MODERN  # of a call that waits for an answer, nothing is at the server
+        made.resumes = waits
         made.traced = {
             "mcp.method.name": described.method,
             "mcp.protocol.version": protocol,

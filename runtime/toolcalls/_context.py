@@ -99,6 +99,10 @@ class StreamContext:
             within.done.recv()  # the parent parks, too: this call is not to come to a result here
         raise Cancelled(within.cause)
 
+    @property
+    def kept(self) -> Mapping[str, Any]:
+        return self._kept
+
     def once(self, key: str, function: Callable[[], Any]) -> Any:
         refuse_on_the_loop("once", "await context.aonce(...)")
         return self._kept[key] if key in self._kept else self._keep(key, function())

@@ -67,11 +67,17 @@ def elicitation(turn: Turn, message: Asked) -> Steps[None]:
 
 
 def _asked_before(running: Running, question: Question) -> Request | None:
-    """The request that an earlier stream has made for this question, of a call that had come so far before."""
+    """The request that an earlier stream has made for this question, of a call that had come so far before.
+
+    A tool asks the same again from its first question on. A server that is given back where it was asks from there on.
+    """
     for request in running.state.requests:
-        if request.kind == "question" and request.ordinal == running.questions:
+        if request.kind == "question" and request.ordinal >= running.questions:
             same = request.event.get("message") == question.message and request.schema == question.schema
-            return request if same else None
+            if same:
+                running.questions = request.ordinal
+            if same or not running.tool.server:
+                return request if same else None
     return None
 
 

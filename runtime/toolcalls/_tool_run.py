@@ -16,7 +16,7 @@ from .. import events
 from .._dataclasses import replace
 from .._errors import BadArguments, describe
 from ..agent._hooks import nothing
-from ..agent._tool import Tool, ToolResult
+from ..agent._tool import ToolResult
 from ..execution._calls import Call, Finished
 from ..session._journal import Began
 from ..session._message import Message, ToolCall
@@ -51,7 +51,7 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
     running = turn.running[call.id] = Running(turn, call, resolved, token, left=timeout)
 
     # Go on where an earlier stream has left it: what may have taken effect is not made again.
-    if running.state.phase == "began" and not _may_begin_again(running.tool):
+    if running.state.phase == "began" and not running.tool.may_begin_again(running.state.kept):
         del turn.running[call.id]
         unknown = ToolResult(IN_DOUBT, is_error=True)
         core.trace.refused(call, running.tool, "in_doubt", unknown)
@@ -111,10 +111,6 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
         turn.blocked = hooks
     if hooks.context:
         turn.contexts.append(hooks.context)
-
-
-def _may_begin_again(tool: Tool) -> bool:
-    return tool.read_only or tool.repeatable or tool.resumable
 
 
 def _tell_store(running: Running) -> None:

@@ -32,10 +32,14 @@ class Context:
         self.threads: list[int] = []
         self.question_came = threading.Event()
         self.answers: Channel[Answer] = Channel(1)
+        self.kept: dict[str, Any] = {}
         self._reply = reply
 
     def progress(self, output: str = "", progress: float | None = None, total: float | None = None) -> None:
         self.told.append((output, progress, total))
+
+    def once(self, key: str, function: Callable[[], Any]) -> Any:
+        return self.kept.setdefault(key, function())
 
     def elicit(
         self,

@@ -1,0 +1,103 @@
+"""Questions of MCP servers that outlive their process: by the protocol of 2026-07-28, the call is made again with what
+the server wants back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from runtime import Agent, NotParkable, Runtime, Session, Store
+from runtime.events import ElicitationRequest, ToolCallConfirmation
+from runtime.mcp import MCPToolSet
+from runtime.stores import MemoryStore
+from support.mcp_http import BOOKING, ROOT, served
+from support.stores import Planned, calls, done, survivor
+from support.waiting import eventually
+
+pytest.importorskip("mcp")
+
+
+@pytest.fixture(scope="module")
+def booking_url() -> Iterator[str]:
+    with served(BOOKING, [str(ROOT / "examples")]) as (url, _):
+        yield url
+
+
+def parked_at(url: str, store: Store, question: int, mode: str = "2026-07-28") -> Session:
+    """A run that is parked when the server asks for the ``question``-th time."""
+    desk = MCPToolSet(url=f"{url}/mcp", name="booking", transport="http", mode=mode)
+    session = Session.from_user("go")
+    with Runtime(agent(desk), store=store) as runtime, runtime.run_stream(session) as stream:
+        asked = 0
+        for event in stream:
+            if isinstance(event, ToolCallConfirmation):
+                stream.approve(event)
+            elif isinstance(event, ElicitationRequest):
+                asked += 1
+                if asked == question:
+                    stream.park()
+                else:
+                    stream.respond(event, "accept", {"date": "2026-12-24", "people": 2})
+        assert stream.reason == "waiting"
+    return session
+
+
+def agent(desk: MCPToolSet) -> Agent:
+    return Agent("a", Planned(calls(("c1", "book_table", {"restaurant": "Luigi's"})), done()), toolsets=[desk])
+
+
+def ended(url: str, store: Store, session: Session) -> str:
+    """The result of the call, after a run in another process has gone on with it."""
+    desk = MCPToolSet(url=f"{url}/mcp", name="booking", transport="http", mode="2026-07-28")
+    with Runtime(agent(desk), store=store) as runtime:
+        loaded = store.load(session.id)
+        with runtime.run_stream(loaded) as stream:
+            for event in stream:
+                if isinstance(event, ElicitationRequest):
+                    assert "Book Luigi's" in event.message  # only what was not answered
+                    stream.respond(event, "accept", {"confirm": True})
+            assert stream.reason == "normal"
+    return next(message.content for message in loaded.messages if message.role == "tool")
+
+
+@pytest.mark.parametrize("question", [1, 2])
+def test_a_question_of_a_server_is_answered_while_its_run_is_parked(booking_url: str, question: int) -> None:
+    """Law 22: the server gets back what it wants, with the answers that were given, and books once."""
+    store = MemoryStore()
+    session = parked_at(booking_url, store, question)
+    (request,) = store.pending()
+    content = {"date": "2026-12-24", "people": 2} if question == 1 else {"confirm": True}
+    store.answer(request.id, {"action": "accept", "content": content})
+    assert ended(booking_url, store, session).startswith("Booked: Luigi's, 2026-12-24, 2 people")
+
+
+def steps(store: Store, session: Session) -> list[str]:
+    """What is kept of the calls that are under way."""
+    left = store.load(session.id)._unfinished
+    return [] if left is None else [key for call in left.calls.values() for key in call.kept]
+
+
+def test_a_call_whose_server_was_at_work_is_in_doubt(booking_url: str) -> None:
+    """Its answer was on the way: nobody knows what the server has done with it."""
+    store = MemoryStore()
+    desk = MCPToolSet(url=f"{booking_url}/mcp", name="booking", transport="http", mode="2026-07-28")
+    session = Session.from_user("go")
+    dead: list[MemoryStore] = []
+    with Runtime(agent(desk), store=store) as runtime, runtime.run_stream(session) as stream:
+        for event in stream:
+            if isinstance(event, ToolCallConfirmation):
+                stream.approve(event)
+            elif isinstance(event, ElicitationRequest) and not dead:
+                stream.respond(event, "accept", {"date": "2026-12-24", "people": 2})
+                assert eventually(lambda: any("answered" in key for key in steps(store, session)))
+                dead.append(survivor(store))
+                break
+    assert "it is not known whether it took effect" in ended(booking_url, dead[0], session)
+
+
+def test_a_server_of_the_older_generation_keeps_its_run(booking_url: str) -> None:
+    """It holds the call open until it has its answer."""
+    with pytest.raises(NotParkable, match="tool book_table"):
+        parked_at(booking_url, MemoryStore(), 1, mode="legacy")
