@@ -1,4 +1,4 @@
-"""Logging: the loggers ``runtime``, ``runtime.mcp`` and ``channels``, whose records say which run they are of, and hold
+"""Logging: the loggers of `LOGGERS`, whose records say which run they are of, and hold
 no secrets.
 
 Which run that is stands in a context variable, which travels wherever the work of a stream does. So a filter finds it
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:
     logging = lazy("logging")
 
-LOGGERS: Final = ("runtime", "runtime.mcp", "channels")
+LOGGERS: Final = ("runtime", "runtime.mcp", "runtime.serve", "channels")
 _FIELDS: Final = ("session_id", "agent_name")
 _LONGEST: Final = 20_000  # characters of a message, or of a traceback, that are looked through for secrets and kept
 _NOWHERE: Final[Mapping[str, object]] = {}
