@@ -1,5 +1,4 @@
-"""Logging: the loggers of `LOGGERS`, whose records say which run they are of, and hold
-no secrets.
+"""Logging: the loggers of `LOGGERS`, whose records say which run they are of, and hold no secrets.
 
 Which run that is stands in a context variable, which travels wherever the work of a stream does. So a filter finds it
 in records of other loggers too, such as those of a tool or of a library that it uses.
