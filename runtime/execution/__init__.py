@@ -1,1 +1,1 @@
-"""Foreign code and what it leaves: calls on helper threads and on the event loop, toolsets, files of long results."""
+"""Running foreign code: calls on helper threads and on the event loop, toolsets, files for long results."""

@@ -1,8 +1,8 @@
 """Calls of foreign code: tools, hooks, models, toolsets.
 
-The worker of a stream starts a call and waits for its messages on a channel, in a wait that the stream's cancel token
-ends. The call itself runs on a helper thread, or as a task on the event loop's thread. When the stream ends first,
-the inbox is closed: what the call says late is refused there, and it is left to end by itself.
+The worker of a stream starts a call and waits for its messages on a channel; the stream's cancel token ends this wait.
+The call itself runs on a helper thread, or as a task on the event loop's thread. If the stream ends first, the inbox is
+closed: late messages of the call are refused, and the call is left to end by itself.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def stack_of(thread: threading.Thread) -> str:
 
 
 def refuse_on_the_loop(what: str, instead: str) -> None:
-    """Raise `RuntimeError` where the caller would stop the loop that all asynchronous tools and models run on."""
+    """Raise `RuntimeError` if the caller would block the event loop on which all asynchronous tools and models run."""
     is_loop = getattr(sys.modules.get("channels.aio._loop"), "on_a_loop_thread", None)  # not imported: no loop of ours
     if is_loop is not None and is_loop():
         raise RuntimeError(
@@ -78,7 +78,7 @@ class Kept:
         self.outcome = Outcome(message.value, message.error)
 
     def close(self) -> None:
-        """The call is left to itself. What it comes to may still be looked at."""
+        """Let go of the call. Its outcome may still be read."""
 
 
 class Call:
@@ -99,7 +99,7 @@ class Call:
         self._unclaimed = [None]
 
     def claim(self) -> bool:
-        """Whether it is the caller who makes the call. True once; a single step."""
+        """Claim the call: True for the one caller that has to make it, else False. A single step."""
         try:
             self._unclaimed.pop()
         except IndexError:
@@ -123,7 +123,8 @@ class Call:
             self.done.close()
 
     def cancel(self) -> None:
-        """Ask it to end: a task is cancelled, a job that has not begun is dropped, a thread cannot be interrupted."""
+        """Ask the call to end: a task is cancelled, a job that has not begun is dropped, a thread cannot be
+        interrupted."""
         if self.task is not None:
             self.task.cancel()
         if self.future is not None and self.future.cancel():
@@ -219,7 +220,7 @@ class Calls:
                 self._done(call, None, error)
 
     def launch(self, call: Call, function: Callable[[], Any], within: Context | None = None) -> None:
-        """Make ``call``. Launched twice, it is made once: for a worker that was interrupted, and cannot know."""
+        """Make ``call``. Launching it twice makes it once, for a worker that was interrupted and cannot know."""
         self._live.add(call)
         context = (within or self._context).copy()
         if inspect.iscoroutinefunction(function):
@@ -306,7 +307,7 @@ class Calls:
             self._context.copy().run(call.finish, value, error)
 
     def abandon(self, keep: Container[Call] = ()) -> None:
-        """Let go of all calls but those to ``keep``: inboxes close, tasks are cancelled, threads end by themselves."""
+        """Let go of all calls except ``keep``: inboxes are closed, tasks are cancelled, threads end by themselves."""
         for call in list(self._live):
             if call not in keep:
                 call.inbox.close()
@@ -335,12 +336,12 @@ class Calls:
             self.ended(call)
 
     def forget(self) -> None:
-        """In a forked child: the threads and tasks of these calls are not here."""
+        """In a forked child: drop these calls, whose threads and tasks do not exist there."""
         self._live.clear()
         self._nested.clear()
 
     def join(self, timeout: float, nested: CancelToken | None = None) -> list[Call]:
-        """Wait for all calls; those that have not ended after ``timeout`` seconds.
+        """Wait for all calls. Returns those that have not ended after ``timeout`` seconds.
 
         The streams nested in them come first, until ``nested`` is cancelled: they have cleanup hooks that take their
         time, and the call that waits for such a stream is not what is stuck.

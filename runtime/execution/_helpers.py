@@ -1,4 +1,4 @@
-"""Helper threads: where foreign code runs, so that the worker of a stream never does more than wait."""
+"""Helper threads, on which foreign code runs, so that the worker of a stream only has to wait."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _numbers = itertools.count(1)
 class HelperPool:
     """Runs jobs, each on a thread of its own: one that is idle, or a new one. Jobs never wait for each other.
 
-    Of those that are idle, the last to become so is the next to work: what a burst has left over is never needed, and
-    ends after a few idle seconds. All do at `close`. With ``executor``, jobs go there instead, and wait when it is
-    full.
+    Of the idle threads, the last one to become idle gets the next job, so threads that are left over from a burst stay
+    idle and end after a few seconds. `close` ends all idle threads. With ``executor``, jobs run there instead, and wait
+    if it is full.
     """
 
     def __init__(self, executor: Executor | None = None) -> None:
@@ -56,7 +56,7 @@ class HelperPool:
         self._idle.close()
 
     def join(self, timeout: float) -> None:
-        """Wait for the helpers to end, ``timeout`` seconds for all. Busy ones are left to themselves then."""
+        """Wait up to ``timeout`` seconds, for all helpers together, until they have ended; then let go of busy ones."""
         deadline = time.monotonic() + timeout
         me = threading.current_thread()  # a tool may close its own runtime
         for thread in list(self._threads):

@@ -17,9 +17,10 @@ else:
 
 
 class ResultFiles:
-    """The full texts of results that were cut: a file each, in a directory for each session, for their owner only.
+    """The full texts of results that were shortened, each in a file that only its owner can read. Each session has a
+    directory.
 
-    In ``directory``, where they stay, or else in a temporary one, which `close` removes.
+    The directories are in ``directory``, where they stay, or else in a temporary directory, which `close` removes.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
@@ -30,7 +31,7 @@ class ResultFiles:
         self._finalizer: weakref.finalize[Any, ResultFiles] | None = None
 
     def keep(self, session_id: str, tool: str, text: str) -> str:
-        """Write ``text`` to a new file; its path. Raises `OSError`."""
+        """Write ``text`` to a new file, and return its path. Raises `OSError`."""
         folder = os.path.join(self._root(), _safe(session_id))
         os.makedirs(folder, mode=0o700, exist_ok=True)
         path = os.path.join(folder, f"{_safe(tool)}-{uuid.uuid4().hex[:12]}.txt")

@@ -60,9 +60,9 @@ class ToolSets:
         self._closed = False
 
     def tools(self, toolset: ToolSet) -> Sequence[Tool]:
-        """The tools of ``toolset``, which is started first where nobody has.
+        """The tools of ``toolset``, which is started first if no runtime has started it.
 
-        Raises what ``start`` raised, to all who waited for it; the next stream tries again.
+        Raises what ``start`` raised, in every thread that waited for it; the next stream tries again.
         """
         use = self._mine.get(id(toolset)) or self._join(toolset)
         use.started.wait()
@@ -110,10 +110,11 @@ class ToolSets:
             use.started.set()
 
     def stop(self, timeout: float, loop: Callable[[], LoopThread]) -> None:
-        """Leave them all, and stop those that no other runtime uses: at the same time, ``timeout`` seconds for all.
+        """Release all toolsets, and stop those that no other runtime uses, at the same time and within ``timeout``
+        seconds.
 
-        What takes longer is logged, with its stack, and left to itself: one whose start does not end, too, which is
-        stopped when it does.
+        A toolset that takes longer is logged, with its stack, and no longer waited for. If the start of a toolset has
+        not ended, it is stopped when it has.
         """
         with _lock:
             self._closed = True
@@ -134,7 +135,7 @@ class ToolSets:
             helpers.join(timeout)
 
     def _is_last(self, use: _Use) -> bool:
-        """Leave the toolset; whether nobody else uses it."""
+        """Release the toolset. Returns whether no other runtime uses it."""
         with _lock:
             use.runtimes.discard(self)
             if not use.runtimes:

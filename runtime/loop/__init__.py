@@ -1,1 +1,2 @@
-"""Turns: the model is asked, its tool calls are made, until there is nothing more to do or a limit is met."""
+"""Turns: the model is called and its tool calls are made, until the agent has nothing more to do or a limit is
+reached."""

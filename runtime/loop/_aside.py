@@ -1,4 +1,4 @@
-"""Asks a model something aside from the conversation: the reply is not sent to the consumer, nor recorded."""
+"""A model call outside the conversation: its reply is neither sent to the consumer nor recorded."""
 
 from __future__ import annotations
 

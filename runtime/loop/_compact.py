@@ -1,8 +1,8 @@
-"""Compaction: the model is shown old tool results cut, then a summary in place of the older messages.
+"""Compaction: old tool results are shortened for the model, then a summary replaces the older messages.
 
-Sizes are in tokens as we count them; `StreamCore.density` says how many of the model's own make one of these. What is
-shown never is more than the window: where nobody sums up, the older messages are left out; where the last ones alone
-are too long, the longest of them are cut.
+Sizes are in tokens as this file counts them; `StreamCore.density` is the number of the model's own tokens for one of
+them. The model is never shown more than the window: if no summary can be made, the older messages are left out, and if
+the last messages alone are too long, the longest of them are shortened.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OVERFLOWS: Final = 4  # times that one call is made again, with less
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """The room for the conversation beside the instructions and tools, in tokens as we count them."""
+    """The room for the conversation besides the instructions and tools, in tokens as this file counts them."""
 
     full: float  # more than this is to be made shorter
     keep: float  # as much of the last messages stays as it is
@@ -45,12 +45,12 @@ class _Room:
 
     @property
     def enough(self) -> float:
-        """The size to shrink to, so that the window is not full again at once."""
+        """The size to shorten the conversation to, so that it does not fill the window again at once."""
         return (self.full + self.keep) / 2
 
 
 def conversation(core: StreamCore, system: str, tools: Sequence[ToolDefinition]) -> list[Message]:
-    """The messages to show to the model, compacted where they would fill the window."""
+    """The messages to show to the model, after a compaction if they would fill the window."""
     compaction, window = core.agent.compaction, _window(core)
     if compaction is None or window is None:
         return _shown(core, system, None)
@@ -111,8 +111,8 @@ def _room(core: StreamCore, compaction: Compaction, window: int, fixed: int) -> 
 
 
 def _size(core: StreamCore, compaction: Compaction, fixed: int) -> float:
-    """How much of the conversation would be shown. The model has counted most of it at the last, if that was shown the
-    same.
+    """The size of the conversation as it would be shown. For most of it this is the model's own count in the last call,
+    if that call showed the same messages.
     """
     session, limit = core.session, compaction.result_limit
     messages, compacted = session._messages, session.compacted
@@ -149,14 +149,14 @@ def _shown(core: StreamCore, system: str, room: _Room | None) -> list[Message]:
 
 
 def _counted(core: StreamCore, limit: int, compacted: Compacted, end: int | None = None) -> int:
-    """How many of our tokens the conversation is, before message ``end``."""
+    """The size of the conversation before message ``end``, in tokens as this file counts them."""
     return sizes_of(core.session).shown(core.session, limit, compacted, end) + text_tokens(compacted.summary)
 
 
 def _compact(
     core: StreamCore, compaction: Compaction, reason: Literal["full", "overflow"], size: float, room: _Room, window: int
 ) -> bool:
-    """Compact the conversation from now on; False where a hook refuses that."""
+    """Compact the conversation. Returns False if a hook blocks it."""
     messages, before, limit = core.session._messages, core.session.compacted, compaction.result_limit
     begin = recent(messages, room.keep, before.start)
     if begin <= before.start:
@@ -189,7 +189,8 @@ def _compact(
 
 
 def _summary(core: StreamCore, compaction: Compaction, messages: Sequence[Message], window: int) -> str:
-    """A model's summary of these messages and the summary before them; empty where it fails, which the run survives."""
+    """A model's summary of these messages and of the summary before them; empty if it fails, which does not end the
+    run."""
     model = compaction.model or core.agent.model
     if compaction.model is not None:
         window = _window_of(compaction.model) or window
@@ -212,8 +213,8 @@ def _summary(core: StreamCore, compaction: Compaction, messages: Sequence[Messag
 
 
 def _to_sum_up(before: str, messages: Sequence[Message], room: int) -> str:
-    """The text that is to be summed up, where ``room`` characters of ASCII are: the longest messages are cut, then the
-    oldest left out.
+    """The text for the request for a summary, at most ``room`` ASCII characters: the longest messages are shortened
+    first, then the oldest are left out.
     """
     text = [f"Summed up before: {clipped(before, room // 3)}"] if before else []
     room -= sum(map(_characters, text))

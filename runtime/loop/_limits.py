@@ -1,4 +1,4 @@
-"""The limits of a stream: where it meets one it asks for more, or ends with a reason of its own."""
+"""The limits of a stream. When a limit is reached, the stream asks for more, or ends with a reason of its own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MORE: Final[Mapping[str, Any]] = {
 
 
 def ask_for_more(core: StreamCore, limit: int, before: Request | None = None) -> int:
-    """Ask for more turns, since the stream has taken ``limit`` and wants another: how many it may take, 1 or more.
+    """Ask for more turns, when the stream has taken ``limit`` turns and needs another. Returns their number, 1 or more.
 
     ``before`` is the request of an earlier stream, which has asked already. Where nobody answers, says so, or can be
     asked, the stream ends (`StopRun`).
@@ -92,7 +92,7 @@ def _awaited(core: StreamCore, answers: Channel[Answer]) -> Answer:
 
 
 def check_budget(core: StreamCore) -> None:
-    """End the stream where it has used up what it may (`StopRun`), or where nobody could tell."""
+    """End the stream (`StopRun`) if it has used up its budget, or if its cost cannot be known."""
     model = core.agent.model.id
     if core.spending.counts_cost and core.shared.prices.find(model) is None:
         raise StopRun(
@@ -106,7 +106,7 @@ def check_budget(core: StreamCore) -> None:
 
 
 def over_budget(core: StreamCore, kind: str, limit: float, used: float) -> StopRun:
-    """Tell the consumer that a budget is used up; the `StopRun` that ends the stream."""
+    """Tell the consumer that a budget is used up. Returns the `StopRun` that ends the stream."""
     core.emit(events.BudgetExceeded(kind, limit, used, **core.tags))
     units = {"tokens": "tokens", "cost": "dollars", "time": "seconds"}
     reason = f"the budget of {limit:g} {units[kind]} is used up"

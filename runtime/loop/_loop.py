@@ -67,7 +67,7 @@ def run(core: StreamCore, cleanup: EndHooks) -> None:
 
 
 class _Run:
-    """The turns of one stream, and what goes from one to the next."""
+    """The turns of one stream, and the state that is passed from one turn to the next."""
 
     def __init__(
         self, core: StreamCore, cleanup: EndHooks, tools: AgentTools, team: Sequence[Tool], context: list[str]
@@ -86,8 +86,8 @@ class _Run:
         self._left = core.unfinished.calls if core.unfinished is not None else {}
 
     def turn(self) -> bool:
-        """Ask the model, make the calls that it wants; whether there is more to do. However it ends, the ``turn_end``
-        hooks run.
+        """Call the model and make its tool calls. Returns whether there is more to do. The ``turn_end`` hooks run
+        however the turn ends.
         """
         core = self._core
         self._between()
@@ -112,7 +112,7 @@ class _Run:
                 raise Cancelled(core.stopping.cause)
 
     def _between(self) -> None:
-        """Before a turn: pause where the user wants that, let another agent act after a hand-off."""
+        """Before a turn: pause if the user wants to, and put another agent in charge after a hand-off."""
         core = self._core
         if core.mailbox.paused:
             core.emit(events.Paused(**core.tags))
@@ -176,7 +176,7 @@ class _Run:
         return True
 
     def _hear(self, messages: Sequence[Mail]) -> bool:
-        """Record the user's steering messages, and show them to the hooks; whether there were any."""
+        """Record the user's steering messages and run their hooks. Returns whether there were any."""
         core = self._core
         for said in messages:
             core.record(Message("user", said.text), said.id)
@@ -189,7 +189,8 @@ class _Run:
         return bool(messages)
 
     def _is_asked_again(self, reply: Message) -> bool:
-        """Whether the model is asked again, because its reply does not fit the output type for the first time."""
+        """Whether the model is asked again, because its reply does not fit the output type, for the first time in a
+        row."""
         core = self._core
         if core.output is None:
             core.said = None
@@ -212,7 +213,7 @@ class _Run:
             return True
 
     def _stop_is_blocked(self, reply: Message) -> bool:
-        """Whether a ``stop`` hook wants the agent to go on: its reason is then the next that the agent is told."""
+        """Whether a ``stop`` hook makes the agent go on. The hook's reason is then the next message to the agent."""
         core = self._core
         answer = core.fire("stop", response=reply.content, stop_hook_active=self._stops_blocked > 0)
         if not answer.block:
@@ -232,7 +233,7 @@ class _Run:
 
 
 def _is_over(core: StreamCore, left: Unfinished) -> bool:
-    """Whether an earlier stream has left nothing to do, and nobody has said anything since: its process died between
+    """Whether an earlier stream has left nothing to do, and the user has said nothing since: its process died between
     its last reply and its end, or it had come to that.
     """
     last = core.session.messages[-1] if core.session.messages else None
@@ -240,7 +241,7 @@ def _is_over(core: StreamCore, left: Unfinished) -> bool:
 
 
 def _begin(core: StreamCore, tools: AgentTools, team: Sequence[Tool]) -> list[str]:
-    """Run the first hooks and start the toolsets; the context that the hooks have for the model."""
+    """Run the first hooks and start the toolsets. Returns the context that the hooks have for the model."""
     started = core.fire("session_start")
     core.stop_if_blocked("session_start", started)
     core.emit(events.ToolsetInfo(tuple(tools.now(team)), **core.tags))
@@ -263,7 +264,7 @@ def _system(core: StreamCore, extra: Sequence[str]) -> str:
 
 
 def _instructions(core: StreamCore) -> str:
-    """The agent's instructions; a function of the user's returns them on a helper thread, or as a task."""
+    """The agent's instructions. If they are a function, it is called on a helper thread, or as a task."""
     given = core.agent._instructions
     if given.function is None:
         return given.text
@@ -277,7 +278,7 @@ def _instructions(core: StreamCore) -> str:
 
 
 def _give_title(core: StreamCore) -> None:
-    """Give the session the user's first words as its title, where it has none."""
+    """Give the session the user's first words as its title, if it has none."""
     if core.session.title:
         return
     first = next((each.content for each in core.session._messages if each.role == "user" and each.content.strip()), "")

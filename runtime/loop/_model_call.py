@@ -37,10 +37,10 @@ SKETCH: Final = 0.5  # seconds from one time that a store is told of a reply tha
 
 
 def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> Message:
-    """Ask the model, send its deltas to the stream, and record its message, which is returned.
+    """Call the model, send its deltas to the stream, record its message, and return the message.
 
-    A model that fails ends the run (`StopRun`, code ``model_error``). What it had said by then, or when the stream is
-    cancelled, is recorded: the consumer has seen it.
+    If the model fails, the run ends (`StopRun`, code ``model_error``). The part of the reply that arrived before a
+    failure or a cancel is recorded, because the consumer has seen it.
     """
     with core.trace.model_call(core.agent.model, messages, tools, typed=core.output is not None) as trace:
         return _take_turn(core, messages, tools, trace)
@@ -128,7 +128,8 @@ def _take_turn(
 
 
 def next_delta(core: StreamCore, model: Model, deltas: Generator[Any, None, None]) -> Any:
-    """The next delta of ``model``; `END` afterwards. Only what it raises is its fault: sending events may fail too."""
+    """The next delta of ``model``, or `END`. Errors of the model are raised here, apart from errors in sending
+    events."""
     try:
         delta = next(deltas, END)
         if delta is not END and not _is_sound(delta):
@@ -162,7 +163,7 @@ def _is_sound(delta: Any) -> bool:
 
 
 def settle_usage(core: StreamCore, model: str, usage: Usage | None) -> None:
-    """Count what a call of ``model`` used that left no message: it failed, or was not meant for the session."""
+    """Count the usage of a call of ``model`` that left no message, because it failed or was not for the session."""
     if usage is not None:
         usage = core.shared.prices.priced(model, usage)
         core.spending.add(usage)

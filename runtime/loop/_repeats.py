@@ -14,7 +14,7 @@ _LONG: Final = 10_000  # characters of arguments; longer ones are held against e
 class Repeats:
     """Counts successive turns that make the same tool calls and get the same results.
 
-    What a model asks for twice in one turn, before it has seen a result, counts once. Polling tools are not seen.
+    A call that a model makes twice in one turn, before it has seen a result, counts once. Polling tools do not count.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -23,7 +23,7 @@ class Repeats:
         self._times = 0
 
     def look(self, calls: Sequence[ToolCall], results: Iterable[Message], tools: Mapping[str, Tool]) -> list[str]:
-        """The names of the tools that were called once too often."""
+        """Count the calls of a turn. Returns the names of the tools that were called once too often."""
         if self._limit is None:
             return []
         said = {result.tool_call_id: result.content for result in results}

@@ -1,9 +1,9 @@
 """Agents in the background: nested streams that outlive the tool call which starts them, and end with their parent.
 
-A task of the background belongs to the stream that started it. A thread of its own reads it, keeps what it says, and
-passes on its end; what else happens in it is for the observers and the record of the outermost stream. It has nobody to
-ask. When the parent ends normally it stops them first, so that they are over by its last event; when it is cancelled
-they are cancelled with it.
+A background task belongs to the stream that started it. A thread of its own reads the task's stream, keeps its text,
+and reports its end to the parent; its other events go to the observers and the record of the outermost stream. A
+background agent cannot ask the user. When the parent ends normally, it stops its tasks first, so that they have ended
+before its last event; when the parent is cancelled, its tasks are cancelled too.
 """
 
 from __future__ import annotations

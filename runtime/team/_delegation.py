@@ -1,7 +1,7 @@
-"""The tools with which an agent leaves work to others: tasks, in the background too, and the conversation itself.
+"""The tools with which an agent gives work to other agents: tasks, background tasks, and hand-offs of the conversation.
 
-They are offered to agents that have ``sub_agents`` and ``handoffs``. They need no approval by themselves: what the
-other agent does is approved as if this one did it. Permissions may name them all the same.
+Agents with ``sub_agents`` or ``handoffs`` get these tools. A call of them needs no approval, because the tool calls of
+the other agent need approval as if this agent made them. Permissions may name these tools all the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class HandOff(ToolResult):
 
 
 def tools(core: StreamCore) -> list[Tool]:
-    """Those that the acting agent gets."""
+    """The tools of this kind for the agent that is in charge."""
     agent = core.agent
     found: list[Tool] = []
     if agent.sub_agents:
@@ -166,7 +166,8 @@ def _brief(task: str, expected_output: str) -> str:
 
 
 def _refused(core: StreamCore, agent: Agent) -> ToolResult | None:
-    """The refusal, for the model, of an agent that waits for this one and so cannot be waited for."""
+    """The error for the model if it gives a task to an agent that is waiting for this agent, which would be a
+    deadlock."""
     line = [each.agent for each in core.line]
     if not any(each is agent for each in line):
         return None

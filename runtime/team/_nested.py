@@ -1,7 +1,8 @@
-"""A stream inside a stream: an agent that a tool runs, on the tool's own thread.
+"""Nested streams: an agent that a tool runs, on the tool's own thread.
 
-The events of the nested stream reach the parent's consumer with their own session id, and its questions are answered by
-that consumer. Its own first and last events stay here; `SubSessionCompleted` tells how it ended.
+The events of the nested stream reach the parent's consumer with the id of the nested session, and that consumer answers
+its questions. The first and the last event of the nested stream are not passed on; `SubSessionCompleted` tells how it
+ended.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def open_nested(
 def follow(
     parent: StreamCore, stream: EventStream, forward: Forward, fire: Fire, call: Call | None = None
 ) -> RunResult[Any]:
-    """Read a nested stream to its end, passing its events to ``forward``; its result.
+    """Read a nested stream to its end, pass its events to ``forward``, and return its result.
 
     ``call`` is what the parent expects of it, where it did before. The hooks that the parent has for its end are run
     by ``fire``. Raises `RunError` when it ends other than normally, and what ``forward`` and ``fire`` raise, which ends

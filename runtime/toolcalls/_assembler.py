@@ -1,12 +1,13 @@
-"""Puts the tool calls of a reply together from their pieces, as servers really send them.
+"""Assembles the tool calls of a reply from their pieces, as servers really send them.
 
-As the protocols have it, the first piece of a call has its index, id and name, and those after it the index only. What
-servers make of that: a new id or the name again in every piece; an id that comes late; one index for all calls, told
-apart by their ids, or by nothing but that one is whole when the next begins; no index; the whole call once more at the
-end; the arguments as an object. `tests/runtime/toolcalls/test_assembler.py` has a table of them.
+In the protocols, the first piece of a call has its index, id and name, and further pieces have only the index. Servers
+deviate from this: they send a new id or the name again in every piece; send the id late; use one index for all calls,
+which then differ only by their ids, or only because one call is complete when the next begins; send no index; repeat
+the whole call at the end; send the arguments as an object. `tests/runtime/toolcalls/test_assembler.py` has a table of
+these cases.
 
-In doubt a piece belongs to the call before it: what is not one then is broken JSON, which is refused, while half a call
-could be made with its defaults.
+In doubt, a piece belongs to the call before it. If that is wrong, the result is broken JSON, which is refused; the
+opposite error would leave half a call, which could be made with default arguments.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _NOTHING: Final = ("", "null")
 
 
 class _Call:
-    """A call, as far as it has come."""
+    """A call, as far as its pieces have arrived."""
 
     def __init__(self, id: str) -> None:
         self.id = id
@@ -62,20 +63,21 @@ class _Call:
 
     @property
     def whole(self) -> bool:
-        """Whether the arguments are a whole object. Asked only where a piece may begin another call."""
+        """Whether the arguments are a complete object. Used only if a piece may begin another call."""
         for piece in self._pieces[self._looked_at :]:
             self._object.add(piece)
         self._looked_at = len(self._pieces)
         return self._object.whole
 
     def is_said_again(self, delta: ToolCallDelta, arguments: str) -> bool:
-        """Whether the piece is the whole call once more."""
+        """Whether the piece repeats the whole call."""
         again = delta.id != "" and delta.id == self.given and delta.name == self.name
         return again and len(arguments) == self.size > 0 and self.whole and arguments == self.arguments
 
 
 class Assembler:
-    """The calls of one reply. ``taken`` are the ids that calls of the session have; those of this reply are added.
+    """The calls of one reply. ``taken`` are the ids of the calls in the session, to which the ids of this reply are
+    added.
 
     ``known`` are the names of the tools that the model has.
     """
@@ -88,7 +90,8 @@ class Assembler:
         self._ids: dict[str, _Call] = {}
 
     def add(self, delta: ToolCallDelta) -> ToolCall | None:
-        """Take a piece; the call that it belongs to, with what it adds to the arguments. None where it says nothing."""
+        """Take a piece. Returns the call that it belongs to, with what it adds to the arguments; None if the piece is
+        empty."""
         arguments = to_text(delta.arguments)
         if not (delta.id or delta.name or arguments):
             return None
@@ -120,7 +123,7 @@ class Assembler:
         )
 
     def _find(self, delta: ToolCallDelta, arguments: str) -> _Call | None:
-        """The call that the piece goes on with; None where it begins one."""
+        """The call that the piece continues, or None if it begins a call."""
         slot = self._slots.get(delta.index)
         call = self._ids.get(delta.id, slot) if delta.id else slot
         if call is None:
@@ -146,7 +149,7 @@ class Assembler:
         return other_name
 
     def _is_repeated(self, name: str, piece: str) -> bool:
-        """Whether the piece is the name again, and not its second half."""
+        """Whether the piece repeats the name, rather than being its second half."""
         return piece == name and (name in self._known or name + piece not in self._known)
 
     def _are_two(self, name: str, piece: str) -> bool:

@@ -1,9 +1,9 @@
 """Tools that run in the consumer's thread, while it iterates: ``@tool(on="consumer")``.
 
-The call travels to the consumer among the events, behind all that were sent before it. Iterating, `EventStream.recv`
-and `Runtime.run` make it there and go on; `channels.select` and `merge` know nothing of streams, so who uses those is
-handed the `ConsumerCall`, and calls its `run`. It is made once, by whoever comes first, and not at all once its stream
-is to end.
+The call is sent to the consumer like an event, after all events before it. Iterating over the stream,
+`EventStream.recv` and `Runtime.run` make the call and go on. `channels.select` and `merge` do not know streams, so they
+deliver the `ConsumerCall`, and the consumer calls its `run`. The call is made once, by the first thread that does so,
+and not at all once its stream is to end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ._results import run_tool
 
 
 class ConsumerContext(StreamContext):
-    """`ToolContext` of a call that the consumer makes, who cannot answer meanwhile."""
+    """The `ToolContext` of a call that runs in the consumer's thread, which cannot answer questions meanwhile."""
 
     def elicit(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError("a tool in the consumer's thread asks the user itself: nobody else would see the question")
@@ -52,7 +52,7 @@ def consumer_call(
     begun: Callable[[], None],
     within: Context,
 ) -> tuple[ConsumerCall, Call]:
-    """A call to be sent to the consumer, and what its last message to ``inbox`` will be about.
+    """A call to be sent to the consumer, and the `Call` that its last message to ``inbox`` will be about.
 
     ``begun`` is called in the consumer's thread when it begins. The tool runs in a copy of ``within``.
     """

@@ -1,5 +1,5 @@
-"""What a call means: which tool it names, and what the tool is given. Anything may stand in a call, and in the schema
-it is held against: all of this is for a helper thread.
+"""Resolving a tool call: finding the tool that it names, and reading its arguments. A call and the schema that it is
+checked against may contain anything, so all of this runs on a helper thread.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def _as_shown(call: ToolCall, states: Mapping[str, CallState]) -> ToolCall:
 
 
 def _resolve(call: ToolCall, finish: str | None, tools: Mapping[str, Tool], cancel: CancelToken) -> Resolved:
-    """The tool and its arguments; where the model got them wrong, or was cut off, an error that it can mend."""
+    """The tool and its arguments, or, if the call is wrong or was cut off, an error with which the model can correct
+    it."""
     if too_early := cut_off(call, finish):
         return ToolResult(too_early, is_error=True)
     tool = tools.get(call.name)
@@ -70,7 +71,8 @@ def _resolve(call: ToolCall, finish: str | None, tools: Mapping[str, Tool], canc
 
 
 def given(tool: Tool, arguments: Mapping[str, Any], cancel: CancelToken, text: str | None = None) -> Resolved:
-    """The arguments, held against the schema of the tool and made into what it takes; or what is wrong with them."""
+    """The arguments, checked against the tool's schema and converted to what it takes; or an error that says what is
+    wrong."""
     checked = arguments
     if tool.nullable:
         checked = {k: v for k, v in arguments.items() if v is not None or k not in tool.nullable}

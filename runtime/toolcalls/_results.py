@@ -37,7 +37,7 @@ def result_of(value: Any) -> ToolResult:
 
 
 def run_tool(tool: Tool, values: Mapping[str, Any], context: CallContext) -> Any:
-    """Call the tool's function, where foreign code may run; its result, or an awaitable of it."""
+    """Call the tool's function, on a thread for foreign code. Returns its result, or an awaitable of the result."""
     value = tool.function(**tool.bind(values, context))
     if not inspect.isawaitable(value):
         return result_of(value)
@@ -49,7 +49,7 @@ def run_tool(tool: Tool, values: Mapping[str, Any], context: CallContext) -> Any
 
 
 async def run_tool_async(tool: Tool, values: Mapping[str, Any], context: CallContext) -> ToolResult:
-    """Await the tool's coroutine function; its result."""
+    """Await the tool's coroutine function, and return its result."""
     return result_of(await tool.function(**tool.bind(values, context)))
 
 
