@@ -58,6 +58,8 @@ summary { cursor: pointer; list-style-position: inside; }
 summary:hover { background: var(--track); }
 summary:focus-visible { outline: 2px solid var(--model); outline-offset: 2px; }
 .name { padding-left: calc(var(--depth, 0) * 1.1rem); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.name::before { content: "\\25B8"; display: inline-block; width: 1rem; color: var(--faint); }
+details[open] .name::before { content: "\\25BE"; }
 .name b { font-weight: 600; } .name span { color: var(--faint); }
 .took { text-align: right; font-variant-numeric: tabular-nums; color: var(--faint); font-size: .85rem;
   white-space: nowrap; }

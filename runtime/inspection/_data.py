@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias
 
+from .._dataclasses import asdict, dataclass
 from ..foreign._printable import escaped, printable
 from ..foreign._sound import well_formed
 

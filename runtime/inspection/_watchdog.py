@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from channels import CancelToken, Parked, parked
 from channels._lazy import lazy_logger
 from channels._park import Waiter, monotonic
 
+from .._dataclasses import dataclass
 from ..stream import _at_exit
 from ..stream._core import StreamCore
 from ._data import Stall
