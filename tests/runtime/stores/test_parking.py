@@ -7,7 +7,7 @@ from __future__ import annotations
 import collections
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -36,6 +36,7 @@ from runtime.events import (
     StreamStopped,
     ToolCallConfirmation,
 )
+from runtime.session._journal import Request
 from runtime.stores import MemoryStore
 from support.scripted import Stall
 from support.stores import Planned, calls, done
@@ -399,6 +400,29 @@ def test_a_run_hears_of_an_answer_that_another_process_gives() -> None:
                 there.approve(event.confirmation_id)
         assert stream.result().text == "done"
     assert till.done == {"pay ann": 1}
+
+
+def test_an_answer_that_the_run_hears_of_through_the_store_first_is_no_second_one() -> None:
+    """The store tells of each answer, also of one that is given here, whose giver may be the last to hear."""
+    till = Till()
+
+    class Telling(MemoryStore):
+        """Who answers hears of it after the listener of the runtime has."""
+
+        def answer(self, request_id: str, answer: Mapping[str, Any], *, by: str = "") -> Request:
+            request = super().answer(request_id, answer, by=by)
+            assert eventually(lambda: not runtime._shared.confirmations.pending())
+            return request
+
+    agent = Agent("a", Planned(calls(("c1", "pay", {"to": "ann"})), done()), tools=till.tools())
+    with Runtime(agent, store=Telling()) as runtime:
+        runtime.run(Session.from_user("go"), on_request=lambda event: True)
+        with runtime.run_stream(Session.from_user("go")) as stream:
+            for event in stream:
+                if isinstance(event, ToolCallConfirmation):
+                    stream.approve(event)
+            assert stream.reason == "normal"
+    assert till.done == {"pay ann": 2}
 
 
 def test_a_question_that_timed_out_while_it_was_parked_is_declined() -> None:
