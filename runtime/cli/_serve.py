@@ -21,6 +21,7 @@ Examples:
   lockgate serve examples/booking.py --mcp
   LOCKGATE_TOKEN=... lockgate serve my_package.agents:reviewer --mcp --http 0.0.0.0:8000
 """
+LOCAL: Final = ("127.0.0.1", "::1", "localhost")
 TOKEN: Final = "LOCKGATE_TOKEN"
 
 
@@ -57,7 +58,14 @@ def serve(args: argparse.Namespace) -> int:
             server.run()
         else:
             host, port = args.http
-            server.run_http(host, port, token=os.environ.get(TOKEN) or None)
+            token = os.environ.get(TOKEN) or None
+            if token is None and host not in LOCAL:
+                raise CannotLoad(
+                    f"on {host} everybody in reach could use the agents: {TOKEN} in the environment says who may"
+                )
+            shown = f"[{host}]" if ":" in host else host
+            print(f"serving {', '.join(args.agents)} on http://{shown}:{port}/mcp", file=sys.stderr, flush=True)
+            server.run_http(host, port, token=token)
     except (MissingExtra, ValueError) as error:
         raise CannotLoad(str(error)) from None
     return 0

@@ -34,6 +34,7 @@ from ._sound import sound
 
 Kind: TypeAlias = Literal["stdio", "http", "sse"]
 
+ASIDE: Final = 1 << 20  # bytes of an answer that is not one of MCP
 NOTE: Final = 64 << 10  # bytes of an error's body that are looked at
 #: Of a server that does not know this transport, or this path.
 NO_SUCH: Final = frozenset({400, 404, 405, 406, 415, 501})
@@ -204,7 +205,7 @@ class Client(httpx2.AsyncClient):
     """An HTTP client whose answers have bounds, and which answers a call itself where the server cannot."""
 
     def __init__(self, remote: Remote, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(event_hooks={"response": [_bounded]}, **options)
         self._remote = remote
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
@@ -235,7 +236,7 @@ class Client(httpx2.AsyncClient):
         if isinstance(error, NotSignedIn | OAuthFlowError):
             text = self._remote.unsigned = f"wants the user to sign in, which has failed: {error}"
         elif isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-            text = f"cannot be reached at {shown(str(request.url))}: {_words(error)}"
+            text = f"cannot be reached: {_words(error)}"
         else:
             text = f"did not answer: {_words(error)}"
         self._remote.noted(0, text)
@@ -275,8 +276,9 @@ class Client(httpx2.AsyncClient):
         words = said["message"] if said else _plain(body.decode("utf-8", "replace"), response)
         if words:
             text += f": {words}"
-        self._remote.noted(status, text)
-        is_in_session = "mcp-session-id" in request.headers
+        if request.method == "POST":  # many servers have nothing to stream beside their answers, and refuse to
+            self._remote.noted(status, text)
+        is_in_session = request.method == "POST" and "mcp-session-id" in request.headers
         if is_in_session and (status == 404 or (status == 400 and re.search(r"session", words, re.IGNORECASE))):
             self._remote.refused_unseen()
             self._remote.lost("has ended the session")
@@ -312,6 +314,31 @@ class Events(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._source.aclose()
+
+
+class Bounded(httpx2.AsyncByteStream):
+    """A body that is not read any further than a sign-in needs."""
+
+    def __init__(self, source: Any, request: httpx2.Request) -> None:
+        self._source = source
+        self._request = request
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = ASIDE
+        async for chunk in self._source:
+            left -= len(chunk)
+            if left < 0:
+                raise httpx2.ReadError(f"more than {ASIDE >> 20} MB for a sign-in", request=self._request)
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._source.aclose()
+
+
+async def _bounded(response: httpx2.Response) -> None:
+    """Bound what is answered to the requests of a sign-in, which the SDK reads to their end."""
+    if "text/event-stream" not in response.request.headers.get("accept", ""):
+        response.stream = Bounded(response.stream, response.request)
 
 
 def _readable(event: bytes) -> bytes:

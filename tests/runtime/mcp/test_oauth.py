@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -9,7 +10,7 @@ import stat
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -339,3 +340,25 @@ def test_wrong_settings_are_refused(options: dict[str, Any], problem: str) -> No
 def test_tokens_do_not_travel_in_the_open() -> None:
     with pytest.raises(ValueError, match="needs https"):
         MCPToolSet(url="http://example.org/mcp", auth=OAuth())
+
+
+def test_what_answers_a_sign_in_is_bounded() -> None:
+    """The SDK reads the answers of an authorization server to their end."""
+    import httpx2
+
+    from runtime.mcp._http import Client, Remote
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, content=body(), headers={"content-type": "application/json"})
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b" " * 100_000
+
+    async def get() -> None:
+        remote = Remote("far", "https://example.org/mcp", {}, None, "http")
+        async with Client(remote, transport=httpx2.MockTransport(answer)) as client:
+            await client.get("https://example.org/.well-known/oauth-authorization-server")
+
+    with pytest.raises(httpx2.ReadError, match="more than 1 MB for a sign-in"):
+        asyncio.run(get())

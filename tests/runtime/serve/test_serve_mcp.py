@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -392,3 +394,35 @@ def test_agents_of_one_process_use_agents_of_another(script: Path) -> None:
         agent = Agent("boss", Boss(), toolsets=[restaurant])
         with Runtime(agent, permissions=Permissions(approve_all=True)) as runtime:
             assert runtime.run(Session.from_user("hello")).text == "it says 1: hello"
+
+
+def test_the_command_serves_agents(script: Path) -> None:
+    noisy = script.with_name("noisy.py")
+    noisy.write_text("print('hello from the file')\n" + script.read_text())
+    command = [sys.executable, "-m", "runtime.cli", "serve", f"{noisy}:waiter", f"{noisy}:echo", "--mcp"]
+    with running(MCPToolSet([*command, "--yes"], name="restaurant")) as restaurant:
+        assert {tool.name for tool in restaurant.tools()} == {"waiter", "echo_desk"}
+        link: Any = restaurant._connections[-1]._link
+        assert not link.rubbish
+        context = Context(replying([("accept", {"dish": "soup"})]))
+        assert ask(restaurant, "waiter", "!order", context).content == "ordered soup"  # approved by --yes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["{script}:waiter"], "required: --mcp"),
+        (["nothing.py", "--mcp"], "there is no file nothing.py"),
+        (["{script}:waiter", "{script}:waiter", "--mcp"], "two agents are named 'waiter'"),
+        (["{script}:waiter", "--mcp", "--http", "0.0.0.0:8000"], "LOCKGATE_TOKEN in the environment"),
+        (["{script}:waiter", "--mcp", "--http", "x"], "an address is PORT or HOST:PORT"),
+    ],
+)
+def test_what_the_command_cannot_serve(script: Path, arguments: list[str], problem: str) -> None:
+    filled = [each.replace("{script}", str(script)) for each in arguments]
+    command = [sys.executable, "-m", "runtime.cli", "serve", *filled]
+    env = {name: value for name, value in os.environ.items() if name != "LOCKGATE_TOKEN"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=env, stdin=subprocess.DEVNULL)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.search(problem, done.stderr), done.stderr
