@@ -504,9 +504,7 @@ class NumberedJournal:
         self._reach("append", None, cancel)
         self._write()
 
-    def release(
-        self, status: Status, reason: str = "", *, timeout: float | None = None, cancel: Any = None
-    ) -> None:
+    def release(self, status: Status, reason: str = "", *, timeout: float | None = None, cancel: Any = None) -> None:
         if self._released:
             return
         self._released = True

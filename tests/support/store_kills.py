@@ -192,8 +192,8 @@ def main() -> None:
     rng = random.Random(seed)
     acknowledged = sum(kill_round(path, round, rng) for round in range(rounds))
     if "=" not in path:
-        file = sqlite3.connect(path)
-        assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        with contextlib.closing(sqlite3.connect(path)) as file:
+            assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     print(f"{WRITERS * rounds} processes killed, {acknowledged} entries acknowledged, none lost")
 
 

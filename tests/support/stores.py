@@ -47,9 +47,7 @@ def survivor(store: MemoryStore) -> MemoryStore:
 class Watched:
     """A store, by default in memory, and what was made durable in it so far, in its order."""
 
-    def __init__(
-        self, strike: Strike | None = None, inner: Store | None = None, after: Strike | None = None
-    ) -> None:
+    def __init__(self, strike: Strike | None = None, inner: Store | None = None, after: Strike | None = None) -> None:
         self.inner: Any = MemoryStore() if inner is None else inner
         self.durable: list[Any] = []  # entries, ("opened", session id), ("answered", request id), ("released", status)
         self.writes = 0

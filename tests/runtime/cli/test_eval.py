@@ -114,9 +114,7 @@ def test_another_text_fails_below_its_threshold(
     assert main(["eval", str(records), agent, "--min-text", "0.5"]) == 0
 
 
-def test_the_tools_may_be_live(
-    records: Path, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_tools_may_be_live(records: Path, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A tool that is not read only is called with --yes; what it returns now is what the text is about."""
     changed = str(write(STOCK='"7"'))
     assert main(["eval", str(records), changed, "--live-tools", "--yes", "--min-text", "1"]) == 1

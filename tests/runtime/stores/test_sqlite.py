@@ -58,9 +58,11 @@ def contents(store: SQLiteStore, id: str) -> list[str]:
     return [message.content for message in store.load(id).messages]
 
 
-def raw(path: Path | str) -> sqlite3.Connection:
+@contextlib.contextmanager
+def raw(path: Path | str) -> Iterator[sqlite3.Connection]:
     """The file, as another program sees it."""
-    return sqlite3.connect(path, isolation_level=None, timeout=0)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as connection:
+        yield connection
 
 
 @contextlib.contextmanager
@@ -308,7 +310,6 @@ def test_leases_are_renewed_as_long_as_their_stream_runs(path: Path) -> None:
         wait_until(lambda: seen.add(until()) or len(seen) > 3)
         assert until() > time.time() * 1e6
         journal.release("idle")
-    other.close()
 
 
 # -- forks -------------------------------------------------------------------------------------------------------------
@@ -372,7 +373,6 @@ def test_a_forked_child_has_a_connection_and_a_writer_of_its_own(path: Path, scr
     script(FORKING, str(path), timeout=40, stderr=None)
     with raw(path) as other:
         assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    other.close()
 
 
 # -- what may be wrong with a file -------------------------------------------------------------------------------------
@@ -441,12 +441,10 @@ def test_a_file_of_another_program_is_left_as_it_is(path: Path) -> None:
     path.unlink()
     with raw(path) as other:
         other.execute("CREATE TABLE sessions (id)")
-    other.close()
     left_as_it_is(path, "database of another program")
     with raw(path) as other:
         other.execute("DROP TABLE sessions")
         other.execute("PRAGMA application_id = 1234")
-    other.close()
     left_as_it_is(path, "database of another program")
 
 
@@ -460,7 +458,6 @@ def test_a_file_of_a_later_version_is_left_as_it_is(path: Path) -> None:
     SQLiteStore(path).close()
     with raw(path) as other:
         other.execute("PRAGMA user_version = 99")
-    other.close()
     left_as_it_is(path, "later version.*pip install --upgrade", StoreTooNew)
 
 
@@ -487,7 +484,6 @@ def test_a_row_that_is_not_ours_is_an_error(path: Path) -> None:
         for data in ("{", "5", "{}", '{"role": "boss", "content": ""}'):
             with raw(path) as other:
                 other.execute("UPDATE items SET data = ?", (data,))
-            other.close()
             with pytest.raises(StoreError, match="cannot be read"):
                 store.load(session.id)
 
@@ -506,11 +502,11 @@ def test_a_locked_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         other.execute("ROLLBACK")
         session._stored.behind = True  # as its log says, whose journal has failed
         store.open(session).release("idle")
-    other.execute("PRAGMA locking_mode = EXCLUSIVE")
-    other.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(StoreError, match="locked by another process"):
-        SQLiteStore(path)
-    other.close()
+    with raw(path) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match="locked by another process"):
+            SQLiteStore(path)
 
 
 def test_a_full_disk(path: Path) -> None:
@@ -667,7 +663,6 @@ def test_an_older_file_becomes_one_of_today_with_a_backup_before(
     with raw(path) as other:
         assert other.execute("SELECT x FROM more").fetchall() == [(1,)]
         assert other.execute("PRAGMA user_version").fetchone() == (2,)
-    other.close()
     monkeypatch.undo()
     backups = list(path.parent.glob("*.backup"))
     assert backups
@@ -689,7 +684,6 @@ def test_a_step_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: py
         assert contents(store, session.id) == ["hello"]
     with raw(path) as other:
         assert other.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'more'").fetchone() == (0,)
-    other.close()
 
 
 def test_a_backup_is_whole_while_streams_go_on(path: Path) -> None:
@@ -728,7 +722,6 @@ def test_an_image_is_kept_once_and_goes_with_its_last_message(path: Path) -> Non
         assert store.load(branch.id).messages[0].images == (image, image)
         store.delete(branch.id)
         assert blobs() == 0
-    other.close()
 
 
 def test_a_sqlite_without_fts5_searches_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
