@@ -748,8 +748,34 @@ def test_a_sqlite_without_fts5_searches_too(path: Path, monkeypatch: pytest.Monk
         assert found(store, "needle") == []
         store.open(third).release("idle")
         assert found(store, "button") == [third.id]
-        store.delete(third.id)
+        with raw(path) as other:
+            indexed = "SELECT count(*) FROM word_index WHERE word_index MATCH 'button'"
+            assert other.execute(indexed).fetchone() == (1,)
+            store.delete(third.id)
+            assert other.execute(indexed).fetchone() == (0,)
         assert found(store, "button") == []
+
+
+@pytest.mark.parametrize("fts5", [True, False])
+def test_a_session_that_was_written_anew_is_found_by_its_new_words(
+    path: Path, monkeypatch: pytest.MonkeyPatch, fts5: bool
+) -> None:
+    session = Session.from_user("an old word")
+    with SQLiteStore(path) as store:
+        store.open(session).release("idle")
+        assert store.sessions("old")
+    with monkeypatch.context() as maybe:
+        maybe.setattr(_search, "has_fts5", lambda connection: fts5)
+        with SQLiteStore(path) as store:
+            session._messages[:] = [Message("user", "a new word")]
+            assert session._stored is not None
+            session._stored.behind = True  # as its log says, whose journal has failed
+            store.open(session).release("idle")
+    with SQLiteStore(path) as store:
+        assert store.sessions("new")
+        assert not store.sessions("old")
+        store.delete(session.id)
+        assert not store.sessions("new")
 
 
 def test_the_text_of_what_is_deleted_is_not_left_in_the_file(path: Path) -> None:
