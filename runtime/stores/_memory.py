@@ -8,12 +8,13 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from channels import Channel, Receiver, SupportsDone, select
 
 from .._dataclasses import replace
 from .._errors import NotPending, SessionBusy, SessionNotFound, StoreError
+from .._public import publish
 from ..foreign._sound import well_formed
 from ..session._journal import (
     Allowed,
@@ -38,7 +39,7 @@ from ..session._session import Session, Stored
 from ._answers import checked
 from ._notices import NOTICES, tell
 from ._snapshot import Asking, Call, Snapshot, allowing, branched, permissions_of, to_write
-from ._store import Notice, Parent, SessionInfo
+from ._store import Notice, Parent, SessionInfo, Store
 from ._transfer import exported, imported
 from ._words import words
 
@@ -440,3 +441,9 @@ def _as_read(entry: Entry) -> Entry:
             said = replace(request, event=json.loads(json.dumps(request.event)))
             return Requested(replace(said, schema=json.loads(json.dumps(said.schema))))
     return entry
+
+
+if TYPE_CHECKING:
+    _is_a_store: type[Store] = MemoryStore
+
+publish("runtime.stores", globals(), ["MemoryStore"])

@@ -88,8 +88,8 @@ class SQLiteJournal:
             try:
                 if not self._released:
                     self._send(entries)
-            except StoreError as error:  # the store is closed
-                self._fail(error)
+            except StoreError as error:  # the store is closed: the next append says so
+                self._failed = self._failed or error
 
     def release(
         self, status: Status, reason: str = "", *, timeout: float | None = None, cancel: SupportsDone | None = None

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import NoneType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from channels import Channel, Receiver, SupportsDone
 from channels._exit import exit_seconds
@@ -19,12 +19,13 @@ from channels._exit import exit_seconds
 from ..._checks import check, check_number
 from ..._dataclasses import asdict
 from ..._errors import NotPending, SessionNotFound, StoreError
+from ..._public import publish
 from ...session._journal import Entry, Request, Status
 from ...session._session import Session
 from .._answers import checked
 from .._notices import NOTICES
 from .._snapshot import Snapshot, branched
-from .._store import Notice, Parent, SessionInfo
+from .._store import Notice, Parent, SessionInfo, Store
 from .._transfer import exported, imported
 from . import _search
 from ._file import Connection, Durability, StoreFile
@@ -487,3 +488,8 @@ def _never_closed(connection: Connection) -> None:
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
+
+if TYPE_CHECKING:
+    _is_a_store: Callable[[str], Store] = SQLiteStore
+
+publish("runtime.stores", globals(), ["SQLiteStore"])
