@@ -1,3 +1,3 @@
-"""Data from outside, made sound where it comes in: JSON within bounds, texts that UTF-8 can write, arguments of
-calls, and values in one spelling. Nothing here raises anything but `ValueError`, or takes time without a bound.
+"""Untrusted data from outside, made safe where it comes in: JSON parsed within limits, text made valid UTF-8, the
+arguments of tool calls, one spelling for each value. Functions here raise only `ValueError`, and take a bounded time.
 """

@@ -1,4 +1,4 @@
-"""The arguments of tool calls: read here, with one idea of what is broken, for all who look at them."""
+"""Reading the arguments of tool calls, in one place, so that all code agrees on which arguments are broken."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ReadArguments:
 
 
 def read_arguments(written: str) -> ReadArguments:
-    """Read what a model wrote as the arguments of a call: a whole JSON object, or broken."""
+    """Read the text that a model wrote as the arguments of a call. It is one complete JSON object, or it is broken."""
     if not written.strip():
         return ReadArguments("{}", "the arguments are missing")
     try:
@@ -57,9 +57,9 @@ def to_text(arguments: str | Mapping[str, Any]) -> str:
 
 
 class WholeObject:
-    """Whether a text that grows is a whole JSON object by now: what comes after is not a part of it.
+    """Tells when a growing text has become a complete JSON object, so that what follows is not part of it.
 
-    Only brackets and strings are looked at, each character once.
+    It only follows brackets and strings, and reads each character once.
     """
 
     def __init__(self) -> None:

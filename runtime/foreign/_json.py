@@ -1,6 +1,6 @@
-"""JSON from outside is read within bounds, and foreign values are written as JSON so that other threads go on.
+"""Parsing JSON from outside within limits, and writing foreign values as JSON without blocking other threads.
 
-The reader and the writer of `json` are in C and hold the GIL: for some 20 ms a megabyte of small values.
+The parser and the encoder of `json` are written in C and hold the GIL, for about 20 ms for a megabyte of small values.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _encoder: Final = json.JSONEncoder(ensure_ascii=False)
 
 
 def parse(text: str) -> Any:
-    """The value that ``text`` is the JSON of. Raises `ValueError`, which says what is wrong with it.
+    """The value of the JSON ``text``. Raises `ValueError`, which says what is wrong with the text.
 
-    NaN and numbers that are infinite for others are not taken, although `json` does.
+    NaN and numbers that other parsers read as infinite are refused, although `json` accepts them.
     """
     if len(text) > LONGEST:
         raise ValueError(f"it has {len(text):,} characters, more than {LONGEST:,}")
@@ -85,7 +85,7 @@ def write(value: Any) -> str:
 
 
 def found_in(text: str) -> Iterator[str]:
-    """The lists and objects that stand in a text, the outermost ones, from the last to the first."""
+    """The outermost lists and objects that are found in a text, from the last to the first."""
     if len(text) > LONGEST or _is_deep(text):
         return
     found: list[str] = []

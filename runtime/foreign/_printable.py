@@ -1,4 +1,4 @@
-"""Makes text from outside fit to be shown to people, on a terminal above all."""
+"""Makes text from outside safe to show to people, especially on a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CONTROLS |= dict.fromkeys(
 
 
 def printable(text: str) -> str:
-    """``text`` without what a terminal would obey."""
+    """``text`` without terminal control characters."""
     return text.translate(_CONTROLS)
 
 

@@ -1,4 +1,4 @@
-"""Makes text and values from outside sound: text that UTF-8 can write, values that JSON can.
+"""Makes text and values from outside valid: text that UTF-8 can represent, values that JSON can represent.
 
 Nothing here raises, recurses without a bound, or takes more than linear time, whatever it is given.
 """
@@ -16,10 +16,11 @@ _HALF: Final = re.compile("[\ud800-\udfff]")
 
 
 def well_formed(text: str) -> str:
-    """``text`` without lone surrogates, which UTF-8 cannot write: a request with one of them is never sent.
+    """``text`` without lone surrogates, which UTF-8 cannot represent, so that no request with one of them could be
+    sent.
 
-    Two halves of one character are put together (servers that count in UTF-16 cut it in two). A byte of a file name
-    that is no UTF-8, which Python keeps as a surrogate, is spelt ``\\xe9``; any other half becomes U+FFFD.
+    Two halves of one character are joined (servers that count in UTF-16 split them). A byte of a file name that is not
+    valid UTF-8, which Python keeps as a surrogate, becomes ``\\xe9``; any other half becomes U+FFFD.
     """
     if text.isascii() or not _HALF.search(text):
         return text
@@ -33,13 +34,13 @@ def _spelt(half: re.Match[str]) -> str:
 
 
 class TextPieces:
-    """Makes a text sound that comes in pieces: half a character waits for the other half."""
+    """Makes a text valid that comes in pieces: half of a character is kept until the other half arrives."""
 
     def __init__(self) -> None:
         self._half = ""
 
     def add(self, piece: str) -> str:
-        """Add a piece; the text that is sound by now."""
+        """Add a piece. Returns the text that is valid so far."""
         if not self._half and piece.isascii():
             return piece
         piece, self._half = self._half + piece, ""
@@ -54,9 +55,9 @@ class TextPieces:
 
 
 def sound(value: Any, depth: int = DEEPEST) -> Any:
-    """``value``, made of what JSON has, as every parser takes it.
+    """``value`` with only the types and numbers that every JSON parser accepts.
 
-    Infinite numbers are left out of objects, and are null in lists; so is what is nested too deeply.
+    Infinite numbers and values that are nested too deeply are left out of objects, and become null in lists.
     """
     if isinstance(value, str):
         return well_formed(value)

@@ -1,7 +1,7 @@
-"""One spelling for each value: a permission is held against, and a user is shown, the value that the tool gets.
+"""One spelling for each value. Permissions are matched against the values that a tool gets, and the user is shown them.
 
-A model may write the same date, number or path in many ways. What counts is the value that the tool gets, and here it
-is written in one way only.
+A model may write the same date, number or path in many ways. Here the value that the tool gets is written in one way
+only.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ _DIGITS: Final = 100  # that a decimal may be written out with
 
 
 def spelled(value: Any, depth: int = _DEPTH) -> Any:
-    """``value`` as JSON has it, new from top to bottom: 5.0 and Decimal("5e0") are 5, a set is a sorted list, a moment
-    is in UTC. What is unknown is spelt as it says itself (``str``). Foreign code: for a helper thread. Raises nothing.
+    """A JSON-ready copy of ``value`` in its one spelling: 5.0 and Decimal("5e0") are 5, a set is a sorted list, a time
+    with a zone is in UTC. A value of an unknown type is spelt by its ``str``. This runs foreign code, so it is for a
+    helper thread. Raises nothing.
     """
     if value is None or isinstance(value, bool):
         return value

@@ -1,1 +1,1 @@
-"""JSON schemas: made from types and docstrings, and values held against them."""
+"""JSON schemas: making them from types and docstrings, and checking values against them."""

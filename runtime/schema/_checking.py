@@ -1,11 +1,11 @@
 """Checks a value against a JSON schema: tool arguments, answers to questions, and structured output.
 
-Schemas come from servers, and values from models: a check is bounded, looks at nothing but the two, and never raises.
-What cannot be read or told, such as a reference to elsewhere, a type that does not exist, a pattern that may take for
-ever, is left to whoever gave the schema, with a note in the log: refusing a value that is right would be worse.
+Schemas come from servers, and values from models. So a check is bounded, uses only the schema and the value, and never
+raises. What cannot be decided, such as a reference out of the schema, an unknown type, or a pattern that may take for
+ever, is left to the server, with a note in the log, because refusing a correct value would be worse.
 
-The keywords that are in use are checked here, with errors written for people. Those that are not known here are checked
-by `jsonschema`, where it is installed.
+Common keywords are checked here, with error messages for people. Other keywords are checked by `jsonschema`, if it is
+installed.
 """
 
 from __future__ import annotations
@@ -150,12 +150,12 @@ class Schema:
 
 
 def problems(value: Any, schema: object) -> list[str]:
-    """What is wrong with ``value``, in sentences; an empty list where it fits."""
+    """The problems of ``value``, as sentences; an empty list if it fits."""
     return Schema(schema).problems(value)
 
 
 def properties_of(schema: object) -> dict[str, Mapping[str, Any]]:
-    """The properties that ``schema`` names, each a mapping, whatever stands there."""
+    """The properties of ``schema``, each as a mapping, whatever the schema has in its place."""
     properties = schema.get("properties") if isinstance(schema, Mapping) else None
     if not isinstance(properties, Mapping):
         return {}

@@ -1,9 +1,9 @@
-"""Foreign regular expressions, run so that none of them can hold up the process.
+"""Running foreign regular expressions so that none of them can block the process.
 
-`re` backtracks, in time that may be exponential in the text, and holds the GIL meanwhile: every thread stands still,
-and no cancel gets through. So `re` runs a pattern only where the number of ways that it may try is known to be small
-for this text. What is left goes to `google-re2` where it is installed, which is linear and lets go of the GIL, or is
-not run at all.
+`re` backtracks, which may take time exponential in the length of the text, and holds the GIL meanwhile: every other
+thread stops, and no cancel takes effect. So `re` runs a pattern only if the number of ways that it may try is known to
+be small for this text. Other patterns are run by `google-re2` if it is installed, which is linear and releases the GIL,
+or not at all.
 """
 
 from __future__ import annotations

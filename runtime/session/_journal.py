@@ -1,8 +1,8 @@
-"""What is written down of a session while a stream runs on it, so that the session outlives the process.
+"""The entries that a stream writes to the store of its session, so that the session outlives the process.
 
-A stream writes through its `SessionLog` alone, and the log hands each change to the `Journal` of the session's store
-as one of the entries here. What a store keeps is the entries' sum: the session, the state of each call that has no
-result yet, and the questions that wait for the user.
+A stream writes to its session only through its `SessionLog`. The log passes each change to the `Journal` of the
+session's store, as one of the entries in this file. The store keeps the sum of the entries: the session, the state of
+each tool call that has no result yet, and the open questions to the user.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Request:
 
     @property
     def expired(self) -> bool:
-        """Whether the time to answer is over, and nobody has."""
+        """Whether the time to answer is over without an answer."""
         return self.answer is None and self.expires_at is not None and self.expires_at <= datetime.now(UTC)
 
     def answered(self, answer: Mapping[str, Any], by: str = "") -> Request:
@@ -64,7 +64,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A message behind the others. That of an assistant opens its tool calls. ``mail`` is the id of the `Mailed`
+    """A new message of the session. A message of an assistant opens its tool calls. ``mail`` is the id of the `Mailed`
     that it was, which is taken with this.
     """
 
@@ -74,7 +74,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """The user is asked."""
+    """A question to the user, which is stored before the user is asked."""
 
     request: Request
 
@@ -116,7 +116,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """What the model has said so far of a reply that is not whole. The next `Said` of an assistant takes its place."""
+    """The part of a model's reply that has arrived so far. The next `Said` of an assistant replaces it."""
 
     text: str
     agent_name: str
@@ -162,7 +162,7 @@ class Allowed:
 
 @dataclass(frozen=True, slots=True)
 class Mailed:
-    """A steering message or a follow-up, before the agent has heard it."""
+    """A steering message or a follow-up that the agent has not taken yet."""
 
     id: str
     point: MailPoint
@@ -239,7 +239,7 @@ class CallState:
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """What a session that was loaded has left to do."""
+    """The unfinished work of a session that was loaded from its store."""
 
     calls: Mapping[str, CallState]  # those without a result, by id
     requests: tuple[Request, ...] = ()  # that belong to no call: whether the run may take more turns

@@ -1,4 +1,4 @@
-"""`Message` and its parts: tool calls, images, and what a provider wants back."""
+"""`Message` and its parts: tool calls, images, and data that a provider wants back."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ToolCall:
 
 
 def canonical(call: ToolCall) -> str:
-    """Arguments in canonical JSON: the same text, whatever their spaces and the order of their keys."""
+    """Arguments in canonical JSON, so that whitespace and the order of keys make no difference."""
     arguments = call.parsed
     return call.arguments if arguments is None else json.dumps(arguments, sort_keys=True)
 
@@ -102,7 +102,7 @@ class Image:
         return cls(base64.b64decode(data["data"]), data["media_type"])
 
     def __str__(self) -> str:
-        """The text that stands for the image where it cannot be shown."""
+        """The text that replaces the image where it cannot be shown."""
         return f"[image {self.media_type}, {size_of(len(self.data))}]"
 
     def __repr__(self) -> str:
@@ -111,7 +111,9 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """Data that a provider wants back with one of its replies, in its own form. Nobody else reads ``content``."""
+    """Data in a provider's own format that has to be sent back to it with one of its replies. Only this provider reads
+    ``content``.
+    """
 
     provider: str
     content: Any

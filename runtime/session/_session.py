@@ -1,7 +1,7 @@
 """`Session`: the conversation, and the lease that gives it one writer.
 
-Only the worker of a stream writes a session, through the log it holds a lease on (`Session.lease`); everyone else
-reads.
+Only the worker of a stream writes to a session, through the log that it gets with the lease (`Session.lease`). All
+other code only reads it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Compacted:
 
 @dataclass(slots=True)
 class Stored:
-    """What a session knows of itself in its store. Written by the store's `load`, `open` and journal."""
+    """What a session knows about its copy in the store. Set by the store's `load`, `open` and journal."""
 
     epoch: int  # goes up with each stream that opens it: two copies that part are told apart by it
     messages: int  # how many of the messages are there
@@ -219,8 +219,8 @@ class Session:
     def lease(self) -> SessionLog:
         """The right to write, for one stream at a time; leaving its ``with`` block gives it back.
 
-        Where the stream that holds it was cancelled, or left by its consumer (a ``break`` in the loop), waits for its
-        end, for a few seconds at most. Raises `SessionBusy` when another holds it.
+        If the stream that holds the lease was cancelled, or left by its consumer (a ``break`` in the loop), this waits
+        for the stream's end, for a few seconds at most. Raises `SessionBusy` if another stream holds the lease.
         """
         log = SessionLog(self)
         deadline: CancelToken | None = None
@@ -282,7 +282,7 @@ class SessionLog:
 
     @property
     def session(self) -> Session:
-        """The session that this writes."""
+        """The session that this log writes to."""
         return self._session
 
     def append(self, message: Message, mail: str | None = None) -> None:
@@ -315,7 +315,7 @@ class SessionLog:
             raise
 
     def sketch(self, text: str, agent_name: str) -> None:
-        """Let the store have what the model has said so far of a reply. Does not wait."""
+        """Send the part of the model's reply that has arrived so far to the store. Does not wait."""
         if self.journal is not None:
             self.journal.post(Partial(text, agent_name))
 
@@ -368,13 +368,13 @@ class SessionLog:
         self.note(Ended(message))
 
     def hand_over(self, agent_name: str) -> None:
-        """Let the agent of this name act from the next turn on, also that of another stream."""
+        """Put the agent of this name in charge from the next turn on, in later streams too."""
         if not self._sealed:
             self._session._agent_name = agent_name
             self.note(HandedOver(agent_name))
 
     def compact(self, compacted: Compacted) -> None:
-        """Let the model be shown ``compacted`` from now on."""
+        """From now on, show the model ``compacted``."""
         if not self._sealed:
             self._session._compacted = compacted
             self.note(Shortened(compacted.summary, compacted.start, compacted.shortened, compacted.at))
@@ -391,7 +391,7 @@ class SessionLog:
         self.note(Counted(usage))
 
     def allow(self, rule: Rule | None) -> None:
-        """Let the calls that ``rule`` is about be made without asking, or all of them with None.
+        """Record an approval of the calls that match ``rule``, or, with None, of all calls.
 
         Thread-safe, unlike the rest: a nested stream's worker writes here what its user approved. Refused, without an
         error, once the session is sealed.
@@ -408,8 +408,8 @@ class SessionLog:
             self.note(Allowed(rule))
 
     def settle(self, note: str, keep: Collection[str] = ()) -> None:
-        """Give every tool call that has no result one that says ``note``, and let the results follow their calls, in
-        the order of these: a model refuses a conversation with open calls. Those in ``keep`` stay open.
+        """Give every tool call without a result the result ``note``, and put the results after their calls, in the
+        order of the calls, because a model refuses a conversation with open calls. The calls in ``keep`` stay open.
         """
         if self._sealed:
             return
@@ -445,7 +445,7 @@ class SessionLog:
         return ids
 
     def release(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
-        """Seal what was written, and let the next stream have the session. Twice is harmless.
+        """Seal the session against further writes, and give its lease back. Releasing twice is harmless.
 
         Raises `StoreError` where the store did not take all of it, within ``timeout`` seconds or before ``cancel`` is
         done.
