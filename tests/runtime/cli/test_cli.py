@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import select
@@ -857,3 +858,51 @@ def test_the_record_of_a_run_that_failed_says_how(lockgate: Any) -> None:
     lockgate("run", "agents.py:broken", "Go", "--record", "run.jsonl", status=1)
     shown = lockgate("replay", "run.jsonl", status=1)
     assert "the wire is cut" in shown.stderr
+
+
+# -- sessions that are kept, on a terminal; the rest is in test_sessions.py --------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> dict[str, str]:
+    """The environment of a user who has no sessions yet."""
+    return {"XDG_DATA_HOME": str(tmp_path / "data")}
+
+
+def only_request(lockgate: Any, own: dict[str, str]) -> str:
+    return str(json.loads(lockgate("waiting", "--json", **own).stdout)["id"])
+
+
+def test_an_answer_from_elsewhere_ends_the_question(terminal: Any, lockgate: Any, own: dict[str, str]) -> None:
+    """The run goes on, and says how to go on with the session after it."""
+    screen = terminal("run", "agents.py:burning", "Burn", **own)
+    screen.expect('? Run burn(what="toast")?', "> ")
+    lockgate("answer", only_request(lockgate, own), "yes", **own)
+    screen.expect("Nobody waits for this answer any more.", "<- burn: burnt toast", "Done.")
+    screen.expect("to go on: lockgate run agents.py:burning --session ")
+    screen.end()
+
+
+def test_an_answer_may_be_typed_as_in_a_run(terminal: Any, lockgate: Any, own: dict[str, str]) -> None:
+    lockgate("run", "agents.py:burning", "Burn", "--park", status=3, **own)
+    id = only_request(lockgate, own)
+    screen = terminal("answer", id, **own)
+    screen.expect('? Run [cook] burn(what="toast")?', "y: yes", "> ")
+    screen.enter("perhaps")
+    screen.expect("That is no answer.", "> ")
+    screen.enter("n it smells")
+    screen.expect(f"answered {id[:8]}")
+    screen.end()
+    done = lockgate("run", "agents.py:burning", "--continue", **own)
+    assert "it smells" in done.stdout
+
+
+def test_deleting_asks_first(terminal: Any, lockgate: Any, own: dict[str, str]) -> None:
+    lockgate("run", "agents.py", "Tell me", **own)
+    [line] = lockgate("sessions", **own).stdout.splitlines()
+    for typed, status in (("n", 2), ("y", 0)):
+        screen = terminal("sessions", "delete", line.split()[0], **own)
+        screen.expect(line.split()[0], "Tell me", "Delete for good? y or n > ")
+        screen.enter(typed)
+        screen.end(status)
+    assert lockgate("sessions", **own).stdout == ""

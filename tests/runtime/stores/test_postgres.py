@@ -20,10 +20,11 @@ from typing import Any
 import pytest
 
 from channels import Cancelled, CancelToken, ChannelClosed
-from runtime import Message, Session, SessionBusy, ToolCall
+from runtime import Agent, Message, Permissions, Runtime, Session, SessionBusy, ToolCall, tool
 from runtime._errors import LeaseLost, StoreError, StoreTooNew
 from runtime.session._journal import Began, Ended, Request, Requested, Said, Step
 from support.postgres import Server
+from support.stores import RESULTS, Planned, World, calls, done, results
 from support.waiting import eventually
 
 psycopg = pytest.importorskip("psycopg", reason="the extra postgres is not installed", exc_type=ImportError)
@@ -31,6 +32,7 @@ psycopg = pytest.importorskip("psycopg", reason="the extra postgres is not insta
 from runtime.stores.conformance import StoreConformance  # noqa: E402
 from runtime.stores.postgres import PostgresStore, _watch, _writer  # noqa: E402
 
+LONG = 10.0
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -554,6 +556,72 @@ def test_a_session_that_is_deleted_while_it_is_open_elsewhere(postgres: str, sto
         connection.execute("DELETE FROM lockgate.sessions")
     with pytest.raises(LeaseLost, match="taken over by another process, or deleted"):
         journal.append(said("one"))
+
+
+def test_a_run_goes_from_store_to_store(postgres: str) -> None:
+    """Parked whenever it asks, answered through another store, gone on with through a third: each call is made once."""
+    world = World()
+    session = Session.from_user("go", permissions=Permissions(ask=["*"]))
+    reasons: list[Any] = []
+    with PostgresStore(postgres) as store, Runtime(world.team(), store=store, park_after=0) as runtime:
+        with runtime.run_stream(session) as stream:
+            list(stream)
+        reasons.append(stream.reason)
+    while reasons[-1] == "waiting" and len(reasons) < 20:
+        with PostgresStore(postgres) as elsewhere:
+            for request in elsewhere.pending():
+                approval = {"approved": True} if request.kind == "approval" else None
+                elsewhere.answer(request.id, approval or {"action": "accept", "content": {"n": 3}})
+        with PostgresStore(postgres) as store, Runtime(world.team(), store=store, park_after=0) as runtime:
+            for stream in runtime.resume_ready():
+                list(stream)
+                reasons.append(stream.reason)
+    assert reasons[-1] == "normal"
+    assert len(reasons) > 4
+    with PostgresStore(postgres) as store:
+        assert results(store.load(session.id)) == RESULTS
+        [info] = store.sessions()
+        assert (info.status, info.waiting) == ("idle", 0)
+    assert set(world.effects.values()) == {1}
+    assert len(world.effects) == 6
+
+
+def test_a_run_waits_for_a_server_that_is_started_again(postgres: str, postgres_server: Server, threads: Any) -> None:
+    """And is over at once where it is cancelled meanwhile."""
+    started, on = threading.Event(), threading.Event()
+
+    @tool(read_only=True)
+    def wait() -> str:
+        started.set()
+        on.wait(LONG)
+        return "waited"
+
+    team = Agent("a", Planned(calls(("1", "wait", {})), done("fine")), tools=[wait])
+    with PostgresStore(postgres) as store, Runtime(team, store=store) as runtime:
+        running = threads.go(runtime.run, Session.from_user("go"))
+        assert started.wait(LONG)
+        postgres_server.stop()
+        on.set()
+        assert eventually(lambda: store._writer._connection is None)
+        assert running.running
+        postgres_server.start()
+        assert running.result(30).text == "fine"
+
+        started.clear()
+        on.clear()
+        with runtime.run_stream(Session.from_user("go")) as stream:
+            assert started.wait(LONG)
+            postgres_server.stop()
+            try:
+                on.set()
+                assert eventually(lambda: store._writer._connection is None)
+                began = time.monotonic()
+                stream.cancel()
+                list(stream)
+                assert time.monotonic() - began < 5.0
+                assert stream.reason == "canceled"
+            finally:
+                postgres_server.start()
 
 
 # -- watching ----------------------------------------------------------------------------------------------------------
