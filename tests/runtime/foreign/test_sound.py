@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime import (
@@ -57,6 +57,7 @@ def test_text_is_made_well_formed(text: str, said: str) -> None:
     assert Message("user", text).content == said
 
 
+@settings(deadline=None)  # a machine may be busy
 @given(st.text(alphabet=st.characters(), max_size=30) | st.text("a\ud83d\ude00\udce9\u00e9", max_size=12))
 def test_any_text_can_be_written_as_utf_8_and_sound_text_stays(text: str) -> None:
     said = well_formed(text)
@@ -323,6 +324,7 @@ messages = st.one_of(
 )
 
 
+@settings(deadline=None)  # a machine may be busy
 @given(st.lists(messages, max_size=6))
 def test_any_messages_can_be_sent_saved_and_read_again(given: list[Message]) -> None:
     pytest.importorskip("openai")
@@ -338,6 +340,7 @@ def test_any_messages_can_be_sent_saved_and_read_again(given: list[Message]) -> 
         assert Message.from_dict(json.loads(json.dumps(message.to_dict()))) == message
 
 
+@settings(deadline=None)  # a machine may be busy
 @given(values)
 def test_any_value_is_made_sound(value: Any) -> None:
     json.dumps(sound(value), allow_nan=False, ensure_ascii=False).encode()

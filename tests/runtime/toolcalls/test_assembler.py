@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runtime import Agent, FinishDelta, Message, Session, ToolCall, ToolCallDelta, events, tool
@@ -201,6 +201,7 @@ some_pieces = st.lists(
 )
 
 
+@settings(deadline=None)  # a machine may be busy
 @given(some_pieces, st.sampled_from([None, "stop", "tool_calls", "length"]))
 @example(pieces((0, "a", "wipe", "")), "length")
 def test_any_pieces_are_calls_that_are_whole_or_refused(deltas: list[ToolCallDelta], finish: str | None) -> None:
@@ -225,6 +226,7 @@ def test_any_pieces_are_calls_that_are_whole_or_refused(deltas: list[ToolCallDel
     Session([Message("user", "x"), Message("assistant", "", made)])
 
 
+@settings(deadline=None)  # a machine may be busy
 @given(st.lists(texts, max_size=8))
 def test_whether_an_object_is_whole_does_not_depend_on_the_pieces(given: list[str]) -> None:
     text = "{" + "".join(given)
