@@ -6,6 +6,7 @@ and the bridge drops the stream's place, without any code in the loop. `_ending`
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 from channels import Cancelled
@@ -13,6 +14,7 @@ from channels._lazy import lazy_logger
 
 from .. import events
 from .._errors import StoreError, describe
+from ..human._mailbox import Mail
 from ..session._journal import Unfinished
 from ..session._message import Message
 from ._core import StreamCore, insist
@@ -77,19 +79,19 @@ def _run(core: StreamCore, cleanup: Cleanup) -> None:
             log.append(Message("assistant", stop.note, agent_name=core.agent.name))
         raise
     finally:
-        insist(_put_in_order, core, reason)
+        insist(_put_in_order, core, reason, deque(core.mailbox.close()))
 
 
-def _put_in_order(core: StreamCore, reason: str) -> None:
+def _put_in_order(core: StreamCore, reason: str, mails: deque[Mail]) -> None:
     log = core.log
     log.reason = reason
-    mails = core.mailbox.close()
     if reason == "waiting":  # its calls are open, and what was said to it waits with them
         log.status = "waiting"
     else:
         log.settle(_INTERRUPTED)
-        for mail in mails:
-            log.append(Message("user", mail.text), mail.id)
+        while mails:  # those that are left, where this is called again
+            log.append(Message("user", mails[0].text), mails[0].id)
+            mails.popleft()
     try:
         give_back(core)
     except StoreError as error:

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 import runtime.stream._ending as ending
-import runtime.stream._worker as worker
 from channels import ChannelClosed
 from runtime import Agent, Budget, EventStream, HookInput, NotRunning, Runtime, Session, ToolContext, tool
 from runtime.events import ElicitationRequest, HookStarted, SubSessionCompleted, ToolCallConfirmation
+from runtime.human._mailbox import Mailbox
+from runtime.session._session import SessionLog
 from runtime.stream import _at_exit
 from runtime.stream._core import StreamCore
 from runtime.stream._reason import Ending
@@ -222,11 +223,17 @@ def test_hooks_of_the_turn_run_before_it_is_told_that_the_time_is_up() -> None:
 
 
 def test_what_the_user_says_too_late_is_refused_where_the_way_out_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody would read it any more: not even into the session, which could not be put in order."""
+    """Nobody would read it any more: not even into the session, which was not put in order."""
     refused: list[type[BaseException]] = []
+    failed: list[bool] = []
 
-    def fails(*args: Any) -> None:
-        raise MemoryError("injected")
+    real = Mailbox.close
+
+    def close(self: Mailbox) -> Any:
+        if not failed:
+            failed.append(True)
+            raise MemoryError("injected")
+        return real(self)
 
     def steers(given: HookInput) -> None:
         try:
@@ -241,10 +248,39 @@ def test_what_the_user_says_too_late_is_refused_where_the_way_out_fails(monkeypa
     session = Session.from_user("go")
     with Runtime(agent) as runtime, runtime.run_stream(session) as stream:
         assert reached.wait(LONG)
-        monkeypatch.setattr(worker, "_put_in_order", fails)
+        monkeypatch.setattr(Mailbox, "close", close)
         stream.cancel()
         list(stream)
     assert refused == [NotRunning]
+
+
+def test_what_the_user_said_is_in_the_session_where_it_is_put_in_order_at_the_second_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where an asynchronous exception comes into the first: nothing that was taken is lost, or said twice."""
+    real = SessionLog.settle
+    failed: list[str] = []
+
+    def settle(self: SessionLog, note: str, *args: Any) -> None:
+        if reached.is_set() and not failed:
+            failed.append(note)
+            raise MemoryError("injected")
+        real(self, note, *args)
+
+    reached = threading.Event()
+    session = Session.from_user("go")
+    with (
+        Runtime(Agent("a", AsyncScripted([reached.set, lambda: asyncio.sleep(3600), *say("x")]))) as runtime,
+        runtime.run_stream(session) as stream,
+    ):
+        assert reached.wait(LONG)
+        runtime.steer(session, "one")
+        runtime.follow_up(session, "two")
+        monkeypatch.setattr(SessionLog, "settle", settle)
+        stream.cancel()
+        list(stream)
+    assert failed
+    assert [message.content for message in session.messages] == ["go", "one", "two"]
 
 
 def test_who_still_acts_for_the_stream_is_told_that_it_has_ended() -> None:
