@@ -28,28 +28,19 @@ class Watchers:
     def __bool__(self) -> bool:
         return bool(self._watchers)
 
-    @property
-    def ends(self) -> list[Receiver[Any]]:
-        """What closes when somebody has seen enough."""
-        return [done for _, done in self._watchers]
-
     def add(self, connection: Connection, channel: Channel[Notice], done: Receiver[Any]) -> None:
         """Let the channel have what happens from now on."""
         if not self._watchers:
             self._seen = first(connection.execute("SELECT coalesce(max(number), 0) FROM notices").fetchone())
         self._watchers.append((channel, done))
 
-    def drop_ended(self) -> None:
-        """Close the channels of those who have seen enough."""
-        for each in list(self._watchers):
-            if each[1].closed:
-                self._watchers.remove(each)
-                each[0].close()
-
     def look(self, reading: Callable[[Callable[[Connection], Any]], Any]) -> None:
-        """Tell them what has happened."""
+        """Tell them what has happened, and close the channels of those who have seen enough."""
         if not self._watchers:
             return
+        for each in [each for each in self._watchers if each[1].closed]:
+            self._watchers.remove(each)
+            each[0].close()
         try:
             notices: list[Notice] = reading(self._new)
         except sqlite3.Error as error:  # the next look may see it

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from channels import Channel, ChannelClosed, Receiver, SupportsDone, WouldBlock, select
+from channels import Channel, ChannelClosed, Receiver, SupportsDone, WouldBlock
 from channels._lazy import lazy_logger
 
 from ..._dataclasses import dataclass
@@ -183,16 +183,7 @@ class Writer:
     def _next(self) -> list[Job] | None:
         """The jobs that have come together; none where it is time to look after other things, None at the end."""
         try:
-            if self._watchers:
-                chosen = select(self.inbox, *self._watchers.ends, timeout=min(_LOOK, self._patience() or _LOOK))
-                if chosen.index:
-                    self._watchers.drop_ended()
-                    return []
-                if not chosen.ok:
-                    return None
-                batch: list[Job] = [chosen.value]
-            else:
-                batch = [self.inbox.recv(self._patience())]
+            batch = [self.inbox.recv(self._patience())]
         except TimeoutError:
             return []
         except ChannelClosed:
@@ -203,11 +194,12 @@ class Writer:
         return batch
 
     def _patience(self) -> float | None:
-        """Seconds until a lease has to be renewed."""
-        if not self._held:
-            return None
-        oldest = min(each.touched for each in self._held)
-        return max(0.0, oldest + self.lease / _RENEWALS - time.monotonic())
+        """Seconds until a lease has to be renewed, or somebody who watches to be told."""
+        patience = _LOOK if self._watchers else None
+        if self._held:
+            left = min(each.touched for each in self._held) + self.lease / _RENEWALS - time.monotonic()
+            patience = max(0.0, left) if patience is None else min(patience, max(0.0, left))
+        return patience
 
     def _now(self) -> int:
         """The moment for what is written: no two transactions of this process have the same, as lists go on by it."""
