@@ -37,7 +37,7 @@ from ._views import ChannelStatistics, Receiver, Sender, Sending, SupportsDone
 
 T = TypeVar("T")
 
-TIDY_AT: Final = 16  # dead entries a queue may hold before the living are counted
+TIDY_AT: Final = 16  # withdrawn entries that a queue may hold before the live ones are counted
 
 
 class Channel(Rescue, Generic[T]):
@@ -123,7 +123,7 @@ class Channel(Rescue, Generic[T]):
         try:
             lock.acquire()
             buffer = self._buffer
-            if len(buffer) < self._capacity and not self._receivers and not self._closed:  # the way of most values
+            if len(buffer) < self._capacity and not self._receivers and not self._closed:  # the most common case
                 buffer.append(value)
                 lock.release()
                 if self._attention:
@@ -134,7 +134,7 @@ class Channel(Rescue, Generic[T]):
                 pass
             elif self._receivers and self._serve_receiver(value):
                 sent = True
-            elif len(buffer) < self._capacity:  # the receivers in the queue had all withdrawn
+            elif len(buffer) < self._capacity:  # all receivers in the queue had withdrawn
                 buffer.append(value)
                 sent = True
             elif timeout != 0:
@@ -162,7 +162,7 @@ class Channel(Rescue, Generic[T]):
                 raise ChannelClosed(f"send on {self!r}")
             raise TimeoutError(f"send on {self!r}: nobody received at once")
         served = waiter.channel
-        waiter.channel = None  # dead entries may lie in queues for a while: neither channel nor value shall
+        waiter.channel = None  # a dead entry may stay in a queue for a while, and must not keep the channel alive
         if served is self:
             if waiter.ok:
                 return
@@ -242,7 +242,7 @@ class Channel(Rescue, Generic[T]):
         try:
             lock.acquire()
             buffer = self._buffer
-            if buffer:  # _take, spelt out: the way of most values
+            if buffer:  # the code of _take, inline: the most common case
                 value = buffer[0]
                 buffer.popleft()
                 if self._senders:
@@ -279,7 +279,7 @@ class Channel(Rescue, Generic[T]):
                 raise self._failure() or ChannelClosed(f"receive from {self!r}")
             raise TimeoutError(f"receive from {self!r}: nothing was there")
         served = waiter.channel
-        waiter.channel = None  # dead entries may lie in queues for a while: neither channel nor value shall
+        waiter.channel = None  # a dead entry may stay in a queue for a while, and must not keep the channel alive
         if served is self:
             if waiter.ok:
                 value = waiter.value
@@ -306,7 +306,7 @@ class Channel(Rescue, Generic[T]):
             if value is NOTHING:
                 raise WouldBlock(f"receive from {self!r}")
             return value
-        raise failure  # out here, so that its own context and cause stay
+        raise failure  # outside of the `except`, so that it keeps its own context and cause
 
     @final
     def recv_many(
@@ -318,7 +318,7 @@ class Channel(Rescue, Generic[T]):
         exception (Ctrl-C) the values are back in the channel, in front of the others.
         """
         if timeout is not None:
-            deadline_after(timeout)  # what is no timeout is none, also where nothing has to be waited for
+            deadline_after(timeout)  # a wrong timeout is an error, even if nothing has to be waited for
         if cancel is not None:
             _look_at(cancel)
         try:
@@ -370,7 +370,7 @@ class Channel(Rescue, Generic[T]):
         record = [final, False, self]
         try:
             first = closing.setdefault(id(self), record) is record
-            self._attention = True  # also where another call was first: it may have come no further than this
+            self._attention = True  # even if another call was first: it may have been interrupted before this line
             self._attend()
         except BaseException:
             try:
@@ -393,7 +393,7 @@ class Channel(Rescue, Generic[T]):
     @property
     def closed(self) -> bool:
         """Whether the channel is closed. There may still be values to receive."""
-        # A close on record has not happened yet, but for who recorded it in the middle of an operation of this thread.
+        # A recorded close has not happened yet, except for the handler in this thread that has recorded it.
         return self._closed or (self._attention and self._lock._is_owned())
 
     @property
@@ -407,7 +407,7 @@ class Channel(Rescue, Generic[T]):
             len(self._buffer),
             self._capacity,
             sum(not entry[0].done for entry in _snapshot(self._senders)),
-            # Without a ticket: being served, or a merge whose consumer is busy.
+            # A waiter without a ticket is being served, or belongs to a merge whose consumer is busy.
             sum(not waiter.done and waiter.ticket != [] for waiter in _snapshot(self._receivers)),
             self.closed,
         )
@@ -416,7 +416,7 @@ class Channel(Rescue, Generic[T]):
         return len(self._buffer)
 
     def __bool__(self) -> bool:
-        return True  # an empty channel is not a missing one
+        return True  # `if channel:` asks whether there is a channel, not whether it has values
 
     def __repr__(self) -> str:
         name = "" if self.name is None else f" {self.name!r}"
@@ -453,7 +453,7 @@ class Channel(Rescue, Generic[T]):
 
     @property
     def _channel(self) -> Channel[T]:
-        return self  # what the views have
+        return self  # the views have the same attribute
 
     def _failure(self) -> BaseException | None:
         """The exception that receivers get at the end in place of `ChannelClosed`."""
@@ -501,7 +501,7 @@ class Channel(Rescue, Generic[T]):
             if not (lock.acquire(False) or lock.acquire(True, PATIENCE)):
                 return NOTHING
             buffer = self._buffer
-            if buffer:  # _take, spelt out
+            if buffer:  # the code of _take, inline
                 value = buffer[0]
                 buffer.popleft()
                 if self._senders:
@@ -791,7 +791,7 @@ class Channel(Rescue, Generic[T]):
             buffer += (entry[1],)  # not append(): an interrupt at its end would leave the sender parked
             entry[0].park.release()
 
-    # Loops stand in functions of their own: CPython may leave a jump back out of the `try` around it.
+    # Loops are in functions of their own, because the jump back of a loop may be outside of the `try` around it.
 
     def _let_in(self) -> None:
         """After values left the full buffer: let the values of parked senders in, as far as there is room."""
@@ -804,7 +804,7 @@ class Channel(Rescue, Generic[T]):
         """Move ``limit`` values of the buffer to ``taken``."""
         buffer: Any = self._buffer
         while limit > 0 and buffer:
-            taken += (buffer[0],)  # and out of the buffer in the same step: no call, which an exception could follow
+            taken += (buffer[0],)  # not a call, between which and the `del` an exception could come
             del buffer[0]
             limit -= 1
 
@@ -873,7 +873,7 @@ class Channel(Rescue, Generic[T]):
             del queue[0]
         return None
 
-    # Functions of their own: Python 3.14 puts `any(...)` in line, and its jump back is outside of a `try` around it.
+    # In functions of their own: Python 3.14 inlines `any(...)`, and its jump back is outside of a `try` around it.
 
     def _another_sender(self, waiter: Waiter) -> bool:
         """Whether somebody else waits to send."""
@@ -913,7 +913,7 @@ class Channel(Rescue, Generic[T]):
             self._closed = True
             del closing[id(self)]
         elif record is not None:
-            del closing[id(self)]  # it came after another close was through
+            del closing[id(self)]  # this close came after another one was complete
         if self._closed:
             while (waiter := self._first_receiver()) is not None:
                 buffer = self._buffer
@@ -926,7 +926,7 @@ class Channel(Rescue, Generic[T]):
                 waiter.park.release()
             self._receivers = self._senders = ()
         self._attention = False
-        if id(self) in closing:  # recorded since we looked, and its call for attention may just have been wiped out
+        if id(self) in closing:  # a close was recorded meanwhile, and its flag may just have been cleared
             self._attention = True
 
 
