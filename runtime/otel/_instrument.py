@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from .._checks import check
 from .._errors import MissingExtra
 from ..runtime import Runtime
-from ..stream._tracing import UNTRACED
+from ..stream._core import Shared
+from ..stream._tracing import UNTRACED, for_new_runtimes
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
 
 
 def instrument(
-    runtime: Runtime,
+    runtime: Runtime | None = None,
     *,
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
     redact: Callable[[str], str] | None = None,
 ) -> None:
     """Trace and measure the streams of ``runtime`` that start from now on, with OpenTelemetry.
+
+    Without a ``runtime``, the streams of all runtimes that are made from now on are traced, such as the runtime of the
+    command ``lockgate`` and those of `runtime.serve`.
 
     Each run is a span ``invoke_agent``, which contains the spans of its model calls (``chat``), its tool calls
     (``execute_tool``, or ``tools/call`` for a tool of an MCP server) and the runs of sub-agents. Its parent is the span
@@ -39,7 +43,7 @@ def instrument(
     end, a run waits for them, at most for the grace time. A second call changes the settings for runs that start later;
     no span is doubled. Thread-safe. Raises `MissingExtra` if OpenTelemetry is not installed.
     """
-    check("what to instrument", runtime, Runtime, "a Runtime, such as Runtime(agent)")
+    check("what to instrument", runtime, (Runtime, NoneType), "a Runtime, such as Runtime(agent)")
     check("redact", redact, (Callable, NoneType), "a function of a text")  # type: ignore[arg-type]
     try:
         from ._telemetry import Telemetry
@@ -47,14 +51,24 @@ def instrument(
         if (error.name or "").partition(".")[0] != "opentelemetry":
             raise
         raise MissingExtra("OpenTelemetry", "otel") from error
-    shared = runtime._shared
-    shared.tracing = Telemetry(shared.helpers, shared.grace, tracer_provider, meter_provider, redact)
+
+    def traced(shared: Shared) -> Telemetry:
+        return Telemetry(shared.helpers, shared.grace, tracer_provider, meter_provider, redact)
+
+    if runtime is None:
+        for_new_runtimes[:] = [traced]
+    else:
+        runtime._shared.tracing = traced(runtime._shared)
 
 
-def uninstrument(runtime: Runtime) -> None:
-    """Stop tracing and measuring streams that start from now on. Streams that run are traced to their end.
+def uninstrument(runtime: Runtime | None = None) -> None:
+    """Stop tracing and measuring streams that start from now on. Streams that run are traced to their end. Without a
+    ``runtime``, those of runtimes that are made from now on.
 
-    Harmless if the runtime was not instrumented.
+    Harmless if nothing was instrumented.
     """
-    check("what was instrumented", runtime, Runtime, "a Runtime")
-    runtime._shared.tracing = UNTRACED
+    check("what was instrumented", runtime, (Runtime, NoneType), "a Runtime")
+    if runtime is None:
+        for_new_runtimes.clear()
+    else:
+        runtime._shared.tracing = UNTRACED

@@ -43,7 +43,7 @@ from ._parking import Parking
 from ._reason import Ending, StopRun, Tags
 from ._scope import stream_scope
 from ._tasks import BackgroundTask
-from ._tracing import UNTRACED, StreamTrace, Tracing
+from ._tracing import UNTRACED, StreamTrace, Tracing, for_new_runtimes
 
 if TYPE_CHECKING:
     from channels.aio import LoopThread
@@ -113,6 +113,8 @@ class Shared:
     closed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        for made in for_new_runtimes:
+            self.tracing = made(self)
         if self.store is not None:
             self.listener = AnswerListener(self.store, self.asks, self.confirmations)
 

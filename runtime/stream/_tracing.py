@@ -41,6 +41,10 @@ class Tracing(Protocol):
         """A stream begins: its trace is set, and its context may be changed. In the thread that opens the stream."""
 
 
+#: What traces runtimes that are made from now on; none or one. It is given the parts that they share.
+for_new_runtimes: Final[list[Callable[[Any], Tracing]]] = []
+
+
 class StreamTrace(Protocol):
     """The trace of one stream. Used by its worker, but for `end`."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +25,13 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from runtime import Agent, RunError, Runtime, Session, UsageDelta, tool
+from runtime import Agent, Permissions, RunError, Runtime, Session, UsageDelta, tool
+from runtime.mcp import MCPToolSet
 from runtime.otel import instrument
 from support.scripted import AsyncScripted, call, say
+from support.waiting import eventually
 
+ROOT = Path(__file__).parents[3]
 KINDS = {"/v1/traces": ExportTraceServiceRequest, "/v1/metrics": ExportMetricsServiceRequest}
 
 
@@ -172,3 +177,58 @@ def test_a_receiver_that_refuses_everything_fails_no_run(receiver: Receiver) -> 
     finally:
         tracers.shutdown()
     assert len(receiver.spans()) == 2
+
+
+SERVED = """
+import os, sys
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+import runtime.serve
+from runtime import Agent, TextDelta
+from runtime.otel import instrument
+
+class Model:
+    id = "served/model"
+    def stream(self, messages, tools, *, cancel):
+        yield TextDelta("sunny")
+
+tracers = TracerProvider()
+tracers.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(sys.argv[1])))
+trace.set_tracer_provider(tracers)
+instrument()
+runtime.serve.mcp(Agent("forecaster", Model(), description="Forecasts.")).run()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes")
+def test_a_trace_goes_on_in_an_agent_that_another_process_serves(receiver: Receiver, tmp_path: Path) -> None:
+    """Its run is inside the tool call of the agent that asks it, over the wire of MCP."""
+    pytest.importorskip("mcp")
+    program = tmp_path / "served.py"
+    program.write_text(SERVED, encoding="utf-8")
+    address = f"{receiver.url}/v1/traces"
+    tracers = TracerProvider()
+    tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(address)))
+    server = MCPToolSet([sys.executable, program, address], name="weather", env={"PYTHONPATH": str(ROOT)})
+    turns = [call("forecaster", '{"prompt": "Rome"}')], say("It is sunny.")
+    agent = Agent("asker", AsyncScripted(*turns), toolsets=[server])
+    session = Session.from_user("How is the weather?")
+    try:
+        with Runtime(agent, permissions=Permissions(approve_all=True)) as runtime:
+            instrument(runtime, tracer_provider=tracers)
+            runtime.run(session)
+        [answer] = [message.content for message in session.messages if message.role == "tool"]
+        assert "sunny" in answer
+        assert eventually(lambda: any(span.name == "invoke_agent forecaster" for span in receiver.spans()))
+    finally:
+        tracers.shutdown()
+    spans = {span.span_id: span for span in receiver.spans()}
+    [inner] = [span for span in spans.values() if span.name == "invoke_agent forecaster"]
+    line = [inner.name]
+    while inner.parent_span_id in spans:
+        inner = spans[inner.parent_span_id]
+        line.append(inner.name)
+    assert line[0] == "invoke_agent forecaster"
+    assert line[-2:] == ["tools/call forecaster", "invoke_agent asker"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -437,6 +438,22 @@ def test_uninstrumented_streams_are_not_traced_and_those_under_way_are_to_their_
     assert [name for name, _ in telemetry.parents()] == ["chat scripted", "invoke_agent a"]
 
 
+def test_all_runtimes_that_are_made_later(telemetry: Telemetry) -> None:
+    """Those that a program does not make itself cannot be named: that of the command, and those of a server."""
+    before = Runtime(Agent("before", Scripted(say("x"))))
+    try:
+        instrument(tracer_provider=telemetry.tracers)
+        with before, Runtime(Agent("made", Scripted(say("x")))) as made:
+            before.run(Session.from_user("go"))
+            uninstrument()
+            made.run(Session.from_user("go"))
+            with Runtime(Agent("after", Scripted(say("x")))) as after:
+                after.run(Session.from_user("go"))
+    finally:
+        uninstrument()
+    assert telemetry.parents() == [("chat scripted", "invoke_agent made"), ("invoke_agent made", "")]
+
+
 def test_runtimes_are_instrumented_each_for_itself(telemetry: Telemetry) -> None:
     other = Telemetry()
     with Runtime(Agent("a", Scripted(say("x")))) as one, Runtime(Agent("b", Scripted(say("x")))) as two:
@@ -452,7 +469,7 @@ def test_what_cannot_be_instrumented_is_refused() -> None:
     with pytest.raises(TypeError, match="a Runtime"):
         instrument(Agent("a", Scripted()))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a Runtime"):
-        uninstrument(None)  # type: ignore[arg-type]
+        uninstrument("a")  # type: ignore[arg-type]
 
 
 def test_metrics_measure_model_calls_tool_calls_and_runs(telemetry: Telemetry) -> None:
@@ -501,3 +518,35 @@ def test_what_is_sampled_out_is_measured_all_the_same(telemetry: Telemetry) -> N
         runtime.run(Session.from_user("go"))
     assert len(telemetry.points("gen_ai.client.operation.duration")) == 1
     assert len(telemetry.points("gen_ai.invoke_agent.duration")) == 1
+
+
+def test_the_runs_of_the_command_where_the_file_of_the_agent_asks_for_it(tmp_path: Path) -> None:
+    program = tmp_path / "my_agent.py"
+    program.write_text(
+        """
+import sys
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+from runtime import Agent, TextDelta
+from runtime.otel import instrument
+
+class Model:
+    id = "example/model"
+    def stream(self, messages, tools, *, cancel):
+        yield TextDelta("hello")
+
+tracers = TracerProvider()
+tell = lambda span: f"{span.name}\\n"
+tracers.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=sys.stderr, formatter=tell)))
+instrument(tracer_provider=tracers)
+agent = Agent("mine", Model())
+""",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "runtime.cli", "run", str(program), "hi"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if "mine" in line or "chat" in line] == [
+        "chat model",
+        "invoke_agent mine",
+    ]
