@@ -25,9 +25,9 @@ import pytest
 
 from channels._park import StandingWaiter, Waiter
 from support import figures
-from support.postgres import postgres, postgres_server
+from support.postgres import pooled, postgres, postgres_server
 
-__all__ = ["postgres", "postgres_server"]  # fixtures for all tests
+__all__ = ["pooled", "postgres", "postgres_server"]  # fixtures for all tests
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GRACE = 3.0  # seconds that a thread a test has told to end may take

@@ -29,6 +29,7 @@ class Server:
         self._guard = guard
         self.directory = directory
         self.pid = pid
+        self._pooled = False
 
     def dsn(self, database: str = "postgres", **more: str) -> str:
         """The connection string of a database."""
@@ -58,6 +59,14 @@ class Server:
             for (name,) in self.execute(f"SELECT nspname FROM pg_namespace WHERE {made}", "test"):
                 self.execute(f'DROP SCHEMA "{name}" CASCADE', "test")
 
+    @property
+    def pooled(self) -> str:
+        """The connection string of the test's database, by way of a pgbouncer in its transaction mode."""
+        if not self._pooled:
+            self._tell("pool")
+            self._pooled = True
+        return f"host={self.directory}/pool port={postgres_guard.POOL} user=lockgate dbname=test"
+
     def stop(self) -> None:
         """End the server at once, as a crash does."""
         self._tell("stop")
@@ -73,7 +82,8 @@ class Server:
         self._guard.stdin.flush()
         said = json.loads(self._guard.stdout.readline() or '{"error": "the guard of the server has ended"}')
         assert "error" not in said, said["error"]
-        self.pid = said["pid"]
+        if what != "pool":
+            self.pid = said["pid"]
 
     def close(self) -> None:
         """End the server, and remove what it wrote."""
@@ -120,6 +130,16 @@ def postgres_server() -> Iterator[Server]:
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture
+def pooled(postgres: str, postgres_server: Server) -> str:
+    """The same database as that of `postgres`, by way of pgbouncer."""
+    if postgres_guard.pooler() is None:
+        if os.environ.get("LOCKGATE_POSTGRES") == "required":
+            pytest.fail("needs pgbouncer", pytrace=False)
+        pytest.skip("needs pgbouncer (on Debian: apt-get install pgbouncer)")
+    return postgres_server.pooled
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """A program that keeps a PostgreSQL server for as long as its standard input is open.
 
 It makes a cluster in a temporary directory and starts a server on it; then ``stop`` and ``start``, a line each, end the
-server as a crash does and start it again. What it says is a line of JSON for each. When its standard input ends, which
+server as a crash does and start it again, and ``pool`` starts a pgbouncer before it, in its transaction mode. What it
+says is a line of JSON for each. When its standard input ends, which
 the kernel sees to when pytest is killed, it ends the server and removes the directory.
 """
 
@@ -31,6 +32,12 @@ SETTINGS = {
 }
 STARTING = 30.0  # seconds that the server may take to start, on a busy machine
 ENDING = 10.0
+POOL = 6432  # the port that pgbouncer's socket is named after
+
+
+def pooler() -> str | None:
+    """The program pgbouncer, where it is installed."""
+    return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 def programs() -> pathlib.Path | None:
@@ -54,10 +61,11 @@ class _Cluster:
         assert found is not None
         self._programs = found
         self._process: subprocess.Popen[bytes] | None = None
+        self._pool: subprocess.Popen[bytes] | None = None
 
     def _run(self, program: str, *args: str, output: IO[bytes]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [str(self._programs / program), *args],
+            [str(self._programs / program) if "/" not in program else program, *args],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -89,6 +97,34 @@ class _Cluster:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"postgres: {self._log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.01)
+
+    def pool(self) -> int:
+        """Start a pgbouncer, which gives a connection to another client after each transaction; its process."""
+        folder = self.directory / "pool"
+        folder.mkdir()
+        os.chown(folder, self._user.get("user", -1), self._user.get("group", -1))
+        (folder / "users").write_text('"lockgate" ""\n')
+        (folder / "pgbouncer.ini").write_text(
+            f"[databases]\n* = host={self.directory} user=lockgate\n[pgbouncer]\nlisten_addr =\nlisten_port = {POOL}\n"
+            f"unix_socket_dir = {folder}\nauth_type = any\nauth_file = {folder}/users\npool_mode = transaction\n"
+            "default_pool_size = 3\n"
+        )
+        program = pooler()
+        assert program is not None
+        with self._log.open("ab") as log:
+            process = self._pool = self._run(program, str(folder / "pgbouncer.ini"), output=log)
+        deadline = time.monotonic() + STARTING
+        while not (folder / f".s.PGSQL.{POOL}").exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"pgbouncer: {self._log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.01)
+        return process.pid
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.kill()
+            self._pool.wait()
+        self.stop()
 
     def stop(self) -> None:
         process, self._process = self._process, None
@@ -129,12 +165,14 @@ def _guard() -> None:
                 if line == "stop\n":
                     cluster.stop()
                     _say(pid=0)
+                elif line == "pool\n":
+                    _say(pid=cluster.pool())
                 else:
                     _say(pid=cluster.start())
         except Exception as error:
             _say(error=f"{type(error).__name__}: {error}")
         finally:
-            cluster.stop()
+            cluster.close()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -132,9 +132,14 @@ class Database:
             while True:
                 self._idle.pop().close()
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a child of the process that made the store: its thread and its connections are not ours."""
+        return self._process != os.getpid()
+
     def check_open(self) -> None:
         """Raise `StoreError` where the store is closed, or was made before a fork."""
-        if self._process != os.getpid():
+        if self.is_forked:
             raise StoreError("the store was made before this process was forked: make a new one here")
         if self._closed:
             raise StoreError("the store is closed")

@@ -466,6 +466,8 @@ class PostgresStore:
 
     def close(self) -> None:
         """Write what is on its way, and let go of the connections. Twice is harmless."""
+        if self._database.is_forked:  # all that is the parent's
+            return
         self._watch.close()
         self._writer.close()
         self._database.close()

@@ -142,6 +142,8 @@ class Writer:
 
     def put(self, work: Work) -> Work:
         """Let the thread do the work. Raises `StoreError` where it does none any more."""
+        if self._database.is_forked:
+            self._database.check_open()
         with self._lock:
             if self._closed:
                 raise StoreError("the store is closed")

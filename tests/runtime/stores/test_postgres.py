@@ -530,6 +530,39 @@ def kill(dsn: str, rounds: int, seed: int, timeout: float) -> None:
     assert done.stdout.startswith(f"{2 * rounds} processes killed")
 
 
+FORKED = """
+import os, sys, warnings
+from runtime import Message, Session, StoreError
+from runtime.session._journal import Said
+from runtime.stores import PostgresStore
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads
+store = PostgresStore(sys.argv[1])
+journal = store.open(Session([Message("user", "hello")], id="s"))
+child = os.fork()
+if not child:
+    for use in (lambda: journal.append(Said(Message("user", "x"))), lambda: store.load("s")):
+        try:
+            use()
+        except StoreError as error:
+            print(error, flush=True)
+    store.close()
+    with PostgresStore(sys.argv[1]) as own:
+        print(len(own.load("s").messages), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+journal.append(Said(Message("assistant", "parent")))
+journal.release("idle")
+print(len(store.load("s").messages))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_after_a_fork_the_store_stays_with_the_parent(script: Callable[..., str], postgres: str) -> None:
+    """The child is told to make its own. And a program that leaves its store open ends all the same."""
+    told = "the store was made before this process was forked: make a new one here"
+    assert script(FORKED, postgres).splitlines() == [told, told, "1", "2"]
+
+
 def test_a_lease_is_renewed_while_nothing_is_written(postgres: str) -> None:
     with PostgresStore(postgres, lease=0.5) as store, PostgresStore(postgres, lease=0.5) as other:
         session = Session([Message("user", "hello")], id="s")
@@ -558,8 +591,10 @@ def test_a_session_that_is_deleted_while_it_is_open_elsewhere(postgres: str, sto
         journal.append(said("one"))
 
 
-def test_a_run_goes_from_store_to_store(postgres: str) -> None:
+@pytest.mark.parametrize("through", ["postgres", "pooled"])
+def test_a_run_goes_from_store_to_store(request: pytest.FixtureRequest, through: str) -> None:
     """Parked whenever it asks, answered through another store, gone on with through a third: each call is made once."""
+    postgres = request.getfixturevalue(through)
     world = World()
     session = Session.from_user("go", permissions=Permissions(ask=["*"]))
     reasons: list[Any] = []
@@ -652,17 +687,10 @@ def test_an_answer_is_heard_of_also_after_the_connection_was_cut(
     journal.release("idle")
 
 
-def test_where_nothing_can_be_heard_it_looks(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind a pooler that gives connections away LISTEN has no effect."""
+def test_behind_a_pooler_where_nothing_can_be_heard_it_looks(pooled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is given away after each transaction hears nothing: LISTEN has no effect."""
     monkeypatch.setattr(_watch, "LOOK", 0.05)
-    listen = _watch._Listener._connect
-
-    def deaf(self: Any) -> Any:
-        connection = listen(self)
-        connection.execute("UNLISTEN *")
-        return connection
-
-    monkeypatch.setattr(_watch._Listener, "_connect", deaf)
+    store = PostgresStore(pooled)
     journal = store.open(Session([Message("user", "hello")], id="s"))
     journal.append(Requested(Request("r", "s", "s", "turns", {})))
     notices = store.watch(CancelToken())
@@ -672,3 +700,4 @@ def test_where_nothing_can_be_heard_it_looks(store: PostgresStore, monkeypatch: 
     assert notices.recv(timeout=10).kind == "released"
     store.delete("s")
     assert notices.recv(timeout=10).kind == "deleted"
+    store.close()
