@@ -339,7 +339,7 @@ MUTANTS = [
         "a value of a batch is taken in two steps",
         CHANNEL,
         "_take_some",
-        "taken += (buffer[0],)  # and out of the buffer in the same step: no call, which an exception could follow\n"
+        "taken += (buffer[0],)  # not a call, between which and the `del` an exception could come\n"
         "            del buffer[0]",
         "taken += (buffer.popleft(),)",
         ("interrupted_receive_of_some",),
