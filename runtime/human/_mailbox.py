@@ -43,7 +43,7 @@ class Mailbox:
 
     def __init__(self, session: Session, log: SessionLog, left: Iterable[Mailed] = ()) -> None:
         self._session = session
-        self._log = log
+        self._outbox = log.outbox
         self._steering: deque[Mail] = deque()
         self._following: deque[Mail] = deque()
         self._closed = False
@@ -63,15 +63,15 @@ class Mailbox:
         self._take("user_followup_submit", text)
 
     def _take(self, point: MailPoint, text: str) -> None:
-        stored = self._log.journal is not None
+        stored = self._outbox.is_open
         with self._lock:
             self._refuse_if_closed()
             mail = Mail(point, text, uuid.uuid4().hex if stored else None)
             if mail.id is not None:  # noted before the worker can take it: it is said after that
-                self._log.note(Mailed(mail.id, point, text))
+                self._outbox.note(Mailed(mail.id, point, text))
             self._queue(point).append(mail)
         if stored:
-            self._log.flush(None)
+            self._outbox.flush(None)
 
     def _queue(self, point: MailPoint) -> deque[Mail]:
         return self._following if point == "user_followup_submit" else self._steering

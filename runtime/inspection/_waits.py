@@ -14,7 +14,7 @@ from channels import Channel, Parked, ParkedCase
 
 from ..execution._calls import Call
 from ..human._asks import Ask
-from ..session._session import SessionLog
+from ..session._outbox import Outbox
 from ..stream._core import StreamCore
 from ._data import WaitDump, WaitKind
 
@@ -113,7 +113,7 @@ def _writes(core: StreamCore) -> bool:
     """Whether the worker is in the middle of writing to the store, which waits as it likes."""
     frame = sys._current_frames().get(core.threads[0].ident or 0)
     while frame is not None:
-        if frame.f_code is SessionLog.flush.__code__:
+        if frame.f_code is Outbox.flush.__code__:
             return True
         frame = frame.f_back
     return False

@@ -58,7 +58,7 @@ def _take_turn(
     finish: str | None = None
     native: Native | None = None
     whole = False
-    sketch_at = None if core.log.journal is None else time.monotonic() + SKETCH
+    sketch_at = time.monotonic() + SKETCH if core.log.outbox.is_open else None
     if core.recorded:
         core.emit(ModelAsked(model.id, tuple(messages), tuple(tools), **core.tags))
     wanted = output_for(model, None if core.output is None else core.output.schema)
@@ -74,7 +74,7 @@ def _take_turn(
                 text.append(said)
                 core.emit(events.AgentChoice(said, **core.tags))
                 if sketch_at is not None and time.monotonic() >= sketch_at:
-                    core.log.sketch("".join(text), core.agent.name)
+                    core.log.outbox.sketch("".join(text), core.agent.name)
                     sketch_at = time.monotonic() + SKETCH
             elif kind is ReasoningDelta:
                 core.emit(events.AgentChoiceReasoning(thinking.add(delta.text), **core.tags))

@@ -20,7 +20,7 @@ from channels._lazy import lazy
 
 from .._checks import check, check_items
 from .._dataclasses import asdict, dataclass, replace
-from .._errors import SessionBusy, StoreError, describe
+from .._errors import SessionBusy
 from ..foreign._sound import well_formed
 from ..permissions import Permissions, Rule
 from ..usage import Usage
@@ -28,11 +28,8 @@ from ._journal import (
     Allowed,
     Counted,
     Ended,
-    Entry,
     HandedOver,
-    Journal,
     Named,
-    Partial,
     Request,
     Said,
     Shortened,
@@ -40,6 +37,7 @@ from ._journal import (
     Unfinished,
 )
 from ._message import Image, Message
+from ._outbox import Outbox
 
 if TYPE_CHECKING:
     import uuid
@@ -243,30 +241,16 @@ class Session:
         return f"<Session {self.id[:8]}{title}, {count} message{'s' if count != 1 else ''}{state}>"
 
 
-def _store_error(error: Exception) -> StoreError:
-    """What a store raises, which may be anybody's, as what it should have raised."""
-    return error if isinstance(error, StoreError) else StoreError(f"the store failed: {describe(error)}")
-
-
 class SessionLog:
-    """The writing end of a session. Held by one worker, used by its thread only, but for `allow`, `note` and `flush`.
+    """The writing end of a session. Held by one worker, used by its thread only, except for `allow`.
 
-    Where the session has a store, each change is noted for its ``journal``, in the order in which it was made. What is
-    noted is written with the next `commit`; until then ``unwritten`` is true, and nobody is told of it.
+    Each change is made in memory, and noted in the ``outbox`` for the store of the session, if it has one.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._sealed = False
-        self.journal: Journal | None = None
-        self.unwritten = False
-        self._noted: deque[Entry] = deque()
-        #: What is noted is handed to the journal under this, in its order; waiting for it is done outside. A signal
-        #: handler may come into the middle, and hands over the rest.
-        self._handing_over = threading.RLock()
-        self._failed: Journal | None = None  # the journal, when the store has failed with
-        self._error: StoreError | None = None
-        self._told = False  # the worker of that
+        self.outbox = Outbox()
         #: How the stream ends, for the store: written by the worker before it gives the lease back.
         self.status: Status = "idle"
         self.reason = ""
@@ -291,68 +275,7 @@ class SessionLog:
             raise RuntimeError("the session is sealed: its stream has ended")
         self._session._messages.append(message)
         self._session._count(message.usage)
-        self.note(Said(message, mail))
-
-    # -- what the store is told ----------------------------------------------------------------------------------------
-
-    def note(self, *entries: Entry) -> None:
-        """Let the store have the entries, with the next `commit`. Thread-safe."""
-        if self.journal is not None:
-            self._noted.extend(entries)
-            self.unwritten = True
-
-    def commit(self, cancel: SupportsDone | None) -> None:
-        """Wait until all that was noted is in the store. Raises `StoreError`, and then the rest of the stream is not
-        written; `Cancelled`, and then it is on its way.
-        """
-        self.unwritten = False  # before looking: what is noted meanwhile belongs to the next
-        if self._told:
-            return
-        try:
-            self.flush(cancel)
-        except StoreError:
-            self._told, self.unwritten = True, False
-            raise
-
-    def sketch(self, text: str, agent_name: str) -> None:
-        """Send the part of the model's reply that has arrived so far to the store. Does not wait."""
-        if self.journal is not None:
-            self.journal.post(Partial(text, agent_name))
-
-    def flush(self, cancel: SupportsDone | None) -> None:
-        """As `commit`, for other threads, which do not take from the worker that it has to wait, too."""
-        journal = self.journal
-        try:
-            if self._error is not None:
-                raise self._error
-            if journal is None:
-                return
-            self._hand_over(journal)
-            journal.append(cancel=cancel)
-        except Exception as error:
-            raise self._fail(error) from error
-
-    def _hand_over(self, journal: Journal) -> None:
-        with self._handing_over:
-            entries = []
-            while self._noted:
-                entries.append(self._noted.popleft())
-            journal.post(*entries)
-
-    def _fail(self, error: Exception) -> StoreError:
-        """The store has failed: the session in memory stays whole, and the store behind it. The worker is told with its
-        next commit, whoever found out.
-        """
-        if self.journal is not None:
-            self.journal, self._failed = None, self.journal
-            self._error = _store_error(error)
-            self.unwritten = True
-        self._noted.clear()
-        if self._session._stored is not None:
-            self._session._stored.behind = True
-        return _store_error(error)
-
-    # -- changes -------------------------------------------------------------------------------------------------------
+        self.outbox.note(Said(message, mail))
 
     def add_result(self, message: Message, order: Mapping[str | None, int]) -> None:
         """Add the result of a call of the last reply, at its place in the ``order`` of the calls."""
@@ -365,30 +288,30 @@ class SessionLog:
         if at < self._session._settled:
             self._session._settled = 0
         messages.insert(at, message)
-        self.note(Ended(message))
+        self.outbox.note(Ended(message))
 
     def hand_over(self, agent_name: str) -> None:
         """Put the agent of this name in charge from the next turn on, in later streams too."""
         if not self._sealed:
             self._session._agent_name = agent_name
-            self.note(HandedOver(agent_name))
+            self.outbox.note(HandedOver(agent_name))
 
     def compact(self, compacted: Compacted) -> None:
         """From now on, show the model ``compacted``."""
         if not self._sealed:
             self._session._compacted = compacted
-            self.note(Shortened(compacted.summary, compacted.start, compacted.shortened, compacted.at))
+            self.outbox.note(Shortened(compacted.summary, compacted.start, compacted.shortened, compacted.at))
 
     def name(self, title: str) -> None:
         """Give the session a title."""
         if not self._sealed:
             self._session.title = well_formed(title)
-            self.note(Named(self._session.title))
+            self.outbox.note(Named(self._session.title))
 
     def count(self, usage: Usage) -> None:
         """Add the usage of a model call that left no message."""
         self._session._count(usage)
-        self.note(Counted(usage))
+        self.outbox.note(Counted(usage))
 
     def allow(self, rule: Rule | None) -> None:
         """Record an approval of the calls that match ``rule``, or, with None, of all calls.
@@ -405,7 +328,7 @@ class SessionLog:
                 session._permissions = replace(before, approve_all=True)
             else:
                 session._permissions = replace(before, allow=(*before.allow, rule))
-            self.note(Allowed(rule))
+            self.outbox.note(Allowed(rule))
 
     def settle(self, note: str, keep: Collection[str] = ()) -> None:
         """Give every tool call without a result the result ``note``, and put the results after their calls, in the
@@ -429,7 +352,7 @@ class SessionLog:
             session._messages[first:] = after
             session._sizes = None
             known = set(map(id, before))
-            self.note(*(Ended(message) for message in after if id(message) not in known))
+            self.outbox.note(*(Ended(message) for message in after if id(message) not in known))
             moved_to = replace(was, start=moved(was.start), shortened=moved(was.shortened), at=moved(was.at))
             if moved_to != was:
                 self.compact(moved_to)
@@ -453,36 +376,13 @@ class SessionLog:
         with self._session._lock:
             self._sealed = True
         try:
-            self._give_back(timeout, cancel)
+            self.outbox.release(self.status, self.reason, timeout, cancel)
         finally:
+            if self.outbox.failed and self._session._stored is not None:
+                self._session._stored.behind = True
             if self._session._lease is self:
                 self._session._leases.pop(None, None)
             self.released.close()
-
-    def _give_back(self, timeout: float | None, cancel: SupportsDone | None) -> None:
-        journal = self.journal
-        if journal is None:
-            failed, self._failed = self._failed, None
-            if failed is not None:  # the lease may be given back all the same
-                with contextlib.suppress(Exception):
-                    failed.release("interrupted", self.reason, timeout=0.0)
-            if self._error is not None and not self._told:
-                self._told = True
-                raise self._error
-            return
-        try:
-            self._hand_over(journal)
-            journal.release(self.status, self.reason, timeout=timeout, cancel=cancel)
-            self.journal = None
-        except Cancelled:  # what is left to be written is on its way
-            self.journal = None
-        except Exception as error:
-            self._told = True
-            raise self._fail(error) from error
-
-    def disown(self) -> None:
-        """Leave the store to the process that this one was forked from."""
-        self.journal = self._failed = None
 
     def __enter__(self) -> SessionLog:
         return self

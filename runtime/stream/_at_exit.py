@@ -62,7 +62,7 @@ def _in_child() -> None:
         core.threads.clear()
         core.calls.forget()
         core.session._lock = threading.Lock()  # a thread that is not here may have held it
-        core.log.disown()
+        core.log.outbox.disown()
         core.log.release()
         core.shared.cores.discard(core)
         for channel in (core.events, core.out, core.finished, core.over):

@@ -147,6 +147,7 @@ class StreamCore:
         self.agent = self.roster.find(session.agent_name) or agent
         self.session = session
         self.log = log
+        self._outbox = log.outbox
         self.interactive = interactive
         self.context = context
         self.trace: StreamTrace = UNTRACED
@@ -189,10 +190,10 @@ class StreamCore:
         self.inherited = False  # by a forked child, which has none of these threads
         self.first_message = len(session._messages)
         #: What an earlier stream has left to do, as the store has it: it was parked, or its process has died.
-        self.unfinished: Unfinished | None = session._unfinished if log.journal is not None else None
+        self.unfinished: Unfinished | None = session._unfinished if log.outbox.is_open else None
         self.requested: dict[str, Request] = {}  # what the store has of the questions of this stream, by id
         self.parking: Parking | None = None  # where there is a store
-        if log.journal is not None:
+        if log.outbox.is_open:
             outer = None if parent is None else parent.parking
             self.parking = Parking(self.agent.name, outer, shared.park_after)
         self.mailbox: Final = Mailbox(session, log, self.unfinished.mail if self.unfinished is not None else ())
@@ -227,14 +228,14 @@ class StreamCore:
         """Send an event to this stream, once everything that it is about is in the store. Raises `Cancelled` when the
         stream is cancelled first.
         """
-        if self.log.unwritten:
+        if self._outbox.unwritten:
             self.commit()
         self.events.send(event, None, self.token)
 
     def commit(self) -> None:
         """Wait until the store has what the log has. Raises `StopRun` where it fails, and `Cancelled`."""
         try:
-            self.log.commit(self.token)
+            self._outbox.commit(self.token)
         except StoreError as error:
             raise StopRun("error", "store_failed", describe(error)) from error
 

@@ -52,7 +52,7 @@ def open_stream(
     recorder: Recorder | None = None
     try:
         if shared.store is not None:
-            log.journal = shared.store.open(session, parent=_parent(parent, call_id))
+            log.outbox.open(shared.store.open(session, parent=_parent(parent, call_id)))
         if record is not None:  # not before the lease: it may be the file of the stream that has it
             recorder = record(agent.name, session)
         observed = parent is None and (bool(shared.observers) or recorder is not None)

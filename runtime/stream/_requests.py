@@ -19,12 +19,12 @@ def keep(core: StreamCore, ask: Ask[Any, Any], kind: RequestKind, timeout: float
     """Let the store have the question, where there is one; ``timeout`` is in seconds. Called by the worker, before
     anyone can answer. Raises `StopRun` and `Cancelled`.
     """
-    if core.log.journal is None or ask.event is None:
+    if not core.log.outbox.is_open or ask.event is None:
         return
     expires = None if timeout is None else datetime.now(UTC) + timedelta(seconds=timeout)
     ids = ask.id, core.session.id, core.root.session.id
     request = Request(*ids, kind, ask.event.to_dict(), expires_at=expires, **fields)
-    core.log.note(Requested(request))
+    core.log.outbox.note(Requested(request))
     keep_answer(core, ask, request)
     core.commit()
 
@@ -34,7 +34,7 @@ def keep_answer(core: StreamCore, ask: Ask[Any, Any], request: Request) -> None:
     is not the first there is refused.
     """
     store, listener = core.shared.store, core.shared.listener
-    if core.log.journal is not None and store is not None and listener is not None:
+    if core.log.outbox.is_open and store is not None and listener is not None:
         if not listener.listening:
             core.calls.run("listening to the store", listener.listen)
         core.requested[ask.id] = request

@@ -117,9 +117,9 @@ class StreamContext:
             value = self._kept[key] = json.loads(json.dumps(value, allow_nan=False))
         except ValueError as error:
             raise TypeError(f"once({key!r}) keeps what is JSON, and this is not: {error}") from error
-        log = self._core.log
-        log.note(Step(self.call_id, key, value))
-        log.flush(self.cancel)
+        outbox = self._core.log.outbox
+        outbox.note(Step(self.call_id, key, value))
+        outbox.flush(self.cancel)
         return value
 
     def tell(self, event: events.Event) -> None:

@@ -118,8 +118,8 @@ def _tell_store(running: Running) -> None:
     changes nothing that need not be known.
     """
     core = running.turn.core
-    if core.log.journal is not None and not running.tool.read_only:
-        core.log.note(Began(running.call.id, running.ready.text))
+    if core.log.outbox.is_open and not running.tool.read_only:
+        core.log.outbox.note(Began(running.call.id, running.ready.text))
         core.commit()
 
 
