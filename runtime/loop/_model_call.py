@@ -42,7 +42,8 @@ def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[Too
     If the model fails, the run ends (`StopRun`, code ``model_error``). The part of the reply that arrived before a
     failure or a cancel is recorded, because the consumer has seen it.
     """
-    with core.trace.model_call(core.agent.model, messages, tools, typed=core.output is not None) as trace:
+    typed = core.output is not None and core.output.schema is not None
+    with core.trace.model_call(core.agent.model, messages, tools, typed=typed) as trace:
         return _take_turn(core, messages, tools, trace)
 
 

@@ -83,7 +83,7 @@ class Finisher:
             pass
         except TimeoutError:
             self._late = done
-            _logger.warning("an exporter of OpenTelemetry took more than %g s, and is not waited for", seconds)
+            _logger.warning("spans were not ended within %g s: an exporter stands still, or no helper is free", seconds)
 
     def __repr__(self) -> str:
         return f"<Finisher, {len(self._jobs)} jobs wait>"

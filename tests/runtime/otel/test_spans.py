@@ -348,6 +348,12 @@ def test_settings_and_the_address_of_a_model_are_told(telemetry: Telemetry) -> N
     assert said["gen_ai.request.stop_sequences"] == ("END",)
     assert "gen_ai.request.top_p" not in said
     assert "secret" not in str(dict(said))
+    assert "gen_ai.output.type" not in said  # text, which is nothing that is asked for
+
+
+def test_an_output_type_is_told(telemetry: Telemetry) -> None:
+    run(telemetry, Agent("a", Scripted(say("[1, 2]")), output_type=list[int]))
+    assert telemetry.span("chat scripted").attributes["gen_ai.output.type"] == "json"
 
 
 def test_the_models_that_come_along_say_their_settings() -> None:
