@@ -37,6 +37,7 @@ LONG = 10.0  # seconds after which something will never happen
 SERVICES = {
     "channels-timer",
     "channels-callback",  # ends when idle
+    "lockgate-idle",  # of the cache of threads; ends when idle for long
     "explored",  # the explorer's own, idle between runs
 }
 
@@ -126,8 +127,9 @@ def nothing_left_behind() -> Iterator[None]:
         if left:
             gc.collect()  # what ends a thread when it is dropped may hang in a cycle
         for thread in left:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        left = [thread for thread in left if thread.is_alive()]
+            while thread.is_alive() and not _is_service(thread) and time.monotonic() < deadline:
+                thread.join(0.001)  # or until it is idle, which is to be seen by its name
+        left = [thread for thread in left if thread.is_alive() and not _is_service(thread)]
     finally:
         threading.excepthook, sys.unraisablehook = hooks
     if left:
@@ -276,6 +278,16 @@ def threads() -> Iterator[Threads]:
     threads = Threads()
     yield threads
     threads.finish()
+
+
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The cache of threads is empty: the first threads of the test are new ones."""
+    from runtime.execution import _threads
+
+    monkeypatch.setattr(_threads, "_idle", _threads._Idle())
+    yield
+    _threads.end_idle(GRACE)
 
 
 @pytest.fixture

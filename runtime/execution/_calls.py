@@ -23,6 +23,7 @@ from .._dataclasses import dataclass
 from .._errors import NotInTime, describe
 from ._helpers import HelperPool
 from ._pump import Pump, reading
+from ._threads import Running
 
 if TYPE_CHECKING:
     import inspect
@@ -45,7 +46,7 @@ DELTAS: Final = 256  # how far a model may run ahead of the worker
 FRAMES: Final = 20  # of a stack or a traceback, the innermost: enough to find the place, few enough to be read
 
 
-def stack_of(thread: threading.Thread) -> str:
+def stack_of(thread: threading.Thread | Running) -> str:
     """The stack of a thread, for a report."""
     frame = sys._current_frames().get(thread.ident or 0)
     return "" if frame is None else "".join(traceback.format_stack(frame, limit=FRAMES))

@@ -19,6 +19,7 @@ from channels import Channel, Parked, parked
 from channels._park import monotonic
 
 from ..execution._calls import FRAMES, Call
+from ..execution._threads import Running
 from ..foreign._redact import Redaction
 from ..human._asks import Ask
 from ..session._message import Message, ToolCall
@@ -114,12 +115,12 @@ def _question(ask: Ask[Any, Any], now: float, redaction: Callable[[str], str]) -
     return QuestionDump(id=ask.id, text=_short(redaction(text[:_READ])), seconds=round(now - ask.began, 3))
 
 
-def _thread(thread: Thread, all_parked: list[Parked], frames: dict[int, Any]) -> ThreadDump:
+def _thread(thread: Thread | Running, all_parked: list[Parked], frames: dict[int, Any]) -> ThreadDump:
     parked = "; ".join(_parked(wait) for wait in all_parked if wait.thread_id == thread.ident and not wait.task_name)
     return ThreadDump(name=thread.name, parked=parked, stack="" if parked else _stack(thread, frames))
 
 
-def _stack(thread: Thread | None, frames: dict[int, Any]) -> str:
+def _stack(thread: Thread | Running | None, frames: dict[int, Any]) -> str:
     frame = None if thread is None else frames.get(thread.ident or 0)
     return "" if frame is None else "".join(traceback.format_stack(frame, limit=FRAMES))
 

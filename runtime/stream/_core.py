@@ -28,6 +28,7 @@ from ..events import Event, HookBlocked
 from ..execution._calls import Call, Calls
 from ..execution._helpers import HelperPool
 from ..execution._result_files import ResultFiles
+from ..execution._threads import Running
 from ..human._asks import Asks, Confirmations
 from ..human._bridge import ElicitationBridge, Events
 from ..human._listener import AnswerListener
@@ -186,7 +187,7 @@ class StreamCore:
         #: Closes when the worker has ended; `over` when the forwarder has too.
         self.finished: Channel[None] = Channel(name=f"stream {self.number} finished")
         self.over: Channel[None] = Channel(name=f"stream {self.number} over") if observed else self.finished
-        self.threads: list[threading.Thread] = []
+        self.threads: list[threading.Thread | Running] = []
         self.inherited = False  # by a forked child, which has none of these threads
         self.first_message = len(session._messages)
         #: What an earlier stream has left to do, as the store has it: it was parked, or its process has died.

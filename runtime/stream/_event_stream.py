@@ -19,6 +19,7 @@ from ..agent._result import RunResult
 from ..agent._tool import Action
 from ..events import ElicitationRequest, Event, MaxIterationsReached, StopReason, ToolCallConfirmation
 from ..execution._calls import Calls, refuse_on_the_loop, stack_of
+from ..execution._threads import Running
 from ..permissions import Decision, Scope
 from ..session._session import Session, SessionLog
 from ..usage import Usage
@@ -282,8 +283,8 @@ class EventStream(Receiver[Event]):
         """Wait for the worker, the forwarder and every call, bounded; what does not end."""
         core = self._core
         grace = 0.0 if self._told else core.shared.grace
-        me = threading.current_thread()
-        stuck: list[tuple[str, threading.Thread | None]] = []
+        me = threading.get_ident()
+        stuck: list[tuple[str, threading.Thread | Running | None]] = []
         deadline = CancelToken(timeout=3 * grace)  # of the worker, and of those nested, which run cleanup hooks
         if not _closes(core.finished, deadline):
             stuck.append((f"the worker, {core.threads[0].name}", core.threads[0]))
@@ -294,7 +295,7 @@ class EventStream(Receiver[Event]):
         if self._observing is not None:
             stuck += [(call.what, call.thread) for call in self._observing.join(grace)]
         for thread in core.threads:
-            if thread is not me and not stuck:
+            if thread.ident != me and not stuck:
                 thread.join(grace)
                 if thread.is_alive():
                     stuck.append((thread.name, thread))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
+import functools
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
@@ -16,6 +16,7 @@ from ..agent._agent import Agent
 from ..agent._budget import Budget
 from ..agent._output import Output
 from ..execution._calls import Calls
+from ..execution._threads import start
 from ..session._session import Session
 from ..stores._store import Parent
 from . import _at_exit
@@ -111,9 +112,7 @@ def _parent(parent: StreamCore | None, call_id: str | None) -> Parent | None:
 
 
 def _start(core: StreamCore, name: str, target: Callable[..., None], *args: Any) -> None:
-    thread = threading.Thread(target=core.context.copy().run, args=(target, *args), name=name, daemon=True)
-    thread.start()
-    core.threads.append(thread)
+    core.threads.append(start(functools.partial(core.context.copy().run, target, *args), name))
 
 
 def _work(core: StreamCore, cleanup: Cleanup) -> None:

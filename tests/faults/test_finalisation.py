@@ -250,8 +250,11 @@ def test_an_asynchronous_exception_anywhere_on_the_way_out(
 
 
 def _profiled(work: Callable[..., None], profile: Any, core: StreamCore, cleanup: Cleanup) -> None:
-    sys.setprofile(profile)  # of this thread only; it ends with the thread
-    work(core, cleanup)
+    sys.setprofile(profile)  # of this thread only
+    try:
+        work(core, cleanup)
+    finally:
+        sys.setprofile(None)  # it goes on with something else
 
 
 @pytest.mark.parametrize("ending", [normal, cancelled, failed, blocked])

@@ -64,6 +64,7 @@ from runtime.events import (
     ToolCallConfirmation,
     ToolCallResponse,
 )
+from runtime.execution import _threads
 from runtime.session._journal import Entry, Journal, Status
 from runtime.stores import MemoryStore, Parent
 from runtime.stream._core import StreamCore
@@ -465,11 +466,13 @@ def _patched(outside: Outside) -> Iterator[None]:
         start(thread)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_threads, "_idle", _threads._Idle())  # so that each run starts as many threads
         patch.setattr(threading.Thread, "start", numbered_start)
         patch.setattr(threading, "excepthook", lambda args: None)  # of a worker that was interrupted
         patch.setattr(core_module, "Channel", Numbered)
         patch.setattr(hooks_module, "run_command", numbered_command)
         yield
+        _threads.end_idle(LONG)
 
 
 class NumberedStore:

@@ -248,7 +248,7 @@ def test_a_budget_of_time_is_the_reason_of_what_it_cuts_off(telemetry: Telemetry
     assert telemetry.outcomes() == {"chat scripted": "budget_exceeded", "invoke_agent a": "budget_exceeded"}
 
 
-def test_a_stream_that_cannot_be_started(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_cannot_be_started(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch, cold: None) -> None:
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:

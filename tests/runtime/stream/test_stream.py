@@ -464,7 +464,7 @@ def test_a_closed_runtime() -> None:
             runtime.run_stream(Session.from_user("hi"))
 
 
-def test_a_worker_that_cannot_start_leaves_nothing() -> None:
+def test_a_worker_that_cannot_start_leaves_nothing(cold: None) -> None:
     """Law 1: no threads to be had."""
     with Runtime(Agent("a", Scripted(say("x")))) as runtime:
         session = Session.from_user("hi")
@@ -481,7 +481,9 @@ def test_a_worker_that_cannot_start_leaves_nothing() -> None:
 
 @pytest.mark.parametrize("part", ["lockgate-stream", "lockgate-observe", "lockgate-helper", "the loop"])
 @pytest.mark.parametrize("model", [Scripted, AsyncScripted])
-def test_any_thread_that_cannot_start(part: str, model: type[Scripted], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_thread_that_cannot_start(
+    part: str, model: type[Scripted], monkeypatch: pytest.MonkeyPatch, cold: None
+) -> None:
     """Law 1: `run_stream` raises, or the stream ends and says why; the next one runs, once there are threads again."""
 
     class Deaf:

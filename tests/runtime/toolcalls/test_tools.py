@@ -57,7 +57,9 @@ def closes(channel: Any) -> bool:
     return False
 
 
-def test_calls_for_which_there_are_no_threads_fail_and_the_others_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_for_which_there_are_no_threads_fail_and_the_others_count(
+    monkeypatch: pytest.MonkeyPatch, cold: None
+) -> None:
     """What has run is known to the model, and what could not be started."""
     start, before = threading.Thread.start, set(threading.enumerate())
     refused = threading.Event()

@@ -1,0 +1,175 @@
+"""One cache of threads for the whole process: those of streams, and helpers. A stream on a warm process starts none.
+
+Guarantees, after trio's thread cache (https://github.com/python-trio/trio/blob/main/src/trio/_core/_thread_cache.py):
+
+- What is started runs at once, on a thread that nothing else runs on: one that is idle, or a new one. There is no queue
+  and no bound.
+- Of the threads that are idle, the last to become so is the next to work. What a burst has left over is therefore never
+  needed, and ends after `IDLE` seconds, though there is always a little to do.
+- A thread has the name of what it runs, and is called `IDLE_NAME` in between. It holds nothing of what it has run.
+- What is started may raise: it is told to `threading.excepthook`, as if the thread had been its own.
+
+An idle thread waits on a channel of its own, which holds what it is given: who takes the channel off the stack is the
+only one to send on it. Where the thread leaves at that moment, it has closed the channel, or finds what came.
+
+All are daemons: those that are busy when the interpreter ends belong to streams, which are ended and waited for then
+(`stream/_at_exit`). A subinterpreter cannot end while it has threads: there the idle ones are ended first. A forked
+child has none of them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import os
+import sys
+import threading
+import time
+from _thread import allocate_lock
+from collections.abc import Callable
+from typing import Final
+
+from channels import Channel, ChannelClosed, WouldBlock
+from channels._exit import exit_seconds
+from channels._timer import _in_subinterpreter
+
+IDLE: Final = 5.0  # seconds that a thread waits for something to run before it ends
+IDLE_NAME: Final = "lockgate-idle"
+_GOODBYE: Final = 1.0  # seconds that idle threads of a subinterpreter have to end
+_numbers = itertools.count(1)
+
+
+class Running:
+    """A function that runs on a thread of the cache, with what is known of it as of a `threading.Thread`."""
+
+    __slots__ = ("__weakref__", "_alive", "_ended", "_function", "_thread", "name")
+
+    def __init__(self, function: Callable[[], object], name: str) -> None:
+        self.name = name
+        self._function: Callable[[], object] | None = function
+        self._thread: threading.Thread | None = None
+        self._alive = True
+        self._ended = allocate_lock()  # until it has ended
+        self._ended.acquire()
+
+    @property
+    def ident(self) -> int | None:
+        """The identity of the thread, while the function runs: afterwards it runs something else."""
+        thread = self._thread
+        return thread.ident if thread is not None and self._alive else None
+
+    def is_alive(self) -> bool:
+        """Whether the function has not returned."""
+        thread = self._thread
+        return self._alive and (thread is None or thread.is_alive())
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the function has returned."""
+        if self._ended.acquire(timeout=-1 if timeout is None else max(timeout, 0.0)):
+            self._ended.release()
+
+    def run(self, thread: threading.Thread) -> None:
+        """On the thread."""
+        function, self._function = self._function, None
+        try:
+            self._thread, thread.name = thread, self.name
+            if function is not None:
+                function()
+        except BaseException:
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), thread)))
+        finally:
+            try:
+                function = None  # first: who has waited for the end may look whether anything holds it
+                thread.name = IDLE_NAME
+            finally:
+                self._alive = False
+                self._ended.release()
+
+    def __repr__(self) -> str:
+        return f"<Running {self.name}{'' if self._alive else ', over'}>"
+
+
+class _Idle:
+    """The threads that wait for something to run, as a stack."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Channel[Running], threading.Thread]] = []
+        self.over = False  # no thread shall wait any more
+
+    def give(self, running: Running) -> bool:
+        """Give it to an idle thread; whether there was one."""
+        while True:
+            try:
+                jobs, _ = self.waiting.pop()  # a single step
+            except IndexError:
+                return False
+            try:
+                jobs.try_send(running)
+                return True
+            except (ChannelClosed, WouldBlock):  # it has waited long enough and leaves
+                pass
+
+    def wait(self, jobs: Channel[Running], thread: threading.Thread) -> Running | None:
+        """Wait for something to run. None where the thread is to end."""
+        entry = jobs, thread
+        self.waiting.append(entry)
+        try:
+            return jobs.recv(timeout=0 if self.over else IDLE)
+        except BaseException:  # also one that was thrown at what had run here, and came too late
+            jobs.close()
+        with contextlib.suppress(ValueError):
+            self.waiting.remove(entry)
+        with contextlib.suppress(ChannelClosed):
+            return jobs.try_recv()  # it came a moment before
+        return None
+
+
+_idle = _Idle()
+
+
+def start(function: Callable[[], object], name: str | None = None) -> Running:
+    """Run ``function`` on a thread of its own. Raises `RuntimeError` where none can be had.
+
+    ``name`` is that of the thread meanwhile; helpers, which have none, are numbered.
+    """
+    running = Running(function, name or f"lockgate-helper-{next(_numbers)}")
+    if not _idle.give(running):
+        jobs: Channel[Running] = Channel(1, name="threads of the cache")
+        jobs.try_send(running)  # not as an argument: the thread would hold that as long as it lives
+        threading.Thread(target=_work, args=(jobs,), name=running.name, daemon=True).start()
+    return running
+
+
+def _work(jobs: Channel[Running]) -> None:
+    """The function of a thread."""
+    thread = threading.current_thread()
+    running: Running | None = jobs.try_recv()
+    while running is not None:
+        running.run(thread)
+        running = None
+        running = _idle.wait(jobs, thread)
+
+
+def end_idle(timeout: float) -> None:
+    """End the threads that are idle now, and wait for them, ``timeout`` seconds for all."""
+    until = time.monotonic() + timeout
+    for jobs, thread in list(_idle.waiting):
+        jobs.close()  # whoever is giving it something now finds it closed, and takes another
+        thread.join(max(until - time.monotonic(), 0.0))
+
+
+def _at_exit() -> None:
+    if _in_subinterpreter():
+        _idle.over = True
+        end_idle(exit_seconds(_GOODBYE))
+
+
+def _in_child() -> None:
+    global _idle
+    _idle = _Idle()
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
