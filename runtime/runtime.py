@@ -83,7 +83,7 @@ class Runtime:
       reported once (None: never). The report goes to ``on_stall``, a function that takes a `runtime.dump.Stall` and is
       called on a thread of its own, or else to the log.
 
-    Use a runtime as a context manager, or `close` it, which ends its streams, helper threads and toolsets.
+    Use a runtime as a context manager, or `close` it, which ends its streams, calls and toolsets.
     """
 
     def __init__(
@@ -393,7 +393,7 @@ class Runtime:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End all streams, helper threads and toolsets, within a bounded time. Calling it twice is harmless, even in a
+        """End all streams, calls on helper threads and toolsets, within a bounded time. Calling it twice is harmless, even in a
         signal handler that interrupts the first call. A stream that another thread is just opening is refused.
 
         A toolset that another runtime has started too goes on. Whatever does not end in time is logged, and no longer
