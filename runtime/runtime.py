@@ -393,8 +393,8 @@ class Runtime:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End all streams, calls on helper threads and toolsets, within a bounded time. Calling it twice is harmless, even in a
-        signal handler that interrupts the first call. A stream that another thread is just opening is refused.
+        """End all streams, calls on helper threads and toolsets, within a bounded time. Calling it twice is harmless,
+        even in a signal handler that interrupts the first call. A stream that is just being opened is refused.
 
         A toolset that another runtime has started too goes on. Whatever does not end in time is logged, and no longer
         waited for.
