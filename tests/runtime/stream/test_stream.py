@@ -509,6 +509,7 @@ def test_any_thread_that_cannot_start(
 
     with aio.LoopThread("the loop") as loop, monkeypatch.context() as patch:
         patch.setattr(aio, "default_loop", lambda: loop)
+        patch.setattr("runtime.execution._threads._Idle.give", lambda self, running: False)  # each is a new one
         patch.setattr(threading.Thread, "start", refuse)
         turns = [[call("echo")], say("x"), [call("echo")], say("x")]
         with Runtime(Agent("a", model(*turns), tools=[echo]), observers=[Deaf()]) as runtime:
