@@ -434,7 +434,7 @@ def _text(by: str) -> str:
 
 _live: weakref.WeakSet[_Core] = weakref.WeakSet()
 _making = threading.RLock()
-_held_back: list[Any] = []  # the locks that a fork which is under way holds
+_held_back: dict[int, list[Any]] = {}  # by the thread that forks: the locks that it holds meanwhile
 
 
 def _at_exit() -> None:
@@ -448,10 +448,11 @@ def _at_exit() -> None:
 def _before_fork() -> None:
     """No thread is inside SQLite as the process is forked: the child would find its locks taken for ever."""
     until = time.monotonic() + _FORKING
+    held = _held_back[threading.get_ident()] = []
 
     def hold(lock: Any) -> None:
         if lock.acquire(timeout=max(0.0, until - time.monotonic())):
-            _held_back.append(lock)
+            held.append(lock)
 
     hold(_making)
     cores = list(_live)
@@ -464,13 +465,14 @@ def _before_fork() -> None:
 
 
 def _after_fork() -> None:
-    while _held_back:
-        _held_back.pop().release()
+    for lock in reversed(_held_back.pop(threading.get_ident(), [])):
+        lock.release()
 
 
 def _in_child() -> None:
     """A connection of the parent is never used here, and never closed: it would let go of what the parent has."""
     _after_fork()
+    _held_back.clear()
     for core in list(_live):
         _never_closed(core.writer.connection)
         for connection in list(core.readers.connections):
