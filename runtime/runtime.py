@@ -172,7 +172,9 @@ class Runtime:
 
         Raises `SessionBusy` while another stream runs on the session, `ValueError` for a permission of the session that
         can match no call, `TypeError` for an ``output_type`` that cannot be made from JSON, and `OSError` if the record
-        cannot be written.
+        cannot be written. With a store also `SessionChanged` if another copy of the session was run meanwhile,
+        `StillWaiting` if the session waits for its user and the run is not interactive, `LookupError` if it waits with
+        calls of an agent that this runtime does not have, and `StoreError`.
         """
         if self._shared.closed:
             raise RuntimeError("the runtime is closed")

@@ -17,7 +17,7 @@ from ..agent._budget import Budget
 from ..agent._output import Output
 from ..execution._calls import Calls
 from ..execution._threads import start
-from ..session._session import Session
+from ..session._session import Session, SessionLog
 from ..stores._store import Parent
 from . import _at_exit
 from ._core import Shared, StreamCore
@@ -43,7 +43,8 @@ def open_stream(
     within: CancelToken | None = None,
     call_id: str | None = None,
 ) -> EventStream:
-    """Open a stream and start its worker. Raises `SessionBusy`, and what `Store.open` raises.
+    """Open a stream and start its worker. Raises `SessionBusy`, what `Store.open` raises, and `LookupError` if there are
+    calls left of an agent that is not there.
 
     With ``parent`` the stream is nested: it is cancelled when ``within`` is, asks the consumer of its parent, and is
     observed and recorded through its parent; ``call_id`` is the call that runs it. Raises `OSError` if the file of the
@@ -54,6 +55,8 @@ def open_stream(
     try:
         if shared.store is not None:
             log.outbox.open(shared.store.open(session, parent=_parent(parent, call_id)))
+            _leave_as_it_was(log, session)  # until the worker has begun
+            _check_agent(shared, agent, session)
         if record is not None:  # not before the lease: it may be the file of the stream that has it
             recorder = record(agent.name, session)
         observed = parent is None and (bool(shared.observers) or recorder is not None)
@@ -105,6 +108,27 @@ def open_stream(
         over(core)
         raise
     return stream
+
+
+def _leave_as_it_was(log: SessionLog, session: Session) -> None:
+    """A stream that cannot be started does not take back the questions that an earlier one has left."""
+    left = session._unfinished
+    if session.waiting:
+        log.status = "waiting"
+    elif left is not None and left.calls:
+        log.status = "interrupted"
+
+
+def _check_agent(shared: Shared, agent: Agent, session: Session) -> None:
+    """Another agent would not know the tools whose calls are left."""
+    left, name = session._unfinished, session.agent_name
+    roster = shared.roster.of(agent)
+    if left is not None and left.calls and name is not None and roster.find(name) is None:
+        known = ", ".join(roster.names)
+        raise LookupError(
+            f"session {session.id} waits with calls of agent {name!r}, which is not in this runtime (it has {known}):"
+            " run it with that agent"
+        )
 
 
 def _parent(parent: StreamCore | None, call_id: str | None) -> Parent | None:

@@ -88,6 +88,7 @@ def _put_in_order(core: StreamCore, reason: str, mails: deque[Mail]) -> None:
     if reason == "waiting":  # its calls are open, and what was said to it waits with them
         log.status = "waiting"
     else:
+        log.status = "idle"
         log.settle(_INTERRUPTED)
         while mails:  # those that are left, where this is called again
             log.append(Message("user", mails[0].text), mails[0].id)

@@ -8,6 +8,7 @@ import collections
 import functools
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -423,6 +424,32 @@ def test_an_answer_that_the_run_hears_of_through_the_store_first_is_no_second_on
                     stream.approve(event)
             assert stream.reason == "normal"
     assert till.done == {"pay ann": 2}
+
+
+def test_a_run_that_cannot_be_started_leaves_the_questions_where_they_are(tmp_path: Path) -> None:
+    """Neither a record that cannot be written, nor an agent that is not there any more, takes them back."""
+    store, till = MemoryStore(), Till()
+
+    def team(name: str) -> Team:
+        first = Agent("first", Planned(calls(("c1", "handoff", {"agent": name}))), handoffs=[name])
+        second = Agent(name, Planned([], calls(("c2", "pay", {"to": "ann"})), done()), tools=till.tools())
+        return Team([first, second])
+
+    session = Session.from_user("go")
+    with Runtime(team("second"), store=store) as runtime:
+        with runtime.run_stream(session) as stream:
+            park_when(stream, 1)
+            assert stream.reason == "waiting"
+        with pytest.raises(OSError, match="nowhere"):
+            runtime.run_stream(store.load(session.id), record=tmp_path / "nowhere" / "run.jsonl")
+    gone = r"agent 'second', which is not in this runtime \(it has first, other\)"
+    with Runtime(team("other"), store=store) as runtime, pytest.raises(LookupError, match=gone):
+        runtime.run_stream(store.load(session.id))
+    assert store.sessions()[0].status == "waiting"
+    with Runtime(team("second"), store=store) as runtime:
+        runtime.approve()
+        assert runtime.run(store.load(session.id)).text == "done"
+    assert till.done == {"pay ann": 1}
 
 
 def test_a_question_that_timed_out_while_it_was_parked_is_declined() -> None:
