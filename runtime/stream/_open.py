@@ -43,8 +43,8 @@ def open_stream(
     within: CancelToken | None = None,
     call_id: str | None = None,
 ) -> EventStream:
-    """Open a stream and start its worker. Raises `SessionBusy`, what `Store.open` raises, and `LookupError` if there are
-    calls left of an agent that is not there.
+    """Open a stream and start its worker. Raises `SessionBusy`, what `Store.open` raises, and `LookupError` if calls of
+    an agent are left that is not there.
 
     With ``parent`` the stream is nested: it is cancelled when ``within`` is, asks the consumer of its parent, and is
     observed and recorded through its parent; ``call_id`` is the call that runs it. Raises `OSError` if the file of the
