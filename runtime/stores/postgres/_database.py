@@ -28,7 +28,16 @@ Connection: TypeAlias = "psycopg.Connection[Any]"
 Cursor: TypeAlias = "psycopg.Cursor[Any]"
 T = TypeVar("T")
 
-CONNECTING: Final = 10  # seconds to connect, where the connection string says nothing else
+#: Where the connection string says nothing else. A server that is cut off from the network is noticed in less time than
+#: a lease lasts, not in the two hours of the system.
+_DEFAULTS: Final[dict[str, Any]] = {
+    "connect_timeout": 10,  # seconds
+    "application_name": "lockgate",
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,  # milliseconds
+}
 OLDEST: Final = 12  # version of the server
 _IDLE: Final = 2  # connections that are kept for the next operation
 _TRIES: Final = 5  # of a transaction that another one came in the way of, or whose connection was cut
@@ -67,9 +76,7 @@ class Database:
             ) from None
         self.schema = schema
         self._dsn = conninfo.make_conninfo(
-            dsn,
-            connect_timeout=said.get("connect_timeout", CONNECTING),
-            application_name=said.get("application_name", "lockgate"),
+            dsn, **{**_DEFAULTS, **{name: said[name] for name in _DEFAULTS if name in said}}
         )
         self._process = os.getpid()
         self._idle: deque[Connection] = deque()  # no lock: a finalizer closes them

@@ -130,6 +130,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         # These are the thread's:
         self._connection: Connection | None = None
+        self._at_work: Sequence[Work] = ()
         self._journals: dict[PostgresJournal, None] = {}  # whose leases are renewed
         self._renewal = time.monotonic() + lease / 3
 
@@ -189,7 +190,9 @@ class Writer:
             while True:
                 group = self._next()
                 if group:
+                    self._at_work = group
                     self._do(group)
+                    self._at_work = ()
                 elif self._stopping.cancelled or (self._forgotten and not self._journals):
                     return
                 if time.monotonic() >= self._renewal:
@@ -215,10 +218,11 @@ class Writer:
     def _give_up(self, error: StoreError) -> None:
         with self._lock:
             self._closed = True
-            left, self._queue = self._queue, deque()
+            left, self._queue = [*self._at_work, *self._queue], deque()
         for work in left:
-            work.journal.fail(error)
-            work.finish(error)
+            if not work.done.closed:
+                work.journal.fail(error)
+                work.finish(error)
 
     def _do(self, group: Sequence[Work]) -> None:
         """Write the group, and tell those who wait."""
@@ -235,6 +239,8 @@ class Writer:
                 else:
                     works.append(work)
                     continue
+            if work.status is not None:
+                self._let_go(work)
             work.finish(journal.error)
         try:
             self._write(works)
@@ -254,6 +260,22 @@ class Writer:
                     work.journal.fail(its)
                     work.finish(work.journal.error)
 
+    def _let_go(self, work: Work) -> None:
+        """Give the lease of a journal back that has failed, where that can be done at once: else it runs out."""
+        head = work.journal.head
+        try:
+            connection = self._connected()
+            with connection.transaction():
+                ours = connection.execute(
+                    self._database.sql("SELECT FROM @sessions WHERE id = %s AND epoch = %s FOR UPDATE"),
+                    (head.session_id, head.epoch),
+                )
+                if ours.rowcount:
+                    for text, values in self._end(work):
+                        connection.execute(self._database.sql(text), values)
+        except (psycopg.Error, Unreachable):
+            self._disconnect()
+
     def _statements(self, work: Work) -> list[Statement]:
         head = work.journal.head
         statements = head.statements(work.entries)
@@ -265,17 +287,20 @@ class Writer:
                 )
             )
             return statements
-        if work.status != "waiting":
-            statements.append(withdraw("session_id = %s", (head.session_id,)))
-        statements.append(
-            (
-                "UPDATE @sessions SET appends = %s, status = %s, reason = %s, owner = NULL, lease_until = NULL,"
-                " updated_at = clock_timestamp() WHERE id = %s",
-                (work.number, work.status, column(work.reason), head.session_id),
-            )
+        statements.append(("UPDATE @sessions SET appends = %s WHERE id = %s", (work.number, head.session_id)))
+        return [*statements, *self._end(work)]
+
+    def _end(self, work: Work) -> list[Statement]:
+        """The statements of a release."""
+        key = work.journal.head.session_id
+        assert work.status is not None
+        unanswered = [withdraw("session_id = %s", (key,))] if work.status != "waiting" else []
+        given_back = (
+            "UPDATE @sessions SET status = %s, reason = %s, owner = NULL, lease_until = NULL,"
+            " updated_at = clock_timestamp() WHERE id = %s",
+            (work.status, column(work.reason), key),
         )
-        statements.append(ring(head.channel))
-        return statements
+        return [*unanswered, given_back, ring(work.journal.head.channel)]
 
     def _write(self, works: Sequence[Work]) -> None:
         """Write the works in one transaction; those of a lease that is lost fail. Raises `StoreError`, for all."""

@@ -361,6 +361,25 @@ def test_an_entry_that_json_has_no_word_for_fails_its_journal_only(store: Postgr
     good.append(said("one"))
     good.release("idle")
     assert texts(store, "good") == ["hello", "one"]
+    with pytest.raises(StoreError, match="session bad cannot be written"):
+        bad.release("idle", "error")
+    assert {info.id: info.reason for info in store.sessions()} == {"good": "", "bad": "error"}
+    store.open(store.load("bad")).release("idle")  # the lease was given back all the same
+
+
+def test_whoever_waits_for_a_writer_that_breaks_down_is_told(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: Any, works: Any) -> None:
+        raise MemoryError("no room")
+
+    journal = store.open(Session([Message("user", "hello")], id="s"))
+    monkeypatch.setattr(_writer.Writer, "_write", broken)
+    with pytest.raises(StoreError, match="the writer of the store has failed: MemoryError: no room"):
+        journal.append(said("one"))
+    with pytest.raises(StoreError):
+        journal.append(said("two"))
+    assert "no room" in caplog.text
 
 
 def test_a_closed_store_says_so(postgres: str) -> None:
