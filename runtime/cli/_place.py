@@ -59,7 +59,10 @@ def _open(given: str | None, make: bool) -> Store:
     if said and said.startswith(_DATABASE):
         from ..stores.postgres import PostgresStore
 
-        return PostgresStore(said)
+        try:
+            return PostgresStore(said)
+        except ValueError as error:
+            raise CannotLoad(" ".join(str(error).split())) from None
     try:
         from ..stores.sqlite import SQLiteStore
     except ImportError as error:
