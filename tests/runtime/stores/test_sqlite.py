@@ -22,13 +22,15 @@ from typing import Any
 import pytest
 
 from channels import Cancelled, CancelToken
-from runtime import Image, Message, Session, SessionBusy
+from runtime import Agent, Image, Message, RunError, Runtime, Session, SessionBusy
 from runtime._errors import LeaseLost, StoreError, StoreTooNew
 from runtime.session._journal import Said
 from runtime.stores import SQLiteStore
 from runtime.stores._owner import Owner
 from runtime.stores.conformance import StoreConformance
 from runtime.stores.sqlite import _file, _migrations, _search
+from support.scripted import Scripted
+from support.scripted import say as say_it
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -531,6 +533,26 @@ def test_a_full_disk(path: Path) -> None:
         again.append(say("and more"))
         again.release("idle")
         assert contents(store, session.id) == ["hello", "all of it", "and more"]
+
+
+def test_a_run_on_a_full_disk_ends_as_store_failed_and_can_be_run_again(path: Path) -> None:
+    """The session in memory is whole; what the store lacks is written by the next run."""
+    model = Scripted(say_it("x" * 200_000), say_it("short"))
+    with SQLiteStore(path) as store, Runtime(Agent("a", model), store=store) as runtime:
+        session = Session.from_user("hello")
+        writer = store._core().writer
+        pages = writer.do(lambda connection, _: connection.execute("PRAGMA page_count").fetchone()[0])
+        writer.do(lambda connection, _: connection.execute(f"PRAGMA max_page_count = {pages + 8}").fetchone())
+        with pytest.raises(RunError, match=r"store_failed.*no room is left on the disk") as caught:
+            runtime.run(session)
+        assert caught.value.code == "store_failed"
+        assert [len(message.content) for message in session.messages] == [5, 200_000]
+        assert contents(store, session.id) == ["hello"]
+        writer.do(lambda connection, _: connection.execute("PRAGMA max_page_count = 1000000").fetchone())
+        session.add_user("again")
+        runtime.run(session)
+        assert store.load(session.id).messages == session.messages
+        assert [len(message.content) for message in session.messages] == [5, 200_000, 5, 5]
 
 
 def test_a_file_that_is_moved_away_is_written_no_more(path: Path) -> None:
