@@ -261,8 +261,8 @@ def _resident() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def import_time() -> float:
-    """Milliseconds of `import channels, runtime` beyond a bare interpreter, both in fresh processes.
+def import_times(rounds: int = 9) -> dict[str, float]:
+    """Milliseconds of importing beyond a bare interpreter, in fresh processes that take turns; the best of each.
 
     From compiled files, as where it is installed, also where the environment forbids to write them.
     """
@@ -276,8 +276,12 @@ def import_time() -> float:
             subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
             return time.perf_counter() - start
 
-        run("import channels, runtime")
-        return (min(run("import channels, runtime") for _ in range(9)) - min(run("pass") for _ in range(9))) * 1e3
+        programs = ("pass", "import asyncio", "import channels", "import channels, runtime")
+        for program in programs:
+            run(program)
+        took = [[run(program) for program in programs] for _ in range(rounds)]
+        bare, *best = (min(column) for column in zip(*took, strict=True))
+        return {program: (each - bare) * 1e3 for program, each in zip(programs[1:], best, strict=True)}
 
 
 def extras_loaded() -> Iterator[str]:
@@ -345,7 +349,13 @@ def main() -> None:
         print(f"{STREAMS} streams, {kind:5s} {wall * 1e3:6.0f} ms wall, {added:.1f} MiB, {threads} threads")
     made, shown = (statistics.median(each) for each in zip(*(dump_of_many() for _ in range(rounds)), strict=True))
     print(f"dump of {STREAMS} streams {made:6.1f} ms, {shown:.1f} ms with its text")
-    print(f"import             {import_time():9.1f} ms, extras loaded: {', '.join(extras_loaded()) or 'none'}")
+    imports = import_times()
+    for program, took in imports.items():
+        print(f"{program:24s} {took:6.1f} ms  {took / imports['import asyncio']:5.2f} x import asyncio")
+    print(f"extras loaded: {', '.join(extras_loaded()) or 'none'}")
+    if options.json:
+        ratios = {program: [took / imports["import asyncio"]] for program, took in imports.items()}
+        write(options.json, "import, of asyncio", ratios)
 
 
 if __name__ == "__main__":
