@@ -43,7 +43,7 @@ NO_SUCH: Final = frozenset({400, 404, 405, 406, 415, 501})
 DIAL: Final = 10.0  # to connect, and to write
 FAREWELL: Final = 1.0  # to end a session
 
-_EVENT: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_EVENT: Final = re.compile(rb"\r\n\r\n|\r\n\n|\n\r\n|\n\n|\r\r")
 
 _logger = lazy_logger("runtime.mcp")
 

@@ -257,6 +257,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             text = '{"jsonrpc": "2.0", "id": %d, "result": %s}' % (id, HALF)
             self.wfile.write(b"event: message\\r\\ndata: " + text.encode() + b"\\r\\n\\r\\n")
             return
+        if how == "mixed_event":
+            self.events()
+            text = json.dumps({"jsonrpc": "2.0", "id": id, "result": {"content": [{"type": "text", "text": "mixed"}]}})
+            self.wfile.write(b": hello\\r\\n\\ndata: " + text.encode() + b"\\n\\r\\n")
+            self.wfile.flush()
+            return self.until_gone()
         if how == "huge":
             return self.huge()
         if how == "many":

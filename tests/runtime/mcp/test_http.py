@@ -209,7 +209,13 @@ def test_a_call_that_fails_says_why_and_costs_no_other(bad_url: str, how: str, p
 
 @pytest.mark.parametrize(
     ("how", "text"),
-    [("batch", "from a list"), ("half", "half \ufffd"), ("half_event", "half \ufffd"), ("sessionless", "gone well")],
+    [
+        ("batch", "from a list"),
+        ("half", "half \ufffd"),
+        ("half_event", "half \ufffd"),
+        ("mixed_event", "mixed"),
+        ("sessionless", "gone well"),
+    ],
 )
 def test_what_hosts_do_otherwise_is_understood(bad_url: str, how: str, text: str) -> None:
     with running(bad(bad_url, how)) as toolset:
