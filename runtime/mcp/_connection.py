@@ -1,7 +1,7 @@
 """One run of one MCP server: its session, and the task that owns it and the process.
 
 The session belongs to one task, which enters and leaves it (the SDK's scopes insist on that) and takes commands from a
-janus queue, into which any thread may put. Each call is a task of its own. What it has to say goes into the call's
+queue, into which any thread may put. Each call is a task of its own. What it has to say goes into the call's
 inbox, a channel on which the calling thread waits: also what the server asks, and the answer comes back through the
 loop.
 
@@ -21,7 +21,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import anyio
-import janus
 from mcp import Client, MCPError
 from mcp.types import (
     METHOD_NOT_FOUND,
@@ -51,6 +50,7 @@ from channels._lazy import lazy_logger
 from channels.aio import LoopThread
 
 from .._dataclasses import dataclass
+from ._commands import Commands, CommandsClosed
 from ._http import Kind, Remote
 from ._messages import unwrap
 from ._oauth import NotSignedIn, SignIn
@@ -302,7 +302,7 @@ class Connection:
         self._startup_timeout = startup_timeout
         self._new_link = link
         self._link = link(ways[0].kind)
-        self._commands: janus.Queue[ServerCall | None] = janus.Queue()  # None: end
+        self._commands: Commands[ServerCall | None] = Commands(self._loop)  # None: end
         # The rest is used on the loop's thread only.
         self._open: dict[ServerCall, None] = {}
         self._client: Client | None = None  # once connected
@@ -364,8 +364,8 @@ class Connection:
         self._refuse("calling a tool of an MCP server")
         call = ServerCall(self, name, send, stream, state)
         try:
-            self._commands.sync_q.put_nowait(call)
-        except janus.SyncQueueShutDown:
+            self._commands.put(call)
+        except CommandsClosed:
             call.inbox.close(CallEnded(error=Unsent(str(self.failure))))
         return call
 
@@ -417,8 +417,8 @@ class Connection:
             self._connecting.reschedule(self._loop.time())
 
     def _command_end(self) -> None:
-        with contextlib.suppress(janus.SyncQueueShutDown):
-            self._commands.sync_q.put_nowait(None)
+        with contextlib.suppress(CommandsClosed):
+            self._commands.put(None)
 
     async def _own(self) -> None:
         """The owner task: the whole life of the connection."""
@@ -605,7 +605,7 @@ class Connection:
         # The runtime reads results, and not only those that keep to the schema that the server says they have. Checking
         # that would compute on the loop's thread with patterns of the server's.
         client.session.validate_tool_result = _unchecked  # type: ignore[method-assign]
-        while (call := await self._commands.async_q.get()) is not None:
+        while (call := await self._commands.get()) is not None:
             if call.dropped:
                 continue
             self._open[call] = None
@@ -647,12 +647,9 @@ class Connection:
             self.ended_at = time.monotonic()
             self.failure = why
         why = self.failure
-        self._commands.shutdown()  # refuses new ones, and keeps what is there
-        with contextlib.suppress(janus.SyncQueueEmpty, janus.SyncQueueShutDown):
-            while True:
-                call = self._commands.sync_q.get_nowait()
-                if call is not None:
-                    call.finish(error=Unsent(str(why)))
+        for call in self._commands.close():
+            if call is not None:
+                call.finish(error=Unsent(str(why)))
         for call in list(self._open):
             call.finish(error=Lost(str(why)) if call.begun else Unsent(str(why)))
             if self._is_running():
