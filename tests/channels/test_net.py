@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def test_what_a_test_leaves_behind_fails_it(case, tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", str(tmp_path)],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(root), "PATH": ""},
+        env={"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}", "PATH": ""},
         capture_output=True,
         text=True,
         timeout=50,
