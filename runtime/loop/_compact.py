@@ -19,8 +19,8 @@ from ..model import Model, ToolDefinition
 from ..session._message import Message
 from ..session._session import Compacted
 from ..stream._core import StreamCore
-from ..stream._reason import StopRun
-from ._aside import ask_aside
+from ..stream._end_reason import StopRun
+from ._side_call import ask_aside
 
 _INSTRUCTIONS: Final = (
     "You are given a conversation between a user and an assistant. Sum it up for the assistant, who goes on with it and"

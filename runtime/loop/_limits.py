@@ -14,9 +14,9 @@ from ..agent._tool import Answer, Question
 from ..human._asks import Ask
 from ..session._journal import Request
 from ..stream._core import StreamCore
+from ..stream._end_reason import StopRun
 from ..stream._parking import parked
 from ..stream._private_events import UserAnswered
-from ..stream._reason import StopRun
 from ..stream._requests import answer_of, keep, keep_answer, seconds_left
 
 #: The schema of the answer to `MaxIterationsReached`.

@@ -18,8 +18,8 @@ from ..human._mailbox import Mail
 from ..session._journal import CallState, Unfinished
 from ..session._message import Message
 from ..stream._core import EndHooks, StreamCore
+from ..stream._end_reason import StopRun
 from ..stream._ending import time_is_up
-from ..stream._reason import StopRun
 from ..team import _delegation
 from ..toolcalls._dispatch import dispatch
 from ._compact import OVERFLOWS, after_overflow, conversation

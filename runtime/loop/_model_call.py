@@ -26,8 +26,8 @@ from ..model import (
 )
 from ..session._message import Message, Native
 from ..stream._core import StreamCore
+from ..stream._end_reason import StopRun
 from ..stream._private_events import ModelAsked, ModelDone, ModelSaid
-from ..stream._reason import StopRun
 from ..stream._tracing import ModelTrace
 from ..toolcalls._assembler import Assembler
 from ..usage import Usage

@@ -15,7 +15,7 @@ from ..agent._tool_context import waiting_stream
 from ..execution._calls import INBOX, Finished
 from ..human._asks import Ask
 from ..stream._core import StreamCore
-from ..stream._reason import StopRun
+from ..stream._end_reason import StopRun
 
 
 class AgentTools:

@@ -31,7 +31,7 @@ from ..session._message import Message
 from ._clients import Clients
 from ._fitting import fitting, paired, picture
 from ._provider_errors import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
-from ._whole import is_whole, read
+from ._whole_reply import is_whole, read
 
 try:
     import anthropic

@@ -28,7 +28,7 @@ from ..execution._helpers import HelperPool
 from ..foreign._redact import Redaction
 from ..model import Model, ToolDefinition
 from ..session._message import Message, ToolCall
-from ..stream._reason import StopRun
+from ..stream._end_reason import StopRun
 from ..stream._tracing import UNTRACED, Deltas, Traced
 from ._attributes import Attributes, error_type, of_model, of_request, of_usage, provider_and_model
 from ._content import Content, is_wanted

@@ -38,10 +38,10 @@ from ..session._message import Message
 from ..session._session import Session, Stored
 from ._answers import checked
 from ._notices import NOTICES, tell
+from ._search_terms import words
 from ._snapshot import Asking, Call, Snapshot, allowing, branched, permissions_of, to_write
 from ._store import Notice, Parent, SessionInfo, Store
 from ._transfer import exported, imported
-from ._words import words
 
 
 class _Kept:

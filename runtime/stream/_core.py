@@ -39,9 +39,9 @@ from ..session._message import Message
 from ..session._session import Session, SessionLog
 from ..stores._store import Store
 from ..usage import Prices
-from ._firing import fire
+from ._end_reason import Ending, StopRun, Tags
 from ._parking import Parking
-from ._reason import Ending, StopRun, Tags
+from ._run_hooks import fire
 from ._scope import stream_scope
 from ._tasks import BackgroundTask
 from ._tracing import UNTRACED, StreamTrace, Tracing, for_new_runtimes

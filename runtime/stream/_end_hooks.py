@@ -18,7 +18,7 @@ from channels._lazy import lazy_logger
 from ..agent._hooks import Hook
 from ..execution._calls import Call
 from ._core import StreamCore
-from ._firing import HookRun, answer, tell_finished, tell_started
+from ._run_hooks import HookRun, answer, tell_finished, tell_started
 
 _logger = lazy_logger("runtime")
 

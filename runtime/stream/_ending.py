@@ -3,8 +3,8 @@
  1. The loop stops: it returns, or raises `StopRun`, or one of its waits raises `Cancelled`. If the time budget has
     ended it, `time_is_up` first lets go of the calls under way, so that the consumer and the hooks can be told.
  2. The session is completed and given back (`_worker`): every tool call has a result, and late messages are recorded.
- 3. The reason is decided, once (`_reason.Ending.decide`). If it is a failure, an `Error` event is sent and hooks are
-    run.
+ 3. The reason is decided, once (`_end_reason.Ending.decide`). If it is a failure, an `Error` event is sent and hooks
+    are run.
  4. `wind_down`, while the channel is open: background agents are stopped, all other calls are let go, and the
     ``session_end`` hooks run, until a cancel.
  5. The scope is left: the bridge drops the stream's place, and the channel closes with `StreamStopped` as the last

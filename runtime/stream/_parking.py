@@ -12,7 +12,7 @@ from typing import Final
 from channels import CancelToken
 
 from .._errors import NotParkable
-from ._reason import StopRun
+from ._end_reason import StopRun
 
 _MODEL: Final = "the model"
 

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from channels import Cancelled, CancelToken, ChannelClosed
 
 from ..execution._calls import Call
-from ._reason import Ending
+from ._end_reason import Ending
 
 
 class BackgroundTask:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..model import Model, ToolDefinition
     from ..session._message import Message, ToolCall
     from ..session._session import Session
-    from ._reason import Ending
+    from ._end_reason import Ending
 
 Deltas = Generator[Any, None, None]
 

@@ -19,8 +19,8 @@ from ..session._journal import Unfinished
 from ..session._message import Message
 from ._core import StreamCore, insist
 from ._end_hooks import Cleanup
+from ._end_reason import StopRun
 from ._ending import give_back, wind_down
-from ._reason import StopRun
 
 _logger = lazy_logger("runtime")
 _UNKNOWN: Final = "interrupted: the run ended in the middle of this call; it is not known whether it took effect"

@@ -26,9 +26,9 @@ from ..permissions import Decision
 from ..session._journal import CallState
 from ..session._message import Message, ToolCall
 from ..stream._core import StreamCore
-from ..stream._firing import HookRun, firing
 from ..stream._parking import parked
 from ..stream._private_events import UserAnswered
+from ..stream._run_hooks import HookRun, firing
 from ._approval import remember_late
 from ._elicitation import elicitation
 from ._messages import Asked, Decided, Fire, Forwarded, Late, NestedParked, Park, Progress, Resumed, posting

@@ -16,7 +16,7 @@ from ..agent._tool import Answer, Question
 from ..human._asks import Ask
 from ..permissions import Decision
 from ..session._message import ToolCall
-from ..stream._firing import HookRun
+from ..stream._run_hooks import HookRun
 
 
 @dataclass(frozen=True, slots=True)

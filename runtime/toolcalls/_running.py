@@ -18,8 +18,8 @@ from ..permissions import Decision
 from ..session._journal import CallState
 from ..session._message import ToolCall
 from ..stream._core import StreamCore
-from ..stream._firing import HookRun, firing
 from ..stream._private_events import ConsumerCall
+from ..stream._run_hooks import HookRun, firing
 from ..stream._tracing import UNTRACED, ToolTrace
 from ._resolve import Ready
 

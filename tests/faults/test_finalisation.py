@@ -41,7 +41,7 @@ from runtime.loop._loop import _Run
 from runtime.session._session import SessionLog
 from runtime.stream._core import StreamCore
 from runtime.stream._end_hooks import Cleanup, _Stage
-from runtime.stream._reason import Ending
+from runtime.stream._end_reason import Ending
 from runtime.stream._tracing import UNTRACED
 from support.faults import INJECTED, LONG, Abrupt
 from support.scripted import Scripted, call, say

@@ -29,7 +29,7 @@ from runtime import (
 )
 from runtime.mcp import MCPServerError
 from runtime.models.replay import ReplayDiverged
-from runtime.stream._reason import StopRun
+from runtime.stream._end_reason import StopRun
 from support.scripted import Scripted, call, say
 
 ERRORS: list[Exception] = [

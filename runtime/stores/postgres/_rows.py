@@ -28,9 +28,9 @@ from ...session._journal import (
 )
 from ...session._message import Image, Message
 from ...usage import Usage
+from .._search_terms import words
 from .._snapshot import Asking, Call, Snapshot, allowing
 from .._store import Parent
-from .._words import words
 from ._database import Connection, Cursor, Database
 
 Statement: TypeAlias = tuple[str, tuple[Any, ...]]

@@ -22,10 +22,10 @@ from ...session._session import Session, Stored
 from ...usage import Usage
 from .._answers import checked
 from .._owner import Owner
+from .._search_terms import words
 from .._snapshot import Snapshot, branched, permissions_of, to_write
 from .._store import Notice, Parent, SessionInfo, Store
 from .._transfer import exported, imported
-from .._words import words
 from ._database import Again, Connection, Database
 from ._migrations import migrate
 from ._rows import (

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from .._words import words
+from .._search_terms import words
 from ._file import Connection, first
 from ._rows import SHIFT
 

@@ -19,7 +19,7 @@ from runtime.human._mailbox import Mailbox
 from runtime.session._session import SessionLog
 from runtime.stream import _at_exit
 from runtime.stream._core import StreamCore
-from runtime.stream._reason import Ending
+from runtime.stream._end_reason import Ending
 from support.scripted import AsyncScripted, Scripted, call, say
 
 LONG = 10.0  # seconds after which something will never happen

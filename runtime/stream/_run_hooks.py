@@ -19,7 +19,7 @@ from ..agent._hook_points import HOOK_POINTS
 from ..agent._hooks import Hook, HookInput, HookResult, Hooks, nothing
 from ..events import Event, HookFinished, HookStarted, Warning
 from ..execution._calls import Call, Calls, Inbox, Kept, Outcome
-from ._reason import Tags
+from ._end_reason import Tags
 
 
 class HookRun:
