@@ -213,17 +213,31 @@ class Process:
         program, *arguments = tied(self.command, env)
         if sys.platform == "win32":
             program = shutil.which(program) or program  # npx is npx.cmd there
-        process = self._process = await asyncio.create_subprocess_exec(
-            program,
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=ANSWER,
-            env=env,
-            cwd=self.cwd,
-            start_new_session=True,  # a Ctrl-C in the terminal is ours, and signals reach its children too
+        starting = asyncio.ensure_future(
+            asyncio.create_subprocess_exec(
+                program,
+                *arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=ANSWER,
+                env=env,
+                cwd=self.cwd,
+                start_new_session=True,  # a Ctrl-C in the terminal is ours, and signals reach its children too
+            )
         )
+        try:
+            process = self._process = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # Cancelled half-way, asyncio leaves the pipes to nobody, and the process if it was quick.
+            process = self._process = await starting
+            try:
+                self.kill()
+                with anyio.CancelScope(shield=True):
+                    await self._exits(KILLED)
+            finally:
+                _close(process)
+            raise
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -238,10 +252,7 @@ class Process:
                     await self._end(process)
             finally:
                 self._reading.cancel()
-                # Else it stays open as long as a child of the server has the pipes. Nothing public closes it.
-                transport = getattr(process, "_transport", None)
-                if transport is not None:
-                    transport.close()
+                _close(process)
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         """End the process: wait, ask, force. Cancelled (the loop is closed), it forces at once."""
@@ -358,3 +369,10 @@ class Process:
                 process.terminate()
             else:
                 os.killpg(process.pid, number)
+
+
+def _close(process: asyncio.subprocess.Process) -> None:
+    """Close its pipes, which stay open else as long as a child of the server has them. Nothing public does."""
+    transport = getattr(process, "_transport", None)
+    if transport is not None:
+        transport.close()

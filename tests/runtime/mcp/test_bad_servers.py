@@ -5,9 +5,12 @@ HTTP in test_http.py.)
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,3 +142,20 @@ def test_a_flood_at_the_start_is_bounded_by_the_time_to_start(tmp_path: Path) ->
             toolset.start()
 
     assert seconds(start) < 8
+
+
+def test_a_start_that_is_given_up_while_the_system_makes_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = asyncio.create_subprocess_exec
+
+    async def slow(*args: Any, **options: Any) -> Any:
+        process = await make(*args, **options)
+        await asyncio.sleep(0.5)
+        return process
+
+    monkeypatch.setattr("runtime.mcp._stdio.asyncio.create_subprocess_exec", slow)
+    toolset = MCPToolSet(small_server(tmp_path, DEAF), name="slow", startup_timeout=0.1)
+    with pytest.raises(MCPServerError, match=r"no answer within 0\.1 s"):
+        toolset.start()
+    gc.collect()  # which finds pipes that nobody has closed
