@@ -203,6 +203,8 @@ class Channel(Rescue, Generic[T]):
                 left = timeout if deadline is None or timeout == 0 else max(deadline - monotonic(), 0.0)
                 self.send(given[sent], left, cancel)
                 sent += 1
+                if sent == len(given):  # a channel that has closed since has taken all of them
+                    return
         except (ChannelClosed, TimeoutError, Cancelled) as error:
             error.sent = sent  # type: ignore[union-attr]
             raise
