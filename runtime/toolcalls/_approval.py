@@ -67,6 +67,17 @@ def approval(running: Running) -> Steps[Decision]:
     return Decision(False, reason=note)
 
 
+def is_made_anyway(running: Running) -> bool:
+    """Whether nobody has a say in the call but the permissions, which allow it: no hook before it, nor the user."""
+    core, tool = running.turn.core, running.tool
+    if not core.log.outbox.is_open or tool.read_only or core.hooks.at("pre_tool_use", tool.name):
+        return False
+    if len(running.call.arguments) >= _LONG:  # that is for a helper to find out
+        return False
+    verdict, _ = decide(core.permissions, tool.names, running.ready.shown, owner=tool.owner, read_only=False)
+    return verdict == "allow"
+
+
 def _permitted(running: Running) -> Steps[tuple[Verdict, Rule | None]]:
     """The verdict of the permissions, and the rule that decided."""
     core, tool = running.turn.core, running.tool

@@ -74,6 +74,7 @@ class Running:
     ask: Ask[ToolCall, Decision] | None = None  # for the user's approval, until what he said is remembered
     agents: set[str] = field(default_factory=set)  # the sessions on which it runs agents now
     parked: bool = False  # one of these agents
+    begun: bool = False  # the store is told that it has begun, or about to be
     questions: int = 0  # that the call has asked so far
     notes: list[str] = field(default_factory=list)  # why nobody was asked, for the model to read
     waited: float | None = None  # seconds, for the user's approval

@@ -22,7 +22,7 @@ from ..session._journal import Began
 from ..session._message import Message, ToolCall
 from ..stream._private_events import ToolReturned
 from ..team._delegation import HandOff
-from ._approval import approval
+from ._approval import approval, is_made_anyway
 from ._consumer import consumer_call
 from ._context import StreamContext
 from ._messages import Resumed, posting
@@ -41,14 +41,17 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
     core = turn.core
 
     # Resolve: what is wrong with the name or the arguments is a result that the model can mend.
-    core.emit(events.ToolCallStarted(call, **core.tags))
     if isinstance(resolved, ToolResult):
+        core.emit(events.ToolCallStarted(call, **core.tags))
         core.trace.refused(call, turn.tools.get(call.name), "invalid_call", resolved)
         _record(turn, call, resolved)
         return
     timeout = resolved.tool.timeout
     token = core.token if timeout is None else CancelToken(core.token)
     running = turn.running[call.id] = Running(turn, call, resolved, token, left=timeout)
+    if running.state.phase == "open" and is_made_anyway(running):
+        _note_begun(running)  # with the reply, in one transaction
+    core.emit(events.ToolCallStarted(call, **core.tags))
 
     # Go on where an earlier stream has left it: what may have taken effect is not made again.
     if running.state.phase == "began" and not running.tool.may_begin_again(running.state.kept):
@@ -87,7 +90,9 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
         return
 
     # Run: what a tool raises is a result too, and so is that it takes too long.
-    _tell_store(running)
+    _note_begun(running)
+    if core.log.outbox.unwritten:
+        core.commit()
     task = _start(running)
     ended: Finished | None = yield task
     returned = _late(running, task) if ended is None else _returned(running, ended)
@@ -113,14 +118,14 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
         turn.contexts.append(hooks.context)
 
 
-def _tell_store(running: Running) -> None:
+def _note_begun(running: Running) -> None:
     """The tool is about to be entered: should the process die, nobody could tell whether it took effect. Of one that
     changes nothing that need not be known.
     """
-    core = running.turn.core
-    if core.log.outbox.is_open and not running.tool.read_only:
-        core.log.outbox.note(Began(running.call.id, running.ready.text))
-        core.commit()
+    outbox = running.turn.core.log.outbox
+    if outbox.is_open and not running.tool.read_only and not running.begun:
+        running.begun = True
+        outbox.note(Began(running.call.id, running.ready.text))
 
 
 def _refusal(reason: str) -> ToolResult:
