@@ -252,6 +252,6 @@ def test_no_observers_no_forwarder() -> None:
         with Stall() as stall, Runtime(Agent("a", Scripted([stall])), observers=observers) as runtime:
             stream = runtime.run_stream(Session.from_user("go"))
             assert stall.reached.wait(5)
-            assert eventually(lambda: forwarders() == expected)  # noqa: B023  # a thread takes its name itself
+            assert eventually(lambda: forwarders() == expected)  # a thread takes its name itself
             stall.go_on.set()
             list(stream)
