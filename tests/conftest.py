@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import io
 import os
 import pathlib
 import signal
@@ -113,6 +114,10 @@ def nothing_left_behind() -> Iterator[None]:
         )
 
     def unraisable(args: Any) -> None:
+        if args.exc_type is ResourceWarning and isinstance(args.object, io.FileIO) and isinstance(args.object.name, int):
+            # A pipe that `asyncio` has not connected yet when the start of its process is cut off: it closes those only
+            # that it has, and the rest when they are collected, in whichever test that is.
+            return
         lost.append(
             f"{args.err_msg or 'ignored'} in {args.object!r}: "
             + "".join(traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback))
