@@ -114,7 +114,8 @@ def nothing_left_behind() -> Iterator[None]:
         )
 
     def unraisable(args: Any) -> None:
-        if args.exc_type is ResourceWarning and isinstance(args.object, io.FileIO) and isinstance(args.object.name, int):
+        pipe = isinstance(args.object, io.FileIO) and isinstance(args.object.name, int)
+        if pipe and args.exc_type is ResourceWarning:
             # A pipe that `asyncio` has not connected yet when the start of its process is cut off: it closes those only
             # that it has, and the rest when they are collected, in whichever test that is.
             return
