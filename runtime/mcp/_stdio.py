@@ -230,7 +230,10 @@ class Process:
             process = self._process = await asyncio.shield(starting)
         except asyncio.CancelledError:
             # Cancelled half-way, asyncio leaves the pipes to nobody, and the process if it was quick.
-            process = self._process = await starting
+            while not starting.done():  # cancelled once more, and awaited by itself, it would be cut off all the same
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.shield(starting)
+            process = self._process = starting.result()
             try:
                 self.kill()
                 with anyio.CancelScope(shield=True):
