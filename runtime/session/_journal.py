@@ -45,7 +45,6 @@ class Request:
     ordinal: int = 0
     schema: Mapping[str, Any] | None = None  # of the content of an accepted answer
     expires_at: datetime | None = None
-    request_state: str | None = None  # what an MCP server wants back with the answer
     answer: Mapping[str, Any] | None = None
     answered_by: str = ""
 
@@ -77,17 +76,6 @@ class Requested:
     """A question to the user, which is stored before the user is asked."""
 
     request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A request was answered here: by the consumer of the live stream, or because nobody did in time. Where the store
-    has an answer already, that one stays.
-    """
-
-    request_id: str
-    answer: Mapping[str, Any]
-    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +160,6 @@ class Mailed:
 Entry: TypeAlias = (
     Said
     | Requested
-    | Answered
     | Began
     | Step
     | Ended

@@ -18,7 +18,6 @@ from .._public import publish
 from ..foreign._sound import well_formed
 from ..session._journal import (
     Allowed,
-    Answered,
     Began,
     Counted,
     Ended,
@@ -72,10 +71,6 @@ class _Kept:
                         each.request = request
                 if not known:
                     snapshot.requests.append(Asking(request, len(snapshot.messages)))
-            case Answered(request_id, answer, by):
-                for each in snapshot.requests:
-                    if each.request.id == request_id and each.request.answer is None:
-                        each.request = each.request.answered(answer, by)
             case Began(call_id, arguments):
                 for call in self.calls(call_id):
                     call.began, call.arguments = True, arguments
@@ -164,9 +159,6 @@ class MemoryJournal:
                 self._kept.write(entry)
             self._stored.messages = len(self._kept.snapshot.messages)
             self._store._touch(self._kept)
-            for entry in entries:
-                if isinstance(entry, Answered):
-                    self._store._tell_of_answer(entry.request_id)
 
     def release(
         self, status: Status, reason: str = "", *, timeout: float | None = None, cancel: SupportsDone | None = None
@@ -435,8 +427,6 @@ def _as_read(entry: Entry) -> Entry:
     match entry:
         case Step(_, _, value):
             return replace(entry, value=json.loads(json.dumps(value)))
-        case Answered(_, answer):
-            return replace(entry, answer=json.loads(json.dumps(answer)))
         case Requested(request):
             said = replace(request, event=json.loads(json.dumps(request.event)))
             return Requested(replace(said, schema=json.loads(json.dumps(said.schema))))

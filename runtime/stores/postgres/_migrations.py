@@ -111,7 +111,6 @@ CREATE TABLE @requests (
     at integer NOT NULL,
     schema json,
     expires_at timestamptz,
-    request_state text,
     answer json,
     answered_by text NOT NULL DEFAULT '',
     answered_at timestamptz,

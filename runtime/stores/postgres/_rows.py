@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 from ...session._journal import (
     Allowed,
-    Answered,
     Began,
     Counted,
     Ended,
@@ -84,13 +83,6 @@ class Head:
                 yield from self._message(message)
             case Requested(request):
                 yield insert_request(request, self.messages)
-            case Answered(request_id, answer, by):
-                yield (
-                    "UPDATE @requests SET answer = %s, answered_by = %s, answered_at = clock_timestamp()"
-                    " WHERE id = %s AND session_id = %s AND answer IS NULL",
-                    (as_json(answer), column(by), column(request_id), session),
-                )
-                yield ring(self.channel)
             case Began(call_id, arguments):
                 yield (
                     "UPDATE @calls SET began_at = clock_timestamp(), arguments = %s"
@@ -250,10 +242,10 @@ def insert_request(request: Request, at: int) -> Statement:
     """The row of a request, asked when there were ``at`` messages. One that is asked again keeps its answer."""
     return (
         "INSERT INTO @requests AS r (id, session_id, root_id, kind, event, call_id, arguments, ordinal, schema,"
-        " expires_at, request_state, answer, answered_by, at) VALUES"
-        " (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " expires_at, answer, answered_by, at) VALUES"
+        " (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
         " ON CONFLICT (id) DO UPDATE SET at = excluded.at, event = excluded.event, expires_at = excluded.expires_at,"
-        " request_state = excluded.request_state, withdrawn_at = NULL WHERE r.answer IS NULL",
+        " withdrawn_at = NULL WHERE r.answer IS NULL",
         (
             column(request.id),
             column(request.session_id),
@@ -265,7 +257,6 @@ def insert_request(request: Request, at: int) -> Statement:
             request.ordinal,
             None if request.schema is None else as_json(request.schema),
             request.expires_at,
-            None if request.request_state is None else column(request.request_state),
             None if request.answer is None else as_json(request.answer),
             column(request.answered_by),
             at,
@@ -275,13 +266,13 @@ def insert_request(request: Request, at: int) -> Statement:
 
 REQUEST = (
     "r.id, r.session_id, r.root_id, r.kind, r.event, r.call_id, r.arguments, r.ordinal, r.schema, r.expires_at,"
-    " r.request_state, r.answer, r.answered_by"
+    " r.answer, r.answered_by"
 )
 
 
 def request_of(row: Iterable[Any]) -> Request:
     """The request of a row of the columns `REQUEST`."""
-    id, session, root, kind, event, call, arguments, ordinal, schema, expires, state, answer, by = row
+    id, session, root, kind, event, call, arguments, ordinal, schema, expires, answer, by = row
     return Request(
         id=text_of(id),
         session_id=text_of(session),
@@ -293,7 +284,6 @@ def request_of(row: Iterable[Any]) -> Request:
         ordinal=ordinal,
         schema=schema,
         expires_at=None if expires is None else utc(expires),
-        request_state=_maybe(state),
         answer=answer,
         answered_by=text_of(by),
     )

@@ -152,9 +152,6 @@ class SQLiteJournal:
             except sqlite3.IntegrityError:  # its place is taken, or the session gone
                 self._check_fence(connection)
                 raise
-            for request_id in head.answered:
-                note(connection, "answered", head.session_id, request_id)
-            head.answered.clear()
             until = now + int(self._writer.lease * 1e6)
             changed.update(messages=head.messages, lease_until=until)
             if now >= self._changed + _CHANGED:

@@ -90,7 +90,6 @@ CREATE TABLE requests (
     at INTEGER NOT NULL,
     schema TEXT,
     expires_at INTEGER,
-    request_state TEXT,
     answer TEXT,
     answered_by TEXT NOT NULL DEFAULT '',
     answered_at INTEGER,

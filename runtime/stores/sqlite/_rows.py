@@ -16,7 +16,6 @@ from ..._errors import StoreError
 from ...foreign._sound import well_formed
 from ...session._journal import (
     Allowed,
-    Answered,
     Began,
     Counted,
     Ended,
@@ -97,7 +96,6 @@ class RequestRow:
 Prepared: TypeAlias = (
     MessageRow
     | RequestRow
-    | Answered
     | Began
     | Step
     | Partial
@@ -122,8 +120,6 @@ def prepared(entry: Entry) -> Prepared:
                 return request_row(request)
             case Step(_, _, value):
                 return replace(entry, value=as_json(value))
-            case Answered(_, answer):
-                return replace(entry, answer={"json": as_json(answer)})
             case Named(title):
                 return Named(well_formed(title))
             case Partial(text, agent_name):
@@ -171,7 +167,6 @@ def request_row(request: Request) -> RequestRow:
             "ordinal": request.ordinal,
             "schema": None if schema is None else as_json(schema),
             "expires_at": None if expires is None else micros(expires),
-            "request_state": request.request_state,
             "answer": None if answer is None else as_json(answer),
             "answered_by": well_formed(request.answered_by),
         },
@@ -190,7 +185,6 @@ class Head:
     partial: bool = False
     calls: dict[str, int] = field(default_factory=dict)  # the messages that have made the calls without a result
     asked: set[str | None] = field(default_factory=set)  # calls that may have requests
-    answered: list[str] = field(default_factory=list)  # requests, by what is being written: others are told of them
 
     def write(self, connection: Connection, entries: Iterable[Prepared], now: int) -> dict[str, Any]:
         """Write the entries; what is to change in the row of the session itself."""
@@ -206,14 +200,6 @@ class Head:
                 self._message(connection, entry, now, changed)
             case RequestRow(_, values):
                 self._request(connection, values)
-            case Answered(request_id, answer, by):
-                done = execute(
-                    "UPDATE requests SET answer = ?, answered_by = ?, answered_at = ?"
-                    " WHERE id = ? AND session = ? AND answer IS NULL AND withdrawn_at IS NULL",
-                    (answer["json"], well_formed(by), now, request_id, session),
-                )
-                if done.rowcount:
-                    self.answered.append(request_id)
             case Began(call_id, arguments):
                 execute(
                     "UPDATE calls SET began_at = ?, arguments = ? WHERE session = ? AND seq = ? AND call_id = ?",
@@ -294,8 +280,7 @@ class Head:
             " SET at = excluded.at, withdrawn_at = NULL,"
             " event = iif(answer IS NULL, excluded.event, event),"
             " schema = iif(answer IS NULL, excluded.schema, schema),"
-            " expires_at = iif(answer IS NULL, excluded.expires_at, expires_at),"
-            " request_state = iif(answer IS NULL, excluded.request_state, request_state)"
+            " expires_at = iif(answer IS NULL, excluded.expires_at, expires_at)"
             " WHERE session = excluded.session",
             tuple(row.values()),
         )
@@ -387,7 +372,7 @@ def blobs_of(connection: Connection, numbers: Sequence[int]) -> list[tuple[bytes
 
 REQUEST: Final = (
     "requests.id, sessions.id, root_id, kind, event, requests.call_id, arguments, ordinal, schema, expires_at,"
-    " request_state, answer, answered_by"
+    " answer, answered_by"
 )
 _SESSION: Final = (
     "number, id, parent, root, call_id, branch_of, branch_at, title, agent_name, status, reason, permissions,"
@@ -397,7 +382,7 @@ _SESSION: Final = (
 
 def request_of(row: Sequence[Any]) -> Request:
     """The request of a row of the columns `REQUEST`."""
-    id, session, root, kind, event, call, arguments, ordinal, schema, expires, state, answer, by = row
+    id, session, root, kind, event, call, arguments, ordinal, schema, expires, answer, by = row
     return Request(
         id=id,
         session_id=session,
@@ -409,7 +394,6 @@ def request_of(row: Sequence[Any]) -> Request:
         ordinal=ordinal,
         schema=None if schema is None else _decode(schema),
         expires_at=None if expires is None else moment(expires),
-        request_state=state,
         answer=None if answer is None else _decode(answer),
         answered_by=by,
     )
