@@ -43,6 +43,7 @@ from .agent._hooks import Hook, HookInput, HookResult
 from .agent._result import RunResult
 from .agent._tool import Answer, Tool, ToolResult, ToolSet, tool
 from .agent._tool_context import ToolContext
+from .batch._runs import Runs
 from .human._bridge import ElicitationBridge
 from .model import (
     Delta,
@@ -105,6 +106,7 @@ __all__ = [
     "Rule",
     "RunError",
     "RunResult",
+    "Runs",
     "Runtime",
     "Session",
     "SessionBusy",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import functools
 import os
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import NoneType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ._checks import check, is_number
 from ._errors import NotPending, NotRunning, SessionBusy, SessionChanged, SessionNotFound, StillWaiting
@@ -18,8 +17,8 @@ from .agent._budget import Budget
 from .agent._output import Output
 from .agent._result import RunResult
 from .agent._roster import Roster
-from .agent._tool import Action, Answer
-from .events import ElicitationRequest, MaxIterationsReached, ToolCallConfirmation
+from .agent._tool import Action
+from .batch._runs import Runs, Sessions
 from .execution._calls import refuse_on_the_loop
 from .execution._helpers import HelperPool
 from .execution._result_files import ResultFiles
@@ -38,6 +37,7 @@ from .stream import _at_exit
 from .stream._core import Shared
 from .stream._event_stream import IN_A_COROUTINE, EventStream
 from .stream._forwarder import AnyObserver, checked
+from .stream._on_request import OnRequest, RequestEvent, ask
 from .stream._open import open_stream
 from .stream._requests import form
 from .toolcalls._results import RESULT_CHARACTERS
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     from .inspection._data import Dump, Stall
 
 T = TypeVar("T")
-RequestEvent: TypeAlias = ElicitationRequest | ToolCallConfirmation | MaxIterationsReached
-OnRequest: TypeAlias = "Callable[[Any], Answer | Mapping[str, Any] | Decision | bool | int | None]"
 
 
 class Runtime:
@@ -176,10 +174,23 @@ class Runtime:
         `StillWaiting` if the session waits for its user and the run is not interactive, `LookupError` if it waits with
         calls of an agent that this runtime does not have, and `StoreError`.
         """
+        check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
+        output = None if output_type is None else Output(output_type)
+        return self._open(session, interactive=interactive, budget=budget, output=output, record=record)
+
+    def _open(
+        self,
+        session: Session,
+        *,
+        interactive: bool,
+        budget: Budget | None,
+        output: Output | None,
+        record: Recording | str | os.PathLike[str] | None = None,
+        quiet: bool = False,
+    ) -> EventStream:
         if self._shared.closed:
             raise RuntimeError("the runtime is closed")
         check("what to run", session, Session, "a Session, such as Session.from_user('hello')")
-        check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
         self._shared.roster.check(session.permissions)
         if not interactive and self._shared.store is not None:
             self._refuse_waiting(session, self._shared.store)
@@ -190,8 +201,9 @@ class Runtime:
             interactive=interactive,
             context=contextvars.copy_context(),
             budget=budget,
-            output=None if output_type is None else Output(output_type),
+            output=output,
             record=None if record is None else _recorder(record),
+            quiet=quiet,
         )
 
     def _refuse_waiting(self, session: Session, store: Store) -> None:
@@ -249,10 +261,65 @@ class Runtime:
         ) as stream:
             for event in stream:
                 if on_request is not None and isinstance(event, RequestEvent):
-                    answer = on_request(event)
-                    with contextlib.suppress(NotPending):  # it took longer than ``answer_timeout``
-                        _settle(stream, event, answer)
+                    ask(stream, event, on_request)
             return stream.result()
+
+    @overload
+    def map(
+        self,
+        sessions: Sessions,
+        *,
+        output_type: type[T],
+        limit: int = 8,
+        on_request: OnRequest | None = None,
+        budget: Budget | None = None,
+        progress: bool = False,
+    ) -> Runs[T]: ...
+    @overload
+    def map(
+        self,
+        sessions: Sessions,
+        *,
+        output_type: Any = None,
+        limit: int = 8,
+        on_request: OnRequest | None = None,
+        budget: Budget | None = None,
+        progress: bool = False,
+    ) -> Runs[Any]: ...
+    def map(
+        self,
+        sessions: Sessions,
+        *,
+        output_type: Any = None,
+        limit: int = 8,
+        on_request: OnRequest | None = None,
+        budget: Budget | None = None,
+        progress: bool = False,
+    ) -> Runs[Any]:
+        """Run the agent on many sessions, at most ``limit`` at once. Returns an iterator of ``(session, result)`` in
+        the order in which the runs end.
+
+        ``sessions`` are sessions or prompts, in any iterable, from which one is taken when there is room for its run;
+        if they come from a channel, the next one is waited for together with the runs. A run that fails does not end
+        the others: ``result.error`` is the exception that `run` would have raised. `break`, an exception and Ctrl-C
+        cancel the runs that are under way; see `Runs`. At most ``limit`` sessions are under way at any time, results
+        that were not taken yet included. Each run goes on while the caller is busy with a result, unless the run asks.
+
+        ``on_request``, ``output_type`` and ``budget``, which is for each run, are as in `run`; `on_request` is called
+        in the thread that iterates. ``progress`` shows on standard error how many runs have ended, as a bar if `rich`
+        is installed.
+
+        Raises `TypeError` and `ValueError` for arguments that make no sense. An exception of ``sessions`` or
+        ``on_request`` cancels all runs, and is raised by the iterator.
+        """
+        refuse_on_the_loop("Runtime.map", IN_A_COROUTINE)
+        check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
+        output = None if output_type is None else Output(output_type)
+
+        def start(session: Session) -> EventStream:
+            return self._open(session, interactive=on_request is not None, budget=budget, output=output, quiet=True)
+
+        return Runs(start, sessions, limit=limit, on_request=on_request, progress=progress)
 
     def resume_elicitation(
         self, action: Action, content: Mapping[str, Any] | None = None, elicitation_id: str | None = None
@@ -428,29 +495,6 @@ class Runtime:
 def _recorder(record: Recording | str | os.PathLike[str]) -> Callable[[str, Session], Recorder]:
     """A function that opens the file of a record, once the stream has the session."""
     return functools.partial(Recorder, record if isinstance(record, Recording) else Recording(record))
-
-
-def _settle(stream: EventStream, request: RequestEvent, answer: Any) -> None:
-    """Answer a request with the return value of ``on_request``."""
-    if isinstance(request, MaxIterationsReached):
-        stream.extend(request, 0 if answer is None else answer)
-        return
-    if isinstance(request, ElicitationRequest):
-        if answer is None:
-            answer = Answer("decline")
-        elif isinstance(answer, int):
-            raise TypeError(f"the answer to a question is its content or an Answer, not {answer!r}")
-        elif not isinstance(answer, Answer):
-            answer = Answer("accept", answer)
-        stream.respond(request, answer.action, answer.content)
-        return
-    decision = Decision(bool(answer)) if answer is None or isinstance(answer, bool) else answer
-    if not isinstance(decision, Decision):  # the content of a form, which must not pass for an approval
-        raise TypeError(f"on_request answers a ToolCallConfirmation with True, False or a Decision, not {answer!r}")
-    if decision.approved:
-        stream.approve(request, decision.scope)
-    else:
-        stream.reject(request, decision.reason)
 
 
 def _default_loop() -> LoopThread:

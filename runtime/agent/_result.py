@@ -20,6 +20,10 @@ class RunResult(Generic[T]):
     ``usage`` includes nested streams; `Session.usage` is the usage of the session. ``output`` is the value that the
     text holds, if the run or its agent has an ``output_type``. ``stuck`` lists calls that have not ended yet, such as a
     tool that was given up.
+
+    ``error`` is set only in results of `Runtime.map`, where a run that failed does not end the others: it is the
+    `RunError` that `Runtime.run` would have raised, or the exception that kept the run from starting. The other fields
+    then tell what there was until the failure.
     """
 
     text: str
@@ -28,3 +32,4 @@ class RunResult(Generic[T]):
     reason: StopReason
     output: T = None  # type: ignore[assignment]
     stuck: StreamStuck | None = None
+    error: Exception | None = None

@@ -240,12 +240,16 @@ class EventStream(Receiver[Event]):
         Afterwards no thread and no task of the run is left, or `StreamStuck` names what is left, unless `result` has
         done so before. Calling it twice is harmless.
         """
+        self._close(0.0)
+
+    def _close(self, waited: float) -> None:
+        """`close`, by somebody who has waited so many seconds for other streams, since it cancelled this one."""
         core = self._core
         self._finalizer.detach()
         core.stopping.cancel("the stream was closed")
         if core.observed:
             core.out.close()  # the forwarder may be waiting for a consumer that does not read any more
-        stuck = self._join()
+        stuck = self._join(waited)
         for _ in core.out:
             pass
         if stuck is not None and not self._told:
@@ -258,6 +262,15 @@ class EventStream(Receiver[Event]):
         Raises `RunError` if the run did not end normally, with the exception that ended it as the cause. Calls that
         have not ended within the grace time are logged, and listed as ``stuck`` in the result or the error.
         """
+        outcome = self._outcome()
+        if outcome.error is None:
+            return outcome
+        error = outcome.error
+        del outcome  # which holds the error, whose traceback holds this frame
+        raise error
+
+    def _outcome(self) -> RunResult[Any]:
+        """As `result`, but a run that did not end normally has its `RunError` in the result."""
         for _ in self:
             pass
         core = self._core
@@ -266,26 +279,29 @@ class EventStream(Receiver[Event]):
         if stuck is not None and not self._told:
             self._told = True
             _logger.warning("%r: %s", core, stuck, extra=core.tags)
+        error: RunError | None = None
         if ending.reason != "normal":
             error = RunError(ending.code, ending.message, ending.reason, failures=core.failures, stuck=stuck)
-            raise error from ending.error
+            error.__cause__ = ending.error
         added = tuple(core.session._messages[core.first_message :])
         said = core.session.messages if core.unfinished is not None else added  # in an earlier stream it may have been
         text = next((m.content for m in reversed(said) if m.role == "assistant"), "")
-        return RunResult(text, added, core.spending.usage or Usage(), ending.reason, core.said, stuck)
+        return RunResult(text, added, core.spending.usage or Usage(), ending.reason, core.said, stuck, error)
 
     @property
     def failures(self) -> tuple[str, ...]:
         """The last few tracebacks of tools that failed in the run so far; the model reads only one line of each."""
         return tuple(self._core.failures)
 
-    def _join(self) -> StreamStuck | None:
+    def _join(self, waited: float = 0.0) -> StreamStuck | None:
         """Wait for the worker, the forwarder and every call, bounded; what does not end."""
         core = self._core
-        grace = 0.0 if self._told else core.shared.grace
+        whole = 0.0 if self._told else core.shared.grace
+        grace = max(0.0, whole - waited)
         me = threading.get_ident()
         stuck: list[tuple[str, threading.Thread | Running | None]] = []
-        deadline = CancelToken(timeout=3 * grace)  # of the worker, and of those nested, which run cleanup hooks
+        # Of the worker, and of those nested, which run cleanup hooks.
+        deadline = CancelToken(timeout=max(0.0, 3 * whole - waited))
         if not _closes(core.finished, deadline):
             stuck.append((f"the worker, {core.threads[0].name}", core.threads[0]))
         # A nested stream does not wait for its calls, which go to its parent: two that wait as long as each other

@@ -18,6 +18,7 @@ from ..execution._calls import Calls
 from ..session._session import Session
 from ._core import StreamCore
 from ._private_events import ConsumerCall, InBackground, Traffic
+from ._quiet import WANTED, QuietCore
 from ._record_writer import RecordWriter
 
 _logger = lazy_logger("runtime")
@@ -92,6 +93,7 @@ class _Forwarder:
         self._event: Event | None = None  # taken, and not passed on yet
         self._late: list[Event] = []  # what there was no room for
         self._patience: CancelToken | None = None  # of the consumer of a stream that is to end, with the observers
+        self._quiet = isinstance(core, QuietCore)
 
     def run(self, *, tells: bool = True) -> None:
         """Forward until the end of the stream. A second call goes on where an exception has ended the first."""
@@ -113,9 +115,14 @@ class _Forwarder:
         finally:
             if isinstance(event, StreamStopped):
                 self._stop(event)
-        if not isinstance(event, (Traffic, StreamStopped)) and (self._late or not self._pass_on(event)):
+        if self._is_for_consumer(event) and (self._late or not self._pass_on(event)):
             self._late.append(event)
         self._event = None
+
+    def _is_for_consumer(self, event: Event) -> bool:
+        if self._quiet:
+            return isinstance(event, WANTED)
+        return not isinstance(event, (Traffic, StreamStopped))
 
     def _tell(self, event: Event) -> None:
         session = self._core.session

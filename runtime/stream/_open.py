@@ -25,6 +25,7 @@ from ._end_hooks import Cleanup
 from ._ending import finished, leave, over, release
 from ._event_stream import EventStream
 from ._forwarder import forward, observing_calls
+from ._quiet import QuietCore
 from ._record_writer import Recorder
 from ._worker import work
 
@@ -42,13 +43,15 @@ def open_stream(
     parent: StreamCore | None = None,
     within: CancelToken | None = None,
     call_id: str | None = None,
+    quiet: bool = False,
 ) -> EventStream:
     """Open a stream and start its worker. Raises `SessionBusy`, what `Store.open` raises, and `LookupError` if calls of
     an agent are left that is not there.
 
     With ``parent`` the stream is nested: it is cancelled when ``within`` is, asks the consumer of its parent, and is
-    observed and recorded through its parent; ``call_id`` is the call that runs it. Raises `OSError` if the file of the
-    ``record`` cannot be written.
+    observed and recorded through its parent; ``call_id`` is the call that runs it. A ``quiet`` stream sends its
+    consumer only what asks something of it, and the last event. Raises `OSError` if the file of the ``record`` cannot
+    be written.
     """
     log = session.lease()
     recorder: Recorder | None = None
@@ -60,7 +63,7 @@ def open_stream(
         if record is not None:  # not before the lease: it may be the file of the stream that has it
             recorder = record(agent.name, session)
         observed = parent is None and (bool(shared.observers) or recorder is not None)
-        core = StreamCore(
+        core = (QuietCore if quiet else StreamCore)(
             shared,
             agent,
             session,
@@ -83,9 +86,9 @@ def open_stream(
         if recorder is not None:
             recorder.close()
         raise
-    shared.cores.add(core)
-    _at_exit.live.add(core)
     try:
+        shared.cores.add(core)
+        _at_exit.live.add(core)
         if shared.watch is not None:
             shared.watch.wake()
         if shared.closed:  # it did not see this one, so that nobody would end it

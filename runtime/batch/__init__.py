@@ -1,0 +1,1 @@
+"""Many sessions, a few runs at a time."""
