@@ -9,7 +9,7 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -130,7 +130,7 @@ class Feed(Receiver[T_co]):
                 insist(self._run.cancel)
             raise
 
-    def batches(self) -> Iterator[Iterable[T_co]]:
+    def batches(self) -> Iterator[Sequence[T_co]]:
         """Iterate over lists of values: each step waits for one value and returns all values that have arrived.
 
         No value is delayed. For many values this is faster, because a batch is handed over in one step. Raises what

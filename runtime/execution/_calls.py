@@ -12,9 +12,9 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Container, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Container, Generator, Iterable, Iterator, Sequence
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed
 from channels._lazy import lazy, lazy_logger
@@ -41,6 +41,11 @@ _logger = lazy_logger("runtime")
 INBOX: Final = 1 << 30
 _ELSEWHERE: Final = object()  # the call is made by somebody else
 DELTAS: Final = 256  # how far a model may run ahead of the worker
+#: The most items in a batch. What the worker does with the last of a batch, the first has to wait for; and one step for
+#: so many costs each of them next to nothing.
+BATCH: Final = 32
+
+Batches: TypeAlias = Generator[Sequence[Any], None, None]
 
 
 FRAMES: Final = 20  # of a stack or a traceback, the innermost: enough to find the place, few enough to be read
@@ -257,10 +262,12 @@ class Calls:
             inbox.close()
         return finished.result()
 
-    def iterate(
+    def batches(
         self, what: str, function: Callable[..., Any], /, *args: Any, within: Context | None = None, **kwargs: Any
-    ) -> Generator[Any, None, None]:
-        """Iterate over what ``function`` returns: an iterator or an asynchronous one. ``within`` is as in `start`."""
+    ) -> Batches:
+        """Iterate over what ``function`` returns, an iterator or an asynchronous one, in batches: an item comes with
+        those that have come with it, and never waits for another. ``within`` is as in `start`.
+        """
         source = functools.partial(function, *args, **kwargs)
         return (
             self._iterate_async(what, source, within)
@@ -270,23 +277,21 @@ class Calls:
 
     def _iterate_async(
         self, what: str, source: Callable[[], AsyncIterator[Any]], within: Context | None
-    ) -> Generator[Any, None, None]:
+    ) -> Batches:
         call = Call(what, Channel(name=what))
         context = (within or self._context).copy()
         with self._loop().iterate(source, cancel=self.token, buffer=DELTAS, context=context) as items:
             call.done, call.feed = items.done._channel, items  # type: ignore[assignment]
             self._live.add(call)  # leaving the block cancels the task; `join` waits for its end
-            for batch in items.batches():
-                yield from batch
+            yield from _small(items.batches())
         if call.done.closed:
             self._live.discard(call)
 
-    def _iterate_sync(
-        self, what: str, source: Callable[[], Any], within: Context | None
-    ) -> Generator[Any, None, None]:
+    def _iterate_sync(self, what: str, source: Callable[[], Any], within: Context | None) -> Batches:
         pump: Pump[Any] = Pump(DELTAS, what)
         self.start(what, pump, pump.feed, reading(source, self._loop, self.token), within=within)
-        yield from pump.take(self.token)
+        with contextlib.closing(pump.batches(self.token)) as batches:
+            yield from _small(batches)
 
     def _help(self, call: Call, context: Context, function: Callable[[], Any]) -> None:
         if not call.claim():
@@ -362,6 +367,16 @@ class Calls:
 
     def __repr__(self) -> str:
         return f"<Calls {len(self._live)} under way>"
+
+
+def _small(batches: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+    """The same items, in batches of one and more, up to `BATCH`."""
+    for batch in batches:
+        if 0 < len(batch) <= BATCH:
+            yield batch
+        else:
+            for first in range(0, len(batch), BATCH):
+                yield batch[first : first + BATCH]
 
 
 async def _claimed(call: Call, function: Callable[[], Any]) -> Any:

@@ -106,6 +106,23 @@ class Pump(Generic[T]):
         """The items, then the error of the producer, if there is one. Raises `Cancelled` when ``cancel`` is done first,
         and ``late()`` when the next item takes longer than ``timeout`` seconds.
         """
+        batches = self.batches(cancel, timeout=timeout, late=late)
+        try:
+            for items in batches:
+                yield from items
+        finally:
+            batches.close()
+
+    def batches(
+        self,
+        cancel: SupportsDone | None = None,
+        *,
+        timeout: float | None = None,
+        late: Callable[[], BaseException] = TimeoutError,
+    ) -> Generator[list[T], None, None]:
+        """What `take` yields, in lists: each has the items that have come by then, at least one. None of them waits
+        for another.
+        """
         recv_many, limit = self._items.recv_many, self._batch
         try:
             while True:
@@ -117,7 +134,7 @@ class Pump(Generic[T]):
                     if not self._ended:
                         raise
                     break
-                yield from items
+                yield items
         finally:
             self._items.close()
         error, self._error = self._error, None

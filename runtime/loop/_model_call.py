@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any, Final
 
@@ -28,12 +28,12 @@ from ..session._message import Message, Native
 from ..stream._core import StreamCore
 from ..stream._end_reason import StopRun
 from ..stream._private_events import ModelAsked, ModelDone, ModelSaid
-from ..stream._tracing import ModelTrace
+from ..stream._tracing import Batches, ModelTrace
 from ..toolcalls._assembler import Assembler
 from ..usage import Usage
 
-END: Final[Any] = object()
 SKETCH: Final = 0.5  # seconds from one time that a store is told of a reply that is not whole to the next
+LONG: Final = 1024  # characters of a piece after which no other is waited for: what is done with it takes its time
 
 
 def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> Message:
@@ -52,7 +52,8 @@ def _take_turn(
 ) -> Message:
     model = core.agent.model
     answering = model.id
-    text: list[str] = []
+    out = _Outgoing(core)
+    text = out.text
     speaking, thinking = TextPieces(), TextPieces()
     assembler = Assembler(core.call_ids, (tool.name for tool in tools))
     usage: Usage | None = None
@@ -63,40 +64,59 @@ def _take_turn(
     if core.recorded:
         core.emit(ModelAsked(model.id, tuple(messages), tuple(tools), **core.tags))
     wanted = output_for(model, None if core.output is None else core.output.schema)
-    produced = core.calls.iterate(
+    produced = core.calls.batches(
         f"model {model.id}", model.stream, messages, tools, cancel=core.token, within=trace.context, **wanted
     )
-    deltas = trace.watch(produced)
+    batches = trace.watch(produced)
+    tags, recorded = core.tags, core.recorded
+    add_text, add_event = text.append, out.events.append
     try:
-        while (delta := next_delta(core, model, deltas)) is not END:
-            kind = delta.__class__
-            if kind is TextDelta:
-                said = speaking.add(delta.text)
-                text.append(said)
-                core.emit(events.AgentChoice(said, **core.tags))
-                if sketch_at is not None and time.monotonic() >= sketch_at:
-                    core.log.outbox.sketch("".join(text), core.agent.name)
-                    sketch_at = time.monotonic() + SKETCH
-            elif kind is ReasoningDelta:
-                core.emit(events.AgentChoiceReasoning(thinking.add(delta.text), **core.tags))
-            elif kind is ToolCallDelta:
-                piece = assembler.add(delta)
-                if piece is not None:
-                    core.emit(events.PartialToolCall(piece, **core.tags))
-            elif kind is UsageDelta:
-                usage = highest(usage or Usage(), delta)
-            elif kind is FinishDelta:
-                finish = delta.reason
-            elif kind is NativeDelta:
-                native = Native(delta.provider, delta.content)
-            elif kind is FallbackDelta:
-                settle_usage(core, answering, usage)
-                usage = None
-                answering = delta.to_model
-                core.emit(events.ModelFallback(delta.from_model, answering, delta.reason, **core.tags))
+        while batch := next_batch(core, model, batches):
+            for delta in batch:
+                kind = delta.__class__
+                size = 0
+                if not (kind is TextDelta and isinstance(delta.text, str)) and not _is_sound(delta):
+                    out.send()
+                    checked(core, model, delta)
+                if recorded:
+                    add_event(ModelSaid(delta, **tags))
+                if kind is TextDelta:
+                    said = speaking.add(delta.text)
+                    size = len(said)
+                    add_text(said)
+                    add_event(events.AgentChoice(said, **tags))
+                elif kind is ReasoningDelta:
+                    said = thinking.add(delta.text)
+                    size = len(said)
+                    add_event(events.AgentChoiceReasoning(said, **tags))
+                elif kind is ToolCallDelta:
+                    piece = assembler.add(delta)
+                    if piece is not None:
+                        size = len(piece.arguments)
+                        add_event(events.PartialToolCall(piece, **tags))
+                elif kind is UsageDelta:
+                    usage = highest(usage or Usage(), delta)
+                elif kind is FinishDelta:
+                    finish = delta.reason
+                elif kind is NativeDelta:
+                    native = Native(delta.provider, delta.content)
+                elif kind is FallbackDelta:
+                    out.send()
+                    settle_usage(core, answering, usage)
+                    usage = None
+                    answering = delta.to_model
+                    add_event(events.ModelFallback(delta.from_model, answering, delta.reason, **tags))
+                if size > LONG:
+                    out.send()
+            out.send()
+            if sketch_at is not None and time.monotonic() >= sketch_at:
+                core.log.outbox.sketch("".join(text), core.agent.name)
+                sketch_at = time.monotonic() + SKETCH
+        if recorded:
+            core.emit(ModelDone(**tags))
         if left := speaking.end():
             text.append(left)
-            core.emit(events.AgentChoice(left, **core.tags))
+            core.emit(events.AgentChoice(left, **tags))
         whole = True
     finally:
         made = assembler.calls(finish) if whole else ()  # a stream that broke has not said all of them
@@ -119,7 +139,7 @@ def _take_turn(
             core.record(message)
         elif usage is not None:
             core.log.count(usage)
-        deltas.close()
+        batches.close()
         if usage is not None and not core.token.cancelled:
             report(core, answering, usage)
     if usage is None and core.spending.is_blind(answering):
@@ -128,22 +148,56 @@ def _take_turn(
     return message
 
 
-def next_delta(core: StreamCore, model: Model, deltas: Generator[Any, None, None]) -> Any:
-    """The next delta of ``model``, or `END`. Errors of the model are raised here, apart from errors in sending
-    events."""
+class _Outgoing:
+    """The events of a batch of deltas, which are sent together, and the text of the reply that they tell.
+
+    Invariant: ``text`` has what the consumer was told and, while events wait to be sent, what these tell.
+    """
+
+    def __init__(self, core: StreamCore) -> None:
+        self.text: list[str] = []
+        self.events: list[events.Event] = []
+        self._core = core
+
+    def send(self) -> None:
+        """Send what waits. A reply that is cut off here ends with what was sent."""
+        batch = self.events.copy()
+        self.events.clear()
+        if not batch:
+            return
+        try:
+            self._core.emit_many(batch)
+        except (Cancelled, StopRun) as error:  # after any other it is not known what was sent
+            unsent = sum(event.__class__ is events.AgentChoice for event in batch[getattr(error, "sent", 0) :])
+            if unsent:
+                del self.text[-unsent:]
+            raise
+
+
+def next_batch(core: StreamCore, model: Model, batches: Batches) -> Sequence[Any]:
+    """The deltas of ``model`` that come next, none at its end. Errors of the model are raised here, apart from errors
+    in sending events."""
     try:
-        delta = next(deltas, END)
-        if delta is not END and not _is_sound(delta):
-            raise TypeError(f"a model yields deltas, such as TextDelta('hello'), not {delta!r:.200}")
+        return next(batches, ())
     except BaseException as error:
-        if core.token.cancelled:
-            raise Cancelled(core.token.cause) from error
-        if core.recorded:
-            core.emit(ModelDone(error, **core.tags))
-        raise StopRun("error", "model_error", f"{model.id}: {describe(error)}") from error
+        raise failed(core, model, error) from error
+
+
+def checked(core: StreamCore, model: Model, delta: Any) -> Any:
+    """The delta. Raises `StopRun` for an object that is none."""
+    if _is_sound(delta):
+        return delta
+    error = TypeError(f"a model yields deltas, such as TextDelta('hello'), not {delta!r:.200}")
+    raise failed(core, model, error) from error
+
+
+def failed(core: StreamCore, model: Model, error: BaseException) -> BaseException:
+    """What the worker raises where the model has raised ``error``."""
+    if core.token.cancelled:
+        return Cancelled(core.token.cause)
     if core.recorded:
-        core.emit(ModelDone(**core.tags) if delta is END else ModelSaid(delta, **core.tags))
-    return delta
+        core.emit(ModelDone(error, **core.tags))
+    return StopRun("error", "model_error", f"{model.id}: {describe(error)}")
 
 
 def _is_sound(delta: Any) -> bool:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from ..model import FallbackDelta, Model, TextDelta, UsageDelta
 from ..session._message import Message
 from ..stream._core import StreamCore
-from ..stream._private_events import ModelAsked
+from ..stream._private_events import ModelAsked, ModelDone, ModelSaid
 from ..stream._tracing import ModelTrace
 from ..usage import Usage
-from ._model_call import END, highest, next_delta, settle_usage
+from ._model_call import checked, highest, next_batch, settle_usage
 
 
 def ask_aside(core: StreamCore, model: Model, messages: Sequence[Message]) -> str:
@@ -25,21 +25,27 @@ def _ask(core: StreamCore, model: Model, messages: Sequence[Message], trace: Mod
     text: list[str] = []
     usage: Usage | None = None
     answering = model.id
-    produced = core.calls.iterate(
+    produced = core.calls.batches(
         f"model {model.id}", model.stream, messages, (), cancel=core.token, within=trace.context
     )
-    deltas = trace.watch(produced)
+    batches = trace.watch(produced)
     try:
-        while (delta := next_delta(core, model, deltas)) is not END:
-            if delta.__class__ is TextDelta:
-                text.append(delta.text)
-            elif delta.__class__ is UsageDelta:
-                usage = highest(usage or Usage(), delta)
-            elif delta.__class__ is FallbackDelta:
-                settle_usage(core, answering, usage)
-                usage, answering = None, delta.to_model
+        while batch := next_batch(core, model, batches):
+            for delta in batch:
+                checked(core, model, delta)
+                if core.recorded:
+                    core.emit(ModelSaid(delta, **core.tags))
+                if delta.__class__ is TextDelta:
+                    text.append(delta.text)
+                elif delta.__class__ is UsageDelta:
+                    usage = highest(usage or Usage(), delta)
+                elif delta.__class__ is FallbackDelta:
+                    settle_usage(core, answering, usage)
+                    usage, answering = None, delta.to_model
+        if core.recorded:
+            core.emit(ModelDone(**core.tags))
     finally:
-        deltas.close()
+        batches.close()
         trace.said(Message("assistant", "".join(text), model=answering, usage=usage))
         settle_usage(core, answering, usage)
     return "".join(text)

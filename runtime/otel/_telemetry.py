@@ -29,7 +29,7 @@ from ..foreign._redact import Redaction
 from ..model import Model, ToolDefinition
 from ..session._message import Message, ToolCall
 from ..stream._end_reason import StopRun
-from ..stream._tracing import UNTRACED, Deltas, Traced
+from ..stream._tracing import UNTRACED, Batches, Traced
 from ._attributes import Attributes, error_type, of_model, of_request, of_usage, provider_and_model
 from ._content import Content, is_wanted
 from ._finisher import Finisher
@@ -352,14 +352,14 @@ class _ModelCall(_Operation):
         kind = SpanKind.INTERNAL if self._known["gen_ai.provider.name"] == "local" else SpanKind.CLIENT
         super().__init__(stream, f"chat {self._known['gen_ai.request.model']}", kind, attributes)
 
-    def watch(self, deltas: Deltas) -> Deltas:
+    def watch(self, batches: Batches) -> Batches:
         try:
-            for delta in deltas:
+            for batch in batches:
                 self._first = time.perf_counter_ns()
-                yield delta
-                yield from deltas
+                yield batch
+                yield from batches
         finally:
-            deltas.close()
+            batches.close()
 
     def said(self, reply: Message) -> None:
         self._reply = reply

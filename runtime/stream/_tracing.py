@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..session._session import Session
     from ._end_reason import Ending
 
-Deltas = Generator[Any, None, None]
+Batches = Generator[Sequence[Any], None, None]
 
 
 class Traced(Protocol):
@@ -79,8 +79,8 @@ class ModelTrace(Protocol):
     def context(self) -> Context | None:
         """What the model runs in; None where that is the context of its stream."""
 
-    def watch(self, deltas: Deltas) -> Deltas:
-        """The same deltas, seen on their way."""
+    def watch(self, batches: Batches) -> Batches:
+        """The same batches of deltas, seen on their way."""
 
     def said(self, reply: Message) -> None:
         """The reply, whole or as far as it came."""
@@ -128,8 +128,8 @@ class _Untraced:
 
     def act(self, agent: Agent) -> None: ...
 
-    def watch(self, deltas: Deltas) -> Deltas:
-        return deltas
+    def watch(self, batches: Batches) -> Batches:
+        return batches
 
     def said(self, reply: Message) -> None: ...
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
+
+import pytest
 
 import runtime  # noqa: F401  (its copies look their annotations up in `sys.modules`)
 from interleave import CHANNELS, World, explore
 
 MODULES = (*CHANNELS, "runtime/human/_bridge.py", "runtime/stream/_scope.py", "runtime/human/_asks.py")
+PUMP = (*CHANNELS, "runtime/execution/_pump.py")
 
 
 def streams_and_a_question(world: World) -> Callable[[], None]:
@@ -139,6 +144,73 @@ def an_answer_in_a_handler(world: World) -> Callable[[], None]:
         assert (1 in heard) == bool(made[1].written)
 
     return check
+
+
+def _pumping(world: World, ahead: int) -> tuple[Any, Any, list[Any], list[Any]]:
+    """A model that yields three items and fails; the batches that its consumer gets, and how they ended."""
+    channels, pump_module = world.load("channels"), world.load("runtime.execution._pump")
+    pump = pump_module.Pump(ahead, "test")
+    batches: list[Any] = []
+    ended: list[Any] = []
+
+    @contextlib.contextmanager
+    def source() -> Iterator[Iterator[int]]:
+        def items() -> Iterator[int]:
+            yield from (1, 2, 3)
+            raise ValueError("broken")
+
+        yield items()
+
+    def take(cancel: Any = None) -> None:
+        try:
+            batches.extend(pump.batches(cancel))
+        except (ValueError, channels.Cancelled) as error:
+            ended.append(type(error).__name__)
+
+    world.spawn("M", lambda: pump.run(source()))
+    return channels, take, batches, ended
+
+
+def batches_of_a_model(world: World, ahead: int) -> Callable[[], None]:
+    """However they are cut: all of it in order, nothing empty, then the end."""
+    _, take, batches, ended = _pumping(world, ahead)
+    world.spawn("W", take)
+
+    def check() -> None:
+        assert not world.stuck
+        assert all(batches)
+        assert [item for batch in batches for item in batch] == [1, 2, 3]
+        assert ended == ["ValueError"]
+
+    return check
+
+
+def batches_and_a_cancel(world: World, ahead: int) -> Callable[[], None]:
+    """The worker is told at its next wait. Nothing is out of order, and the model is not left parked."""
+    channels, take, batches, ended = _pumping(world, ahead)
+    token = channels.CancelToken()
+    world.spawn("W", lambda: take(token))
+    world.spawn("C", token.cancel)
+
+    def check() -> None:
+        assert not world.stuck
+        assert all(batches)
+        taken = [item for batch in batches for item in batch]
+        assert taken == [1, 2, 3][: len(taken)]
+        assert ended in (["Cancelled"], ["ValueError"])
+        assert ended == ["Cancelled"] or len(taken) == 3
+
+    return check
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_batches_of_a_model(ahead: int) -> None:
+    assert explore(partial(batches_of_a_model, ahead=ahead), preemptions=1, modules=PUMP).complete
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_batches_of_a_model_and_a_cancel(ahead: int) -> None:
+    assert explore(partial(batches_and_a_cancel, ahead=ahead), preemptions=1, modules=PUMP).complete
 
 
 def test_bridge() -> None:

@@ -26,6 +26,22 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a batch that was sent is not over where the channel closes",
+        CHANNEL,
+        "send_many",
+        "if sent == len(given):  # a channel that has closed since has taken all of them",
+        "if False:",
+        ("a_batch_that_was_taken_is_sent",),
+    ),
+    Mutant(
+        "the value that a batch has waited to send is not counted",
+        CHANNEL,
+        "send_many",
+        "sent += 1",
+        "pass",
+        ("a_cancel_ends_a_batch", "all_that_is_sent_comes"),
+    ),
+    Mutant(
         "select does not look again before it queues",
         CHANNEL,
         "_enlist",

@@ -259,6 +259,58 @@ def a_close_ends_a_batch(stage: Stage, capacity: int) -> Any:
     return check
 
 
+@scenario(0, 1, preemptions=1)
+def a_batch_that_was_taken_is_sent(stage: Stage, capacity: int) -> Any:
+    """Whoever takes the last value of a batch may close the channel at once: its sender has sent all of it."""
+    channel = stage.package.Channel(capacity)
+    said: list[Any] = []
+
+    def send() -> None:
+        try:
+            channel.send_many([1, 2])
+            said.append("sent")
+        except stage.package.ChannelClosed as error:
+            said.append(error)
+
+    def receive() -> None:
+        assert [channel.recv(), channel.recv()] == [1, 2]
+        channel.close()
+
+    stage.world.spawn("S", send)
+    stage.world.spawn("R", receive)
+
+    def check() -> None:
+        stage.expect(said == ["sent"], f"{said}")
+
+    return check
+
+
+@scenario(0, 1, preemptions=1)
+def a_cancel_ends_a_batch(stage: Stage, capacity: int) -> Any:
+    """Whoever sends many and is cancelled knows which of them can be received, and no others can."""
+    channel, token = stage.package.Channel(capacity), stage.package.CancelToken()
+    sent: list[Any] = []
+    got: list[Any] = []
+
+    def send() -> None:
+        try:
+            channel.send_many([1, 2, 3], None, token)
+            sent.append(3)
+        except stage.package.Cancelled as error:
+            sent.append(error.sent)
+        channel.close()
+
+    stage.world.spawn("S", send)
+    stage.world.spawn("R", lambda: got.extend(channel))
+    stage.world.spawn("C", token.cancel)
+
+    def check() -> None:
+        stage.expect(not stage.world.stuck, "stuck")
+        stage.expect(got == list(range(1, sent[0] + 1)), f"sent {sent}, got {got}")
+
+    return check
+
+
 # -- select ------------------------------------------------------------------------------------------------------------
 
 
