@@ -1,0 +1,209 @@
+"""What is served, and with what: the agents, their runtimes, the store of their sessions, the log of their events, and
+the streams that are open. The addresses (`_api`) are a way to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from .._checks import check
+from ..agent._agent import Agent, Team
+from ..agent._roster import Roster
+from ..runtime import Runtime
+from ..session._session import Session
+from ..stores._memory import MemoryStore
+from ..stores._store import SessionInfo, Store
+from ._event_log import EventLog, MemoryLog
+from ._runs import Runs
+
+SESSIONS: Final = 500  # that are kept without a store
+_SCANNED: Final = 20_000  # sessions of others that are passed over in a list
+_PAGE: Final = 200
+
+
+class TooManyStreams(Exception):
+    """There are as many streams as there may be: another would keep a thread that answers need."""
+
+
+class Backend:
+    """The parts of an application. Thread-safe."""
+
+    def __init__(
+        self,
+        teams: Mapping[str, Team],
+        store: Store | None,
+        *,
+        linger: float | None,
+        max_streams: int,
+        max_runs: int,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.teams: Final = teams
+        self._rosters = {name: dict(Roster(team.agents)._agents) for name, team in teams.items()}
+        self.own_store: Final = store is None
+        self.store: Final[Store] = MemoryStore() if store is None else store
+        self.log: Final[EventLog] = MemoryLog()
+        self.max_streams: Final = max_streams
+        self._lock = threading.Lock()
+        self._streams = 0
+        self.closed = False
+        # Made here: settings that are wrong are an error where they are given. A runtime starts no thread before a run.
+        self._runtimes = {
+            name: Runtime(team, store=self.store, **{"titles": True, "answer_timeout": None, **settings})
+            for name, team in teams.items()
+        }
+        self.runs: Final = Runs(self.runtime, self.store, self.log, linger=linger, max_runs=max_runs)
+
+    # -- streams -------------------------------------------------------------------------------------------------------
+
+    @property
+    def streams(self) -> int:
+        """How many streams are open."""
+        return self._streams
+
+    def open_stream(self, session_id: str) -> None:
+        """Count a stream that looks at a session, until `close_stream`. Raises `TooManyStreams`."""
+        with self._lock:
+            full = self._streams >= self.max_streams
+            if not full:
+                self._streams += 1
+        if full:
+            self.log.wake()  # whoever of them has left is noticed now
+            raise TooManyStreams
+        self.runs.look(session_id)
+
+    def close_stream(self, session_id: str) -> None:
+        """A stream has ended."""
+        with self._lock:
+            self._streams -= 1
+        self.runs.leave(session_id)
+
+    @contextlib.contextmanager
+    def stream(self, session_id: str) -> Iterator[None]:
+        """Within, a stream is open."""
+        self.open_stream(session_id)
+        try:
+            yield
+        finally:
+            self.close_stream(session_id)
+
+    def long_poll(self, session_id: str, since: int, form: str, wait: float) -> dict[str, Any]:
+        """The events after ``since``; where there are none, those of the next ``wait`` seconds.
+        Raises `TooManyStreams`."""
+        until = time.monotonic() + wait
+        with self.stream(session_id), self.log.watch(session_id) as watcher:
+            while True:
+                page = self.log.read(session_id, since)
+                left = until - time.monotonic()
+                if page.entries or page.gap or page.over or left <= 0 or self.closed:
+                    break
+                watcher.wait(left)
+        last = page.entries[-1].id if page.entries else self.log.last(session_id) if page.gap else since
+        return {
+            "events": [{"id": each.id, "event": json.loads(each.text(form))} for each in page.entries],
+            "last": last,
+            "gap": page.gap,
+            "exited": page.over,
+        }
+
+    # -- what the addresses use ----------------------------------------------------------------------------------------
+
+    def runtime(self, agent: str) -> Runtime:
+        """The runtime of the agent that is served under this name."""
+        return self._runtimes[agent]
+
+    def roster(self, agent: str) -> Mapping[str, Agent]:
+        """The agents of a team, by name."""
+        return self._rosters[agent]
+
+    def agent_of(self, session: Session) -> str:
+        """The name under which the agent of a session is served, as far as its messages tell; else the first."""
+        said = [session.agent_name, *(each.agent_name for each in reversed(session.messages))]
+        said += [str(each.event.get("agent_name") or "") for each in session.waiting]
+        for agent in filter(None, said):
+            for name, roster in self._rosters.items():
+                if agent in roster:
+                    return name
+        return next(iter(self.teams))
+
+    def keep(self, session: Session) -> None:
+        """Write a session that no run has: a new one, or what was changed in it. Raises `SessionBusy` and
+        `SessionChanged`.
+        """
+        info = self.info(session.id) if session._stored is not None else None
+        journal = self.store.open(session)
+        journal.release("waiting" if info is not None and info.status == "waiting" else "idle")
+        if self.own_store and info is None:
+            self._forget_old()
+
+    def _forget_old(self) -> None:
+        """Without a store the sessions are in memory, which has an end."""
+        known = self.store.sessions(limit=SESSIONS + 50)
+        for info in known[SESSIONS:]:
+            with contextlib.suppress(Exception):  # one with a run stays
+                self.store.delete(info.id)
+                self.log.end(info.id)
+
+    def infos(self, owner: str, query: str, limit: int) -> list[SessionInfo]:
+        """The sessions of an owner, those that changed last first."""
+        found: list[SessionInfo] = []
+        before = None
+        for _ in range(_SCANNED // _PAGE):
+            some = self.store.sessions(query, limit=limit if not owner else _PAGE, before=before)
+            found += [info for info in some if info.id.startswith(owner)]
+            if not owner or len(found) >= limit or len(some) < _PAGE:
+                break
+            before = some[-1].updated_at
+        return found[:limit]
+
+    def info(self, id: str) -> SessionInfo | None:
+        """What the store knows of a session without loading it."""
+        before = None
+        for _ in range(_SCANNED // _PAGE):
+            some = self.store.sessions(limit=_PAGE, before=before)
+            for info in some:
+                if info.id == id:
+                    return info
+            if len(some) < _PAGE:
+                break
+            before = some[-1].updated_at
+        return None
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End streams, runs and runtimes, and the store if it is our own."""
+        self.closed = True
+        self.log.wake()
+        self.runs.close()
+        for runtime in self._runtimes.values():
+            runtime.close()
+        if self.own_store:
+            self.store.close()
+
+
+def named(agents: Agent | Team | Iterable[Agent | Team] | Mapping[str, Agent | Team]) -> dict[str, Team]:
+    """The teams that are served, by name."""
+    if isinstance(agents, Mapping):
+        given = list(agents.items())
+    else:
+        several = [agents] if isinstance(agents, (Agent, Team)) else list(agents)
+        for each in several:
+            check("what is served", each, (Agent, Team), "an Agent or a Team")
+        given = [(each.name if isinstance(each, Agent) else each.root.name, each) for each in several]
+    if not given:
+        raise ValueError("there is no agent to serve")
+    teams: dict[str, Team] = {}
+    for name, each in given:
+        check("the name of what is served", name, str, "text")
+        check("what is served", each, (Agent, Team), "an Agent or a Team")
+        name = name.replace("/", "-")  # it is a part of an address
+        if name in teams:
+            raise ValueError(f"two agents are named {name!r}: serve a mapping, {{'name': agent, ...}}")
+        teams[name] = each if isinstance(each, Team) else Team((each,))
+    return teams

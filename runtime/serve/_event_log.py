@@ -1,0 +1,248 @@
+"""The logs of served sessions: what their runs have sent, numbered, for any number of readers from any point on.
+
+Invariant of a log: its ids go up by one from an entry to the next, and never come again, also not after a restart of
+the process. So a reader that says which id it had last gets what came since, each entry once; and where that is not
+there any more, it is told of the gap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Protocol
+
+from channels import Channel, ChannelClosed, WouldBlock
+
+from .._dataclasses import dataclass
+from ..events import Event
+from ..foreign._sound import sound
+from ._docker_agent import docker_agent_json
+
+KEPT: Final = 10_000  # entries of a session
+LOGS: Final = 500  # sessions whose entries are kept, those that were used last
+PAGE: Final = 256  # entries that are read at once
+
+#: The forms that a client may have events in: docker-agent's JSON, and ours.
+FORMS: Final[Mapping[str, Callable[[Event], dict[str, Any]]]] = {
+    "docker-agent": docker_agent_json,
+    "lockgate": Event.to_dict,
+}
+
+
+class Entry:
+    """One event in a log. Its JSON is made when the first reader wants it, once for all readers."""
+
+    __slots__ = ("_texts", "event", "id")
+
+    def __init__(self, id: int, event: Event) -> None:
+        self.id = id
+        self.event = event
+        self._texts: dict[str, str] = {}
+
+    def text(self, form: str) -> str:
+        """The event as one line of JSON."""
+        text = self._texts.get(form)
+        if text is None:  # two threads may both make it: it is the same
+            text = self._texts[form] = as_json(FORMS[form](self.event))
+        return text
+
+
+def as_json(value: Any) -> str:
+    """A value as one line of JSON, whatever floats and texts are in it."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        return json.dumps(sound(value), ensure_ascii=False, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some entries of a log. ``gap``: entries that came before them are not there any more. ``over``: the session was
+    deleted, so that nothing will follow."""
+
+    entries: Sequence[Entry]
+    gap: bool = False
+    over: bool = False
+
+
+class Watcher:
+    """Wakes one reader of a log. Leaving its ``with`` block ends that."""
+
+    def __init__(self, forget: Callable[[Watcher], None]) -> None:
+        self._woken: Channel[None] = Channel(1, name="log of a session")
+        self._forget = forget
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until there may be something new, for ``timeout`` seconds at most; whether there may be."""
+        try:
+            self._woken.recv(timeout=timeout)
+        except TimeoutError:
+            return False
+        except ChannelClosed:
+            pass
+        return True
+
+    def wake(self) -> None:
+        """Let `wait` return. Does not wait."""
+        if not len(self._woken):  # what is in there has yet to be taken, and the log is read after that
+            with contextlib.suppress(WouldBlock, ChannelClosed):
+                self._woken.try_send(None)
+
+    def close(self) -> None:
+        """Forget the reader. Twice is harmless."""
+        self._forget(self)
+        self._woken.close()
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class EventLog(Protocol):
+    """The logs of all sessions that a server has. Every method may be called from any thread."""
+
+    def append(self, session_id: str, events: Sequence[Event]) -> None:
+        """Add events to the log of a session, and wake its readers."""
+        ...
+
+    def read(self, session_id: str, since: int, limit: int = PAGE) -> Page:
+        """The entries after the one with the id ``since`` (0: from the first on), at most ``limit``. Does not wait."""
+        ...
+
+    def last(self, session_id: str) -> int:
+        """The id of the last entry; 0 where there was none."""
+        ...
+
+    def watch(self, session_id: str) -> Watcher:
+        """A watcher that is woken by everything that is new in the log from now on."""
+        ...
+
+    def end(self, session_id: str) -> None:
+        """The session was deleted: forget its log, and tell the readers."""
+        ...
+
+    def wake(self) -> None:
+        """Wake all readers."""
+        ...
+
+
+class _Ring:
+    """The log of one session, in memory."""
+
+    __slots__ = ("entries", "first", "last", "over", "watchers")
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.first = 0  # the id of the first entry that there ever was
+        self.last = 0
+        self.over = False
+        self.watchers: list[Watcher] = []
+
+
+class MemoryLog:
+    """Logs in the memory of this process: the last `KEPT` entries of each session.
+
+    Ids begin with the time: after a restart they are higher than all that clients have from before, who are then told
+    of a gap, and not given other events under ids that they know.
+    """
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._kept = kept
+        self._lock = threading.Lock()
+        self._rings: OrderedDict[str, _Ring] = OrderedDict()  # the one that was written to last is last
+
+    def append(self, session_id: str, events: Sequence[Event]) -> None:
+        """Add events, and wake the readers."""
+        with self._lock:
+            ring = self._ring(session_id)
+            if not ring.last:
+                ring.last = int(time.time() * 1000) * 1000
+                ring.first = ring.last + 1
+            last = ring.last
+            ring.entries += [Entry(last + number, event) for number, event in enumerate(events, 1)]
+            ring.last = last + len(events)
+            if len(ring.entries) > self._kept + self._kept // 4:  # not at each: that moves all others
+                del ring.entries[: len(ring.entries) - self._kept]
+            self._rings.move_to_end(session_id)
+            if len(self._rings) > LOGS:
+                self._drop_one()
+            watchers = tuple(ring.watchers)
+        for each in watchers:
+            each.wake()
+
+    def read(self, session_id: str, since: int, limit: int = PAGE) -> Page:
+        """The entries after ``since``."""
+        with self._lock:
+            ring = self._rings.get(session_id)
+            if ring is None:
+                return Page((), gap=since > 0)
+            if not ring.entries:
+                return Page((), gap=since > ring.last, over=ring.over)
+            first = ring.entries[0].id
+            if since > ring.last or since < first - 1:
+                return Page(ring.entries[:limit], gap=since > 0 or first > ring.first, over=ring.over)
+            at = since - first + 1
+            return Page(ring.entries[at : at + limit], over=ring.over)
+
+    def last(self, session_id: str) -> int:
+        """The id of the last entry."""
+        with self._lock:
+            ring = self._rings.get(session_id)
+            return 0 if ring is None else ring.last
+
+    def watch(self, session_id: str) -> Watcher:
+        """A watcher of the log of one session."""
+        watcher = Watcher(lambda watcher: self._forget(session_id, watcher))
+        with self._lock:
+            self._ring(session_id).watchers.append(watcher)
+        return watcher
+
+    def end(self, session_id: str) -> None:
+        """Forget the log of a session that was deleted."""
+        with self._lock:
+            ring = self._rings.pop(session_id, None)
+            if ring is None:
+                return
+            ring.over = True
+            if ring.watchers:  # who reads it still finds out; the last of them takes it away
+                self._rings[session_id] = ring
+            watchers = tuple(ring.watchers)
+        for each in watchers:
+            each.wake()
+
+    def wake(self) -> None:
+        """Wake all readers."""
+        with self._lock:
+            watchers = [each for ring in self._rings.values() for each in ring.watchers]
+        for each in watchers:
+            each.wake()
+
+    def _ring(self, session_id: str) -> _Ring:
+        ring = self._rings.get(session_id)
+        if ring is None:
+            ring = self._rings[session_id] = _Ring()
+        return ring
+
+    def _forget(self, session_id: str, watcher: Watcher) -> None:
+        with self._lock:
+            ring = self._rings.get(session_id)
+            if ring is None or watcher not in ring.watchers:
+                return
+            ring.watchers.remove(watcher)
+            if not ring.watchers and (ring.over or not ring.last):
+                del self._rings[session_id]
+
+    def _drop_one(self) -> None:
+        """Forget the log that was used longest ago, and that nobody reads."""
+        unread = next((id for id, ring in self._rings.items() if not ring.watchers), None)
+        if unread is not None:
+            del self._rings[unread]

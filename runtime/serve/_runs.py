@@ -1,0 +1,237 @@
+"""The runs of a server. They belong to it: a thread of each run's own reads its stream into the log of the session, and
+connections only look at the log.
+
+Invariant: a session is in ``_live`` from before its stream is opened until its last event is in the log, so that who
+has seen that event can start the next run. A clock runs for a run exactly while nobody looks at its session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from channels import CancelToken, Channel, ChannelClosed
+from channels._lazy import lazy_logger
+
+from .. import events
+from .._errors import NotParkable, SessionBusy, SessionChanged, SessionNotFound, StreamStuck
+from ..execution import _threads
+from ..runtime import Runtime
+from ..session._session import Session
+from ..stores._store import Store
+from ..stream._event_stream import EventStream
+from ._event_log import EventLog
+
+_logger = lazy_logger("runtime.serve")
+PARK: Final = 30.0  # seconds until a run that waits for its user is parked, where runs without clients go on
+BATCH: Final = 64  # events that are put into the log at once
+
+
+class TooManyRuns(Exception):
+    """The server has as many runs as it may have."""
+
+
+class AlreadyRunning(Exception):
+    """The session has a live run."""
+
+
+class LiveRun:
+    """A run under way."""
+
+    def __init__(self, session: Session, agent: str, before: int) -> None:
+        self.session = session
+        self.agent = agent  # the name under which it is served
+        self.before = before  # the id of the last event in the log before it began
+        last = session.messages[-1] if session.messages else None
+        #: How many messages the session had before what the events of the run tell of.
+        self.messages = len(session.messages) - (1 if last is not None and last.role == "user" else 0)
+        self.over: Channel[None] = Channel(name="served run over")  # closes
+        self.clock: CancelToken | None = None
+        self.ending = False
+        self._stream: EventStream | None = None
+
+    @property
+    def stream(self) -> EventStream:
+        assert self._stream is not None
+        return self._stream
+
+
+class Runs:
+    """The live runs of this process, and who looks at which session."""
+
+    def __init__(
+        self,
+        runtimes: Callable[[str], Runtime],
+        store: Store,
+        log: EventLog,
+        *,
+        linger: float | None,
+        max_runs: int,
+    ) -> None:
+        self._runtimes = runtimes
+        self._store = store
+        self._log = log
+        self._linger = linger
+        self._max_runs = max_runs
+        self._lock = threading.Lock()
+        self._live: dict[str, LiveRun] = {}
+        self._looking: dict[str, int] = {}
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def get(self, session_id: str) -> LiveRun | None:
+        """The live run of a session, in this process."""
+        run = self._live.get(session_id)
+        return None if run is None or run._stream is None else run
+
+    def ids(self) -> set[str]:
+        """The sessions that have a live run."""
+        return set(self._live)
+
+    # -- starting and ending -------------------------------------------------------------------------------------------
+
+    def start(self, agent: str, session: Session) -> LiveRun:
+        """Start a run of the agent that is served under this name. Raises `AlreadyRunning`, `TooManyRuns`, and as
+        `Runtime.run_stream`.
+        """
+        earlier = self._live.get(session.id)
+        if earlier is not None and earlier.ending:  # its last event is on its way
+            with contextlib.suppress(ChannelClosed, TimeoutError):
+                earlier.over.recv(timeout=2.0)
+        run = LiveRun(session, agent, self._log.last(session.id))
+        with self._lock:
+            if self._closed or len(self._live) >= self._max_runs:
+                raise TooManyRuns
+            if self._live.setdefault(session.id, run) is not run:
+                raise AlreadyRunning(session.id)
+        try:
+            run._stream = self._runtimes(agent).run_stream(session)
+            _threads.start(lambda: self._read(run), f"lockgate-serve-{session.id[:8]}")
+        except BaseException:
+            self._end(run)
+            if run._stream is not None:
+                run._stream.close()
+            raise
+        self._set_clock(session.id)
+        return run
+
+    def _read(self, run: LiveRun) -> None:
+        """On the thread of the run: its events go to the log, whoever looks or does not."""
+        id = run.session.id
+        try:
+            with contextlib.suppress(ChannelClosed):
+                while True:
+                    said = run.stream.recv_many(BATCH)
+                    run.ending = isinstance(said[-1], events.StreamStopped)
+                    self._log.append(id, said)
+        except BaseException:
+            _logger.exception("the events of session %s cannot be kept: its run is ended", id)
+        parked = run.stream.reason == "waiting"
+        self._end(run)
+        try:
+            run.stream.close()
+        except StreamStuck as stuck:
+            _logger.warning("a run of session %s has ended, but: %s", id, stuck)
+        if parked:
+            self.go_on(id, run.agent)  # an answer may have come at the same moment
+
+    def _end(self, run: LiveRun) -> None:
+        with self._lock:
+            if self._live.get(run.session.id) is run:
+                del self._live[run.session.id]
+            clock, run.clock = run.clock, None
+        if clock is not None:
+            clock.cancel()
+        run.over.close()
+
+    def go_on(self, session_id: str, agent: str) -> bool:
+        """Go on with a parked session whose requests are all answered; whether a run was started, here or elsewhere."""
+        if self._closed:
+            return False
+        try:
+            if session_id not in self._store.ready():
+                return False
+            self.start(agent, self._store.load(session_id))
+        except (AlreadyRunning, SessionBusy, SessionChanged):  # somebody else was faster
+            return True
+        except (SessionNotFound, TooManyRuns):
+            return False
+        except Exception:
+            _logger.exception("session %s, which was answered, cannot go on", session_id)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Start no more runs. Those under way are parked if they wait for their user, and cancelled otherwise."""
+        with self._lock:
+            self._closed = True
+            live = [run for run in self._live.values() if run._stream is not None]
+        for run in live:
+            if not self._park(run):
+                run.stream.cancel("the server was closed")
+
+    # -- who looks -----------------------------------------------------------------------------------------------------
+
+    def look(self, session_id: str) -> None:
+        """Somebody looks at the session from now on, until `leave`."""
+        with self._lock:
+            self._looking[session_id] = self._looking.get(session_id, 0) + 1
+            run = self._live.get(session_id)
+            clock = None
+            if run is not None:
+                clock, run.clock = run.clock, None
+        if clock is not None:
+            clock.cancel("somebody looks")
+
+    def leave(self, session_id: str) -> None:
+        """One of those who look at the session has left."""
+        with self._lock:
+            left = self._looking.get(session_id, 0) - 1
+            if left > 0:
+                self._looking[session_id] = left
+            else:
+                self._looking.pop(session_id, None)
+        self._set_clock(session_id)
+
+    def _set_clock(self, session_id: str) -> None:
+        """Nobody may be looking: then the run has some time, until somebody comes back."""
+        clock = CancelToken(timeout=PARK if self._linger is None else max(self._linger, 0.001))
+        with self._lock:
+            run = self._live.get(session_id)
+            if run is None or run._stream is None or run.clock is not None or self._looking.get(session_id):
+                return
+            run.clock = clock
+        clock.on_cancel(lambda: self._time_is_up(run, clock))
+
+    def _time_is_up(self, run: LiveRun, clock: CancelToken) -> None:
+        """On a thread for callbacks: quick, and never raises."""
+        if not isinstance(clock.cause, TimeoutError):
+            return  # it was stopped
+        with self._lock:
+            if run.clock is not clock:
+                return
+            run.clock = None
+            looked_at = self._looking.get(run.session.id)
+        if looked_at or run.stream.reason is not None:
+            return
+        asks = bool(run.stream.pending)
+        if asks and self._park(run):
+            return
+        if self._linger is None or asks:  # what it asks would be lost: until it only asks, or asks no more
+            self._set_clock(run.session.id)
+        else:
+            run.stream.cancel(f"nobody has looked for {self._linger:g} s")
+
+    @staticmethod
+    def _park(run: LiveRun) -> bool:
+        if not run.stream.pending:
+            return False
+        try:
+            run.stream.park()
+        except NotParkable:
+            return False
+        return True

@@ -1,0 +1,177 @@
+"""A stream of events as the body of a reply (server-sent events): what a WSGI server iterates over.
+
+The thread of the request waits here, and holds nothing: not the run, which has a thread of its own, and no lock. It is
+free again when the client has left: servers that show their socket are asked about that every second, with the others
+the next ping fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from .. import events
+from ._event_log import EventLog, Page, Watcher
+
+LOOK: Final = 1.0  # seconds between two looks whether the client has left
+CHUNK: Final = 64  # events that are handed to the server at once
+STUCK: Final = 60.0  # seconds that a client may take nothing, where the server shows its socket
+
+HEADERS: Final = [
+    ("Content-Type", "text/event-stream; charset=utf-8"),
+    ("Cache-Control", "no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Accel-Buffering", "no"),  # nginx would collect the events
+]
+PING: Final = b": ping\n\n"
+AGAIN: Final = b"retry: 1000\n\n"  # the server ends: the client connects again, to the next one
+
+
+class EventBody:
+    """The events of a session from one id on. ``one_run``: only until its run has ended.
+
+    Used by one thread. `close`, which every WSGI server calls, gives back what it holds, also if nothing was read.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        session_id: str,
+        since: int,
+        form: str,
+        *,
+        one_run: bool,
+        ping: float,
+        closing: Callable[[], bool],
+        environ: Mapping[str, Any],
+        on_close: Callable[[], None],
+    ) -> None:
+        self._log = log
+        self._session_id = session_id
+        self._since = since
+        self._form = form
+        self._one_run = one_run
+        self._ping = ping
+        self._closing = closing
+        self._has_left = departure(environ)
+        self._socket = _socket(environ)
+        self._timeout: float | None = None
+        self._on_close: Callable[[], None] | None = on_close
+        self._watcher: Watcher = log.watch(session_id)
+        self._begun = self._over = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._over:
+            raise StopIteration
+        if not self._begun:
+            self._begun = True
+            self._bound_writes()
+            page = self._read()
+            # Headers go out with the first piece of the body, and the client waits for them.
+            return self._chunk(page) if page.entries or page.gap or page.over else PING
+        quiet_until = time.monotonic() + self._ping
+        while True:
+            if self._closing():
+                self._over = True
+                return AGAIN
+            page = self._read()
+            if page.entries or page.gap or page.over:
+                return self._chunk(page)
+            left = quiet_until - time.monotonic()
+            if self._watcher.wait(max(0.0, min(left, LOOK))):
+                continue
+            if self._has_left():
+                self._over = True
+                raise StopIteration
+            if left <= LOOK:
+                return PING
+
+    def _read(self) -> Page:
+        return self._log.read(self._session_id, self._since, CHUNK)
+
+    def _chunk(self, page: Page) -> bytes:
+        """The entries of a page as they are sent."""
+        lines = ['data: {"type":"gap"}\n\n'] if page.gap else []
+        for entry in page.entries:
+            lines.append(f"id: {entry.id}\ndata: {entry.text(self._form)}\n\n")
+            if self._one_run and isinstance(entry.event, events.StreamStopped):
+                self._over = True
+                break
+        if page.entries:
+            self._since = page.entries[-1].id
+        elif page.gap:
+            self._since = self._log.last(self._session_id)
+        if page.over and not page.entries:
+            lines.append('data: {"type":"session_exited"}\n\n')
+            self._over = True
+        return "".join(lines).encode("utf-8", "replace")
+
+    def _bound_writes(self) -> None:
+        """A client that takes nothing would keep the thread for ever."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._timeout = self._socket.gettimeout()
+                if self._timeout is None:
+                    self._socket.settimeout(STUCK)
+
+    def close(self) -> None:
+        """The client has left, or all is sent. Twice is harmless."""
+        self._over = True
+        self._watcher.close()
+        if self._socket is not None and self._begun and self._timeout is None:
+            with contextlib.suppress(OSError):
+                self._socket.settimeout(None)
+        done, self._on_close = self._on_close, None
+        if done is not None:
+            done()
+
+
+def _socket(environ: Mapping[str, Any]) -> socket.socket | None:
+    """The client's socket, where the server shows it."""
+    for name in ("gunicorn.socket", "werkzeug.socket"):
+        found = environ.get(name)
+        if isinstance(found, socket.socket):
+            return found
+    return None
+
+
+def departure(environ: Mapping[str, Any]) -> Callable[[], bool]:
+    """A function that says whether the client has left, as far as the server can tell without sending."""
+    told = environ.get("waitress.client_disconnected")
+    if callable(told):
+        return lambda: bool(told())
+    found = _socket(environ)
+    if found is None or not hasattr(select, "poll") or type(found) is not socket.socket:  # TLS: no looking
+        return lambda: False
+
+    def has_left() -> bool:
+        try:
+            poll = select.poll()
+            poll.register(found, select.POLLIN)
+            return bool(poll.poll(0)) and found.recv(1, socket.MSG_PEEK) == b""
+        except (OSError, ValueError):
+            return True
+
+    return has_left
+
+
+def worker_is_ending() -> Callable[[], bool]:
+    """A function that says whether the worker process of gunicorn that calls this was told to end: it waits for its
+    streams then, without telling them.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).startswith("gunicorn.workers"):
+            worker: Any = frame.f_locals.get("self")
+            if hasattr(worker, "alive"):
+                return lambda: not worker.alive
+        frame = frame.f_back  # type: ignore[assignment]
+    return lambda: False
