@@ -1,7 +1,10 @@
 """Structured threads: a block that is not left before every thread that was started in it has ended.
 
 There is no lock. A member registers before it looks whether the group is closed, and leaving closes the group before it
-looks for members: one of the two sees the other.
+looks for members: one of the two sees the other. In the same way a member registers before its spawn looks whether the
+token is cancelled, and a cancel looks for members that have not begun.
+
+A member is begun or withdrawn, never both: whoever takes its ticket decides. On an executor the two may race.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ from ._park import monotonic
 if TYPE_CHECKING:
     import inspect
     from concurrent import futures
-    from concurrent.futures import Future
+    from concurrent.futures import Executor, Future
+
+    from ._cancel import Registration
 else:
     inspect = lazy("inspect")
     futures = lazy("concurrent.futures")
@@ -61,13 +66,25 @@ class WorkerGroup:
     end. If the wait takes longer than a second, or at the next Ctrl-C, the log names the threads that still run, and
     where they are.
 
+    With an ``executor``, such as a `concurrent.futures.ThreadPoolExecutor`, functions are called on its threads instead
+    of new ones. Leaving the block ends the functions, not the executor. Functions that have not begun when the token is
+    cancelled are never called, their futures are cancelled, and nobody waits for them. Do not leave the block on a
+    thread of the executor that its own functions are waiting for: if the executor is full, neither goes on. Executors
+    that call functions in other processes or interpreters are refused, because channels and tokens do not reach there.
+
     In a forked child, leaving the block does not wait for the threads of the parent.
 
     All methods are thread-safe. A group is used once. Modelled on https://docs.python.org/3/library/asyncio-task.html.
     """
 
-    def __init__(self, parent: CancelToken | None = None, *, name: str = "worker") -> None:
+    def __init__(
+        self, parent: CancelToken | None = None, *, name: str = "worker", executor: Executor | None = None
+    ) -> None:
+        if executor is not None:
+            _check_executor(executor)
         self.name = name
+        self._executor = executor
+        self._watching: Registration | None = None  # where there is an executor
         self._parent = parent
         #: The `CancelToken` of this group.
         self.token = CancelToken(parent)
@@ -82,11 +99,13 @@ class WorkerGroup:
         self._closed = False
 
     def spawn(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Call ``fn`` in a new thread, in a copy of the caller's context. Returns a future of its result.
+        """Call ``fn`` in a new thread, or on the executor, in a copy of the caller's context. Returns a future of its
+        result, also for `concurrent.futures.wait` and `concurrent.futures.as_completed`.
 
-        If ``fn`` raises, the group fails, even if the exception was also read from the future. Raises `Cancelled` once
-        the token is cancelled, and `RuntimeError` outside the block. During the wait at the end of the block, functions
-        may still spawn others.
+        If ``fn`` raises, the group fails, even if the exception was also read from the future. Cancelling the future
+        before ``fn`` has begun means that it is never called. Raises `Cancelled` once the token is cancelled,
+        `RuntimeError` outside the block, and what the executor raises if it takes no more functions. During the wait
+        at the end of the block, functions may still spawn others.
         """
         if not callable(fn):
             raise TypeError(f"spawn takes a function to call, not {fn!r}: pass the function itself and its arguments")
@@ -99,7 +118,7 @@ class WorkerGroup:
         if len(self._members) >= self._tidy_at:
             self._tidy()
         name = f"{self.name} {next(self._numbers)}: {getattr(fn, '__qualname__', type(fn).__qualname__)}"
-        member = _Member(self, name, lambda: fn(*args, **kwargs))
+        member = _Member(self, name, lambda: fn(*args, **kwargs), self._executor)
         future: Future[T] = member.future
         self._members[member] = None
         try:
@@ -107,7 +126,7 @@ class WorkerGroup:
                 raise RuntimeError(f"{self!r} is closed: its with block was left")
             if self.token.cancelled:
                 raise Cancelled(self.token.cause)
-            member.thread.start()
+            member.start()
         except BaseException:
             member.withdraw()
             raise
@@ -117,6 +136,8 @@ class WorkerGroup:
         if self._entered:
             raise RuntimeError(f"{self!r} was entered before: a group is used once")
         self._entered = True
+        if self._executor is not None:
+            self._watching = self.token.on_cancel(self._withdraw)
         return self
 
     def __exit__(
@@ -139,6 +160,9 @@ class WorkerGroup:
         finally:
             del error, why, interrupt  # their tracebacks hold this frame
             self._errors, self._interrupts = [], []
+            if self._watching is not None:
+                self._watching.remove()
+                self._watching = None  # which holds this group
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(
@@ -154,6 +178,8 @@ class WorkerGroup:
     def _join(self, patience: float | None) -> None:
         """Wait for all members; say once whom for, if that takes more than ``patience`` seconds."""
         say_at = None if patience is None else monotonic() + patience
+        if self._executor is not None and self.token.cancelled:
+            self._withdraw()  # callbacks of tokens do not nest: where this is one, that of our token has not run yet
         while not self._closed:
             while self._members:
                 for member in list(self._members):
@@ -168,15 +194,21 @@ class WorkerGroup:
             if self._members:  # somebody, not of the group, spawned just before
                 self._closed = False
 
+    def _withdraw(self) -> None:
+        """The token is cancelled: what the executor has not begun, it shall not begin any more."""
+        for member in list(self._members):
+            if member.withdraw():
+                self._gave_up = True
+
     def _say(self) -> None:
         """Log which threads are waited for, for whoever pressed Ctrl-C."""
         frames = sys._current_frames()
         waiting = []
         for member in list(self._members):
-            if member.ran and not member.ended.closed and not member.elsewhere:
+            if member.thread is not None and member.ran and not member.ended.closed and not member.elsewhere:
                 frame = frames.get(member.thread.ident or 0)
                 where = "" if frame is None else f" ({frame.f_code.co_filename}:{frame.f_lineno})"
-                waiting.append(f"{member.thread.name}{where}")
+                waiting.append(f"{member.name}{where}")
         del frames
         if waiting:
             more = f" and {len(waiting) - 10} more" if len(waiting) > 10 else ""
@@ -187,7 +219,7 @@ class WorkerGroup:
 
     def _tidy(self) -> None:
         for member in list(self._members):
-            if member.ended.closed and not member.thread.is_alive():
+            if member.ended.closed and (member.executor is not None or not member.is_alive):
                 self._members.pop(member, None)
         self._tidy_at = 2 * len(self._members) + TIDY_AT
 
@@ -239,25 +271,71 @@ class WorkerGroup:
 
 
 class _Member:
-    """One function in its thread."""
+    """One function, in a thread of its own or on an executor."""
 
-    __slots__ = ("_function", "_group", "_process", "_ticket", "ended", "future", "ran", "thread")
+    __slots__ = (
+        "_context", "_function", "_group", "_handed", "_process", "_ticket", "ended", "executor", "future", "name",
+        "ran", "thread",
+    )  # fmt: skip
 
-    def __init__(self, group: WorkerGroup, name: str, function: Callable[[], Any]) -> None:
+    def __init__(self, group: WorkerGroup, name: str, function: Callable[[], Any], executor: Executor | None) -> None:
         self._group = group
         self._function: Callable[[], Any] | None = function
+        self._context = contextvars.copy_context()
         self._process = os.getpid()
-        self._ticket: list[None] = [None]  # whoever deletes the element: the thread, or who could not start it
+        self._ticket: list[None] = [None]  # whoever deletes the element begins the member, or withdraws it
+        self.name = name
+        self.executor = executor
+        self._handed: Future[Any] | None = None  # the executor's own
         self.ran = False
         self.future: Future[Any] = futures.Future()
         self.ended: Channel[None] = Channel(name=f"{name} ended")
-        self.thread = threading.Thread(target=contextvars.copy_context().run, args=(self._run,), name=name)
+        self.thread: threading.Thread | None = None  # on an executor: the one that it runs on
+        if executor is None:
+            self.thread = threading.Thread(target=self._context.run, args=(self._run,), name=name)
 
-    def _run(self) -> None:
+    def start(self) -> None:
+        if self.thread is not None:
+            self.thread.start()
+            return
+        assert self.executor is not None
+        self.future.add_done_callback(self._withdraw_if_cancelled)
+        self._handed = handed = self.executor.submit(self._context.run, self._run)
+        if self.ended.closed:  # withdrawn meanwhile, by somebody who did not see this future
+            handed.cancel()
+        handed.add_done_callback(self._given_back)
+
+    def _withdraw_if_cancelled(self, future: Future[Any]) -> None:
+        """Nobody waits for a future that was cancelled, even if the executor is busy with others."""
+        if future.cancelled():
+            self.withdraw()
+
+    def _given_back(self, handed: Future[Any]) -> None:
+        """The executor is through with it. One that is shut down, or broken, may never have begun it."""
+        error = None if handed.cancelled() else handed.exception()
+        if error is None:
+            self.withdraw()  # if it was not begun
+        elif self._take_ticket():
+            self._function = None
+            self._group._failed(error)
+            if self.future.set_running_or_notify_cancel():
+                self.future.set_exception(error)
+            self.ended.close()
+
+    def _take_ticket(self) -> bool:
         try:
             del self._ticket[0]
         except IndexError:
+            return False
+        return True
+
+    def _run(self) -> None:
+        if self.executor is not None and self._group.token.cancelled and self.withdraw():
+            self._group._gave_up = True
+        if not self._take_ticket():
             return
+        if self.thread is None:
+            self.thread = threading.current_thread()
         self.ran = True
         group, future, function, ended = self._group, self.future, self._function, self.ended
         self._function = None
@@ -276,31 +354,54 @@ class _Member:
             ended.close()
             del group, future, function, ended  # a traceback may hold this frame, and the future the traceback
 
-    def withdraw(self) -> None:
-        """Starting failed, or was interrupted."""
-        try:
-            del self._ticket[0]
-        except IndexError:
-            return  # it runs: a member like the others
+    def withdraw(self) -> bool:
+        """Starting failed or was interrupted, or it shall not begin any more. Once it has begun, does nothing and
+        returns False.
+        """
+        if not self._take_ticket():
+            return False
         try:
             self._function = None
             self._group._members.pop(self, None)
             self.future.cancel()
+            self.future.set_running_or_notify_cancel()  # tells `wait` and `as_completed`
+            if self._handed is not None:
+                self._handed.cancel()
         finally:
             self.ended.close()
+        return True
 
     @property
     def elsewhere(self) -> bool:
         """The thread stayed in the parent process."""
         return self._process != os.getpid() and self.thread is not threading.current_thread()
 
+    @property
+    def is_alive(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
     def join(self, timeout: float | None) -> None:
         if self.elsewhere:
             return
         with contextlib.suppress(ChannelClosed):
             self.ended.recv(timeout)
-        if self.ran:
+        if self.ran and self.executor is None and self.thread is not None:
             self.thread.join()
+
+
+def _check_executor(executor: object) -> None:
+    if not callable(getattr(executor, "submit", None)):
+        raise TypeError(
+            f"executor is one of concurrent.futures, such as ThreadPoolExecutor(), whose submit takes a function, not"
+            f" {executor!r}"
+        )
+    for module, name in (("process", "ProcessPoolExecutor"), ("interpreter", "InterpreterPoolExecutor")):
+        kind = getattr(sys.modules.get(f"concurrent.futures.{module}"), name, None)  # imported, if there is one
+        if kind is not None and isinstance(executor, kind):
+            raise TypeError(
+                f"a WorkerGroup cannot run on a {type(executor).__name__}: channels and cancel tokens connect the"
+                " threads of one process, and do not reach its workers. Use a ThreadPoolExecutor, or no executor"
+            )
 
 
 def _why(error: BaseException) -> object:
