@@ -208,11 +208,12 @@ class EventStream(Receiver[Event]):
         An event may be in this list before the iteration has delivered it.
         """
         shared = self._core.shared
+        # Not by the time stamps of the events: the clock of the machine may have been set back between two questions.
         waiting = [
-            *(ask.event for ask in shared.asks.pending(self._core)),
-            *(ask.event for ask in shared.confirmations.pending(self._core)),
+            *((ask.began, ask.event) for ask in shared.asks.pending(self._core)),
+            *((ask.began, ask.event) for ask in shared.confirmations.pending(self._core)),
         ]
-        return sorted((event for event in waiting if event is not None), key=lambda event: event.timestamp)
+        return [event for _, event in sorted(waiting, key=lambda pair: pair[0]) if event is not None]
 
     def park(self, *, force: bool = False) -> None:
         """End the run while it waits for its user, and keep its questions in the store: the last event is

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
@@ -235,6 +236,20 @@ def test_several_pending_at_once() -> None:
         runtime.approve()
         list(stream)
     assert results(session) == ["this call was rejected: no", "ran b", "ran c", "seen"]
+
+
+def test_what_is_pending_is_in_the_order_in_which_it_was_asked_whatever_the_clock_says(monkeypatch) -> None:
+    """The clock of a machine is set back, also between two questions."""
+    hours = itertools.count()
+
+    class SetBack(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2030, 1, 1, tzinfo=tz) - timedelta(hours=next(hours))
+
+    monkeypatch.setattr("runtime.events.datetime", SetBack)
+    with confirming(turn("a", "b", "c"), wanted=3) as (_, stream, asked):
+        assert stream.pending == asked
 
 
 def test_what_waits_already_is_not_covered_by_an_approval_of_another() -> None:
