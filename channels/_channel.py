@@ -196,8 +196,8 @@ class Channel(Rescue, Generic[T]):
             _look_at(cancel)
         sent = 0
         try:
+            sent = self._put_many(given, sent)
             while True:
-                sent = self._put_many(given, sent)
                 if sent == len(given):
                     return
                 left = timeout if deadline is None or timeout == 0 else max(deadline - monotonic(), 0.0)
@@ -205,6 +205,7 @@ class Channel(Rescue, Generic[T]):
                 sent += 1
                 if sent == len(given):  # a channel that has closed since has taken all of them
                     return
+                sent = self._put_many(given, sent)
         except (ChannelClosed, TimeoutError, Cancelled) as error:
             error.sent = sent  # type: ignore[union-attr]
             raise

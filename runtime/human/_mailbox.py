@@ -62,6 +62,10 @@ class Mailbox:
         """Take a message for when the agent has nothing more to do (`Runtime.follow_up`). Raises as `steer`."""
         self._take("user_followup_submit", text)
 
+    def take(self, mail: Mail) -> None:
+        """Take a message that a recorded run got. Raises as `steer`."""
+        self._take(mail.point, mail.text)
+
     def _take(self, point: MailPoint, text: str) -> None:
         stored = self._outbox.is_open
         with self._lock:

@@ -20,6 +20,7 @@ from ..session._message import Message
 from ..stream._core import EndHooks, StreamCore
 from ..stream._end_reason import StopRun
 from ..stream._ending import time_is_up
+from ..stream._private_events import UserMailed
 from ..team import _delegation
 from ..toolcalls._dispatch import dispatch
 from ._compact import OVERFLOWS, after_overflow, conversation
@@ -180,6 +181,8 @@ class _Run:
         core = self._core
         for said in messages:
             core.record(Message("user", said.text), said.id)
+            if core.recorded:
+                core.emit(UserMailed(said.point, said.text, **core.tags))
         for said in messages:
             core.emit(events.UserMessage(said.text, **core.tags))
             submitted = core.fire(said.point, prompt=said.text)

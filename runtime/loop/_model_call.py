@@ -13,6 +13,7 @@ from .. import events
 from .._errors import describe
 from ..agent._output import output_for
 from ..foreign._sound import TextPieces
+from ..human._mailbox import Mail
 from ..model import (
     FallbackDelta,
     FinishDelta,
@@ -77,7 +78,8 @@ def _take_turn(
                 size = 0
                 if not (kind is TextDelta and isinstance(delta.text, str)) and not _is_sound(delta):
                     out.send()
-                    checked(core, model, delta)
+                    if not is_delta(core, model, delta):
+                        continue
                 if recorded:
                     add_event(ModelSaid(delta, **tags))
                 if kind is TextDelta:
@@ -183,10 +185,14 @@ def next_batch(core: StreamCore, model: Model, batches: Batches) -> Sequence[Any
         raise failed(core, model, error) from error
 
 
-def checked(core: StreamCore, model: Model, delta: Any) -> Any:
-    """The delta. Raises `StopRun` for an object that is none."""
+def is_delta(core: StreamCore, model: Model, delta: Any) -> bool:
+    """Whether an object is a delta, and not what the user said meanwhile in the run that this one replays, which goes
+    into the mailbox. Raises `StopRun` for an object that is neither."""
     if _is_sound(delta):
-        return delta
+        return True
+    if delta.__class__ is Mail:
+        core.mailbox.take(delta)
+        return False
     error = TypeError(f"a model yields deltas, such as TextDelta('hello'), not {delta!r:.200}")
     raise failed(core, model, error) from error
 

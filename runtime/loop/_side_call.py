@@ -10,7 +10,7 @@ from ..stream._core import StreamCore
 from ..stream._private_events import ModelAsked, ModelDone, ModelSaid
 from ..stream._tracing import ModelTrace
 from ..usage import Usage
-from ._model_call import checked, highest, next_batch, settle_usage
+from ._model_call import highest, is_delta, next_batch, settle_usage
 
 
 def ask_aside(core: StreamCore, model: Model, messages: Sequence[Message]) -> str:
@@ -32,7 +32,8 @@ def _ask(core: StreamCore, model: Model, messages: Sequence[Message], trace: Mod
     try:
         while batch := next_batch(core, model, batches):
             for delta in batch:
-                checked(core, model, delta)
+                if not is_delta(core, model, delta):
+                    continue
                 if core.recorded:
                     core.emit(ModelSaid(delta, **core.tags))
                 if delta.__class__ is TextDelta:

@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from channels import CancelToken
@@ -81,21 +81,21 @@ class ReplayModel:
         cancel: CancelToken,
         part: _Part | None = None,
     ) -> Iterator[Delta]:
-        reply = self._find(messages, tools, part)
+        request = self._find(messages, tools, part)
+        reply = request.reply or {"deltas": [], "error": CUT_OFF}
         for each in reply["deltas"]:
             if cancel.cancelled:
                 return
             said = dict(each)
             yield _DELTAS[said.pop("delta")](**said)
+        yield from request.mail  # type: ignore[misc]  # no deltas, but for the mailbox of the stream
         if reply.get("code"):
             error = reply["error"]
             raise ModelError(reply["code"], error, retryable=reply["retryable"], retry_after=reply["retry_after"])
         if "error" in reply:
             raise Recorded(f"the model failed in the record, too: {reply['error']}")
 
-    def _find(
-        self, messages: Sequence[Message], tools: Sequence[ToolDefinition], part: _Part | None
-    ) -> Mapping[str, Any]:
+    def _find(self, messages: Sequence[Message], tools: Sequence[ToolDefinition], part: _Part | None) -> Request:
         redaction = self.recording.redaction
         asked = _Comparable(
             [self._shown(message) for message in messages], _as_json(map(shown_tool, tools), redaction), part
@@ -108,7 +108,11 @@ class ReplayModel:
                 cut = "" if self.recording.whole else ", which is not whole"
                 raise ReplayDiverged(f"the run calls the model once more than the record{cut}", None)
             recorded = {id: _Comparable(next.messages, next.tools, part) for id, next in streams.items()}
-            found = max(recorded, key=lambda id: asked.likeness(recorded[id]))
+
+            def likeness(id: str) -> tuple[object, ...]:  # two agents may be given the same task in the same words
+                return *asked.likeness(recorded[id]), part is not None and part.agent_name == streams[id].agent_name
+
+            found = max(recorded, key=likeness)
             request = streams[found]
             difference = asked.difference(recorded[found])
             if difference:
@@ -118,7 +122,7 @@ class ReplayModel:
                     raise ReplayDiverged(text, request.number)
                 self.differences.append(text)
             self._left.remove(request)
-        return request.reply or {"deltas": [], "error": CUT_OFF}
+        return request
 
     def _shown(self, message: Message) -> dict[str, Any]:
         """``message``, as the record has it. Looked into once: it comes again with every request."""
@@ -139,10 +143,10 @@ class ReplayModel:
             said_anew = agent._instructions.function is not None or bool(agent.hooks)
             compaction = agent.compaction
             if compaction is not None:  # it has to happen where it happened then
-                other = compaction.model and _Part(self, compaction.model, said_anew=False, recorded_tools=True)
+                other = compaction.model and _Part(self, compaction.model, agent.name, False, recorded_tools=True)
                 window = compaction.window or getattr(agent.model, "context_window", None)
                 compaction = replace(compaction, window=window, model=other)
-            model = _Part(self, agent.model, said_anew, recorded_tools=not live_tools)
+            model = _Part(self, agent.model, agent.name, said_anew, recorded_tools=not live_tools)
             return replace(agent, model=model, compaction=compaction, **tools)
 
         return team.map(change)
@@ -158,8 +162,11 @@ class ReplayModel:
 class _Part:
     """The `ReplayModel` as the model of one agent: with the name and the window of the agent's own."""
 
-    def __init__(self, replay: ReplayModel, model: Model, said_anew: bool, recorded_tools: bool) -> None:
+    def __init__(
+        self, replay: ReplayModel, model: Model, agent_name: str, said_anew: bool, recorded_tools: bool
+    ) -> None:
         self.id = model.id
+        self.agent_name = agent_name
         self.context_window = getattr(model, "context_window", None)
         self.said_anew = said_anew  # the instructions may be others than in the record
         self.recorded_tools = recorded_tools  # and so the tools may be no others

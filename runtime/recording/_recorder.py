@@ -26,7 +26,19 @@ from ..model import Delta, ReasoningDelta, TextDelta, ToolCallDelta
 from ..session._message import Message
 from ..session._session import Session
 from ..stream import _private_events
-from ._recording import ANSWERED, CUT_OFF, HEADER, REPLY, REQUEST, RETURNED, VERSION, Recording, shown, shown_tool
+from ._recording import (
+    ANSWERED,
+    CUT_OFF,
+    HEADER,
+    MAILED,
+    REPLY,
+    REQUEST,
+    RETURNED,
+    VERSION,
+    Recording,
+    shown,
+    shown_tool,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,6 +170,9 @@ class Recorder:
             at = event.timestamp.isoformat()
             who = {"agent_name": event.agent_name, "session_id": event.session_id}
             self._add(ANSWERED, **who, timestamp=at, request_id=event.request_id)
+        elif isinstance(event, _private_events.UserMailed):
+            who = {"agent_name": event.agent_name, "session_id": event.session_id}
+            self._add(MAILED, **who, point=event.point, text=event.text)
         elif isinstance(event, _private_events.ToolReturned):
             self._add(
                 RETURNED,

@@ -11,8 +11,9 @@ import itertools
 import json
 import os
 import threading
+import typing
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,8 +22,10 @@ from .._dataclasses import dataclass, fields, replace
 from ..agent._agent import TEAM_TOOLS
 from ..agent._tool import CallContext, Tool, ToolResult
 from ..foreign._redact import Redaction
+from ..human._mailbox import Mail
 from ..model import ToolDefinition
 from ..schema._checking import Schema
+from ..session._journal import MailPoint
 from ..session._message import Message, ToolCall, canonical
 from ..session._session import Session
 
@@ -35,6 +38,8 @@ REQUEST: Final = "model_request"
 REPLY: Final = "model_reply"
 RETURNED: Final = "tool_returned"
 ANSWERED: Final = "user_answered"
+MAILED: Final = "user_mailed"
+TRAFFIC: Final = frozenset((REQUEST, REPLY, RETURNED, ANSWERED, MAILED))  # what is no event
 CUT_OFF: Final = "cut off"  # the error of a reply whose stream was cancelled meanwhile
 _NOT_SHOWN: Final = frozenset(("created_at", "agent_name", "model", "usage", "finish_reason"))
 
@@ -50,6 +55,7 @@ class Request:
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]]
     reply: Mapping[str, Any] | None  # None: the record ends before the model had answered
+    mail: Sequence[Mail]  # what the user said before the next one of the stream
 
 
 class Recording:
@@ -111,14 +117,24 @@ class Recording:
             return str(self._lines[0]["agent_name"])
 
     def session(self) -> Session:
-        """A new session that is as the recorded session was before the run."""
+        """A new session that is as the recorded session was before the run, with what the user said to the run before
+        its first model call.
+        """
         with self._reading(1):
-            return Session.from_dict(self._lines[0]["session"])
+            session = Session.from_dict(self._lines[0]["session"])
+        root = next((line.get("session_id") for line in self._lines[1:]), None)
+        for number, line in enumerate(self._lines, 1):
+            if line["type"] == REQUEST and line.get("session_id") == root:
+                break
+            if line["type"] == MAILED and line.get("session_id") == root:
+                with self._reading(number):
+                    session.add_user(_mail(line).text)
+        return session
 
     def events(self) -> Iterator[events.Event]:
         """The events of the run and of its nested streams. The last is `StreamStopped`, if the record is `whole`."""
         for number, line in enumerate(self._lines, 1):
-            if line["type"] not in (HEADER, REQUEST, REPLY, RETURNED, ANSWERED):
+            if line["type"] != HEADER and line["type"] not in TRAFFIC:
                 with self._reading(number):
                     event = events.Event.from_dict(line)
                     for each in fields(event):
@@ -133,8 +149,12 @@ class Recording:
         requests = []
         before: dict[str, list[dict[str, Any]]] = {}
         tools: dict[str, list[dict[str, Any]]] = {}
+        mail: dict[str, list[Mail]] = {}  # for the latest request of each stream
         for at, line in enumerate(self._lines, 1):
-            if line["type"] == REQUEST:
+            if line["type"] == MAILED:
+                with self._reading(at):
+                    mail.get(line["session_id"], []).append(_mail(line))
+            elif line["type"] == REQUEST:
                 with self._reading(at):
                     session, number = line["session_id"], line["request"]
                     messages = before.get(session, [])[: line["same"]]
@@ -143,7 +163,8 @@ class Recording:
                     messages = before[session] = messages + line["messages"]
                     tools[session] = line.get("tools", tools.get(session, []))
                     said = line["agent_name"], session, line["model"], messages, tools[session], replies.get(number)
-                    requests.append(Request(number, *said))
+                    mail[session] = []
+                    requests.append(Request(number, *said, mail[session]))
         return requests
 
     def tools(self, agent_name: str | None = None) -> list[Tool]:
@@ -224,6 +245,13 @@ class _Results:
             self._left.remove(found)
         result: ToolResult = found[1]
         return result
+
+
+def _mail(line: Mapping[str, Any]) -> Mail:
+    point, text = line["point"], line["text"]
+    if point not in typing.get_args(MailPoint) or not isinstance(text, str):
+        raise ValueError("not a message of the user")
+    return Mail(point, text)
 
 
 def shown(message: Message) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 from .. import events
 from .._dataclasses import dataclass, field
 from ..session._message import ToolCall
-from ._recording import ANSWERED, HEADER, REPLY, REQUEST, RETURNED, Recording
+from ._recording import ANSWERED, HEADER, REPLY, REQUEST, TRAFFIC, Recording
 
 SpanKind: TypeAlias = Literal["model", "tool", "user", "hook", "toolset", "agent", "pause"]
 NoteKind: TypeAlias = Literal["user", "agent", "note", "error"]
@@ -112,7 +112,7 @@ class _Reader:
                 if said["type"] == HEADER:
                     continue
                 session = str(said.get("session_id", ""))
-                if said["type"] in (REQUEST, REPLY, RETURNED, ANSWERED):
+                if said["type"] in TRAFFIC:
                     self._traffic(session, said)
                     continue
                 event = next(parsed)

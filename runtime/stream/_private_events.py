@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from .._dataclasses import dataclass, field
 from ..events import Event
 from ..model import Delta, ToolDefinition
+from ..session._journal import MailPoint
 from ..session._message import Message, ToolCall
 
 
@@ -59,6 +60,14 @@ class UserAnswered(Traffic):
     """The stream goes on with what the user has said to a question, a call or a request for more turns."""
 
     request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserMailed(Traffic):
+    """A steering message or a follow-up that the next model call is shown."""
+
+    point: MailPoint
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

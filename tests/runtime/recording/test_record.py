@@ -34,7 +34,7 @@ from runtime import (
     UsageDelta,
     tool,
 )
-from runtime.events import AgentChoice, Error, Event, StreamStopped, ToolCallResponse
+from runtime.events import AgentChoice, Error, Event, StreamStopped, ToolCallResponse, UserMessage
 from runtime.foreign._redact import REDACTED, Redaction
 from runtime.models import Retry
 from runtime.models.replay import Recorded, ReplayDiverged, ReplayModel
@@ -568,6 +568,83 @@ def test_a_run_that_is_unchanged_does_not_part_from_its_record(kind: str, tmp_pa
         again = list(runtime.run_stream(Recording(path).session()))
     assert again[-1].to_dict()["reason"] == recorded[-1].to_dict()["reason"] == "normal"
     assert replayed.left == 0
+
+
+@pytest.mark.parametrize("when", ["before the first call", "while a tool runs", "with the last word", "as follow-ups"])
+def test_what_the_user_said_to_a_run_is_said_again(when: str, tmp_path: Path) -> None:
+    """In the replay, between the same model calls, at the same hook points: nothing parts."""
+    path = tmp_path / "run.jsonl"
+    session = Session.from_user("go")
+    submitted: list[tuple[str, str]] = []
+    do: list[Callable[[], None]] = []
+
+    def start(given: Any) -> None:
+        if do and when == "before the first call":
+            do.pop()()
+
+    def note(point: str) -> Callable[[Any], None]:
+        return lambda given: submitted.append((point, given.prompt))
+
+    def say_it() -> None:
+        if do:
+            do.pop()()
+
+    @tool(read_only=True)
+    def slow() -> str:
+        """Takes its time."""
+        if when == "while a tool runs":
+            say_it()
+        return "done"
+
+    last_word = [*say("Bye."), *([] if when in ("before the first call", "while a tool runs") else [say_it])]
+    model = Scripted([call("slow")], last_word, *([say("More.")] * 3))
+    points = ("user_steering_messages_submit", "user_followup_submit")
+    hooks: dict[str, list[Any]] = {"session_start": [start], **{point: [note(point)] for point in points}}
+    agent = Agent("a", model, tools=[slow], hooks=hooks)
+    with approving(agent) as runtime:
+
+        def speak() -> None:
+            said = runtime.follow_up if when == "as follow-ups" else runtime.steer
+            said(session, "one")
+            said(session, "two")
+
+        do.append(speak)
+        seen = list(runtime.run_stream(session, record=path))
+    assert not do
+    before, submitted[:] = list(submitted), []
+    assert [text for _, text in before] == ["one", "two"]
+    replayed = ReplayModel(path)
+    with approving(replayed.agent(agent)) as runtime:
+        again = Recording(path).session()
+        events = list(runtime.run_stream(again))
+    assert events[-1].to_dict()["reason"] == "normal"
+    assert replayed.left == 0
+    assert [(m.role, m.content) for m in again.messages] == [(m.role, m.content) for m in session.messages]
+    if when != "before the first call":  # then it is in the session with which the replay begins
+        assert submitted == before
+        assert [event.type for event in events] == [event.type for event in seen]
+
+
+def test_what_the_user_said_to_a_sub_agent_is_said_again(tmp_path: Path) -> None:
+    """To that one, of two that run side by side."""
+    path = tmp_path / "run.jsonl"
+    with Stall() as stall:
+        one = Agent("one", Scripted([*say("x"), stall], say("ok, quickly")))
+        two = Agent("two", Scripted(say("ok")))
+        tasks = [call("transfer_task", json.dumps({"agent": n, "task": "go"}), id=n, index=i) for i, n in
+                 enumerate(("one", "two"))]  # fmt: skip
+        outer = Agent("outer", Scripted(tasks, say("bye")), sub_agents=[one, two])
+        with approving(outer) as runtime, runtime.run_stream(Session.from_user("go"), record=path) as stream:
+            for event in stream:
+                if isinstance(event, AgentChoice) and event.content == "x":
+                    runtime.steer(event.session_id, "hurry")
+                    stall.go_on.set()
+    replayed = ReplayModel(path)
+    with approving(replayed.agent(outer)) as runtime:
+        again = list(runtime.run_stream(Recording(path).session()))
+    assert again[-1].to_dict()["reason"] == "normal"
+    assert replayed.left == 0
+    assert [each.message for each in again if isinstance(each, UserMessage)].count("hurry") == 1
 
 
 def test_a_replay_has_the_names_of_the_models(tmp_path: Path) -> None:
