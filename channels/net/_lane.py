@@ -1,0 +1,387 @@
+"""A lane: a channel in each direction over a connection, with a bound of its own.
+
+The bound holds end to end. Of a capacity of N, one half is the buffer at the sender, the other is what may be under way
+or wait at the receiver; each value there has cost a credit, and the receiver gives credits back when values have been
+received. Once the sender has closed the lane, what its buffer still holds is sent without credits: closing never waits,
+and the receiver then has N values, and the final one, at most.
+
+Values are made frames in the thread that sends them, so that a value which cannot be sent is an error there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Final, Protocol, TypeVar
+
+from .._channel import Channel
+from .._errors import ChannelClosed
+from .._park import NOTHING
+from .._views import Receiver, Sender, Sending, SupportsDone
+from ._bell import Bell, BellWaiter
+from ._errors import ProtocolError
+from ._frames import CLOSE, CREDIT, DATA, HEADER, NUMBER, STOP, frame
+
+T = TypeVar("T")
+
+_encoder: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def to_json(value: Any) -> bytes:
+    """The body of a frame: ``value`` as JSON. Raises `TypeError` and `ValueError` for what JSON cannot say."""
+    return _encoder.encode(value).encode("utf-8", "surrogatepass")
+
+
+def from_json(body: bytes) -> Any:
+    """The value that `to_json` wrote."""
+    return json.loads(body.decode("utf-8", "surrogatepass"))
+
+
+class Codec:
+    """How the values of a lane are written and read; JSON, unless told otherwise.
+
+    ``decode`` is called on the thread of the connection, and must not wait. A value for which it returns `NOTHING` is
+    dealt with.
+
+    ``last`` is called on the thread of the connection when nothing more comes: with None after the peer's `CLOSE`, or
+    with the exception that has ended the connection. It returns values to be received at the end; where it returns
+    some, receivers are not told of the exception. It is called once, and must not wait.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Any], bytes] = to_json,
+        decode: Callable[[bytes], Any] = from_json,
+        last: Callable[[BaseException | None], Sequence[Any]] | None = None,
+    ) -> None:
+        self.encode = encode
+        self.decode = decode
+        self.last = last
+
+
+class Inbound(Channel[Any]):
+    """What has arrived on a lane and was not received.
+
+    The thread of the connection puts values in, never waits, and has to learn that values were received, by whichever
+    operation: `recv`, `select`, `merge`, a task. So where many are waiting, it holds the last one back, as a sender
+    that is parked: by the invariants of a channel, that one is let in as soon as fewer wait than the capacity of this
+    channel, a low-water mark, and it rings the bell. The buffer may hold more than the capacity; nobody else sends.
+    """
+
+    __slots__ = ("_error", "_held", "_most", "_traceback")
+
+    def __init__(self, mark: int, most: int, name: str) -> None:
+        super().__init__(mark, name=name)
+        self._most = most
+        self._held: list[Any] | None = None  # the entry of the parked value
+        self._error: BaseException | None = None
+        self._traceback: TracebackType | None = None
+
+    def __len__(self) -> int:
+        held = self._held
+        return len(self._buffer) + (1 if held is not None and not held[0].done else 0)
+
+    @property
+    def capacity(self) -> int:
+        """The number of values between the two ends: buffered there, under way, or waiting here."""
+        return self._most
+
+    def deliver(self, values: list[Any], bell: Bell | None) -> None:
+        """Put values in. Without a bell, none is held back. On the thread of the connection."""
+        lock = self._lock
+        lock.acquire()
+        try:
+            if not self._closed:
+                self._put_all(values, bell)
+        finally:
+            lock.release()
+        if self._attention:
+            self._attend()
+
+    def _put_all(self, values: list[Any], bell: Bell | None) -> None:
+        held, self._held = self._held, None
+        if held is not None and not held[0].done:
+            held[0].done = True
+            self._senders = ()
+            values = [held[1], *values]
+            held[1] = None
+        sent = self._serve_receivers(values, 0) if self._receivers else 0
+        rest = values[sent:]
+        if rest and bell is not None and len(self._buffer) + len(rest) > self._capacity:
+            self._held = [BellWaiter(bell, None), rest.pop(), -1]
+            self._senders = deque((self._held,))
+        if rest:
+            buffer: Any = self._buffer if self._buffer != () else deque()
+            buffer += rest
+            self._buffer = buffer
+
+    def unreceived(self) -> int:
+        """How many values wait here."""
+        with self._lock:  # a value that is let in counts once
+            return len(self)
+
+    def finish(self, values: Sequence[Any], error: BaseException | None) -> None:
+        """Close it, after the last values. Receivers then get the error, where there is one."""
+        self.deliver(list(values), None)
+        if not self.closed:
+            if error is not None:
+                self._traceback = error.__traceback__
+            self._error = error
+            self.close()
+
+    def drop(self) -> None:
+        """Close it, without what nobody has received."""
+        self.close()
+        try:
+            while self._try_take() is not NOTHING:
+                pass
+        except ChannelClosed:
+            pass
+
+    def _failure(self) -> BaseException | None:
+        error = self._error
+        return None if error is None else error.with_traceback(self._traceback)  # each receiver adds its own to it
+
+
+class LaneSender(Sender[T]):
+    """The sending end of a lane, as `channels.Sender`. A value that JSON cannot say, or that is longer than a frame may
+    be, raises `TypeError` or `ValueError` in the call that sends it. Once the connection is lost, the cause of
+    `ChannelClosed` says why.
+
+    A send returns when the value is in the buffer of the lane: a connection that is lost afterwards may lose it.
+    """
+
+    __slots__ = ("_connection", "_lane")
+
+    def __init__(self, lane: Lane, connection: object = None) -> None:
+        super().__init__(lane.out)
+        self._lane = lane
+        self._connection = connection  # not to be dropped as long as this is there
+
+    def send(self, value: T, timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
+        body = self._lane.framed(value)
+        try:
+            self._target.send(body, timeout, cancel)
+        except ChannelClosed as closed:
+            raise self._lane.explained(closed) from self._lane.link.error
+
+    def try_send(self, value: T) -> None:
+        body = self._lane.framed(value)
+        try:
+            self._target.try_send(body)
+        except ChannelClosed as closed:
+            raise self._lane.explained(closed) from self._lane.link.error
+
+    def send_many(self, values: Iterable[T], timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
+        bodies = [self._lane.framed(value) for value in values]
+        try:
+            self._target.send_many(bodies, timeout, cancel)
+        except ChannelClosed as closed:
+            raise self._lane.explained(closed) from self._lane.link.error
+
+    def try_send_many(self, values: Iterable[T]) -> int:
+        bodies = [self._lane.framed(value) for value in values]
+        try:
+            return self._target.try_send_many(bodies)
+        except ChannelClosed as closed:
+            raise self._lane.explained(closed) from self._lane.link.error
+
+    def sending(self, value: T) -> Sending[Any]:
+        return Sending(self._target, self._lane.framed(value))
+
+    def close(self, final: T = NOTHING) -> bool:
+        body = NOTHING if final is NOTHING else self._lane.framed(final)
+        try:
+            return self._target.close(body)
+        finally:
+            self._lane.link.bell.ring()
+
+    @property
+    def capacity(self) -> int:
+        """How many values may be between the two ends."""
+        return self._lane.send_capacity
+
+    def __enter__(self) -> LaneSender[T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<sender of {self._lane!r}>"
+
+
+class LaneReceiver(Receiver[T]):
+    """The receiving end of a lane, as `channels.Receiver`: a case of `select` and `merge`, an iterator. If the
+    connection is lost before the peer has closed the lane, receivers get the values that have arrived, then
+    `ConnectionLost`; a `select` sees a closed channel.
+    """
+
+    __slots__ = ("_connection", "_lane")
+
+    def __init__(self, lane: Lane, connection: object = None) -> None:
+        super().__init__(lane.into)
+        self._lane = lane
+        self._connection = connection  # not to be dropped as long as this is there
+
+    def __repr__(self) -> str:
+        return f"<receiver of {self._lane!r}>"
+
+
+class Owner(Protocol):
+    """The connection of a lane, as far as the lane knows it."""
+
+    name: str
+    bell: Bell
+    limit: int
+    error: BaseException | None
+
+
+class Lane:
+    """One lane, as the thread of its connection knows it. What is below the line is for that thread alone."""
+
+    def __init__(self, link: Owner, number: int, codec: Codec, capacities: tuple[int, int]) -> None:
+        self.link = link
+        self.number = number
+        self.codec = codec
+        self.send_capacity, capacity = capacities
+        name = f"{link.name} lane {number}"
+        self.out: Channel[bytes] = Channel(self.send_capacity // 2, name=f"{name} out")
+        window = capacity - capacity // 2
+        self._step = max(window // 2, 1)  # credits that are given back at a time
+        self.into = Inbound(window - self._step, capacity, f"{name} in")
+        # -- of the thread -------------------------------------------------------------------------------------------
+        self._credit = self.send_capacity - self.send_capacity // 2
+        self._waiter: BellWaiter | None = None  # in the queue of `out`
+        self._received = 0
+        self._returned = 0  # credits
+        self.sent_close = False
+        self.got_close = False
+        self.sent_stop = False
+
+    # -- of the threads that send --------------------------------------------------------------------------------------
+
+    def framed(self, value: Any) -> bytes:
+        """The frame of a value."""
+        body = self.codec.encode(value)
+        if len(body) > self.link.limit:
+            raise ValueError(f"a value of {len(body):,} bytes is longer than a frame may be, {self.link.limit:,} bytes")
+        return HEADER.pack(len(body), DATA, self.number) + body
+
+    def explained(self, closed: ChannelClosed) -> ChannelClosed:
+        """The exception of a send that came too late."""
+        error = self.link.error
+        return closed if error is None else ChannelClosed(f"{closed}: {error}")
+
+    # -- of the thread of the connection -------------------------------------------------------------------------------
+
+    def take(self, frames: list[bytes]) -> None:
+        """Add what may be sent now to ``frames``."""
+        if self.sent_close:
+            return
+        waiter = self._waiter
+        if waiter is not None:
+            if not waiter.done:
+                return  # whoever sends or closes next rings
+            self._waiter = None
+            if waiter.ok:
+                frames.append(waiter.value)
+                self._credit -= 1
+        try:
+            while True:
+                closed = self.out.closed
+                if self._credit <= 0 and not closed:
+                    return
+                found = self.out._take_many(None if closed else self._credit)
+                frames += found
+                self._credit -= len(found)
+                if not found and not closed:
+                    waiter = BellWaiter(self.link.bell, [None])
+                    if not self.out._enlist(waiter, None) or waiter.done:
+                        if waiter.done and waiter.ok:
+                            frames.append(waiter.value)
+                            self._credit -= 1
+                        continue
+                    self._waiter = waiter
+                    return
+        except ChannelClosed:
+            self.sent_close = True
+            frames.append(frame(CLOSE, self.number))
+
+    def give_back(self, frames: list[bytes]) -> None:
+        """Add the credits for what was received."""
+        if self.got_close:
+            return
+        due = self._received - self._returned - self.into.unreceived()
+        if due >= self._step:
+            self._returned += due
+            frames.append(frame(CREDIT, self.number, NUMBER.pack(due)))
+
+    def stop(self, frames: list[bytes]) -> None:
+        """Receive no more: what has come is dropped, and what comes."""
+        if not self.sent_stop:
+            self.sent_stop = True
+            self.into.drop()
+            if not self.got_close:
+                frames.append(frame(STOP, self.number))
+
+    def got(self, kind: int, body: bytes, values: list[Any]) -> None:
+        """A frame has come for the lane; ``values`` are those that came before, and were not delivered yet."""
+        if kind == DATA:
+            if self.got_close:
+                raise ProtocolError("the peer sent a value on a lane that it had closed")
+            self._received += 1
+            if not self.sent_stop:
+                try:
+                    value = self.codec.decode(body)
+                except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                    raise ProtocolError(f"the peer sent a value that cannot be read: {error}") from error
+                if value is not NOTHING:
+                    values.append(value)
+        elif kind == CREDIT:
+            if len(body) != NUMBER.size:
+                raise ProtocolError("the peer sent a number of credits that is none")
+            self._credit += NUMBER.unpack(body)[0]
+            if self._credit > self.send_capacity:
+                raise ProtocolError("the peer gave more credits than the lane has")
+        elif kind == CLOSE:
+            if self.got_close:
+                raise ProtocolError("the peer closed a lane twice")
+            self.got_close = True
+            self.deliver(values)
+            self._finish(None)
+        elif kind == STOP:
+            self.out.close()
+            try:
+                while self.out._take_many(None):
+                    pass
+            except ChannelClosed:
+                pass
+
+    def deliver(self, values: list[Any]) -> None:
+        """Let receivers have the values that have come."""
+        if values and not self.sent_stop:
+            self.into.deliver(values, self.link.bell)
+            if self.into.unreceived() > self.into.capacity + 1:
+                raise ProtocolError("the peer sent more than it had credits for")
+        values.clear()
+
+    def end(self, error: BaseException) -> None:
+        """The connection has ended."""
+        if not self.got_close:
+            self.got_close = True
+            self._finish(error)
+        self.out.close()
+
+    def _finish(self, error: BaseException | None) -> None:
+        last: Sequence[Any] = ()
+        if self.codec.last is not None:
+            last = self.codec.last(error)
+        self.into.finish(last, None if last else error)
+
+    def __repr__(self) -> str:
+        return f"<lane {self.number} of {self.link.name}>"

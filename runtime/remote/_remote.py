@@ -1,0 +1,200 @@
+"""`Remote`: agents that run on the workers of an engine."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from types import NoneType, TracebackType
+from typing import Any
+
+from channels.net import Listener
+
+from .._checks import check, is_number
+from .._dataclasses import asdict
+from ..agent._budget import Budget
+from ..agent._output import Output
+from ..agent._result import RunResult
+from ..execution._calls import refuse_on_the_loop
+from ..session._session import Session
+from ..stream._event_stream import IN_A_COROUTINE
+from ..stream._on_request import OnRequest, RequestEvent, ask
+from ._run import RemoteRun
+from ._stream import RemoteStream
+from ._target import check_name, check_store, name_of
+from ._wire import REQUESTS, VERSION, job_of
+from ._work import carrier, work
+
+
+class Remote:
+    """Runs the agent ``target`` on the workers of an engine, one job a run. ``submit(function, spec)`` is the engine's:
+    ``submit`` of a `concurrent.futures.Executor` or of a Dask ``Client``, or a function of yours. It lets a worker call
+    ``function(spec)`` once; ``function`` is found by its name, ``spec`` is JSON.
+
+    ``target`` is ``package.module:name`` of an `Agent`, a `Team`, a `Runtime`, or a function that returns one; the
+    worker imports it. The worker opens a connection to this process for each run, over which all else goes: the
+    session, the events, answers, a cancel.
+
+    - ``store`` is ``sqlite:/path`` or ``postgresql://...``, which the worker opens. Without one, the session comes back
+      when the run has ended, and what a lost worker had added to it is lost.
+    - ``settings`` are those of the `Runtime` in the worker, such as ``{"answer_timeout": 60}``.
+    - ``address`` is where this process listens, and what workers connect to: this machine only, unless told otherwise.
+      Where workers know it under another name, ``advertise`` is that name.
+    - ``capacity`` is the number of events that are on their way or wait for the consumer.
+    - ``start_timeout``: seconds after which a run that no worker has begun fails (None: never).
+    - ``heartbeat``: seconds after which a worker that nothing is heard of is lost, and a caller for the worker.
+    - ``grace``: seconds that a worker may take to end a cancelled run, before it is cut off.
+
+    A job is run at most once: its key is spent by the first worker that connects, so an engine that runs it again is
+    refused before the agent is called. The connection is not encrypted. All methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        submit: Callable[[Callable[[Mapping[str, Any]], dict[str, Any]], dict[str, Any]], Any],
+        target: str,
+        *,
+        store: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        address: str | tuple[str, int] = "127.0.0.1",
+        advertise: str | None = None,
+        capacity: int = 128,
+        start_timeout: float | None = 60.0,
+        heartbeat: float = 30.0,
+        grace: float = 2.0,
+    ) -> None:
+        check("submit", submit, Callable, "a function, such as pool.submit")  # type: ignore[arg-type]
+        check("the agent", target, str, "named, as 'package.module:agent'")
+        check_name(target)
+        check("store", store, (str, NoneType), "named, as 'sqlite:/path/to/the/file'")
+        if store is not None:
+            check_store(store)
+        for name, value in (("start_timeout", start_timeout), ("heartbeat", heartbeat), ("grace", grace)):
+            if not is_number(value, above=0) and not (name == "start_timeout" and value is None):
+                raise ValueError(f"{name} is a number of seconds, more than 0, not {value!r}")
+        if not is_number(capacity, least=1, whole=True):
+            raise ValueError(f"capacity is a whole number of events, 1 or more, not {capacity!r}")
+        self._submit = submit
+        self._target = target
+        self._store = store
+        self._settings = dict(settings or {})
+        self._address = (address, 0) if isinstance(address, str) else address
+        self._advertise = advertise
+        self._capacity = capacity
+        self._start_timeout = start_timeout
+        self._heartbeat = heartbeat
+        self._grace = grace
+        self._closed = False
+        self._runs: weakref.WeakSet[RemoteRun] = weakref.WeakSet()
+        self._lock = threading.Lock()  # of the set above
+
+    def run_stream(
+        self,
+        session: Session,
+        *,
+        interactive: bool = True,
+        budget: Budget | None = None,
+        output_type: Any = None,
+    ) -> RemoteStream:
+        """Submit a run of the agent on ``session``, and return its events, to iterate over, at once.
+
+        The arguments are those of `Runtime.run_stream`; ``output_type`` is a class that the worker can import. The
+        session is lent to the run, and is changed when it has ended. Raises `SessionBusy`, and what ``submit`` raises.
+        Whatever goes wrong afterwards is an `Error` in the stream: ``not_started`` if no worker has begun the run,
+        ``worker_lost`` if it was lost in the middle.
+        """
+        if self._closed:
+            raise RuntimeError("this Remote is closed")
+        check("what to run", session, Session, "a Session, such as Session.from_user('hello')")
+        check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
+        output = None if output_type is None else Output(output_type)
+        job = {
+            "interactive": interactive,
+            "budget": None if budget is None else asdict(budget),
+            "output_type": None if output_type is None else name_of(output_type),
+            "carrier": carrier(),
+        }
+        log = session.lease()
+        run = RemoteRun(session, log, self._grace)
+        try:
+            listener = Listener(
+                self._address,
+                heartbeat=self._heartbeat,
+                codecs=run.codecs,
+                capacities=[(2, self._capacity), (REQUESTS, REQUESTS)],
+                name="lockgate-remote",
+            )
+        except BaseException:
+            log.release()
+            raise
+        try:
+            link = run.link = listener.link(self._start_timeout)
+            lane = link.lanes[0]
+            lane.out.try_send(lane.framed(job_of(session, **job)))
+            link.start()
+        except BaseException:
+            listener.close()
+            log.release()
+            raise
+        with self._lock:
+            self._runs.add(run)
+        try:
+            spec = {
+                "version": VERSION,
+                "address": [self._advertise or listener.address[0], listener.address[1]],
+                "key": listener.key,
+                "timeout": self._heartbeat,
+                "target": self._target,
+                "store": self._store,
+                "settings": self._settings,
+            }
+            run.job = self._submit(work, spec)
+            stream = RemoteStream(run, output)
+            when_done = getattr(run.job, "add_done_callback", None)
+            if callable(when_done):
+                when_done(run.job_ended)
+        except BaseException as error:
+            run.cancel(error)
+            link.join(self._grace)
+            raise
+        return stream
+
+    def run(
+        self,
+        session: Session,
+        *,
+        output_type: Any = None,
+        on_request: OnRequest | None = None,
+        budget: Budget | None = None,
+    ) -> RunResult[Any]:
+        """Run the agent on ``session`` to the end, and return the result, as `Runtime.run`."""
+        refuse_on_the_loop("Remote.run", IN_A_COROUTINE)
+        interactive = on_request is not None
+        with self.run_stream(session, interactive=interactive, budget=budget, output_type=output_type) as stream:
+            for event in stream:
+                if on_request is not None and isinstance(event, RequestEvent):
+                    ask(stream, event, on_request)
+            return stream.result()
+
+    def close(self) -> None:
+        """Cancel the runs, and wait until they have ended, within a bounded time. Twice is harmless. What ``submit``
+        belongs to goes on."""
+        self._closed = True
+        with self._lock:
+            runs = list(self._runs)
+        for run in runs:
+            run.cancel("the Remote was closed")
+        for run in runs:
+            if run.link is not None:
+                run.link.join(2 * self._grace)
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Remote {self._target}{', closed' if self._closed else ''}>"

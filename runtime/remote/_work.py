@@ -1,0 +1,300 @@
+"""`work`: the function that an engine runs in the worker.
+
+Three threads: the engine's own, which iterates over the stream and sends its events; one that takes the caller's
+requests; and the one of the connection. An answer may wait, for a store or a schema, so each is given on a helper
+thread, and a cancel never waits behind one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from channels import Cancelled, CancelToken, ChannelClosed, WouldBlock, net
+from channels._lazy import lazy_logger
+
+from .._errors import NotRunning, StreamStuck, describe
+from ..agent._agent import Agent, Team
+from ..agent._budget import Budget
+from ..events import Error as ErrorEvent
+from ..events import StreamStarted, StreamStopped
+from ..execution._threads import start
+from ..runtime import Runtime
+from ..session._session import Session
+from ..stores._store import Store
+from ..stream._event_stream import EventStream
+from ._target import find, find_agent, open_store
+from ._wire import VERSION, End, Job, changes, read, session_of, write
+
+FIRST: Final = 30.0  # seconds that the caller may take to say what to run
+
+_logger = lazy_logger("runtime.remote")
+
+
+def work(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the job that ``spec`` names, and send its events to the caller. What an engine runs: it is imported by its
+    name, and ``spec`` and the result are JSON.
+
+    A job is run once: whoever connects a second time with the key of a job is refused, and nothing is run. Then the
+    result has the reason as ``refused``. Otherwise it has the id of the session and how the run ended. Raises nothing
+    that would make an engine try again, and `ValueError` if ``spec`` is of another version of lockgate.
+    """
+    if spec.get("version") != VERSION:
+        raise ValueError(
+            f"the job was made by another version of lockgate (jobs of version {spec.get('version')!r}, this worker"
+            f" takes {VERSION}): install the same version on both sides"
+        )
+    host, port = spec["address"]
+    codecs = [net.Codec(write, read), net.Codec(write, read)]
+    try:
+        connection = net.connect(
+            (host, port), spec["key"], timeout=spec["timeout"], codecs=codecs, name="lockgate-worker"
+        )
+    except OSError as error:  # also HelloFailed
+        _logger.warning("a job of %s was refused by its caller at %s:%s: %s", spec["target"], host, port, error)
+        return {"refused": f"{type(error).__name__}: {error}"}
+    with contextlib.closing(connection):
+        return _Worker(connection, spec).run()
+
+
+class _Worker:
+    """One job."""
+
+    def __init__(self, connection: net.Connection, spec: Mapping[str, Any]) -> None:
+        self._spec = spec
+        (self._events, self._jobs), (self._replies, self._requests) = connection.lanes
+        self._connection = connection
+        self._stopping = CancelToken()  # the caller wants it to end, or is gone
+        self._unbegun: list[None] = [None]  # whoever takes it out begins the run, or ends it before
+        self._stream: EventStream | None = None
+        self._session: Session | None = None
+        self._ended = ""
+
+    def run(self) -> dict[str, Any]:
+        """Run it, to its end."""
+        stuck = ""
+        try:
+            try:
+                said = self._jobs.recv(timeout=FIRST)
+                job = Job(**said["Job"])
+                session = self._session = session_of(job)
+            except (ChannelClosed, ConnectionError, TimeoutError) as error:
+                return {"refused": f"the caller has gone: {error}"}
+            obeying = start(self._obey, "lockgate-worker-requests")
+            try:
+                try:
+                    stuck = self._run(job, session)
+                except Exception as error:
+                    self._fail(error, session)
+            finally:
+                if stuck is not None:
+                    with contextlib.suppress(ChannelClosed, Cancelled, TimeoutError):
+                        self._replies.send({"over": stuck}, timeout=1.0)
+                self._connection.close()
+                obeying.join()
+        finally:
+            self._stream = None
+        return {"session_id": session.id, "reason": self._ended}
+
+    def _run(self, job: Job, session: Session) -> str:
+        with contextlib.ExitStack() as stack:
+            found = find_agent(self._spec["target"])
+            store: Store | None = None
+            if self._spec.get("store") is not None:
+                store = open_store(self._spec["store"])
+                stack.callback(store.close)
+            runtime = self._runtime(found, store, stack)
+            budget = None if job.budget is None else Budget(**job.budget)
+            output_type = None if job.output_type is None else find(job.output_type)
+            try:
+                del self._unbegun[0]
+            except IndexError:  # cancelled before
+                return ""
+            before = list(session._messages)
+            with _context(job.carrier):
+                stream = runtime.run_stream(
+                    session, interactive=job.interactive, budget=budget, output_type=output_type
+                )
+            stuck = ""
+            try:
+                self._stream = stream
+                registration = self._stopping.on_cancel(lambda: stream.cancel(self._stopping.cause))
+                try:
+                    last = self._send_events(stream)
+                finally:
+                    registration.remove()
+                self._end(stream, last, session, before)
+            finally:
+                try:
+                    stream.close()
+                except StreamStuck as error:
+                    stuck = str(error)
+            return stuck
+
+    def _runtime(self, found: Agent | Team | Runtime, store: Store | None, stack: contextlib.ExitStack) -> Runtime:
+        settings = self._spec.get("settings") or {}
+        if not isinstance(found, Runtime):
+            return stack.enter_context(Runtime(found, store=store, **settings))
+        if settings or store is not None:
+            raise TypeError(
+                f"{self._spec['agent']} is a Runtime, which has its settings and its store: give them there, and not to"
+                " Remote"
+            )
+        return found
+
+    def _send_events(self, stream: EventStream) -> StreamStopped:
+        """The events, but for the last, which is returned. Once the run is to end, a caller that does not read gets
+        those for which there is room, as the consumer of a stream does here."""
+        sender, stopping = self._events, self._stopping
+        for event in stream:
+            if isinstance(event, StreamStopped):
+                return event
+            try:
+                try:
+                    sender.send(event, None, stopping)
+                except Cancelled:
+                    sender.try_send(event)
+            except WouldBlock:
+                pass
+            except ChannelClosed:
+                stopping.cancel("the caller has gone")
+        raise AssertionError("a stream has ended without its last event")
+
+    def _end(self, stream: EventStream, last: StreamStopped, session: Session, before: list[Any]) -> None:
+        core = stream._core
+        ending = core.ending
+        self._ended = last.reason
+        cause = ""
+        if ending.error is not None and not isinstance(ending.error, Cancelled):
+            cause = "".join(traceback.format_exception(ending.error))
+        self._events.close(
+            final=End(
+                last.to_dict(),
+                ending.code,
+                ending.message,
+                cause,
+                tuple(core.failures),
+                None if core.spending.usage is None else core.spending.usage.to_dict(),
+                _plain(core.said),
+                changes(session, before),
+            )
+        )
+
+    def _fail(self, error: Exception, session: Session) -> None:
+        """The run could not be begun."""
+        with contextlib.suppress(IndexError):
+            del self._unbegun[0]
+        self._ended = "error"
+        _logger.info("a job of %s could not be run", self._spec["target"], exc_info=error)
+        tags: Any = {"session_id": session.id}
+        text = f"the worker could not begin: {describe(error)}"
+        with contextlib.suppress(ChannelClosed, WouldBlock):
+            self._events.try_send(StreamStarted(**tags))
+            self._events.try_send(ErrorEvent(text, "not_started", **tags))
+        cause = "".join(traceback.format_exception(error))
+        self._events.close(final=End(StreamStopped("error", **tags).to_dict(), "not_started", text, cause))
+
+    # -- the thread of the requests ------------------------------------------------------------------------------------
+
+    def _obey(self) -> None:
+        why = "the caller has gone"
+        try:
+            for request in self._requests:
+                if request["do"] == "cancel":
+                    why = request.get("cause") or "cancelled by the caller"
+                    break
+                start(functools.partial(self._answer, request))
+        except ConnectionError as error:
+            why = f"the caller has gone: {error}"
+        finally:
+            self._cancel(why)
+
+    def _cancel(self, why: str) -> None:
+        self._stopping.cancel(why)
+        try:
+            del self._unbegun[0]
+        except IndexError:
+            return
+        tags: Any = {"session_id": "" if self._session is None else self._session.id}
+        self._ended = "canceled"
+        with contextlib.suppress(ChannelClosed, WouldBlock):
+            self._events.try_send(StreamStarted(**tags))
+        self._events.close(final=End(StreamStopped("canceled", **tags).to_dict(), "canceled", why))
+
+    def _answer(self, request: Mapping[str, Any]) -> None:
+        """On a helper thread: do what the caller asks, and say how that went."""
+        reply: dict[str, Any] = {"id": request["id"]}
+        try:
+            stream = self._stream
+            if stream is None:
+                raise NotRunning("the run has not begun, or has ended")
+            reply["value"] = REQUEST[request["do"]](stream, **request["args"])
+        except Exception as error:
+            reply["error"], reply["message"] = type(error).__name__, str(error)
+        with contextlib.suppress(ChannelClosed):
+            self._replies.send(reply)
+
+
+def _pending(stream: EventStream) -> list[dict[str, Any]]:
+    return [event.to_dict() for event in stream.pending]
+
+
+def _mail(what: str) -> Callable[..., None]:
+    def deliver(stream: EventStream, **args: Any) -> None:
+        getattr(stream._core.mailbox, what)(**args)
+
+    return deliver
+
+
+#: What a caller may ask for.
+REQUEST: Final[dict[str, Callable[..., Any]]] = {
+    "respond": EventStream.respond,
+    "extend": EventStream.extend,
+    "approve": EventStream.approve,
+    "reject": EventStream.reject,
+    "park": EventStream.park,
+    "pending": _pending,
+    **{each: _mail(each) for each in ("steer", "follow_up", "pause", "resume")},
+}
+
+
+def _plain(value: Any) -> Any:
+    """The value of a structured output, as JSON has it; None where JSON cannot say it."""
+    if value is None:
+        return None
+    with contextlib.suppress(Exception):
+        return read(write(value))
+    return None
+
+
+@contextlib.contextmanager
+def _context(carrier: Mapping[str, str]) -> Any:
+    """The context of the caller's trace, where there is one and this process has OpenTelemetry."""
+    token: Any = None
+    if carrier:
+        try:
+            from opentelemetry import context
+            from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+        except ImportError:
+            pass
+        else:
+            token = context.attach(TraceContextTextMapPropagator().extract(dict(carrier)))
+    try:
+        yield
+    finally:
+        if token is not None:
+            context.detach(token)
+
+
+def carrier() -> dict[str, str]:
+    """The context of the trace that is current here; empty where nobody has imported OpenTelemetry."""
+    found: dict[str, str] = {}
+    if "opentelemetry.trace" in sys.modules:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        TraceContextTextMapPropagator().inject(found)
+    return found

@@ -1,0 +1,312 @@
+"""A run on a worker is as a run here: its events, its session, its result, its questions, its cancel."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from channels import merge, select
+from runtime import InvalidAnswer, NotPending, NotRunning, RunError, Runtime, Session, SessionBusy
+from runtime.events import (
+    AgentChoice,
+    ElicitationRequest,
+    Error,
+    Event,
+    StreamStarted,
+    StreamStopped,
+    ToolCallConfirmation,
+)
+from runtime.remote import Remote, RemoteError, RemoteStream, work
+from runtime.stream._any_stream import AnyStream
+from runtime.stream._event_stream import EventStream
+from support import remote_agents
+from support.remote_agents import Processes
+
+AGENTS = "support.remote_agents"
+
+
+def shape(events: list[Event]) -> list[Any]:
+    """What two runs of the same agent have in common."""
+    return [
+        {key: value for key, value in event.to_dict().items() if key not in ("session_id", "timestamp")}
+        for event in events
+    ]
+
+
+@pytest.mark.parametrize("name", ["few", "deletes", "fails", "made"])
+def test_the_same_events_session_and_result_as_here(pool: ProcessPoolExecutor, name: str) -> None:
+    agent = remote_agents.few if name == "made" else getattr(remote_agents, name)
+    here, there = Session.from_user("hello"), Session.from_user("hello")
+    with Runtime(agent) as local, local.run_stream(here, interactive=False) as stream:
+        events = list(stream)
+        wanted = stream.result()
+    with Remote(pool.submit, f"{AGENTS}:{name}") as remote, remote.run_stream(there, interactive=False) as other:
+        assert shape(list(other)) == shape(events)
+        result = other.result()
+        assert other.reason == stream.reason == "normal"
+    assert result.text == wanted.text
+    assert result.usage == wanted.usage
+    assert result.messages == there.messages[1:]
+    strip = ("created_at",)
+    said = [[{k: v for k, v in m.to_dict().items() if k not in strip} for m in each.messages] for each in (here, there)]
+    assert said[0] == said[1]
+    assert here.title == there.title
+    assert here.usage == there.usage
+    assert there._lease is None
+
+
+def test_a_session_goes_on_where_it_was(pool: ProcessPoolExecutor) -> None:
+    """Between a run there and a run here, and back."""
+    session = Session.from_user("hello")
+    with Remote(pool.submit, f"{AGENTS}:few") as remote, Runtime(remote_agents.few) as local:
+        for run in (remote.run, local.run, remote.run):
+            before = session.messages
+            run(session)
+            assert session.messages[:-1] == before
+            assert session.messages[-1].content == "0 1 2 "
+            session.add_user("go on")
+    assert len(session.messages) == 7
+
+
+def test_any_engine(pool: ProcessPoolExecutor, processes: Processes) -> None:
+    """With futures or without, a thread of this process, and a runtime that the worker has already."""
+    with ThreadPoolExecutor(1) as threads:
+        for submit in (pool.submit, threads.submit, processes.submit):
+            with Remote(submit, f"{AGENTS}:shared") as remote:
+                assert remote.run(Session.from_user("hello")).text == "0 1 2 "
+    assert processes.outcome()["reason"] == "normal"
+
+
+def test_a_question_is_answered_from_here(pool: ProcessPoolExecutor) -> None:
+    with Remote(pool.submit, f"{AGENTS}:asks") as remote, remote.run_stream(Session.from_user("go")) as stream:
+        for event in stream:
+            if isinstance(event, ElicitationRequest):
+                assert stream.pending == [event]
+                with pytest.raises(InvalidAnswer, match="whole number"):
+                    stream.respond(event, "accept", {"n": "many"})
+                stream.respond(event, "accept", {"n": 3})
+                with pytest.raises(NotPending):
+                    stream.respond(event.elicitation_id, "decline")
+        assert stream.result().text.startswith("accept {'n': 3} in ")
+        assert not stream.result().text.endswith(f" {os.getpid()}")
+        assert stream.pending == []
+        with pytest.raises(NotPending):
+            stream.respond(event if isinstance(event, ElicitationRequest) else "it", "decline")
+
+
+@pytest.mark.parametrize("approves", [True, False])
+def test_a_call_is_approved_from_here(pool: ProcessPoolExecutor, approves: bool) -> None:
+    session = Session.from_user("go")
+    with Remote(pool.submit, f"{AGENTS}:deletes") as remote:
+        result = remote.run(session, on_request=lambda event: approves)
+    assert ("deleted in" in result.text) is approves
+
+
+def test_messages_and_pauses(pool: ProcessPoolExecutor) -> None:
+    session = Session.from_user("go")
+    with Remote(pool.submit, f"{AGENTS}:asks") as remote, remote.run_stream(session) as stream:
+        for event in stream:
+            if isinstance(event, ElicitationRequest):
+                stream.steer("by the way")
+                stream.follow_up("and then")
+                stream.pause()
+                stream.resume()
+                stream.respond(event, "decline")
+                break
+        for event in stream:
+            if isinstance(event, ElicitationRequest):
+                stream.respond(event, "decline")
+    said = [message.content for message in session.messages if message.role == "user"]
+    assert said == ["go", "by the way", "and then"]
+    with pytest.raises(NotRunning):
+        stream.steer("too late")
+
+
+def test_law_18_a_cancel_from_here_is_prompt(pool: ProcessPoolExecutor) -> None:
+    with Remote(pool.submit, f"{AGENTS}:waits") as remote:
+        took = []
+        for _ in range(3):
+            session = Session.from_user("go")
+            with remote.run_stream(session) as stream:
+                for event in stream:
+                    if isinstance(event, AgentChoice):
+                        began = time.monotonic()
+                        stream.cancel("enough")
+                took.append(time.monotonic() - began)
+                assert isinstance(event, StreamStopped)
+                assert event.reason == stream.reason == "canceled"
+                assert session.messages[-1].content == "begun"
+            assert session._lease is None
+        assert min(took) < 0.05
+
+
+def test_leaving_the_block_ends_it(pool: ProcessPoolExecutor) -> None:
+    session = Session.from_user("go")
+    with Remote(pool.submit, f"{AGENTS}:many") as remote:
+        with remote.run_stream(session) as stream:
+            for _ in stream:
+                break
+        assert stream.reason == "canceled"
+        assert list(stream) == []
+        remote.run(session)  # and it is free
+
+
+def test_a_stream_that_is_dropped_is_cancelled(pool: ProcessPoolExecutor) -> None:
+    session = Session.from_user("go")
+    with Remote(pool.submit, f"{AGENTS}:waits") as remote:
+        stream = remote.run_stream(session)
+        next(stream)
+        link = stream._run.link
+        del stream
+        assert link is not None
+        assert link.join(5)
+        assert session._lease is None
+
+
+def test_select_and_merge_take_it(pool: ProcessPoolExecutor) -> None:
+    with Remote(pool.submit, f"{AGENTS}:few") as remote:
+        streams = [remote.run_stream(Session.from_user("go")) for _ in range(2)]
+        assert isinstance(select(streams[0], timeout=10).value, StreamStarted)
+        events = [event for _, event in merge(*streams)]
+        assert sum(isinstance(event, StreamStopped) for event in events) == 2
+        for stream in streams:
+            stream.close()
+
+
+def test_one_live_stream_a_session(pool: ProcessPoolExecutor) -> None:
+    session = Session.from_user("go")
+    with Remote(pool.submit, f"{AGENTS}:waits") as remote, remote.run_stream(session):
+        with pytest.raises(SessionBusy):
+            remote.run_stream(session)
+        with pytest.raises(SessionBusy):
+            session.add_user("no")
+
+
+def test_what_an_agent_raises_has_its_traceback(pool: ProcessPoolExecutor) -> None:
+    """`RunError` says which exception ended the run, although it stays where it was raised."""
+    remote = Remote(pool.submit, f"{AGENTS}:raises")
+    with remote, pytest.raises(RunError, match="the agent cannot be made") as caught:
+        remote.run(Session.from_user("go"))
+    assert caught.value.code == "not_started"
+    assert isinstance(caught.value.__cause__, RemoteError)
+    assert "remote_agents.py" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("name", ["raises", "not_an_agent", "nobody"])
+def test_an_agent_that_is_not_there(pool: ProcessPoolExecutor, name: str) -> None:
+    with Remote(pool.submit, f"{AGENTS}:{name}") as remote, remote.run_stream(Session.from_user("go")) as stream:
+        first, error, last = stream
+    assert isinstance(first, StreamStarted)
+    assert isinstance(error, Error)
+    assert error.code == "not_started"
+    assert isinstance(last, StreamStopped)
+    assert last.reason == "error"
+
+
+def test_an_engine_that_fails() -> None:
+    """At once, later, by cancelling the job, by never running it: a clear error, and the session is free."""
+    session = Session.from_user("go")
+
+    def refuses(function: Any, spec: Any) -> None:
+        raise OSError("no workers")
+
+    with Remote(refuses, f"{AGENTS}:few") as remote, pytest.raises(OSError, match="no workers"):
+        remote.run_stream(session)
+    future: Future[Any]
+    for end, text in (
+        (lambda: future.set_exception(OSError("lost it")), "lost it"),
+        (lambda: future.cancel(), "cancelled the job"),
+        (lambda: future.set_result({"refused": "no route"}), "no route"),
+        (lambda: None, "within 0.2 s"),
+    ):
+        future = Future()
+        with Remote(lambda *_: future, f"{AGENTS}:few", start_timeout=0.2) as remote:
+            stream = remote.run_stream(session)
+            end()
+            events = list(stream)
+            assert [type(event) for event in events] == [StreamStarted, Error, StreamStopped]
+            assert isinstance(events[1], Error)
+            assert text in events[1].error
+            assert events[1].code == "not_started"
+            with pytest.raises(RunError, match=text):
+                stream.result()
+    assert session._lease is None
+
+
+def test_a_cancel_before_a_worker_is_there() -> None:
+    """It does not wait for one; the engine is told, and a worker that comes all the same is refused."""
+    future: Future[Any] = Future()
+    specs = []
+    remote = Remote(lambda function, spec: specs.append(spec) or future, f"{AGENTS}:few")
+    with remote, remote.run_stream(Session.from_user("go")) as stream:
+        began = time.monotonic()
+        stream.cancel()
+        assert [type(event) for event in stream] == [StreamStarted, StreamStopped]
+        assert time.monotonic() - began < 1
+        assert stream.reason == "canceled"
+    assert "refused" in work(specs[0])
+    for _ in range(1000):
+        if future.cancelled():
+            break
+        time.sleep(0.005)
+    assert future.cancelled()
+
+
+def test_bad_settings_are_refused_where_they_are_said() -> None:
+    for target in ("few", "support.remote_agents", "__main__:agent", "a b:c", ""):
+        with pytest.raises(ValueError, match="module"):
+            Remote(print, target)
+    for setting in ({"grace": 0}, {"heartbeat": -1}, {"capacity": 0}, {"start_timeout": "soon"}, {"store": "file.db"}):
+        with pytest.raises(ValueError, match=next(iter(setting))):
+            Remote(print, f"{AGENTS}:few", **setting)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="submit"):
+        Remote(None, f"{AGENTS}:few")  # type: ignore[arg-type]
+    with Remote(print, f"{AGENTS}:few") as remote, pytest.raises(TypeError):
+        remote.run_stream("hello")  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="closed"):
+        remote.run_stream(Session.from_user("go"))
+
+
+def test_one_interface() -> None:
+    """What takes an `AnyStream` takes a run here and a run there."""
+    streams: list[type[AnyStream]] = [EventStream, RemoteStream]
+    for name in vars(AnyStream):
+        if not name.startswith("_"):
+            assert all(hasattr(kind, name) for kind in streams), name
+
+
+def test_a_slow_consumer_slows_the_worker_down(pool: ProcessPoolExecutor) -> None:
+    """No more events are under way than the capacity of the stream there and of the connection."""
+    with Remote(pool.submit, f"{AGENTS}:many", capacity=8, settings={"event_capacity": 4}) as remote:
+        with remote.run_stream(Session.from_user("go")) as stream:
+            first = next(stream)
+            time.sleep(0.3)  # whatever would come, has come
+            assert len(stream) <= 8
+            rest = list(stream)
+        assert len([event for event in (first, *rest) if isinstance(event, AgentChoice)]) == 1000
+
+
+def test_many_streams_at_once(pool: ProcessPoolExecutor) -> None:
+    """A hundred, of which two run at a time."""
+    with Remote(pool.submit, f"{AGENTS}:few") as remote, contextlib.ExitStack() as stack:
+        sessions = [Session.from_user("go") for _ in range(100)]
+        streams = [stack.enter_context(remote.run_stream(session)) for session in sessions]
+        events = [event for _, event in merge(*streams)]
+        assert sum(isinstance(event, StreamStopped) and event.reason == "normal" for event in events) == 100
+        assert all(session.messages[-1].content == "0 1 2 " for session in sessions)
+
+
+def test_a_call_is_made_by_nobody_twice(pool: ProcessPoolExecutor) -> None:
+    """A tool that asks for an approval is asked about here, once."""
+    seen = []
+    with Remote(pool.submit, f"{AGENTS}:deletes") as remote, remote.run_stream(Session.from_user("go")) as stream:
+        for event in stream:
+            if isinstance(event, ToolCallConfirmation):
+                seen.append(event)
+                stream.approve(event)
+    assert len(seen) == 1
