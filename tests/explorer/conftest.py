@@ -19,11 +19,11 @@ def pytest_sessionfinish() -> None:
     """Before the figures of this process are handed over."""
     section = figures.INTERLEAVINGS
     for report in reports:
-        found = figures.details if report.complete else figures.lines
-        found[section].append(str(report))
+        figures.details[section].append(str(report))
         figures.counted[section].update(
             schedules=report.schedules,
             scenarios=1,
+            unfinished=not report.complete,
             thrown=report.thrown,
             nested=report.nested,
             steps=report.steps,

@@ -18,8 +18,8 @@ lines: defaultdict[str, list[str]] = defaultdict(list)  # section -> lines to pr
 details: defaultdict[str, list[str]] = defaultdict(list)  # the same, for ``pytest -v`` only
 
 _IN_A_SENTENCE = {
-    INTERLEAVINGS: "explored {schedules} schedules of {scenarios} scenarios, {thrown} exceptions thrown, "
-    "{nested} operations nested, {steps} steps, {seconds:.0f} s"
+    INTERLEAVINGS: "explored {schedules} schedules of {scenarios} scenarios ({unfinished} not to their end), "
+    "{thrown} exceptions thrown, {nested} operations nested, {steps} steps, {seconds:.0f} s"
 }
 
 

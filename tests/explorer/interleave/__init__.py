@@ -62,7 +62,7 @@ class Report:
     thrown: int = 0
     nested: int = 0
     seconds: float = 0.0
-    complete: bool = True  # within the limits; False: there was no time for more
+    complete: bool = True  # within the limits; False: it was ended before
 
     def add(self, scheduler: Scheduler, seconds: float) -> None:
         """What one run did."""
@@ -139,6 +139,7 @@ def explore(
     modules: Sequence[str] = CHANNELS,
     patches: Patches | None = None,
     seconds: float | None = None,
+    schedules: int | None = None,
     reduce: bool = True,
     name: str | None = None,
 ) -> Report:
@@ -146,8 +147,8 @@ def explore(
 
     What the scenario returns is called after each run to judge it; without that, every thread has to finish. No thread
     may raise anything but what is thrown at it, nor log. ``modules`` (paths) are those with schedule points; their
-    packages are loaded anew. ``seconds`` ends the exploration early; the report then says so. ``reduce=False`` also
-    runs schedules that are known to lead where others did.
+    packages are loaded anew. ``seconds`` and ``schedules`` end the exploration early; the report then says so.
+    ``reduce=False`` also runs schedules that are known to lead where others did.
     """
     world = World(universe(modules, patches))
     report = Report(name or getattr(scenario, "__name__", "scenario"), Limits(preemptions, interrupts, nested))
@@ -160,7 +161,7 @@ def explore(
         seen: dict[Any, int] | None = {} if reduce else None
         for bound in range(preemptions + 1):  # the schedule that fails shall be as simple as can be
             if report.complete:
-                _search(world, scenario, Limits(bound, interrupts, nested), seen, report, seconds)
+                _search(world, scenario, Limits(bound, interrupts, nested), seen, report, seconds, schedules)
     finally:
         sys.unraisablehook = unraisable
         if collecting:
@@ -176,6 +177,7 @@ def _search(
     seen: dict[Any, int] | None,
     report: Report,
     seconds: float | None,
+    schedules: int | None,
 ) -> None:
     """Every schedule within the limits that is not known by now."""
     scheduler = world.scheduler
@@ -201,7 +203,7 @@ def _search(
         if not path:
             return
         path[-1][0] += 1
-        if seconds is not None and report.seconds > seconds:
+        if (seconds is not None and report.seconds > seconds) or report.schedules == schedules:
             report.complete = False
             return
         if report.schedules % 500 == 0:
