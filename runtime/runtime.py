@@ -25,16 +25,16 @@ from .execution._result_files import ResultFiles
 from .execution._toolsets import ToolSets
 from .human._asks import Pending
 from .human._bridge import ElicitationBridge
-from .human._mailbox import Mailbox
+from .human._mailbox import Mail, Mailbox
 from .loop import _loop
 from .permissions import Decision, Permissions, Scope
 from .recording._recorder import Recorder
 from .recording._recording import Recording
-from .session._journal import Request
+from .session._journal import MailPoint, Request
 from .session._session import Session
 from .stores._store import Store
 from .stream import _at_exit
-from .stream._core import Shared
+from .stream._core import Shared, StreamCore
 from .stream._event_stream import IN_A_COROUTINE, EventStream
 from .stream._forwarder import AnyObserver, checked
 from .stream._on_request import OnRequest, RequestEvent, ask
@@ -75,6 +75,9 @@ class Runtime:
     - ``titles``: a session without a title gets the first words of its user as the title (`SessionTitle`).
     - ``store`` (see `Store`) keeps sessions beyond the end of the process: ``runtime.run_stream(store.load(id))`` goes
       on with one. `close` does not close the store.
+    - ``listen``: other processes may steer and cancel the runs of this runtime through the store (`Store.mail`,
+      `Store.cancel`, and these methods of a runtime of theirs). It takes a thread that watches the store, from the
+      first run to `close`.
     - ``park_after``, in seconds: a run that has only waited for its user for this time is parked (`EventStream.park`;
       None: never).
     - ``stall_after``, in seconds: a stream that makes no progress for this time, although nobody is being asked, is
@@ -99,6 +102,7 @@ class Runtime:
         result_directory: str | os.PathLike[str] | None = None,
         titles: bool = False,
         store: Store | None = None,
+        listen: bool = False,
         park_after: float | None = None,
         stall_after: float | None = None,
         on_stall: Callable[[Stall], object] | None = None,
@@ -116,6 +120,9 @@ class Runtime:
             raise ValueError(f"event_capacity is a whole number, 0 or more, not {event_capacity!r}")
         if result_limit is not None and not is_number(result_limit, least=1, whole=True):
             raise ValueError(f"result_limit is a whole number of characters, or None for all, not {result_limit!r}")
+        check("listen", listen, bool, "True or False")
+        if listen and store is None:
+            raise ValueError("listen=True needs a store, through which other processes say something: store=...")
         if park_after is not None and (store is None or not is_number(park_after, least=0)):
             raise ValueError(f"park_after is a number of seconds, 0 or more, and needs a store, not {park_after!r}")
         check("permissions", permissions or Permissions(), Permissions, "made with Permissions(allow=[...], ...)")
@@ -137,6 +144,7 @@ class Runtime:
             result_files=ResultFiles(result_directory),
             titles=titles,
             store=store,
+            listen=listen,
             park_after=park_after,
             roster=roster,
             run=_loop.run,
@@ -412,16 +420,48 @@ class Runtime:
         recorded in the session in any case: if the run ends before the model has seen it, it is the last message of the
         session.
 
+        With a store, the run may be one of another process whose runtime listens (``Runtime(..., listen=True)``). A
+        message that comes too late for that run is the first that the next run on the session hears.
+
         Raises `NotRunning` if the session has no run, or if its run is too near its end. Then the message is not
-        recorded, and you can add it to the session yourself (`Session.add_user`).
+        recorded, and you can add it to the session yourself (`Session.add_user`). With a store also `StoreError`.
         """
-        self._mailbox(session).steer(text)
+        self._mail(session, "user_steering_messages_submit", text)
 
     def follow_up(self, session: Session | str, text: str) -> None:
         """Queue a message for the run on ``session``. Once the agent has nothing more to do, the text becomes the next
-        user message, and the run goes on; several follow-ups come one after the other. Raises `NotRunning`, as `steer`.
+        user message, and the run goes on; several follow-ups come one after the other. Whose run it may be, and the
+        errors, are as in `steer`.
         """
-        self._mailbox(session).follow_up(text)
+        self._mail(session, "user_followup_submit", text)
+
+    def cancel(self, session: Session | str, reason: str = "") -> None:
+        """Cancel the run on ``session``, or on the session with this id. Does not wait for its end; `EventStream.result`
+        raises an error with the ``reason``. Whose run it may be, and the errors, are as in `steer`.
+        """
+        check("the reason of a cancel", reason, str, "text")
+        core = self._live(session)
+        if core is not None:
+            core.stopping.cancel(reason or None)
+        else:
+            self._elsewhere(session, lambda store, id: store.cancel(id, reason))
+
+    def _mail(self, session: Session | str, point: MailPoint, text: str) -> None:
+        core = self._live(session)
+        if core is not None:
+            core.mailbox.take(Mail(point, text))
+        else:
+            self._elsewhere(session, lambda store, id: store.mail(id, point, text))
+
+    def _elsewhere(self, session: Session | str, command: Callable[[Store, str], object]) -> None:
+        """Give a command to the run of another process. Raises `NotRunning`."""
+        store, id = self._shared.store, session if isinstance(session, str) else session.id
+        if store is None:
+            raise _not_live(session)
+        try:
+            command(store, id)
+        except SessionNotFound:
+            raise _not_live(session) from None
 
     def pause(self, session: Session | str) -> None:
         """Pause the run before its next turn, until `resume`. The stream then sends a `Paused` event.
@@ -436,10 +476,14 @@ class Runtime:
         self._mailbox(session).resume()
 
     def _mailbox(self, session: Session | str) -> Mailbox:
-        for core in list(self._shared.cores):
-            if session in (core.session, core.session.id):
-                return core.mailbox
-        raise NotRunning(f"no run on session {session if isinstance(session, str) else session.id} is live")
+        core = self._live(session)
+        if core is None:
+            raise _not_live(session)
+        return core.mailbox
+
+    def _live(self, session: Session | str) -> StreamCore | None:
+        """The run on the session, where it is one of this runtime."""
+        return next((core for core in list(self._shared.cores) if session in (core.session, core.session.id)), None)
 
     @property
     def bridge(self) -> ElicitationBridge:
@@ -490,6 +534,10 @@ class Runtime:
     def __repr__(self) -> str:
         state = "closed" if self._shared.closed else f"{len(self._shared.cores)} live streams"
         return f"<Runtime of {self._team.root!r}, {state}>"
+
+
+def _not_live(session: Session | str) -> NotRunning:
+    return NotRunning(f"no run on session {session if isinstance(session, str) else session.id} is live")
 
 
 def _recorder(record: Recording | str | os.PathLike[str]) -> Callable[[str, Session], Recorder]:

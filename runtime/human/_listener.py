@@ -1,14 +1,17 @@
-"""Passes answers that other processes have written to the store on to the open questions of this process."""
+"""Passes on what other processes have written to the store: answers to the open questions of this process, and commands
+for its streams.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from channels import CancelToken, Receiver
 from channels._lazy import lazy_logger
 
+from .._errors import SessionNotFound, StoreError
 from ..agent._tool import Answer
 from ..permissions import Decision
 from ..session._journal import Request
@@ -28,15 +31,19 @@ def answer_from(said: Mapping[str, Any]) -> Answer:
     return Answer(said.get("action", "cancel"), said.get("content") or {})
 
 
-class AnswerListener:
-    """The thread of a runtime that watches its store for answers. It starts with the first question in the store, and
-    `end` ends it. It holds references neither to the runtime nor to a stream.
+class Listener:
+    """The thread of a runtime that watches its store for answers and commands. It starts with the first question in the
+    store, or with the first stream that takes commands, and `end` ends it. It holds no reference to the runtime.
+    ``commanded`` is given the id of a session whose stream, in whichever process, has new commands.
     """
 
-    def __init__(self, store: Store, asks: Asks, confirmations: Confirmations) -> None:
+    def __init__(
+        self, store: Store, asks: Asks, confirmations: Confirmations, commanded: Callable[[str], object]
+    ) -> None:
         self._store = store
         self._asks = asks
         self._confirmations = confirmations
+        self._commanded = commanded
         self._ended = CancelToken()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -53,7 +60,7 @@ class AnswerListener:
                 return
             notices = self._store.watch(self._ended)
             self._thread = threading.Thread(
-                target=self._listen, args=(notices,), name="lockgate-answers", daemon=True
+                target=self._listen, args=(notices,), name="lockgate-listener", daemon=True
             )
             self._thread.start()
 
@@ -62,8 +69,18 @@ class AnswerListener:
             for notice in notices:
                 if notice.kind == "answered" and notice.request is not None:
                     self._settle(notice.request)
+                elif notice.kind in ("mailed", "canceled"):
+                    self._pass_on(notice.session_id)
         except BaseException:
-            _logger.exception("answers of other processes are not heard any more")
+            _logger.exception("answers and commands of other processes are not heard any more")
+
+    def _pass_on(self, session_id: str) -> None:
+        try:
+            self._commanded(session_id)
+        except SessionNotFound:  # it was deleted meanwhile
+            pass
+        except StoreError as error:  # the next command takes this one along
+            _logger.warning("a command for the run on session %s could not be read: %s", session_id, error)
 
     def _settle(self, request: Request) -> None:
         said = request.answer
@@ -83,4 +100,4 @@ class AnswerListener:
 
     def __repr__(self) -> str:
         state = "ended" if self._ended.cancelled else "listening" if self.listening else "not started"
-        return f"<AnswerListener {state}>"
+        return f"<Listener {state}>"

@@ -37,8 +37,8 @@ class Mail:
 
 
 class Mailbox:
-    """The messages of the user for one stream, and whether it is paused. Thread-safe. Only `wait` waits, and `steer`
-    and `follow_up` wait for a store. ``left`` are the messages that an earlier stream has not taken.
+    """The messages of the user for one stream, and whether it is paused. Thread-safe. Only `wait` waits, and `take`
+    waits for a store. ``left`` are the messages that an earlier stream has not taken.
     """
 
     def __init__(self, session: Session, log: SessionLog, left: Iterable[Mailed] = ()) -> None:
@@ -49,33 +49,35 @@ class Mailbox:
         self._closed = False
         self._resumed: Channel[None] | None = None  # closes when the pause is over
         self._lock = threading.RLock()  # a signal handler may steer, too
-        for each in left:
-            self._queue(each.point).append(Mail(each.point, each.text, each.id))
+        self._known: set[str] = set()  # the ids of those that were here: the store has them until they are recorded
+        self.deliver(left)
 
     # -- for anyone ----------------------------------------------------------------------------------------------------
 
-    def steer(self, text: str) -> None:
-        """Take a message for the next model call (`Runtime.steer`). Raises `NotRunning` and `StoreError`."""
-        self._take("user_steering_messages_submit", text)
-
-    def follow_up(self, text: str) -> None:
-        """Take a message for when the agent has nothing more to do (`Runtime.follow_up`). Raises as `steer`."""
-        self._take("user_followup_submit", text)
-
     def take(self, mail: Mail) -> None:
-        """Take a message that a recorded run got. Raises as `steer`."""
-        self._take(mail.point, mail.text)
-
-    def _take(self, point: MailPoint, text: str) -> None:
+        """Take a message for the next model call (`Runtime.steer`), or for when the agent has nothing more to do
+        (`Runtime.follow_up`). Raises `NotRunning` and `StoreError`.
+        """
         stored = self._outbox.is_open
         with self._lock:
             self._refuse_if_closed()
-            mail = Mail(point, text, uuid.uuid4().hex if stored else None)
+            mail = Mail(mail.point, mail.text, uuid.uuid4().hex if stored else None)
             if mail.id is not None:  # noted before the worker can take it: it is said after that
-                self._outbox.note(Mailed(mail.id, point, text))
-            self._queue(point).append(mail)
+                self._known.add(mail.id)
+                self._outbox.note(Mailed(mail.id, mail.point, mail.text))
+            self._queue(mail.point).append(mail)
         if stored:
             self._outbox.flush(None)
+
+    def deliver(self, mailed: Iterable[Mailed]) -> None:
+        """Take the messages that the store has for this stream, but for those that were here before. A mailbox that is
+        closed leaves them to the next stream.
+        """
+        with self._lock:
+            for each in mailed:
+                if not self._closed and each.id not in self._known:
+                    self._known.add(each.id)
+                    self._queue(each.point).append(Mail(each.point, each.text, each.id))
 
     def _queue(self, point: MailPoint) -> deque[Mail]:
         return self._following if point == "user_followup_submit" else self._steering
@@ -105,6 +107,11 @@ class Mailbox:
     def paused(self) -> bool:
         """Whether the stream is to be paused."""
         return self._resumed is not None
+
+    @property
+    def waiting(self) -> int:
+        """How many messages were not taken."""
+        return len(self._steering) + len(self._following)
 
     def wait(self, token: CancelToken) -> None:
         """Wait until the stream is resumed, and not paused again. Raises `Cancelled`."""
@@ -137,4 +144,4 @@ class Mailbox:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "paused" if self.paused else "open"
-        return f"<Mailbox {state}, {len(self._steering) + len(self._following)} waiting>"
+        return f"<Mailbox {state}, {self.waiting} waiting>"

@@ -157,7 +157,7 @@ class _Run:
         core.fire("after_llm_call", model=model, iteration=self.iteration, response=reply.content, usage=reply.usage)
         if reply.tool_calls:
             return self._calls(reply, tools)
-        if not (self._is_asked_again(reply) or self._stop_is_blocked(reply) or self._hear(core.mailbox.next())):
+        if not (self._is_asked_again(reply) or self._stop_is_blocked(reply) or self._hear(core.next_mail())):
             return False
         check_budget(core)
         return True

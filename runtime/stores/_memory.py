@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import uuid
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from channels import Channel, Receiver, SupportsDone, select
 
+from .._checks import check_number
 from .._dataclasses import replace
 from .._errors import NotPending, SessionBusy, SessionNotFound, StoreError
 from .._public import publish
@@ -24,6 +27,7 @@ from ..session._journal import (
     Entry,
     HandedOver,
     Mailed,
+    MailPoint,
     Named,
     Partial,
     Request,
@@ -36,10 +40,12 @@ from ..session._journal import (
 from ..session._message import Message
 from ..session._session import Session, Stored
 from ._answers import checked
+from ._commands import checked_mail, not_running, reason_for
+from ._events import EVENTS, another, following, numbered
 from ._notices import NOTICES, tell
 from ._search_terms import words
 from ._snapshot import Asking, Call, Snapshot, allowing, branched, permissions_of, to_write
-from ._store import Notice, Parent, SessionInfo, Store
+from ._store import Commands, Notice, Parent, SessionInfo, Store
 from ._transfer import exported, imported
 
 
@@ -49,6 +55,10 @@ class _Kept:
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self.journal: MemoryJournal | None = None  # of the stream that has it
+        self.listens = False
+        self.cancel: str | None = None
+        self.last_event = 0
+        self.events: deque[tuple[int, str]] = deque(maxlen=EVENTS)
 
     # -- entries -------------------------------------------------------------------------------------------------------
 
@@ -190,7 +200,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._sessions: dict[str, _Kept] = {}
-        self._watchers: list[Channel[Notice]] = []
+        self._watchers: list[tuple[Channel[Notice], bool]] = []  # and whether it wants those of event logs
         self._closing: Channel[None] = Channel(name="store closed")
         self._last = datetime.min.replace(tzinfo=UTC)
         weakref.finalize(self, self._closing.close)  # ends the threads of those who watch
@@ -202,7 +212,7 @@ class MemoryStore:
         with self._using():
             return self._find(id).snapshot.session()
 
-    def open(self, session: Session, *, parent: Parent | None = None) -> MemoryJournal:
+    def open(self, session: Session, *, parent: Parent | None = None, listens: bool = False) -> MemoryJournal:
         """Take the session, as `Store.open` says. Raises `SessionBusy` and `SessionChanged`."""
         with self._using():
             kept = self._sessions.get(session.id)
@@ -224,7 +234,7 @@ class MemoryStore:
             snapshot.epoch += 1
             session._stored = Stored(snapshot.epoch, len(snapshot.messages))
             session._unfinished = snapshot.unfinished()
-            kept.journal = MemoryJournal(self, kept, session._stored)
+            kept.journal, kept.listens, kept.cancel = MemoryJournal(self, kept, session._stored), listens, None
             self._touch(kept)
             return kept.journal
 
@@ -318,11 +328,60 @@ class MemoryStore:
                 if kept.status == "waiting" and kept.snapshot.parent is None and not self._waiting(id)
             ]
 
-    def watch(self, cancel: SupportsDone) -> Receiver[Notice]:
+    # -- other processes, or so ----------------------------------------------------------------------------------------
+
+    def mail(self, id: str, point: MailPoint, text: str) -> Mailed:
+        """Put a message into the mailbox of the session, as `Store.mail` says."""
+        mailed = checked_mail(uuid.uuid4().hex, point, text)
+        with self._using():
+            kept = self._commanded(id)
+            kept.write(mailed)
+            self._tell(Notice("mailed", id))
+        return mailed
+
+    def cancel(self, id: str, reason: str = "") -> None:
+        """Ask the stream of the session to end, as `Store.cancel` says."""
+        reason = reason_for(reason)
+        with self._using():
+            self._commanded(id).cancel = reason
+            self._tell(Notice("canceled", id))
+
+    def commands(self, id: str) -> Commands:
+        """What the stream of the session was told."""
+        with self._using():
+            kept = self._find(id)
+            return Commands(tuple(kept.snapshot.mail), kept.cancel)
+
+    def append_events(self, session: Session, events: Sequence[tuple[int, str]]) -> None:
+        """Add to the event log of the session, as `Store.append_events` says."""
+        epoch, rows = numbered(session, events)
+        with self._using():
+            kept = self._find(session.id)
+            if kept.snapshot.epoch != epoch:
+                raise another(session.id)
+            rows = following(session.id, kept.last_event, rows)
+            if rows:
+                kept.events.extend(rows)
+                kept.last_event = rows[-1][0]
+                self._tell(Notice("events", session.id))
+
+    def events(self, id: str, since: int = 0, *, limit: int = 1000) -> Sequence[tuple[int, str]]:
+        """The events behind number ``since``, as `Store.events` says."""
+        check_number("since", since, "the number of an event", least=0, whole=True)
+        check_number("limit", limit, "events", least=0, whole=True)
+        with self._using():
+            return [each for each in self._find(id).events if each[0] > since][:limit]
+
+    def last_event(self, id: str) -> int:
+        """The number of the last event of the session."""
+        with self._using():
+            return self._find(id).last_event
+
+    def watch(self, cancel: SupportsDone, *, events: bool = False) -> Receiver[Notice]:
         """What happens from now on; the channel closes when ``cancel`` is done, or the store is closed."""
         with self._using():
             channel: Channel[Notice] = Channel(NOTICES, name="notices")
-            self._watchers.append(channel)
+            self._watchers.append((channel, events))
             thread = threading.Thread(
                 target=_until, args=(cancel.done, self._closing.receiver, channel), name="store-watch", daemon=True
             )
@@ -351,6 +410,13 @@ class MemoryStore:
         kept = self._sessions.get(id)
         if kept is None:
             raise SessionNotFound(f"the store has no session {id}")
+        return kept
+
+    def _commanded(self, id: str) -> _Kept:
+        """The session, on which a stream runs that listens. Raises `NotRunning`."""
+        kept = self._find(id)
+        if kept.journal is None or not kept.listens:
+            raise not_running(id, None if kept.journal is None else "this process")
         return kept
 
     def _new(self, session: Session, parent: Parent | None) -> _Kept:
@@ -411,7 +477,8 @@ class MemoryStore:
             self._tell(Notice("answered", asking.request.session_id, replace(asking.request)))
 
     def _tell(self, notice: Notice) -> None:
-        self._watchers = [channel for channel in self._watchers if tell(channel, notice)]
+        logged = notice.kind == "events"
+        self._watchers = [each for each in self._watchers if (logged and not each[1]) or tell(each[0], notice)]
 
     def __repr__(self) -> str:
         return f"<MemoryStore {len(self._sessions)} sessions>"

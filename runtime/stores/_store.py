@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from channels import Receiver, SupportsDone
 
 from .._dataclasses import dataclass
-from ..session._journal import Journal, Request, Status
+from ..session._journal import Journal, Mailed, MailPoint, Request, Status
 from ..session._session import Session
 
 
@@ -41,11 +41,23 @@ class SessionInfo:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A notice of a change in the store, by this process or another."""
+    """A notice of a change in the store, by this process or another.
 
-    kind: Literal["answered", "released", "deleted"]
+    ``mailed`` and ``canceled``: there are new `Commands` for the stream that runs the session. ``events``: the event
+    log of the session has grown.
+    """
+
+    kind: Literal["answered", "released", "deleted", "mailed", "canceled", "events"]
     session_id: str
     request: Request | None = None  # that was answered, with its answer
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """What the stream that runs a session was told through the store, by any process."""
+
+    mail: tuple[Mailed, ...] = ()  # that it has not heard, the oldest first
+    cancel: str | None = None  # the reason why it is to end; None: nobody has cancelled it
 
 
 class Store(Protocol):
@@ -62,12 +74,13 @@ class Store(Protocol):
         """
         ...
 
-    def open(self, session: Session, *, parent: Parent | None = None) -> Journal:
+    def open(self, session: Session, *, parent: Parent | None = None, listens: bool = False) -> Journal:
         """Take the lease of the session, and write what is not in the store yet: all of a new one, the messages that
         were added to one which was loaded, and its title and permissions. What it has left to do
         (``Session._unfinished``) is read anew: its questions may have been answered since it was loaded.
 
-        A sub-session says which call of its ``parent`` runs it; a call may run several, one after the other.
+        A sub-session says which call of its ``parent`` runs it; a call may run several, one after the other. With
+        ``listens``, the stream takes `commands`; without, `mail` and `cancel` are refused while it runs.
         Raises `SessionBusy`, naming the process and its host, while another stream has it, here or elsewhere, and
         `SessionChanged` where the store has more of the session than this copy knows. The lease of a process that has
         died is taken over.
@@ -123,9 +136,53 @@ class Store(Protocol):
         runs."""
         ...
 
-    def watch(self, cancel: SupportsDone) -> Receiver[Notice]:
+    def mail(self, id: str, point: MailPoint, text: str) -> Mailed:
+        """Put a message of the user into the mailbox of the session, for the stream that runs it, in any process: it
+        takes the message as if it had been steered there (`Runtime.steer`, `Runtime.follow_up`). A message that comes
+        too late for this stream is not lost: the next stream of the session takes it.
+
+        Raises `SessionNotFound`, and `NotRunning` if no stream runs on the session, or one that does not listen.
+        """
+        ...
+
+    def cancel(self, id: str, reason: str = "") -> None:
+        """Ask the stream that runs the session to end, whichever process has it. Raises as `mail`."""
+        ...
+
+    def commands(self, id: str) -> Commands:
+        """What the stream that runs the session was told, and has not done yet. Raises `SessionNotFound`."""
+        ...
+
+    def append_events(self, session: Session, events: Sequence[tuple[int, str]]) -> None:
+        """Add events, as text that the store does not look into, to the event log of a session that a stream of this
+        process runs, or was the last to run. Waits until they are durable; collect what comes meanwhile for the next
+        call. The events are numbered from 1, without a gap, through all streams of the session (`last_event`). An
+        event that the log has already is left out, so an append may be repeated.
+
+        The log keeps the last 10,000 events of a session; once no stream runs on it, for an hour after the last one.
+
+        Raises `LeaseLost` if another stream has opened the session since, so the events of one stream never come
+        between those of another, and `ValueError` for a gap.
+        """
+        ...
+
+    def events(self, id: str, since: int = 0, *, limit: int = 1000) -> Sequence[tuple[int, str]]:
+        """The events of the log behind number ``since``, in their order, at most ``limit``. If the first one is not
+        ``since + 1``, or if there is none and `last_event` is behind ``since``, the ones between are not kept any more.
+        Raises `SessionNotFound`.
+        """
+        ...
+
+    def last_event(self, id: str) -> int:
+        """The number of the last event in the log, also after the log was emptied; 0 if there was none. Raises
+        `SessionNotFound`.
+        """
+        ...
+
+    def watch(self, cancel: SupportsDone, *, events: bool = False) -> Receiver[Notice]:
         """A channel with notices of what happens in the store from now on, in any process. It closes when ``cancel`` is
-        done. A slow receiver misses the oldest notices.
+        done. A slow receiver misses the oldest notices. Those of event logs, which are many, are only for who wants
+        ``events``; several appends to a log may make one notice.
         """
         ...
 

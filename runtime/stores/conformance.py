@@ -29,7 +29,16 @@ import pytest
 
 from channels import Cancelled, CancelToken, ChannelClosed, Receiver
 
-from .._errors import InvalidAnswer, NotPending, SessionBusy, SessionChanged, SessionNotFound, StoreError
+from .._errors import (
+    InvalidAnswer,
+    LeaseLost,
+    NotPending,
+    NotRunning,
+    SessionBusy,
+    SessionChanged,
+    SessionNotFound,
+    StoreError,
+)
 from ..permissions import Permissions, Rule
 from ..session._journal import (
     Allowed,
@@ -51,7 +60,8 @@ from ..session._journal import (
 from ..session._message import Image, Message, Native, ToolCall
 from ..session._session import Compacted, Session
 from ..usage import Usage
-from ._store import Notice, Parent, Store
+from ._events import EVENTS
+from ._store import Commands, Notice, Parent, Store
 
 __all__ = ["StoreConformance"]
 
@@ -790,6 +800,148 @@ class StoreConformance:
         with pytest.raises(ChannelClosed):
             _next(notices)
 
+    # -- event logs ----------------------------------------------------------------------------------------------------
+
+    def test_events_are_read_as_they_were_logged(self, store: Store, held: Any) -> None:
+        session, journal = held()
+        assert (store.last_event(session.id), list(store.events(session.id))) == (0, [])
+        rows = [(1, '{"a": 1}'), (2, json.dumps(_ODD)), (3, _ODD), (4, "\x01"), (5, "")]
+        store.append_events(session, rows[:3])
+        store.append_events(session, [])
+        store.append_events(session, rows[3:])
+        assert list(store.events(session.id)) == rows
+        assert list(store.events(session.id, 2, limit=2)) == rows[2:4]
+        assert list(store.events(session.id, 5)) == []
+        assert list(store.events(session.id, 10**30, limit=0)) == []
+        assert store.last_event(session.id) == 5
+        journal.release("idle")
+        store.append_events(session, [(6, "the end, which comes behind the release")])
+        assert store.last_event(session.id) == 6
+        store.delete(session.id)
+        for use in (store.events, store.last_event):
+            with pytest.raises(SessionNotFound):
+                use(session.id)
+
+    def test_an_event_is_logged_once_and_none_is_left_out(self, store: Store, held: Any) -> None:
+        session, journal = held()
+        store.append_events(session, [(1, "a"), (2, "b")])
+        store.append_events(session, [(1, "a"), (2, "b")])  # again: nobody has heard that it was done
+        store.append_events(session, [(2, "b"), (3, "c")])
+        assert list(store.events(session.id)) == [(1, "a"), (2, "b"), (3, "c")]
+        wrong: Any
+        for wrong in ([(5, "e")], [(4, "d"), (6, "f")], [(0, "")], [(4, "d"), (4, "d")]):
+            with pytest.raises(ValueError):  # noqa: PT011
+                store.append_events(session, wrong)
+        for wrong in ([(True, "x")], [(4, b"x")], ["ab"], [4]):
+            with pytest.raises(TypeError):
+                store.append_events(session, wrong)
+        with pytest.raises(ValueError, match="no stream has run it"):
+            store.append_events(Session.from_user("never run"), [(1, "a")])
+        assert store.last_event(session.id) == 3
+        journal.release("idle")
+
+    def test_a_log_keeps_the_last_events(self, store: Store, held: Any) -> None:
+        session, journal = held()
+        for first in range(1, EVENTS + 2001, 4000):
+            store.append_events(session, [(number, f"{number}") for number in range(first, first + 4000)])
+        last = store.last_event(session.id)
+        assert last > EVENTS
+        kept = [number for number, _ in store.events(session.id, limit=2 * EVENTS)]
+        assert kept == list(range(last - EVENTS + 1, last + 1))
+        journal.release("idle")
+
+    def test_events_of_two_streams_are_not_mixed(self, store: Store, held: Any) -> None:
+        """What the first still has to log is refused once the second has begun."""
+        session, journal = held()
+        store.append_events(session, [(1, "first")])
+        journal.release("idle")
+        second = store.load(session.id)
+        journal = store.open(second)
+        with pytest.raises(LeaseLost):
+            store.append_events(session, [(2, "late")])
+        store.append_events(second, [(2, "second")])
+        assert list(store.events(session.id)) == [(1, "first"), (2, "second")]
+        journal.release("idle")
+
+    def test_logs_are_written_side_by_side(self, store: Store) -> None:
+        """Each of many threads to its own, at once."""
+        sessions = [Session.from_user(f"{n}") for n in range(8)]
+        journals = [store.open(session) for session in sessions]
+        rows = [(number, f"{number}") for number in range(1, 101)]
+
+        def write(session: Session) -> None:
+            for start in range(0, len(rows), 7):
+                store.append_events(session, rows[start : start + 7])
+
+        with ThreadPoolExecutor(len(sessions)) as pool:
+            list(pool.map(write, sessions))
+        for session, journal in zip(sessions, journals, strict=True):
+            assert list(store.events(session.id)) == rows
+            journal.release("idle")
+
+    def test_who_wants_events_is_told_of_a_log_that_grows(self, store: Store, held: Any) -> None:
+        """And who does not is not: his own notices would be pushed out."""
+        session, journal = held()
+        store.append_events(session, [(1, "before")])
+        token = CancelToken()
+        wanted, others = store.watch(token, events=True), store.watch(token)
+        store.append_events(session, [(2, "a")])
+        assert _next(wanted) == Notice("events", session.id)
+        store.append_events(session, [(3, "b")])
+        assert _next(wanted) == Notice("events", session.id)
+        journal.release("idle")
+        assert _next(wanted) == _next(others) == Notice("released", session.id)
+        token.cancel()
+
+    # -- commands ------------------------------------------------------------------------------------------------------
+
+    def test_a_stream_that_listens_is_told_by_others(self, store: Store) -> None:
+        session = Session.from_user("hello")
+        journal = store.open(session, listens=True)
+        assert store.commands(session.id) == Commands()
+        token = CancelToken()
+        notices = store.watch(token)
+        first = store.mail(session.id, "user_steering_messages_submit", _ODD)
+        second = store.mail(session.id, "user_followup_submit", "and then?")
+        assert (first.text, second.point) == (_ODD, "user_followup_submit")
+        store.cancel(session.id, _ODD)
+        told = [_next(notices) for _ in range(3)]
+        assert sorted(each.kind for each in told) == ["canceled", "mailed", "mailed"]
+        assert {each.session_id for each in told} == {session.id}
+        assert store.commands(session.id) == Commands((first, second), _ODD)
+        journal.append(Said(Message("user", first.text), first.id))
+        assert store.commands(session.id).mail == (second,)
+        journal.release("idle")
+        token.cancel()
+        # What came too late is for the next, which nobody has cancelled.
+        found = store.load(session.id)
+        assert _left(found).mail == (second,)
+        journal = store.open(found)
+        assert store.commands(session.id) == Commands((second,))
+        journal.release("idle")
+
+    def test_commands_for_nobody_are_refused(self, store: Store, held: Any) -> None:
+        session, journal = held()
+        for say, wrong in (("takes no commands", "running"), ("no run on session", "idle")):
+            for command in (
+                lambda: store.mail(session.id, "user_followup_submit", "x"),
+                lambda: store.cancel(session.id),
+            ):
+                with pytest.raises(NotRunning, match=say):
+                    command()
+            if wrong == "running":
+                journal.release("idle")
+        assert store.commands(session.id) == Commands()
+        with pytest.raises(SessionNotFound):
+            store.mail("nobody", "user_followup_submit", "x")
+        with pytest.raises(SessionNotFound):
+            store.cancel("nobody")
+        with pytest.raises(SessionNotFound):
+            store.commands("nobody")
+        wrong_point: Any = "stop"
+        with pytest.raises(ValueError, match="user_followup_submit"):
+            store.mail(session.id, wrong_point, "x")
+
     # -- two processes -------------------------------------------------------------------------------------------------
 
     def test_another_process_sees_what_is_written(self, store: Store, other: Store, held: Any) -> None:
@@ -815,6 +967,32 @@ class StoreConformance:
         assert _next(notices) == Notice("answered", session.id, request)
         with pytest.raises(NotPending):
             store.answer("q", {"action": "decline"})
+        token.cancel()
+        journal.release("idle")
+
+    def test_another_process_reads_the_log_and_is_told_of_it(self, store: Store, other: Store, held: Any) -> None:
+        session, journal = held()
+        token = CancelToken()
+        notices = other.watch(token, events=True)
+        store.append_events(session, [(1, "a")])
+        assert _next(notices) == Notice("events", session.id)
+        assert list(other.events(session.id)) == [(1, "a")]
+        store.append_events(session, [(2, "b"), (3, "c")])
+        assert _next(notices) == Notice("events", session.id)
+        assert list(other.events(session.id, 1)) == [(2, "b"), (3, "c")]
+        token.cancel()
+        journal.release("idle")
+
+    def test_another_process_says_something_to_a_stream(self, store: Store, other: Store) -> None:
+        session = Session.from_user("hello")
+        journal = store.open(session, listens=True)
+        token = CancelToken()
+        notices = store.watch(token)
+        mailed = other.mail(session.id, "user_steering_messages_submit", "faster")
+        assert _next(notices) == Notice("mailed", session.id)
+        other.cancel(session.id, "enough")
+        assert _next(notices) == Notice("canceled", session.id)
+        assert store.commands(session.id) == Commands((mailed,), "enough")
         token.cancel()
         journal.release("idle")
 

@@ -6,6 +6,8 @@ garbage-collected.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import threading
 import time
@@ -18,7 +20,7 @@ from channels import CancelToken, Channel
 from channels._lazy import lazy_logger
 
 from .._dataclasses import dataclass, field
-from .._errors import StoreError, describe
+from .._errors import SessionNotFound, StoreError, describe
 from ..agent._agent import Agent
 from ..agent._budget import Budget
 from ..agent._hooks import HookInput, HookResult, Hooks
@@ -31,14 +33,15 @@ from ..execution._result_files import ResultFiles
 from ..execution._threads import Running
 from ..human._asks import Asks, Confirmations
 from ..human._bridge import ElicitationBridge, Events
-from ..human._listener import AnswerListener
-from ..human._mailbox import Mailbox
+from ..human._listener import Listener
+from ..human._mailbox import Mail, Mailbox
 from ..permissions import Permissions
 from ..session._journal import Request, Unfinished
 from ..session._message import Message
 from ..session._session import Session, SessionLog
 from ..stores._store import Store
 from ..usage import Prices
+from ._commands import obey, obey_all
 from ._end_reason import Ending, StopRun, Tags
 from ._parking import Parking
 from ._run_hooks import fire
@@ -100,13 +103,14 @@ class Shared:
     result_limit: int | None
     titles: bool
     store: Store | None = None
+    listen: bool = False  # to commands of other processes
     park_after: float | None = None
     watch: Watch | None = None
 
     bridge: ElicitationBridge = field(default_factory=ElicitationBridge, init=False)
     asks: Asks = field(default_factory=Asks, init=False)
     confirmations: Confirmations = field(default_factory=Confirmations, init=False)
-    listener: AnswerListener | None = field(default=None, init=False)  # where there is a store
+    listener: Listener | None = field(default=None, init=False)  # where there is a store
     cores: set[StreamCore] = field(default_factory=set, init=False)  # the live streams
     tracing: Tracing = field(default=UNTRACED, init=False)  # of streams that begin from now on
     #: Set when the runtime closes, before it ends the live streams, so that no other stream starts from then on. It is
@@ -117,7 +121,8 @@ class Shared:
         for made in for_new_runtimes:
             self.tracing = made(self)
         if self.store is not None:
-            self.listener = AnswerListener(self.store, self.asks, self.confirmations)
+            commanded = functools.partial(obey_all, self.cores, self.store)
+            self.listener = Listener(self.store, self.asks, self.confirmations, commanded)
 
 
 class StreamCore:
@@ -250,6 +255,16 @@ class StreamCore:
             self._outbox.commit(self.token)
         except StoreError as error:
             raise StopRun("error", "store_failed", describe(error)) from error
+
+    def next_mail(self) -> list[Mail]:
+        """The next messages of the user once the agent has nothing more to do. If there are none, the mailbox closes;
+        before that, the store is asked for those of other processes that are on their way. Raises `Cancelled`.
+        """
+        store = self.shared.store
+        if self.shared.listen and store is not None and self._outbox.is_open:
+            with contextlib.suppress(StoreError, SessionNotFound):  # whoever writes next finds out
+                self.calls.run("reading the mailbox", obey, self, store)
+        return self.mailbox.next()
 
     def record(self, message: Message, mail: str | None = None) -> None:
         """Add a message to the session; ``mail`` is the id of the `Mail` that it comes from, if it comes from one."""

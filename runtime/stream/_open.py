@@ -17,9 +17,11 @@ from ..agent._budget import Budget
 from ..agent._output import Output
 from ..execution._calls import Calls
 from ..execution._threads import start
+from ..session._journal import Journal
 from ..session._session import Session, SessionLog
-from ..stores._store import Parent
+from ..stores._store import Parent, Store
 from . import _at_exit
+from ._commands import obey
 from ._core import Shared, StreamCore
 from ._end_hooks import Cleanup
 from ._ending import finished, leave, over, release
@@ -57,7 +59,7 @@ def open_stream(
     recorder: Recorder | None = None
     try:
         if shared.store is not None:
-            log.outbox.open(shared.store.open(session, parent=_parent(parent, call_id)))
+            log.outbox.open(_open_stored(shared, shared.store, session, _parent(parent, call_id)))
             _leave_as_it_was(log, session)  # until the worker has begun
             _check_agent(shared, agent, session)
         if record is not None:  # not before the lease: it may be the file of the stream that has it
@@ -93,6 +95,8 @@ def open_stream(
             shared.watch.wake()
         if shared.closed:  # it did not see this one, so that nobody would end it
             raise RuntimeError("the runtime is closed")
+        if shared.listen and shared.store is not None:
+            obey(core, shared.store)  # what it was told before it was one of the cores
         shared.tracing.begin(core)
         _start(core, f"lockgate-stream-{core.number}", _work, core, Cleanup(core))
         if observing is not None:
@@ -111,6 +115,14 @@ def open_stream(
         over(core)
         raise
     return stream
+
+
+def _open_stored(shared: Shared, store: Store, session: Session, parent: Parent | None) -> Journal:
+    """Take the session from its store; from then on, its stream is told what other processes want of it."""
+    if not shared.listen or shared.listener is None:
+        return store.open(session, parent=parent)
+    shared.listener.listen()
+    return store.open(session, parent=parent, listens=True)
 
 
 def _leave_as_it_was(log: SessionLog, session: Session) -> None:

@@ -138,7 +138,25 @@ CREATE TABLE @mailbox (
 );
 """
 
-STEPS: Final = (_FIRST,)  # step n makes version n + 1; what was released is never changed
+#: What serving with several processes needs. ``mailed_at`` is there where another process has put a message in.
+_SERVING: Final = """
+ALTER TABLE @sessions
+    ADD COLUMN cancel text, ADD COLUMN cancel_at timestamptz,
+    ADD COLUMN events bigint NOT NULL DEFAULT 0, ADD COLUMN events_at timestamptz;
+CREATE INDEX ON @sessions (cancel_at) WHERE cancel_at IS NOT NULL;
+CREATE INDEX ON @sessions (events_at) WHERE events_at IS NOT NULL;
+ALTER TABLE @mailbox ADD COLUMN mailed_at timestamptz;
+CREATE INDEX ON @mailbox (mailed_at) WHERE mailed_at IS NOT NULL;
+
+CREATE TABLE @events (
+    session_id text REFERENCES @sessions ON DELETE CASCADE,
+    seq bigint,
+    data text NOT NULL,
+    PRIMARY KEY (session_id, seq)
+);
+"""
+
+STEPS: Final = (_FIRST, _SERVING)  # step n makes version n + 1; what was released is never changed
 
 
 def migrate(database: Database) -> None:

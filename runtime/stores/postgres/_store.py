@@ -13,20 +13,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 from channels import Receiver, SupportsDone
 
-from ..._checks import is_number
+from ..._checks import check_number, is_number
 from ..._errors import NotPending, SessionBusy, SessionNotFound
 from ..._public import publish
-from ...session._journal import Ended, Request, Said, Unfinished
+from ...session._journal import Ended, Mailed, MailPoint, Request, Said, Unfinished
 from ...session._message import Message
 from ...session._session import Session, Stored
 from ...usage import Usage
 from .._answers import checked
+from .._commands import checked_mail, not_running, reason_for
+from .._events import numbered
 from .._owner import Owner
 from .._search_terms import words
 from .._snapshot import Snapshot, branched, permissions_of, to_write
-from .._store import Notice, Parent, SessionInfo, Store
+from .._store import Commands, Notice, Parent, SessionInfo, Store
 from .._transfer import exported, imported
 from ._database import Again, Connection, Database
+from ._events import Batch
 from ._migrations import migrate
 from ._rows import (
     REQUEST,
@@ -104,9 +107,9 @@ class PostgresStore:
     def _not_found(self, id: str) -> SessionNotFound:
         return SessionNotFound(f"{self._database} has no session {id}")
 
-    def open(self, session: Session, *, parent: Parent | None = None) -> PostgresJournal:
+    def open(self, session: Session, *, parent: Parent | None = None, listens: bool = False) -> PostgresJournal:
         """See `Store.open`."""
-        owner = {**Owner.here().to_dict(), "journal": uuid.uuid4().hex}
+        owner = {**Owner.here().to_dict(), "journal": uuid.uuid4().hex, "listens": listens}
 
         def take(connection: Connection) -> tuple[Head, int, Unfinished]:
             with connection.transaction():
@@ -150,6 +153,7 @@ class PostgresStore:
             sql(
                 "UPDATE @sessions SET epoch = %s, owner = %s,"
                 " lease_until = clock_timestamp() + %s * interval '1 second', status = 'running', reason = '',"
+                " cancel = NULL, cancel_at = NULL,"
                 " title = %s, words = array_to_tsvector(%s), permissions = %s, updated_at = clock_timestamp()"
                 " WHERE id = %s"
             ),
@@ -457,10 +461,98 @@ class PostgresStore:
         rows = self._database.run(read)
         return [text_of(key) for key, owner, live in rows if not (owner is not None and live)]
 
-    def watch(self, cancel: SupportsDone) -> Receiver[Notice]:
+    # -- other processes -----------------------------------------------------------------------------------------------
+
+    def mail(self, id: str, point: MailPoint, text: str) -> Mailed:
+        """See `Store.mail`."""
+        mailed = checked_mail(uuid.uuid4().hex, point, text)
+        self._command(
+            id,
+            "INSERT INTO @mailbox (session_id, id, point, text, mailed_at) VALUES (%s, %s, %s, %s, clock_timestamp())"
+            " ON CONFLICT DO NOTHING",
+            (column(id), mailed.id, mailed.point, column(mailed.text)),
+        )
+        return mailed
+
+    def cancel(self, id: str, reason: str = "") -> None:
+        """See `Store.cancel`."""
+        self._command(
+            id,
+            "UPDATE @sessions SET cancel = %s, cancel_at = clock_timestamp() WHERE id = %s",
+            (column(reason_for(reason)), column(id)),
+        )
+
+    def _command(self, id: str, text: str, values: tuple[Any, ...]) -> None:
+        """Write a command for the stream of the session. Raises `SessionNotFound` and `NotRunning`."""
+
+        def write(connection: Connection) -> None:
+            with connection.transaction():
+                owner, live = self._row(connection, id, "owner, lease_until > clock_timestamp()", lock=True)
+                if owner is None or not live or Owner.from_dict(owner).gone:
+                    raise not_running(id, None)
+                if not owner.get("listens"):
+                    raise not_running(id, Owner.from_dict(owner))
+                connection.execute(self._database.sql(text), values)
+                connection.execute(*ring(self._database.schema))
+
+        self._database.run(write)
+
+    def commands(self, id: str) -> Commands:
+        """See `Store.commands`."""
+
+        def read(connection: Connection) -> Commands:
+            (cancel,) = self._row(connection, id, "cancel")
+            rows = connection.execute(
+                self._database.sql(
+                    "SELECT id, point, text FROM @mailbox WHERE session_id = %s AND taken_at IS NULL ORDER BY number"
+                ),
+                (column(id),),
+            ).fetchall()
+            mail = tuple(Mailed(text_of(key), point, text_of(said)) for key, point, said in rows)
+            return Commands(mail, None if cancel is None else text_of(cancel))
+
+        return self._database.run(read)
+
+    def append_events(self, session: Session, events: Sequence[tuple[int, str]]) -> None:
+        """See `Store.append_events`."""
+        epoch, rows = numbered(session, events)
+        self._writer.log(Batch(session.id, epoch, rows))
+
+    def events(self, id: str, since: int = 0, *, limit: int = 1000) -> Sequence[tuple[int, str]]:
+        """See `Store.events`."""
+        for name, number in (("since", since), ("limit", limit)):
+            check_number(name, number, "of events", least=0, whole=True)
+
+        def read(connection: Connection) -> list[tuple[int, str]]:
+            with connection.transaction():
+                self._row(connection, id, "id")
+                rows = connection.execute(
+                    self._database.sql(
+                        "SELECT seq, data FROM @events WHERE session_id = %s AND seq > %s ORDER BY seq LIMIT %s"
+                    ),
+                    (column(id), min(since, 2**62), min(limit, 2**62)),
+                ).fetchall()
+            return [(seq, text_of(data)) for seq, data in rows]
+
+        return self._database.run(read)
+
+    def last_event(self, id: str) -> int:
+        """See `Store.last_event`."""
+        last: int = self._database.run(lambda connection: self._row(connection, id, "events"))[0]
+        return last
+
+    def _row(self, connection: Connection, id: str, columns: str, *, lock: bool = False) -> Any:
+        """These columns of the row of a session. Raises `SessionNotFound`."""
+        text = f"SELECT {columns} FROM @sessions WHERE id = %s{' FOR UPDATE' if lock else ''}"
+        row = connection.execute(self._database.sql(text), (column(id),)).fetchone()
+        if row is None:
+            raise self._not_found(id)
+        return row
+
+    def watch(self, cancel: SupportsDone, *, events: bool = False) -> Receiver[Notice]:
         """See `Store.watch`."""
         self._database.check_open()
-        return self._watch.add(cancel)
+        return self._watch.add(cancel, events)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

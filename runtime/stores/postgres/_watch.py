@@ -38,16 +38,18 @@ class Watch:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._lock = threading.Lock()  # for what follows
-        self._watchers: dict[Channel[Notice], SupportsDone] = {}
+        self._watchers: dict[Channel[Notice], tuple[SupportsDone, bool]] = {}
         self._listener: _Listener | None = None
         self._thread: threading.Thread | None = None
         self._over = False
 
-    def add(self, cancel: SupportsDone) -> Receiver[Notice]:
-        """A channel of what happens from now on, until ``cancel`` is done. Raises `StoreError`."""
+    def add(self, cancel: SupportsDone, events: bool = False) -> Receiver[Notice]:
+        """A channel of what happens from now on, until ``cancel`` is done; also of event logs, if it wants ``events``.
+        Raises `StoreError`.
+        """
         channel: Channel[Notice] = Channel(_CAPACITY, name="notices of the store")
         new: _Listener | None = None
-        while not self._put(channel, cancel, new):
+        while not self._put(channel, cancel, events, new):
             new = _Listener(self._database)  # hears what happens from here on
         with self._lock:
             listener = self._listener
@@ -63,7 +65,7 @@ class Watch:
             cancel.on_cancel(end)  # others are looked at now and then
         return channel.receiver
 
-    def _put(self, channel: Channel[Notice], cancel: SupportsDone, new: _Listener | None) -> bool:
+    def _put(self, channel: Channel[Notice], cancel: SupportsDone, events: bool, new: _Listener | None) -> bool:
         """Let the thread tell ``channel``; False where there is none, and no ``new`` listener for one."""
         with self._lock:
             if self._over:
@@ -76,7 +78,7 @@ class Watch:
                     target=self._main, args=(new,), name="lockgate-store-watch", daemon=True
                 )
                 self._thread.start()
-            self._watchers[channel] = cancel
+            self._watchers[channel] = (cancel, events)
             return True
 
     def close(self) -> None:
@@ -117,7 +119,7 @@ class Watch:
     def _is_wanted(self) -> bool:
         """Whether somebody watches; those who do no more are forgotten."""
         with self._lock:
-            for channel, cancel in list(self._watchers.items()):
+            for channel, (cancel, _) in list(self._watchers.items()):
                 if channel.closed or _is_done(cancel):
                     channel.close()
                     del self._watchers[channel]
@@ -128,7 +130,9 @@ class Watch:
 
     def _tell(self, notice: Notice) -> None:
         with self._lock:
-            watchers = list(self._watchers)
+            watchers = [
+                channel for channel, (_, events) in self._watchers.items() if events or notice.kind != "events"
+            ]
         for channel in watchers:
             while True:
                 try:
@@ -245,6 +249,27 @@ class _Listener:
                 ),
                 window,
             )
+            mailed = connection.execute(
+                sql(
+                    "SELECT session_id, id FROM @mailbox WHERE mailed_at > %s::timestamptz - %s * interval '1 second'"
+                    " ORDER BY mailed_at"
+                ),
+                window,
+            )
+            canceled = connection.execute(
+                sql(
+                    "SELECT id, cancel_at FROM @sessions WHERE cancel_at > %s::timestamptz - %s * interval '1 second'"
+                    " ORDER BY cancel_at"
+                ),
+                window,
+            )
+            logged = connection.execute(
+                sql(
+                    "SELECT id, events FROM @sessions WHERE events_at > %s::timestamptz - %s * interval '1 second'"
+                    " ORDER BY events_at"
+                ),
+                window,
+            )
         found: dict[tuple[str, str, Any], Notice] = {}
         for each in answered:
             request = request_of(each)
@@ -253,5 +278,11 @@ class _Listener:
             found["released", key, epoch] = Notice("released", text_of(key))
         for key, number in deleted:
             found["deleted", key, number] = Notice("deleted", text_of(key))
+        for key, mail in mailed:
+            found["mailed", key, mail] = Notice("mailed", text_of(key))
+        for key, at in canceled:
+            found["canceled", key, at] = Notice("canceled", text_of(key))
+        for key, last in logged:
+            found["events", key, last] = Notice("events", text_of(key))
         told, self._told = self._told, set(found)  # what is out of the window does not come back
         return [] if since is None else [notice for key, notice in found.items() if key not in told]

@@ -15,9 +15,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import psycopg
 
@@ -26,10 +26,13 @@ from channels import Cancelled, CancelToken, Channel, ChannelClosed, SupportsDon
 from ..._errors import LeaseLost, StoreError
 from ...session._journal import Entry, Status
 from ...session._session import Stored
+from .._events import EVERY
 from ._database import Connection, Database, Unreachable, is_conflict, is_passing, roll_back
+from ._events import Batch, write_batches
 from ._rows import Head, Statement, column, ring, withdraw
 
 logger = logging.getLogger("runtime")
+T = TypeVar("T")
 
 CLOSING: Final = 10.0  # seconds that what is on its way may take when the store is closed
 _GROUP: Final = 100  # appends in one transaction
@@ -53,6 +56,12 @@ class Work:
     def finish(self, error: BaseException | None = None) -> None:
         self.error = error
         self.done.close()
+
+    def give_up(self, error: StoreError) -> None:
+        """The writer has ended before it was done."""
+        if not self.done.closed:
+            self.journal.fail(error)
+            self.finish(error)
 
 
 class PostgresJournal:
@@ -122,7 +131,7 @@ class Writer:
         self._lease = lease
         self._patience = patience
         self._lock = threading.Lock()  # for _thread, _closed and what is put into _queue
-        self._queue: deque[Work] = deque()
+        self._queue: deque[Work | Batch] = deque()
         self._bell: Channel[None] = Channel(1, name="work for the store")
         self._stopping = CancelToken()
         self._closed = False
@@ -130,9 +139,10 @@ class Writer:
         self._thread: threading.Thread | None = None
         # These are the thread's:
         self._connection: Connection | None = None
-        self._at_work: Sequence[Work] = ()
+        self._at_work: Sequence[Work | Batch] = ()
         self._journals: dict[PostgresJournal, None] = {}  # whose leases are renewed
         self._renewal = time.monotonic() + lease / 3
+        self._forgetting = 0.0  # when it is looked for old event logs
 
     def journal(self, head: Head, stored: Stored, appends: int, title: str) -> PostgresJournal:
         """The journal of a session whose lease was just taken."""
@@ -143,15 +153,25 @@ class Writer:
 
     def put(self, work: Work) -> Work:
         """Let the thread do the work. Raises `StoreError` where it does none any more."""
+        self._put(work)
+        return work
+
+    def log(self, batch: Batch) -> None:
+        """Let the thread write the events, and wait for that. Raises `StoreError`, and what `write_batches` says."""
+        self._put(batch)
+        self._start()
+        batch.wait()
+
+    def _put(self, work: Work | Batch) -> None:
         if self._database.is_forked:
             self._database.check_open()
         with self._lock:
             if self._closed:
                 raise StoreError("the store is closed")
             self._queue.append(work)
-            work.journal.last = work
+            if isinstance(work, Work):
+                work.journal.last = work
         self._ring()
-        return work
 
     def drop(self, journal: PostgresJournal) -> None:
         """Renew its lease no more."""
@@ -191,7 +211,10 @@ class Writer:
                 group = self._next()
                 if group:
                     self._at_work = group
-                    self._do(group)
+                    if works := [each for each in group if isinstance(each, Work)]:
+                        self._do(works)
+                    if batches := [each for each in group if isinstance(each, Batch)]:
+                        self._log(batches)
                     self._at_work = ()
                 elif self._stopping.cancelled or (self._forgotten and not self._journals):
                     return
@@ -205,12 +228,12 @@ class Writer:
             if self._connection is not None:
                 self._connection.close()
 
-    def _next(self) -> list[Work]:
+    def _next(self) -> list[Work | Batch]:
         """The work that has gathered; waits for some until a lease has to be renewed."""
         if not self._queue and not self._stopping.cancelled:
             with contextlib.suppress(TimeoutError):
                 self._bell.recv(timeout=max(0.0, self._renewal - time.monotonic()) if self._journals else None)
-        group: list[Work] = []
+        group: list[Work | Batch] = []
         while self._queue and len(group) < _GROUP:
             group.append(self._queue.popleft())
         return group
@@ -220,9 +243,7 @@ class Writer:
             self._closed = True
             left, self._queue = [*self._at_work, *self._queue], deque()
         for work in left:
-            if not work.done.closed:
-                work.journal.fail(error)
-                work.finish(error)
+            work.give_up(error)
 
     def _do(self, group: Sequence[Work]) -> None:
         """Write the group, and tell those who wait."""
@@ -306,13 +327,30 @@ class Writer:
         """Write the works in one transaction; those of a lease that is lost fail. Raises `StoreError`, for all."""
         if not works:
             return
+        lost = self._insistent(lambda connection: self._transaction(connection, works))
+        for work in works:
+            journal = work.journal
+            if work in lost:
+                journal.fail(
+                    LeaseLost(f"session {journal.title} was taken over by another process, or deleted; it has gone on")
+                )
+                work.finish(journal.error)
+                continue
+            journal.written(work)
+            if work.status is not None:
+                self.drop(journal)
+                journal.error = StoreError(f"session {journal.title} was released: open it again to write to it")
+            work.finish()
+
+    def _insistent(self, function: Callable[[Connection], T]) -> T:
+        """What ``function`` returns, which makes one transaction; it is called again, within bounds, while the server
+        is away, or others come in the way. Raises `StoreError`.
+        """
         given_up = time.monotonic() + self._patience
         attempts = conflicts = 0
         while True:
             try:
-                connection = self._connected()
-                lost = self._transaction(connection, works)
-                break
+                return function(self._connected())
             except (psycopg.Error, Unreachable) as error:
                 if isinstance(error, psycopg.Error) and is_conflict(error) and conflicts < _CONFLICTS:
                     conflicts += 1
@@ -327,19 +365,20 @@ class Writer:
                 attempts += 1
                 if self._stopping.cancelled:
                     given_up = min(given_up, time.monotonic() + CLOSING)
-        for work in works:
-            journal = work.journal
-            if work in lost:
-                journal.fail(
-                    LeaseLost(f"session {journal.title} was taken over by another process, or deleted; it has gone on")
-                )
-                work.finish(journal.error)
-                continue
-            journal.written(work)
-            if work.status is not None:
-                self.drop(journal)
-                journal.error = StoreError(f"session {journal.title} was released: open it again to write to it")
-            work.finish()
+
+    def _log(self, batches: Sequence[Batch]) -> None:
+        """Write the batches of events, and tell those who wait."""
+        forget = time.monotonic() > self._forgetting
+        if forget:
+            self._forgetting = time.monotonic() + EVERY
+        try:
+            self._insistent(lambda connection: write_batches(self._database, connection, batches, forget))
+        except StoreError as error:
+            for batch in batches:
+                batch.give_up(error)
+            return
+        for batch in batches:
+            batch.done.close()
 
     def _transaction(self, connection: Connection, works: Sequence[Work]) -> set[Work]:
         """Write the works; those that could not be, because the lease is lost."""

@@ -219,7 +219,9 @@ def _again(error: StoreError) -> StoreError:
     return again
 
 
-def open_session(store: object, writer: Writer, fts5: bool, session: Session, parent: Parent | None) -> SQLiteJournal:
+def open_session(
+    store: object, writer: Writer, fts5: bool, session: Session, parent: Parent | None, listens: bool
+) -> SQLiteJournal:
     """Take the lease, as `Store.open` says."""
     stored = session._stored
     start = 0 if stored is None or stored.behind else stored.messages
@@ -247,7 +249,8 @@ def open_session(store: object, writer: Writer, fts5: bool, session: Session, pa
             messages=head.messages,
             updated_at=now,
             epoch=epoch,
-            owner=as_json(Owner.here().to_dict()),
+            cancel=None,
+            owner=as_json({**Owner.here().to_dict(), "listens": listens}),
             lease_until=now + int(writer.lease * 1e6),
         )
         update_session(connection, head.number, changed)

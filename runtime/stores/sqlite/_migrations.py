@@ -119,7 +119,23 @@ CREATE TABLE search (stale INTEGER NOT NULL) STRICT;
 INSERT INTO search VALUES (0);
 """
 
-STEPS: Final = [_FIRST]  # step n makes version n + 1; what was released is never changed
+#: What serving with several processes needs. The number of an event is made as that of an item. ``changed_at`` goes up
+#: with each append, whichever process made it: whoever watches looks for what is behind the last he has seen.
+_SERVING: Final = """
+ALTER TABLE sessions ADD COLUMN cancel TEXT;
+ALTER TABLE sessions ADD COLUMN events INTEGER NOT NULL DEFAULT 0;
+
+CREATE TABLE events (number INTEGER PRIMARY KEY, data TEXT NOT NULL) STRICT;
+
+-- Of the sessions that have any.
+CREATE TABLE event_logs (
+    session INTEGER PRIMARY KEY REFERENCES sessions (number) ON DELETE CASCADE,
+    changed_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX event_logs_by_change ON event_logs (changed_at);
+"""
+
+STEPS: Final = [_FIRST, _SERVING]  # step n makes version n + 1; what was released is never changed
 
 
 def migrate(file: StoreFile, connection: Connection) -> None:
@@ -131,10 +147,11 @@ def migrate(file: StoreFile, connection: Connection) -> None:
         try:
             refuse_others(file, connection)  # another process may have taken the step, or made it its own, meanwhile
             if _version(connection) == version:
-                for statement in _statements(STEPS[version]):
+                steps = STEPS[version : version + 1] if version else STEPS  # a new file has nothing to be backed up
+                for statement in _statements("".join(steps)):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                connection.execute(f"PRAGMA user_version = {version + 1}")
+                connection.execute(f"PRAGMA user_version = {version + len(steps)}")
             connection.execute("COMMIT")
         except BaseException:
             roll_back(connection)

@@ -435,12 +435,7 @@ def snapshot_of(connection: Connection, id: str, *, messages: bool = True) -> Sn
                 (number,),
             )
         ],
-        mail=[
-            Mailed(*each)
-            for each in connection.execute(
-                "SELECT id, point, text FROM mailbox WHERE session = ? AND taken_at IS NULL ORDER BY number", (number,)
-            )
-        ],
+        mail=mail_of(connection, number),
     )
     snapshot.count = None if messages else count
     return snapshot
@@ -449,6 +444,14 @@ def snapshot_of(connection: Connection, id: str, *, messages: bool = True) -> Sn
 def _id(connection: Connection, number: int) -> str:
     id: str = first(connection.execute("SELECT id FROM sessions WHERE number = ?", (number,)).fetchone())
     return id
+
+
+def mail_of(connection: Connection, number: int) -> list[Mailed]:
+    """The messages of the user that the agent has not heard."""
+    rows = connection.execute(
+        "SELECT id, point, text FROM mailbox WHERE session = ? AND taken_at IS NULL ORDER BY number", (number,)
+    )
+    return [Mailed(*each) for each in rows]
 
 
 def _messages(connection: Connection, number: int) -> list[Message]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import sqlite3
 import threading
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,14 +22,18 @@ from ..._checks import check, check_number
 from ..._dataclasses import asdict
 from ..._errors import NotPending, SessionNotFound, StoreError
 from ..._public import publish
-from ...session._journal import Entry, Request, Status
+from ...session._journal import Entry, Mailed, MailPoint, Request, Status
 from ...session._session import Session
 from .._answers import checked
+from .._commands import checked_mail, not_running, reason_for
+from .._events import EVERY, numbered
 from .._notices import NOTICES
+from .._owner import Owner
 from .._snapshot import Snapshot, branched
-from .._store import Notice, Parent, SessionInfo, Store
+from .._store import Commands, Notice, Parent, SessionInfo, Store
 from .._transfer import exported, imported
 from . import _search
+from ._events import append_events, events_of, forget_events
 from ._file import Connection, Durability, StoreFile
 from ._journal import SQLiteJournal, is_held, open_session, refuse_busy
 from ._migrations import back_up, migrate, refuse_others
@@ -42,6 +48,7 @@ from ._rows import (
     forget_blobs,
     insert_session,
     items_of,
+    mail_of,
     message_row,
     micros,
     moment,
@@ -57,6 +64,7 @@ T = TypeVar("T")
 LEASE: Final = 30.0  # seconds
 _CLOSING: Final = 30.0  # seconds that what is on its way may take
 _EXITING: Final = 1.5
+_EVERY: Final = int(EVERY * 1e6)
 _FORKING: Final = 1.0  # seconds that a fork waits for those who are inside SQLite
 
 
@@ -91,7 +99,7 @@ class SQLiteStore:
         check("the id of a session", id, str, "text")
         return self._read(lambda connection: self._snapshot(connection, id)).session()
 
-    def open(self, session: Session, *, parent: Parent | None = None) -> SQLiteJournal:
+    def open(self, session: Session, *, parent: Parent | None = None, listens: bool = False) -> SQLiteJournal:
         """Take the lease of the session, as `Store.open` says. Raises `SessionBusy` and `SessionChanged`."""
         check("what to open", session, Session, "a Session")
         try:
@@ -99,7 +107,7 @@ class SQLiteStore:
         except UnicodeEncodeError:
             raise ValueError(f"the id of a session is text that UTF-8 can write, not {session.id!r:.200}") from None
         core = self._core()
-        return open_session(self, core.writer, core.fts5, session, parent)
+        return open_session(self, core.writer, core.fts5, session, parent, listens)
 
     def sessions(self, query: str = "", *, limit: int = 50, before: datetime | None = None) -> Sequence[SessionInfo]:
         """The sessions, those that changed last first, as `Store.sessions` says."""
@@ -161,6 +169,7 @@ class SQLiteStore:
             _search.forget(connection, numbers, core.fts5)
             for number, each in reversed(family):  # sub-sessions first
                 connection.execute("DELETE FROM items WHERE number BETWEEN ? AND ?", items_of(number))
+                connection.execute("DELETE FROM events WHERE number BETWEEN ? AND ?", items_of(number))
                 connection.execute("DELETE FROM sessions WHERE number = ?", (number,))
                 note(connection, "deleted", each)
             forget_blobs(connection, blobs)
@@ -250,12 +259,83 @@ class SQLiteStore:
         )
         return [id for (id,) in rows]
 
-    def watch(self, cancel: SupportsDone) -> Receiver[Notice]:
+    # -- other processes -----------------------------------------------------------------------------------------------
+
+    def mail(self, id: str, point: MailPoint, text: str) -> Mailed:
+        """Put a message into the mailbox of the session, as `Store.mail` says."""
+        mailed = checked_mail(uuid.uuid4().hex, point, text)
+
+        def write(connection: Connection, now: int) -> None:
+            number = _commanded(connection, id, now)
+            connection.execute(
+                "INSERT INTO mailbox (session, id, point, text) VALUES (?, ?, ?, ?)",
+                (number, mailed.id, mailed.point, mailed.text),
+            )
+            note(connection, "mailed", id)
+
+        check("the id of a session", id, str, "text")
+        self._core().writer.do(write)
+        return mailed
+
+    def cancel(self, id: str, reason: str = "") -> None:
+        """Ask the stream of the session to end, as `Store.cancel` says."""
+        reason = reason_for(reason)
+
+        def write(connection: Connection, now: int) -> None:
+            number = _commanded(connection, id, now)
+            connection.execute("UPDATE sessions SET cancel = ? WHERE number = ?", (reason, number))
+            note(connection, "canceled", id)
+
+        check("the id of a session", id, str, "text")
+        self._core().writer.do(write)
+
+    def commands(self, id: str) -> Commands:
+        """What the stream of the session was told, as `Store.commands` says."""
+        check("the id of a session", id, str, "text")
+
+        def read(connection: Connection) -> Commands:
+            number, cancel = self._row(connection, id, "number, cancel")
+            return Commands(tuple(mail_of(connection, number)), cancel)
+
+        return self._read(read)
+
+    def append_events(self, session: Session, events: Sequence[tuple[int, str]]) -> None:
+        """Add to the event log of the session, as `Store.append_events` says."""
+        epoch, rows = numbered(session, events)
+        core = self._core()
+
+        def write(connection: Connection, now: int) -> None:
+            append_events(connection, session.id, epoch, rows, now)
+            if now > core.forgotten + _EVERY:
+                core.forgotten = now
+                forget_events(connection, now)
+
+        core.writer.do(write)
+
+    def events(self, id: str, since: int = 0, *, limit: int = 1000) -> Sequence[tuple[int, str]]:
+        """The events behind number ``since``, as `Store.events` says."""
+        check("the id of a session", id, str, "text")
+        check_number("since", since, "the number of an event", least=0, whole=True)
+        check_number("limit", limit, "events", least=0, whole=True)
+
+        def read(connection: Connection) -> list[tuple[int, str]]:
+            (number,) = self._row(connection, id, "number")
+            return events_of(connection, number, since, limit)
+
+        return self._read(read)
+
+    def last_event(self, id: str) -> int:
+        """The number of the last event, as `Store.last_event` says."""
+        check("the id of a session", id, str, "text")
+        last: int = self._read(lambda connection: self._row(connection, id, "events"))[0]
+        return last
+
+    def watch(self, cancel: SupportsDone, *, events: bool = False) -> Receiver[Notice]:
         """What happens in the store from now on, as `Store.watch` says. What another process does is seen within a
-        twentieth of a second.
+        fiftieth of a second.
         """
         channel: Channel[Notice] = Channel(NOTICES, name="notices")
-        self._core().writer.watch(channel, cancel.done)
+        self._core().writer.watch(channel, cancel.done, events)
         return channel.receiver
 
     # -- the file ------------------------------------------------------------------------------------------------------
@@ -340,6 +420,14 @@ class SQLiteStore:
             raise StoreError(f"{self._file} has something in it that cannot be read: {error!r}") from error
 
     @staticmethod
+    def _row(connection: Connection, id: str, columns: str) -> Any:
+        """These columns of the row of a session. Raises `SessionNotFound`."""
+        row = connection.execute(f"SELECT {columns} FROM sessions WHERE id = ?", (id,)).fetchone()
+        if row is None:
+            raise SessionNotFound(f"the store has no session {id}")
+        return row
+
+    @staticmethod
     def _snapshot(connection: Connection, id: str) -> Snapshot:
         snapshot = snapshot_of(connection, id)
         if snapshot is None:
@@ -356,6 +444,7 @@ class _Core:
         self.process = os.getpid()
         self.place = place  # where the store finds it
         self.fts5 = fts5
+        self.forgotten = 0  # when it was looked for old event logs; used by the writer's thread alone
         self.readers = Readers(file)
         self.writer = Writer(file, connection, lease, self.readers.close)
         _live.add(self)
@@ -404,6 +493,18 @@ def _insert(connection: Connection, snapshot: Snapshot, messages: Sequence[Any],
         updated_at=micros(snapshot.updated_at),
     )
     update_session(connection, number, changed)
+
+
+def _commanded(connection: Connection, id: str, now: int) -> int:
+    """The number of a session on which a stream runs that listens. Raises `SessionNotFound` and `NotRunning`."""
+    number, owner, lease_until = SQLiteStore._row(connection, id, "number, owner, lease_until")
+    if not is_held(owner, lease_until, now):
+        raise not_running(id, None)
+    said = json.loads(owner)
+    if not said.get("listens"):
+        raise not_running(id, Owner.from_dict(said))
+    found: int = number
+    return found
 
 
 def _info(row: Sequence[Any], now: int) -> SessionInfo:

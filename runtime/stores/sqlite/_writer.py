@@ -34,7 +34,7 @@ from ._notices import Watchers
 from ._rows import micros
 
 _TOGETHER: Final = 200  # jobs of one transaction
-_LOOK: Final = 0.05  # seconds between looks at what other processes have written, where somebody watches
+_LOOK: Final = 0.02  # seconds between looks whether other processes have written, where somebody watches
 _RENEWALS: Final = 3  # in the time of a lease
 
 _logger = lazy_logger("runtime")
@@ -115,9 +115,9 @@ class Writer:
         """What ``function`` returns, in a transaction. Raises what it raises, and `StoreError`."""
         return self.send(Job(function)).wait()
 
-    def watch(self, channel: Channel[Notice], done: Receiver[Any]) -> None:
-        """Let the channel have what happens from now on, until ``done`` closes."""
-        self.do(lambda connection, _: self._watchers.add(connection, channel, done))
+    def watch(self, channel: Channel[Notice], done: Receiver[Any], events: bool) -> None:
+        """Let the channel have what happens from now on, until ``done`` closes; also of event logs, if it wants."""
+        self.do(lambda connection, _: self._watchers.add(connection, channel, done, events))
 
     def close(self, timeout: float | None) -> bool:
         """Let what was sent be written, and the thread end; whether it has, within ``timeout`` seconds."""
@@ -177,7 +177,7 @@ class Writer:
         if batch:
             self._write(batch)
         self._renew()
-        self._watchers.look(self._reading)
+        self._watchers.look(self._reading, bool(batch))
         return True
 
     def _next(self) -> list[Job] | None:

@@ -9,7 +9,7 @@ import pytest
 
 from runtime import Agent, HookInput, HookResult, NotRunning, RunError, Runtime, Session, ToolContext, tool
 from runtime.events import AgentChoice, Paused, StreamStopped, ToolCallResponse, UserMessage
-from runtime.human._mailbox import Mailbox
+from runtime.human._mailbox import Mail, Mailbox
 from runtime.session._session import SessionLog
 from support.scripted import Scripted, Stall, call, say
 
@@ -273,7 +273,7 @@ def test_the_mailbox_tells_what_it_is() -> None:
     """For people."""
     session = Session()
     box = Mailbox(session, SessionLog(session))
-    box.steer("x")
+    box.take(Mail("user_steering_messages_submit", "x"))
     assert repr(box) == "<Mailbox open, 1 waiting>"
     box.pause()
     assert repr(box) == "<Mailbox paused, 1 waiting>"

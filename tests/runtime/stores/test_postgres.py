@@ -30,7 +30,8 @@ from support.waiting import eventually
 psycopg = pytest.importorskip("psycopg", reason="the extra postgres is not installed", exc_type=ImportError)
 
 from runtime.stores.conformance import StoreConformance  # noqa: E402
-from runtime.stores.postgres import PostgresStore, _watch, _writer  # noqa: E402
+from runtime.stores.postgres import PostgresStore, _migrations, _watch, _writer  # noqa: E402
+from runtime.stores.postgres._database import Database  # noqa: E402
 
 LONG = 10.0
 ROOT = Path(__file__).resolve().parents[3]
@@ -676,6 +677,97 @@ def test_a_run_waits_for_a_server_that_is_started_again(postgres: str, postgres_
                 assert stream.reason == "canceled"
             finally:
                 postgres_server.start()
+
+
+# -- event logs --------------------------------------------------------------------------------------------------------
+
+
+def test_tables_of_the_first_version_are_run_on(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_migrations, "STEPS", _migrations.STEPS[:1])
+    database = Database(postgres, "lockgate")
+    _migrations.migrate(database)
+    database.close()
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        assert connection.execute("SELECT version FROM lockgate.version").fetchall() == [(1,)]
+        connection.execute(
+            "INSERT INTO lockgate.sessions (id, root_id, title, status, permissions, compacted, messages, epoch, words)"
+            " VALUES ('old', 'old', '', 'idle', %s, %s, 0, 3, '')",
+            (
+                '{"allow": [], "ask": [], "deny": [], "approve_all": false}',
+                '{"summary": "", "start": 0, "shortened": 0, "at": 0}',
+            ),
+        )
+    monkeypatch.undo()
+    with PostgresStore(postgres) as store:
+        session = store.load("old")
+        journal = store.open(session, listens=True)
+        store.append_events(session, [(1, "{}")])
+        store.mail("old", "user_followup_submit", "more")
+        assert (store.last_event("old"), len(store.commands("old").mail)) == (1, 1)
+        journal.release("idle")
+
+
+def test_a_log_is_emptied_an_hour_after_its_last_event_but_not_under_a_stream(
+    postgres: str, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_writer, "EVERY", -1.0)
+    kept, old, live = (Session.from_user(f"{n}") for n in range(3))
+    journals = [store.open(session) for session in (kept, old, live)]
+    for session in (kept, old, live):
+        store.append_events(session, [(1, "a"), (2, "b")])
+    journals[0].release("idle")
+    journals[1].release("idle")
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(
+            "UPDATE lockgate.sessions SET events_at = events_at - interval '3601 seconds' WHERE id IN (%s, %s)",
+            (old.id, live.id),
+        )
+    other = Session.from_user("other")
+    journals[1] = store.open(other)
+    store.append_events(other, [(1, "x")])
+    assert [len(store.events(session.id)) for session in (kept, old, live)] == [2, 0, 2]
+    assert store.last_event(old.id) == 2
+    journals[1].release("idle")
+    journals[2].release("idle")
+
+
+def test_events_are_logged_once_also_where_connections_are_cut(
+    store: PostgresStore, postgres_server: Server, threads: Any
+) -> None:
+    """Between any two of its statements, also in the middle of a commit."""
+    session = Session.from_user("hello")
+    journal = store.open(session)
+    over = threading.Event()
+
+    def cutting() -> None:
+        while not over.wait(random.uniform(0.001, 0.02)):
+            cut(postgres_server, "query LIKE '%events%'")
+
+    task = threads.go(cutting)
+    for number in range(1, 301, 3):
+        store.append_events(session, [(number + i, f"{number + i}") for i in range(3)])
+    over.set()
+    task.result()
+    assert list(store.events(session.id)) == [(number, f"{number}") for number in range(1, 301)]
+    journal.release("idle")
+
+
+def test_commands_are_heard_of_behind_a_pooler(pooled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_watch, "LOOK", 0.05)
+    with PostgresStore(pooled) as store:
+        session = Session.from_user("hello")
+        journal = store.open(session, listens=True)
+        token = CancelToken()
+        notices = store.watch(token, events=True)
+        for command, kind in (
+            (lambda: store.append_events(session, [(1, "a")]), "events"),
+            (lambda: store.mail(session.id, "user_followup_submit", "x"), "mailed"),
+            (lambda: store.cancel(session.id), "canceled"),
+        ):
+            command()
+            assert notices.recv(timeout=10).kind == kind
+        token.cancel()
+        journal.release("idle")
 
 
 # -- watching ----------------------------------------------------------------------------------------------------------

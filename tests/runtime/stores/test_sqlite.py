@@ -28,7 +28,7 @@ from runtime.session._journal import Said
 from runtime.stores import SQLiteStore
 from runtime.stores._owner import Owner
 from runtime.stores.conformance import StoreConformance
-from runtime.stores.sqlite import _file, _migrations, _search
+from runtime.stores.sqlite import _file, _migrations, _search, _store
 from support.scripted import Scripted
 from support.scripted import say as say_it
 
@@ -666,6 +666,56 @@ def test_each_error_of_sqlite_says_what_to_do(path: Path, code: str, match: str)
     assert re.search(match, str(_file.StoreFile(path, "process").explained(error)))
 
 
+# -- event logs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_is_emptied_an_hour_after_its_last_event_but_not_under_a_stream(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers go on behind that."""
+    monkeypatch.setattr(_store, "_EVERY", -1)
+    with SQLiteStore(path) as store:
+        kept, old, live, other = (Session.from_user(f"{n}") for n in range(4))
+        journals = [store.open(session) for session in (kept, old, live, other)]
+        for session in (kept, old, live):
+            store.append_events(session, [(1, "a"), (2, "b")])
+        for journal in journals[:2]:
+            journal.release("idle")
+        with raw(path) as connection:
+            connection.execute(
+                "UPDATE event_logs SET changed_at = changed_at - 3601000000 WHERE session IN"
+                " (SELECT number FROM sessions WHERE id IN (?, ?))",
+                (old.id, live.id),
+            )
+        store.append_events(other, [(1, "x")])
+        assert [len(store.events(session.id)) for session in (kept, old, live)] == [2, 0, 2]
+        assert store.last_event(old.id) == 2
+        journal = store.open(old)
+        store.append_events(old, [(3, "c")])
+        assert list(store.events(old.id)) == [(3, "c")]
+        for each in (journal, *journals[2:]):
+            each.release("idle")
+
+
+def test_what_another_process_writes_is_seen_where_it_is_looked_for_nothing_else(path: Path) -> None:
+    """A look that finds the file unchanged reads no table."""
+    with SQLiteStore(path) as store, SQLiteStore(path) as other:
+        session = Session.from_user("hello")
+        journal = store.open(session)
+        token = CancelToken()
+        notices = other.watch(token, events=True)
+        statements: list[str] = []
+        core = other._core()
+        with core.writer.inside:
+            core.writer.connection.set_trace_callback(statements.append)
+        wait_until(lambda: len(statements) >= 4)
+        assert set(statements) == {"PRAGMA data_version"}
+        store.append_events(session, [(1, "a")])
+        assert notices.recv(timeout=10).kind == "events"
+        token.cancel()
+        journal.release("idle")
+
+
 # -- migrations --------------------------------------------------------------------------------------------------------
 
 STEP = "CREATE TABLE more (x INTEGER) STRICT;\nINSERT INTO more SELECT count(*) FROM items;\n"
@@ -684,7 +734,7 @@ def test_an_older_file_becomes_one_of_today_with_a_backup_before(
         store.close()
     with raw(path) as other:
         assert other.execute("SELECT x FROM more").fetchall() == [(1,)]
-        assert other.execute("PRAGMA user_version").fetchone() == (2,)
+        assert other.execute("PRAGMA user_version").fetchone() == (len(_migrations.STEPS),)
     monkeypatch.undo()
     backups = list(path.parent.glob("*.backup"))
     assert backups
@@ -692,6 +742,41 @@ def test_an_older_file_becomes_one_of_today_with_a_backup_before(
         assert stat.S_IMODE(backup.stat().st_mode) == 0o600
     with SQLiteStore(backups[0]) as store:
         assert contents(store, session.id) == ["hello"]
+
+
+def test_a_file_of_the_first_version_is_run_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sessions get event logs, and take commands; a new file is made without a backup of nothing."""
+    monkeypatch.setattr(_migrations, "STEPS", _migrations.STEPS[:1])
+    file = _file.StoreFile(path, "process")
+    file.prepare()
+    with contextlib.closing(file.connect(write=True)) as connection:
+        _migrations.migrate(file, connection)
+        connection.execute(
+            "INSERT INTO sessions (id, title, status, permissions, compacted, messages, created_at, updated_at, epoch)"
+            " VALUES ('old', 'a title', 'idle', ?, ?, 1, 5, 6, 3)",
+            (
+                '{"allow": [], "ask": [], "deny": [], "approve_all": false}',
+                '{"summary": "", "start": 0, "shortened": 0, "at": 0}',
+            ),
+        )
+        connection.execute(
+            "INSERT INTO items VALUES (?, ?)", ((1 << 32), json.dumps(Message("user", "hello").to_dict()))
+        )
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    monkeypatch.undo()
+    with SQLiteStore(path) as store:
+        session = store.load("old")
+        assert [message.content for message in session.messages] == ["hello"]
+        journal = store.open(session, listens=True)
+        store.append_events(session, [(1, "{}")])
+        store.cancel("old", "enough")
+        assert (store.last_event("old"), store.commands("old").cancel) == (1, "enough")
+        journal.release("idle")
+    (backup,) = path.parent.glob("*.backup")
+    with raw(backup) as old:
+        assert old.execute("PRAGMA user_version").fetchone() == (1,)
+    with SQLiteStore(path.parent / "new.db"):
+        assert list(path.parent.glob("*.backup")) == [backup]
 
 
 def test_a_step_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
