@@ -436,8 +436,9 @@ class Runtime:
         self._mail(session, "user_followup_submit", text)
 
     def cancel(self, session: Session | str, reason: str = "") -> None:
-        """Cancel the run on ``session``, or on the session with this id. Does not wait for its end; `EventStream.result`
-        raises an error with the ``reason``. Whose run it may be, and the errors, are as in `steer`.
+        """Cancel the run on ``session``, or on the session with this id. Does not wait for its end, where
+        `EventStream.result` raises an error with the ``reason``. Whose run it may be, and what this raises, is as in
+        `steer`.
         """
         check("the reason of a cancel", reason, str, "text")
         core = self._live(session)

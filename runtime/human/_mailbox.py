@@ -108,11 +108,6 @@ class Mailbox:
         """Whether the stream is to be paused."""
         return self._resumed is not None
 
-    @property
-    def waiting(self) -> int:
-        """How many messages were not taken."""
-        return len(self._steering) + len(self._following)
-
     def wait(self, token: CancelToken) -> None:
         """Wait until the stream is resumed, and not paused again. Raises `Cancelled`."""
         while (resumed := self._resumed) is not None:
@@ -144,4 +139,4 @@ class Mailbox:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "paused" if self.paused else "open"
-        return f"<Mailbox {state}, {self.waiting} waiting>"
+        return f"<Mailbox {state}, {len(self._steering) + len(self._following)} waiting>"
