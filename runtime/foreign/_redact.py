@@ -27,9 +27,18 @@ _SHORTEST: Final = 8  # characters that the value of an environment variable has
 
 #: How names of secrets end. Tokens in the plural are counted, not kept secret.
 _NAME: Final = (
-    r"(?:api[ _-]?keys?|access[_-]?keys?|private[_-]?keys?|auth[_-]?keys?|secrets?|passw(?:or)?ds?|pwd|passphrases?"
+    r"(?:(?:(?:api|access|private|auth|secret|master|encryption|signing|account|ssh)[ _-]?keys?|secrets?"
+    r"|passw(?:or)?[dt]s?|pass word|kennwort|pwd|(?<=[_-])pass|pgpass|passphrases?|passcodes?"
     r"|credentials?|authorization|cookies?|sessionid|token)"
+    r"(?:[_-]?(?:\d{1,3}|hash|value|confirm(?:ation)?|old|new|prod|dev|test|base))?)"
 )
+#: Names that tell by themselves, but are too short to be looked for in a text.
+_SHORT_NAMES: Final = frozenset(("bearer", "cvc", "cvv", "jwt", "otp", "pass", "pin"))
+#: What is a number under such a name is a count: of tests that pass.
+_COUNTED: Final = re.compile(r"pass[\"']?[\s:=>]*$", re.IGNORECASE)
+#: The members of an object that is about one thing of a name: a header, a variable, a field of a form.
+_NAMES: Final = ("name", "key", "field", "header", "Name", "Key")
+_VALUES: Final = ("value", "Value", "default")
 Replace: TypeAlias = Callable[[re.Match[str]], str]
 
 
@@ -48,7 +57,9 @@ def _rule(hint: str, pattern: str) -> _Rule:
     return _Rule((hint.lower(),), re.compile(pattern, re.DOTALL))
 
 
-_HINTS: Final = ("key", "secret", "passw", "pass", "pwd", "credential", "authorization", "cookie", "sessionid", "token")
+_HINTS: Final = (
+    *("key", "secret", "pass", "kennwort", "pwd", "credential", "authorization", "cookie", "sessionid", "token"),
+)
 
 # Made when the first text is looked at: to compile them takes as long as to import half of this package.
 
@@ -63,8 +74,9 @@ def _rules() -> tuple[_Rule, ...]:
     """In this order: what is left by one is for the next."""
     # A name and its value in a text: JSON, also inside a JSON string, a header, a line of settings, a query.
     named = re.compile(
-        rf"""({_NAME}\\?["']?\s*[:=]\s*)"""
-        r"""("[^"\\]*+(?:\\.[^"\\]*+)*+"?|'[^']*+'?|\\"[^\\]*+(?:\\(?!")[^\\]*+)*+(?:\\")?"""
+        rf"""({_NAME}\\{{0,15}}["']?\s*(?:=>|:=|[:=]|%3D|(?:%22)?%3A(?:%20)?(?:%22)?)\s*)"""
+        r"""("[^"\\]*+(?:(?:\\.|"")[^"\\]*+)*+"?|'[^']*+(?:''[^']*+)*+'?"""
+        r"""|\\"[^\\]*+(?:\\(?!")[^\\]*+)*+(?:\\")?|\\{2,15}"[^\\"]*+(?:\\{2,15}")?"""
         r"""|\[[^\[\]]{0,2048}\]|\{[^{}]{0,2048}\}"""
         r"""|(?:(?:bearer|basic|token|digest|apikey|key|bot)\s+)?[^\s"'\\,;&}\])]+)""",
         re.IGNORECASE | re.DOTALL,
@@ -72,7 +84,8 @@ def _rules() -> tuple[_Rule, ...]:
     # What a list or a block of YAML says: its indented lines.
     listed = re.compile(
         rf"(?<![^\s\"'._-])([\"']?[\w.-]{{0,40}}{_NAME}[\"']?:[ \t]{{0,8}}"
-        r"(?:[|>][+-]?[ \t]{0,8}\n(?=[ \t])|\n(?=[ \t]{0,40}- ))[ \t]{0,40})"
+        r"(?:(?:![\w-]{1,40}[ \t]{1,8})?[|>][+-]?[ \t]{0,8}\n(?=[ \t])"
+        r"|\n(?=[ \t]{0,40}- |[ \t]{1,40}[\w.-]{1,40}:[ \t]))[ \t]{0,40})"
         r"[^\n]++(?:\n[ \t]++[^\n]++)*+",
         re.IGNORECASE,
     )
@@ -83,17 +96,35 @@ def _rules() -> tuple[_Rule, ...]:
             lambda match: match[0] if match[1] is None else REDACTED,
         ),
         _rule(
-            "PRIVATE KEY-----",
-            r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*+(?:-(?!----END [A-Z ]*PRIVATE KEY-----)[^-]*+)*+"
-            r"(?:-----END [A-Z ]*PRIVATE KEY-----)?",
+            "PRIVATE KEY",
+            r"-----? ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-----?"
+            r"[^-]*+(?:-(?!---? ?-?END [A-Z0-9 ]{0,40}PRIVATE KEY)[^-]*+)*+"
+            r"(?:-----? ?END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-----?)?",
         ),
+        _Rule(  # of PuTTY
+            ("private-lines",),
+            re.compile(r"(Private-Lines:[^\n]{0,16}\n)[\w+/=\s]++(?=Private-|$)?", re.IGNORECASE),
+            lambda match: match[1] + REDACTED + "\n",
+        ),
+        _rule("AGE-SECRET-KEY-", r"AGE-SECRET-KEY-1[0-9A-Z]{16,}"),
         _rule("sk-", r"\bsk-[\w-]{16,}"),
         *(
             _rule(hint, rf"\b{hint}\w{{16,}}")
             for hint in ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "hf_")
         ),
-        _rule("glpat-", r"\bglpat-\w{16,}"),
-        _rule("xox", r"\bxox[abeprs]-[\w-]{10,}"),
+        *(
+            _rule(hint, rf"\b{re.escape(hint)}[\w-]{{10,}}")
+            for hint in (
+                *("glpat-", "gldt-", "glrt-", "glsa_", "xapp-", "xai-", "gsk_", "GOCSPX-", "pypi-AgE", "shpat_"),
+                *("shpss_", "hvs.", "hvb.", "dop_v1_", "lin_api_", "sbp_", "figd_", "ntn_", "tvly-", "pplx-"),
+                *("whsec_", "ATATT3"),
+            )
+        ),
+        _rule("r8_", r"\br8_\w{30,}"),
+        _rule(":AA", r"(?<!\d)\d{8,10}:AA[\w-]{32,}"),  # of a bot of Telegram
+        _rule("/webhooks/", r"(?<=/webhooks/)\d{6,24}/[\w-]{16,}"),
+        _rule("xox", r"\bxox[abceprs]-[\w-]{10,}"),
+        _rule("$", r"\$(?:[156y]|2[abxy]|argon2(?:id?|d))\$[\w./$=,+-]{13,}"),  # hashes of passwords
         _rule("AKIA", r"\bAKIA[0-9A-Z]{16}\b"),
         _rule("ASIA", r"\bASIA[0-9A-Z]{16}\b"),
         _rule("AIza", r"\bAIza[\w-]{35}"),
@@ -105,10 +136,66 @@ def _rules() -> tuple[_Rule, ...]:
         _rule("bearer ", r"(?i:(?<=\bbearer ))[\w.~+/=-]{8,}"),
         _Rule(  # user and password of an address, a password that has an @, or a token alone
             ("://",),
-            re.compile(r"(?<=://)(?:[^\s/:@\"']{0,128}:[^\s/\"']{1,256}|[^\s/:@\"'<>]{16,256})@"),
+            re.compile(
+                r"(?<=://)(?:[^\s/:@\"']{0,128}:(?!\d{1,5}[/?#])[^\s/\"']{1,256}(?:/[^\s/\"'@]{1,128})?"
+                r"|[^\s/:@\"'<>]{16,256})@"
+            ),
             lambda match: f"{REDACTED}@",
         ),
-        _rule("-u ", r"""(?<=\s-u )[^\s:"']{1,64}:[^\s"']+"""),
+        _Rule(  # what is signed, and what a sign-in brings back, in the query of an address
+            ("sig=", "signature=", "code=", "key="),
+            re.compile(r"([?&](?:sig|(?:x-\w{1,8}-)?signature|code|key)=)[\w%.~+/=-]{10,}", re.IGNORECASE),
+            lambda match: match[1] + REDACTED,
+        ),
+        _Rule(
+            ("-u", "--user", "--proxy-user"),
+            re.compile(r"""((?<=\s)(?:-u ?|--(?:proxy-)?user[ =]))(?!\d+:\d+(?!\S))[^\s:"']{1,64}:[^\s"']+"""),
+            lambda match: match[1] + REDACTED,
+        ),
+        _Rule(  # passwords that commands are given
+            ("sshpass", "mysql", "mariadb", " login "),
+            re.compile(
+                r"(\b(?:sshpass\s{1,8}-p\s{0,8}|(?:mysql|mariadb)\w{0,16}\b[^\n|;&]{0,200}?\s-p(?=[^\s\"'<])"
+                r"|(?:docker|podman|nerdctl|registry|oc) login\b[^\n|;&]{0,200}?\s-p\s{1,8}))[^\s\"']+"
+            ),
+            lambda match: match[1] + REDACTED,
+        ),
+        _Rule(  # and schemes of the header that have parameters
+            ("authorization",),
+            re.compile(
+                r"(authorization:\s{0,8})(?:digest|aws4-\S{1,24}|hawk|oauth|signature|mac)\s[^\r\n\\]*+", re.IGNORECASE
+            ),
+            lambda match: match[1] + REDACTED,
+        ),
+        _Rule(  # .netrc
+            ("password",),
+            re.compile(r"(\b(?:login|user)\s{1,16}\S{1,128}\s{1,16}password\s{1,16})\S+", re.IGNORECASE),
+            lambda match: match[1] + REDACTED,
+        ),
+        _Rule(  # what people say; words without a digit are most often a remark
+            ("pass", "token", "key"),
+            re.compile(
+                r"((?:password|passphrase|passcode|token|api key) (?:is|was)[: ]{1,2})"
+                r"(?=[^\s]{0,128}\d)(?=[^\s]{0,128}[^\W\d])[^\s\"']{6,}",
+                re.IGNORECASE,
+            ),
+            lambda match: match[1] + REDACTED,
+        ),
+        _Rule(  # tokens in the plural are counted, unless there they are
+            ("tokens",),
+            re.compile(r"""(tokens["']?\s{0,8}[:=]\s{0,8}["']?)(?=[^\s"']{0,64}[^\W\d])(?=[^\s"']{0,64}\d)[\w.+/=~-]{16,}"""),
+            lambda match: match[1] + REDACTED,
+        ),
+        _Rule(  # ENV of a Dockerfile, setx of Windows, pairs as Python shows them, attributes of XML
+            _HINTS,
+            re.compile(
+                rf"(\b(?:ENV|ARG|setx)[ \t]{{1,8}}\w{{0,40}}{_NAME}[ \t]{{1,8}}"
+                rf"|\(b?[\"'][\w-]{{0,40}}{_NAME}[\"'],[ ]?b?[\"']"
+                rf"|\b(?:name|key|id)=[\"'][\w.:-]{{0,40}}{_NAME}[\"'][ ]{{1,8}}value=[\"'])[^\s\"'<>]+",
+                re.IGNORECASE,
+            ),
+            lambda match: match[1] + REDACTED,
+        ),
         _Rule(  # all of the cookies, and what is said of them
             ("cookie",),
             re.compile(
@@ -120,7 +207,9 @@ def _rules() -> tuple[_Rule, ...]:
         ),
         _Rule(  # options of commands
             ("--",),
-            re.compile(rf"(?<![\w-])(--[\w-]{{0,40}}{_NAME}[ \t]{{1,8}})[^\s\"'\\-][^\s\"'\\]*+", re.IGNORECASE),
+            re.compile(
+                rf"(?<![\w-])(--[\w-]{{0,40}}{_NAME}[ \t]{{1,8}}[\"']?)[^\s\"'\\-][^\s\"'\\]*+", re.IGNORECASE
+            ),
             lambda match: match[1] + REDACTED,
         ),
         _Rule(  # elements of XML
@@ -193,11 +282,13 @@ class Redaction:
                 return REDACTED if value else value
             return self._text(value, depth) if depth or self._more is None else self.text(value)
         if isinstance(value, Mapping):
+            if not secret and not schema and _names_a_secret(value):
+                value = {key: REDACTED if key in _VALUES and item else item for key, item in value.items()}
             # The names of a schema are those of parameters: what is said of one is no secret.
             return {
                 self._name(key): self._value(
                     item,
-                    secret or (_tells(key) and not (schema and isinstance(item, Mapping))),
+                    secret or (_tells(key, item) and not (schema and isinstance(item, Mapping))),
                     depth,
                     schema=key == "properties" and not schema,
                 )
@@ -249,8 +340,21 @@ def _keeps_a_secret(variable: str) -> bool:
     return not is_directory and bool(_secret_name().search(variable))
 
 
-def _tells(name: Any) -> bool:
-    return bool(_secret_name().search(str(name)[-40:]))
+def _tells(name: Any, value: Any = "") -> bool:
+    """Whether what stands under ``name`` is a secret."""
+    name = str(name)[-40:].strip()
+    if name.casefold() in _SHORT_NAMES:
+        return isinstance(value, str) and (name.casefold() != "pass" or not value.isdigit())
+    if not _secret_name().search(name):
+        return False
+    return not (_COUNTED.search(name) and isinstance(value, (int, float)))
+
+
+def _names_a_secret(said: Mapping[Any, Any]) -> bool:
+    """Whether an object is a name and its value, such as a header, and the name is that of a secret."""
+    if not any(key in said for key in _VALUES):
+        return False
+    return any(isinstance(name := said.get(key), str) and _tells(name) for key in _NAMES)
 
 
 def _in_place_of(name: str, value: str) -> str:
@@ -258,7 +362,7 @@ def _in_place_of(name: str, value: str) -> str:
     quote = next((each for each in ('\\"', '"', "'") if value.startswith(each)), "")
     if quote:
         return f"{quote}{REDACTED}{quote}" if len(value) > 2 * len(quote) else value
-    if value in ("null", "true", "false", "None", "True", "False"):
+    if value in ("null", "true", "false", "None", "True", "False") or (value.isdigit() and _COUNTED.search(name)):
         return value
     quote = next((each for each in ('\\"', '"', "'") if each in name), "")
     return f"{quote}{REDACTED}{quote}"
