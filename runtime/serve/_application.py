@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from channels import CancelToken
 from channels._lazy import lazy_logger
 
 from .._checks import check_number
@@ -89,6 +90,8 @@ class Application:
             raise ValueError(_SEVERAL)
         self._guard = Guard(token, user, tuple(hosts))
         self._ping = ping
+        self._max_streams = max_streams
+        self._ended = CancelToken()
         self._backend = Backend(
             named(agents),
             store,
@@ -213,12 +216,55 @@ class Application:
             body.close()
         return body
 
+    # -- serving -------------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        *,
+        threads: int = 64,
+        ready: Callable[[str], object] | None = None,
+    ) -> None:
+        """Serve, with waitress, until Ctrl-C or `close`; then everything is closed.
+
+        ``threads`` are the requests that are answered at once, streams among them. ``ready`` is called with the address
+        once it can be asked (with port 0 the system chooses the port). Raises `ValueError` where others than this
+        machine would be served although there is neither a token nor a user, `OSError` if the address cannot be had,
+        and `MissingExtra`.
+        """
+        from ._http import is_loopback
+
+        check_number("threads", threads, "threads", least=3, whole=True)
+        check_number("port", port, "port", least=0, whole=True)
+        if not self._guard.knows and not is_loopback(host):
+            raise ValueError(f"on {host!r} everybody in reach could use the agents: token= says who may")
+        try:
+            from ._server import serve
+        except ImportError as error:
+            raise MissingExtra("serving agents over HTTP", "serve") from error
+        if self._max_streams is None:
+            self._backend.max_streams = threads - 2
+        try:
+            serve(
+                self,
+                host,
+                port,
+                threads=threads,
+                ready=ready or (lambda address: None),
+                ended=self._ended,
+                close=self._backend.close,
+            )
+        finally:
+            self.close()
+
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """End the streams, which clients open again a second later, and the runs: those that wait for their user are
         parked, the others cancelled. Closes no store that was given. Bounded in time. Closing twice is harmless.
         """
+        self._ended.cancel("the application was closed")
         self._backend.close()
 
     def __enter__(self) -> Application:

@@ -48,7 +48,7 @@ class Backend:
         self.own_store: Final = store is None
         self.store: Final[Store] = MemoryStore() if store is None else store
         self.log: Final[EventLog] = MemoryLog()
-        self.max_streams: Final = max_streams
+        self.max_streams = max_streams
         self._lock = threading.Lock()
         self._streams = 0
         self.closed = False

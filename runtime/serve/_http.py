@@ -256,6 +256,11 @@ class Guard:
             )
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens at ``host``."""
+    return host in LOOPBACK or bool(_LOCAL.fullmatch(host))
+
+
 def _check_origin(request: Request) -> None:
     origin = request.headers.get("Origin")
     if origin is not None:
