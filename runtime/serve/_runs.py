@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -26,6 +27,7 @@ from ._event_log import EventLog
 
 _logger = lazy_logger("runtime.serve")
 PARK: Final = 30.0  # seconds until a run that waits for its user is parked, where runs without clients go on
+PARKING: Final = 2.0  # seconds that runs have to end with the server
 BATCH: Final = 64  # events that are put into the log at once
 
 
@@ -166,13 +168,17 @@ class Runs:
         return True
 
     def close(self) -> None:
-        """Start no more runs. Those under way are parked if they wait for their user, and cancelled otherwise."""
+        """Start no more runs. Those under way are parked if they wait for their user, and cancelled otherwise. Waits
+        for their end, for a few seconds at most."""
         with self._lock:
             self._closed = True
             live = [run for run in self._live.values() if run._stream is not None]
+        until = time.monotonic() + PARKING
+        for run in [run for run in live if not self._park(run)]:
+            run.stream.cancel("the server was closed")
         for run in live:
-            if not self._park(run):
-                run.stream.cancel("the server was closed")
+            with contextlib.suppress(ChannelClosed, TimeoutError):
+                run.over.recv(timeout=max(0.0, until - time.monotonic()))
 
     # -- who looks -----------------------------------------------------------------------------------------------------
 
