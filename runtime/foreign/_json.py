@@ -5,6 +5,7 @@ The parser and the encoder of `json` are written in C and hold the GIL, for abou
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -42,11 +43,11 @@ def parse(text: str) -> Any:
     if _is_deep(text):
         raise ValueError(f"it is nested more than {DEEPEST} levels deep")
     try:
-        numbers: dict[str, Any] = {}
+        decoder: Any = _strict
         if _MAYBE_ENDLESS.search(text):  # a look at each number takes several times as long
-            numbers = {"parse_float": _float, "parse_int": _int}
-        decoder: Any = json.JSONDecoder(parse_constant=_refuse, **numbers)
+            decoder = json.JSONDecoder(parse_constant=_refuse, parse_float=_float, parse_int=_int)
         if text.count(",") + 5 * (text.count("[") + text.count("{")) > _MANY:
+            decoder = copy.copy(decoder)  # others may be at it
             decoder.scan_once = _scanner(decoder)
         return decoder.decode(text)
     except RecursionError:  # this is called near the end of the stack
@@ -77,6 +78,10 @@ def _float(text: str) -> float:
 def _int(text: str) -> int:
     _float(text)  # as others read it
     return int(text)
+
+
+#: To make one takes as long as to read the arguments of a call with it.
+_strict: Final = json.JSONDecoder(parse_constant=_refuse)
 
 
 def write(value: Any) -> str:

@@ -169,8 +169,7 @@ class _Run:
         made = dispatch(core, reply, tools, left)
         self._next, self._successor = made.contexts, made.successor
         results = core.session._messages[-len(reply.tool_calls) :]
-        # What the model has written is read once more, to compare it.
-        repeated = core.calls.run("comparing calls", self._repeats.look, reply.tool_calls, results, tools)
+        repeated = self._repeats.look(reply.tool_calls, made.compared, results, tools)
         if repeated:
             raise loop_detected(core, repeated)
         check_budget(core)

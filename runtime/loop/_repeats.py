@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
 
 from ..agent._tool import Tool
-from ..session._message import Message, ToolCall, canonical
-
-_LONG: Final = 10_000  # characters of arguments; longer ones are held against each other as they are written
+from ..session._message import Message, ToolCall
 
 
 class Repeats:
@@ -22,13 +19,21 @@ class Repeats:
         self._last: set[tuple[str, str, str]] = set()
         self._times = 0
 
-    def look(self, calls: Sequence[ToolCall], results: Iterable[Message], tools: Mapping[str, Tool]) -> list[str]:
-        """Count the calls of a turn. Returns the names of the tools that were called once too often."""
+    def look(
+        self,
+        calls: Sequence[ToolCall],
+        compared: Mapping[str, str],
+        results: Iterable[Message],
+        tools: Mapping[str, Tool],
+    ) -> list[str]:
+        """Count the calls of a turn, whose arguments are ``compared`` as these texts. Returns the names of the tools
+        that were called once too often.
+        """
         if self._limit is None:
             return []
         said = {result.tool_call_id: result.content for result in results}
         made = {
-            (call.name, canonical(call) if len(call.arguments) < _LONG else call.arguments, said.get(call.id, ""))
+            (call.name, compared[call.id], said.get(call.id, ""))
             for call in calls
             if call.name not in tools or not tools[call.name].polling
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from channels._lazy import lazy
 
@@ -67,10 +67,13 @@ class ToolCall:
         return self._read
 
 
+_sorted: Final = json.JSONEncoder(sort_keys=True)
+
+
 def canonical(call: ToolCall) -> str:
     """Arguments in canonical JSON, so that whitespace and the order of keys make no difference."""
     arguments = call.parsed
-    return call.arguments if arguments is None else json.dumps(arguments, sort_keys=True)
+    return call.arguments if arguments is None else _sorted.encode(arguments)
 
 
 def size_of(size: int) -> str:

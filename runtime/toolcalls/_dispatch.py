@@ -32,7 +32,7 @@ from ..stream._run_hooks import HookRun, firing
 from ._approval import remember_late
 from ._elicitation import elicitation
 from ._messages import Asked, Decided, Fire, Forwarded, Late, NestedParked, Park, Progress, Resumed, posting
-from ._resolve import Resolved, resolve
+from ._resolve import Read, Resolved, read
 from ._running import OVER, Approval, Steps, Turn
 from ._tool_run import tool_run
 
@@ -40,11 +40,12 @@ from ._tool_run import tool_run
 @dataclass(frozen=True, slots=True)
 class Made:
     """The outcome of the calls of a turn: the context that hooks have for the model, and the agent that the
-    conversation is handed to.
+    conversation is handed to; and the texts of the arguments that calls are compared by, by id.
     """
 
     contexts: list[str]
     successor: Agent | None
+    compared: Mapping[str, str]
 
 
 def dispatch(
@@ -58,13 +59,13 @@ def dispatch(
     """
     turn = Turn(core, tools, {call.id: i for i, call in enumerate(reply.tool_calls)}, left or {})
     calls = [call for call in reply.tool_calls if left is None or call.id in left]
-    dispatcher = _Dispatcher(turn, calls, reply.finish_reason)
+    dispatcher = _Dispatcher(turn, calls)
     try:
-        dispatcher.run()
+        compared = dispatcher.run(reply)
     finally:
         dispatcher.close()
     core.stop_if_blocked("post_tool_use", turn.blocked)
-    return Made(turn.contexts, turn.successor)
+    return Made(turn.contexts, turn.successor, compared)
 
 
 class _Dispatcher:
@@ -72,29 +73,31 @@ class _Dispatcher:
     worker's thread only.
     """
 
-    def __init__(self, turn: Turn, calls: Sequence[ToolCall], finish: str | None) -> None:
+    def __init__(self, turn: Turn, calls: Sequence[ToolCall]) -> None:
         self.turn = turn
         self.core = turn.core
         self.calls = calls
-        self.finish = finish  # why the model stopped
         self.to_begin = deque(calls)
         #: For each wait, the steps that go on when it is over. A hook has a deadline too; dropping it drops its timer.
         self.waits: dict[Call | Ask[ToolCall, Decision], tuple[Steps[Any], CancelToken | None]] = {}
         self.asks_since: float | None = None  # when nothing was left under way but questions
 
-    def run(self) -> None:
+    def run(self, reply: Message) -> Mapping[str, str]:
+        """Make the calls. Returns what they are compared by."""
         # The schemas are from servers and the arguments from a model: checking them may take long, so a helper does it.
-        given = self.calls, self.finish, self.turn.tools, self.turn.states, self.core.token
-        resolved: Mapping[str, Resolved] = self.core.calls.run("reading the arguments", resolve, *given)
+        # All that is to be known of them is read at once: another way to a helper costs as much as the rest.
+        given = reply, self.calls, self.turn.tools, self.turn.states, self.core.token
+        said: Read = self.core.calls.run("reading the arguments", read, *given)
         parking = self.core.parking
         if parking is None:
-            self._make(resolved)
-            return
+            self._make(said.resolved)
+            return said.compared
         with parking.wanted.on_cancel(posting(self.turn.inbox, Park())):
             try:
-                self._make(resolved)
+                self._make(said.resolved)
             finally:
                 parking.at_the_model()
+        return said.compared
 
     def _make(self, resolved: Mapping[str, Resolved]) -> None:
         while self.to_begin or self.waits:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from channels import CancelToken
 
@@ -16,7 +16,7 @@ from ..agent._tool import Tool, ToolResult
 from ..foreign._sound import sound
 from ..foreign._spelling import spelled
 from ..session._journal import CallState
-from ..session._message import ToolCall
+from ..session._message import Message, ToolCall, canonical
 from ._assembler import cut_off
 
 
@@ -34,20 +34,38 @@ class Ready:
     text: str
 
 
+_LONG: Final = 10_000  # characters of arguments; longer ones are held against each other as they are written
+
 Resolved: TypeAlias = Ready | ToolResult  # or the result of a call that cannot be made
 
 
-def resolve(
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What has been read of the calls of a reply, by id: what those mean that are to be made, and how the arguments of
+    all of them are written where they are compared with those of other turns.
+    """
+
+    resolved: Mapping[str, Resolved]
+    compared: Mapping[str, str]
+
+
+def read(
+    reply: Message,
     calls: Sequence[ToolCall],
-    finish: str | None,
     tools: Mapping[str, Tool],
     states: Mapping[str, CallState],
     cancel: CancelToken,
-) -> dict[str, Resolved]:
-    """What the calls of a reply mean, by id. One that was shown to the user before, in another process it may be, means
-    what was shown.
+) -> Read:
+    """Read the calls of a reply, of which ``calls`` are to be made. One that was shown to the user before, in another
+    process it may be, means what was shown.
     """
-    return {call.id: _resolve(_as_shown(call, states), finish, tools, cancel) for call in calls}
+    finish = reply.finish_reason
+    resolved = {call.id: _resolve(_as_shown(call, states), finish, tools, cancel) for call in calls}
+    return Read(resolved, {call.id: _compared(call) for call in reply.tool_calls})
+
+
+def _compared(call: ToolCall) -> str:
+    return canonical(call) if len(call.arguments) < _LONG else call.arguments
 
 
 def _as_shown(call: ToolCall, states: Mapping[str, CallState]) -> ToolCall:
