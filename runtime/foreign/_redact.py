@@ -25,12 +25,14 @@ _JSON: Final = 4_000_000  # characters of a text that is read as JSON
 _DEPTH: Final = 8  # texts of JSON in texts of JSON
 _SHORTEST: Final = 8  # characters that the value of an environment variable has, to be looked for in every text
 
-#: How names of secrets end. Tokens in the plural are counted, not kept secret.
+#: How names of secrets end. Tokens in the plural are counted, not kept secret. By first letters, which are looked at
+#: before anything else: this is tried at every character of long texts.
 _NAME: Final = (
-    r"(?:(?:(?:api|access|private|auth|secret|master|encryption|signing|account|ssh)[ _-]?keys?|secrets?"
-    r"|passw(?:or)?[dt]s?|pass word|kennwort|pwd|(?<=[_-])pass|pgpass|passphrases?|passcodes?"
-    r"|credentials?|authorization|cookies?|sessionid|token)"
-    r"(?:[_-]?(?:\d{1,3}|hash|value|confirm(?:ation)?|old|new|prod|dev|test|base))?)"
+    r"(?=[acekmpst])(?:a(?:(?:pi|ccess|uth|ccount)[ _-]?keys?|uthorization)|c(?:redentials?|ookies?)"
+    r"|encryption[ _-]?keys?|kennwort|master[ _-]?keys?|p(?:a(?:ssw(?:or)?[dt]s?|ss word|ssphrases?|sscodes?)"
+    r"|rivate[ _-]?keys?|wd|gpass|(?<=[_-]p)ass)"
+    r"|s(?:e(?:cret[ _-]?keys?|crets?|ssionid)|igning[ _-]?keys?|sh[ _-]?keys?)|token)"
+    r"(?:[_-]?(?:\d{1,3}|hash|value|confirm(?:ation)?|old|new|prod|dev|test|base))?"
 )
 #: Names that tell by themselves, but are too short to be looked for in a text.
 _SHORT_NAMES: Final = frozenset(("bearer", "cvc", "cvv", "jwt", "otp", "pass", "pin"))
@@ -173,7 +175,7 @@ def _rules() -> tuple[_Rule, ...]:
             lambda match: match[1] + REDACTED,
         ),
         _Rule(  # what people say; words without a digit are most often a remark
-            ("pass", "token", "key"),
+            (" is", " was"),
             re.compile(
                 r"((?:password|passphrase|passcode|token|api key) (?:is|was)[: ]{1,2})"
                 r"(?=[^\s]{0,128}\d)(?=[^\s]{0,128}[^\W\d])[^\s\"']{6,}",
@@ -187,7 +189,7 @@ def _rules() -> tuple[_Rule, ...]:
             lambda match: match[1] + REDACTED,
         ),
         _Rule(  # ENV of a Dockerfile, setx of Windows, pairs as Python shows them, attributes of XML
-            _HINTS,
+            ("env ", "env\t", "arg ", "setx ", "('", '("', "(b", "name=", "key=", "id="),
             re.compile(
                 rf"(\b(?:ENV|ARG|setx)[ \t]{{1,8}}\w{{0,40}}{_NAME}[ \t]{{1,8}}"
                 rf"|\(b?[\"'][\w-]{{0,40}}{_NAME}[\"'],[ ]?b?[\"']"
@@ -264,10 +266,16 @@ class Redaction:
                 pass  # it only looks like it
         for value in self._values:
             text = text.replace(value, REDACTED)
-        if len(text) <= _PIECE and not any(map(text.casefold().__contains__, _hints())):
+        if len(text) > _JSON:  # one call about all of it would take long
+            for rule in _rules():
+                text = _sub(rule, text)
+            return text
+        folded = text.casefold()
+        if len(text) <= _PIECE and not any(map(folded.__contains__, _hints())):
             return text  # the way of most texts, which are short: names, ids, pieces of a reply
         for rule in _rules():
-            text = _sub(rule, text)
+            if any(map(folded.__contains__, rule.hints)):
+                text = _sub(rule, text)
         return text
 
     def value(self, value: Any) -> Any:
