@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from .._checks import check
+from .._errors import SessionNotFound
 from ..agent._agent import Agent, Team
 from ..agent._roster import Roster
 from ..runtime import Runtime
@@ -163,16 +164,10 @@ class Backend:
 
     def info(self, id: str) -> SessionInfo | None:
         """What the store knows of a session without loading it."""
-        before = None
-        for _ in range(_SCANNED // _PAGE):
-            some = self.store.sessions(limit=_PAGE, before=before)
-            for info in some:
-                if info.id == id:
-                    return info
-            if len(some) < _PAGE:
-                break
-            before = some[-1].updated_at
-        return None
+        try:
+            return self.store.info(id)
+        except SessionNotFound:
+            return None
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -255,6 +255,11 @@ class MemoryStore:
                 found.append(self._info(kept))
         return found
 
+    def info(self, id: str) -> SessionInfo:
+        """What is known of the session, as `Store.info` says."""
+        with self._using():
+            return self._info(self._find(id))
+
     def branch(self, id: str, at: int | None = None) -> Session:
         """A new session with the first messages of another, as `Store.branch` says."""
         with self._using():

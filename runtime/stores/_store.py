@@ -94,6 +94,10 @@ class Store(Protocol):
         """
         ...
 
+    def info(self, id: str) -> SessionInfo:
+        """What is known of the session, or sub-session, with this id, as in the list. Raises `SessionNotFound`."""
+        ...
+
     def branch(self, id: str, at: int | None = None) -> Session:
         """A new session with the messages of another before its message ``at``, which has to be a message of the user
         (None: with all messages). Raises `SessionNotFound`, and `ValueError` for a message that is not the user's, for

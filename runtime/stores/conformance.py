@@ -588,6 +588,20 @@ class StoreConformance:
         journal.release("waiting", "waiting")
         assert store.sessions()[0].status == "waiting"
 
+    def test_what_is_known_of_one_session(self, store: Store, held: Any) -> None:
+        """As in the list, and of sub-sessions, which are not there."""
+        session, journal = held(_calling("1"), title=_ODD)
+        inner = Session.from_user("task")
+        nested = store.open(inner, parent=Parent(session.id, session.id, "1"))
+        nested.append(Requested(_request(inner, "q")))
+        assert store.info(session.id) == store.sessions()[0]
+        found = store.info(inner.id)
+        assert (found.parent_id, found.status, found.messages, found.waiting) == (session.id, "running", 1, 1)
+        nested.release("idle")
+        journal.release("idle")
+        with pytest.raises(SessionNotFound):
+            store.info("nobody")
+
     @pytest.mark.parametrize(
         ("query", "found"),
         [

@@ -57,6 +57,12 @@ _OPEN: Final = (  # a request that waits
     "r.answer IS NULL AND r.withdrawn_at IS NULL AND (r.expires_at IS NULL OR r.expires_at > clock_timestamp())"
 )
 
+_INFO: Final = (
+    "SELECT s.id, s.title, s.agent_name, s.status, s.reason, s.messages, s.created_at, s.updated_at, s.branch_of,"
+    " s.owner, s.lease_until <= clock_timestamp(), s.parent_id, (SELECT count(*) FROM @requests r WHERE (r.root_id ="
+    f" s.id OR r.session_id = s.id) AND {_OPEN}) FROM @sessions s"
+)
+
 
 class PostgresStore:
     """A `Store` in a PostgreSQL database, which any number of processes and machines may share.
@@ -270,10 +276,7 @@ class PostgresStore:
         )
         wanted = [f"'{word}'" for word in words(query)]
         text = (
-            "SELECT s.id, s.title, s.agent_name, s.status, s.reason, s.messages, s.created_at, s.updated_at,"
-            " s.branch_of, s.owner, s.lease_until <= clock_timestamp(),"
-            f" (SELECT count(*) FROM @requests r WHERE r.root_id = s.id AND {_OPEN})"
-            " FROM @sessions s WHERE s.parent_id IS NULL AND (%s::timestamptz IS NULL OR s.updated_at < %s)"
+            f"{_INFO} WHERE s.parent_id IS NULL AND (%s::timestamptz IS NULL OR s.updated_at < %s)"
             f"{found * len(wanted)} ORDER BY s.updated_at DESC, s.id LIMIT %s"
         )
         values = (before, before, *(word for word in wanted for _ in range(2)), limit)
@@ -282,6 +285,14 @@ class PostgresStore:
             return connection.execute(self._database.sql(text), values).fetchall()
 
         return [_info(*row) for row in self._database.run(read)]
+
+    def info(self, id: str) -> SessionInfo:
+        """See `Store.info`."""
+        text = self._database.sql(f"{_INFO} WHERE s.id = %s")
+        row = self._database.run(lambda connection: connection.execute(text, (column(id),)).fetchone())
+        if row is None:
+            raise self._not_found(id)
+        return _info(*row)
 
     def branch(self, id: str, at: int | None = None) -> Session:
         """See `Store.branch`."""
@@ -594,7 +605,7 @@ def _waiting(request_id: str, row: Any) -> Request:
 
 def _info(
     id: str, title: str, agent: str | None, status: Any, reason: str, messages: int, created: datetime,
-    updated: datetime, branch_of: str | None, holder: Any, over: bool | None, waiting: int,
+    updated: datetime, branch_of: str | None, holder: Any, over: bool | None, parent: str | None, waiting: int,
 ) -> SessionInfo:  # fmt: skip
     if holder is not None and (over or Owner.from_dict(holder).gone):
         status = "interrupted"
@@ -607,6 +618,7 @@ def _info(
         messages=messages,
         created_at=utc(created),
         updated_at=utc(updated),
+        parent_id=None if parent is None else text_of(parent),
         branch_of=None if branch_of is None else text_of(branch_of),
         waiting=waiting,
     )

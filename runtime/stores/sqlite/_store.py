@@ -68,6 +68,14 @@ _EVERY: Final = int(EVERY * 1e6)
 _FORKING: Final = 1.0  # seconds that a fork waits for those who are inside SQLite
 
 
+_INFO: Final = (
+    "SELECT id, title, agent_name, status, reason, messages, created_at, updated_at, branch_of, owner, lease_until,"
+    " (SELECT id FROM sessions p WHERE p.number = s.parent), (SELECT count(*) FROM requests r JOIN sessions x ON"
+    " x.number = r.session WHERE r.answer IS NULL AND r.withdrawn_at IS NULL AND (r.expires_at IS NULL OR"
+    " r.expires_at > ?) AND (x.number = s.number OR x.root = s.number)) FROM sessions s"
+)
+
+
 class SQLiteStore:
     """Sessions in an SQLite file, for any number of threads and processes of one machine.
 
@@ -123,17 +131,20 @@ class SQLiteStore:
             found += " AND s.updated_at < ?"
             values.append(micros(before.astimezone(UTC)))
         now = micros(datetime.now(UTC))
-        statement = (
-            "SELECT id, title, agent_name, status, reason, messages, created_at, updated_at, branch_of, owner,"
-            " lease_until, (SELECT count(*) FROM requests r JOIN sessions x ON x.number = r.session WHERE r.answer IS"
-            " NULL AND r.withdrawn_at IS NULL AND (r.expires_at IS NULL OR r.expires_at > ?)"
-            " AND (x.number = s.number OR x.root = s.number)) FROM sessions s WHERE s.parent IS NULL"
-            f"{found} ORDER BY s.updated_at DESC, s.number DESC LIMIT ?"
-        )
+        statement = f"{_INFO} WHERE s.parent IS NULL{found} ORDER BY s.updated_at DESC, s.number DESC LIMIT ?"
         rows = self._read(
             lambda connection: connection.execute(statement, (now, *values, min(limit, 2**62))).fetchall()
         )
         return [_info(row, now) for row in rows]
+
+    def info(self, id: str) -> SessionInfo:
+        """What is known of the session, as `Store.info` says."""
+        check("the id of a session", id, str, "text")
+        now = micros(datetime.now(UTC))
+        row = self._read(lambda connection: connection.execute(f"{_INFO} WHERE s.id = ?", (now, id)).fetchone())
+        if row is None:
+            raise SessionNotFound(f"the store has no session {id}")
+        return _info(row, now)
 
     def branch(self, id: str, at: int | None = None) -> Session:
         """A new session with the first messages of another, as `Store.branch` says."""
@@ -508,7 +519,8 @@ def _commanded(connection: Connection, id: str, now: int) -> int:
 
 
 def _info(row: Sequence[Any], now: int) -> SessionInfo:
-    id, title, agent_name, status, reason, messages, created, updated, branch_of, owner, lease_until, waiting = row
+    id, title, agent_name, status, reason, messages, created, updated, branch_of, owner, lease_until, *rest = row
+    parent, waiting = rest
     shown: Status = status
     if status == "running" and not is_held(owner, lease_until, now):
         shown = "interrupted"  # its process has died
@@ -521,6 +533,7 @@ def _info(row: Sequence[Any], now: int) -> SessionInfo:
         messages=messages,
         created_at=moment(created),
         updated_at=moment(updated),
+        parent_id=parent,
         branch_of=branch_of,
         waiting=waiting,
     )
