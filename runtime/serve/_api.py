@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import re
 import threading
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +17,6 @@ from typing import Any, Final
 
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
-
-from channels import ChannelClosed
 
 from .. import events
 from .._errors import (
@@ -28,6 +28,7 @@ from .._errors import (
     SessionNotFound,
 )
 from ..permissions import Permissions
+from ..runtime import Runtime
 from ..session._message import Image
 from ..session._session import Session
 from ..stores._snapshot import branched
@@ -60,11 +61,11 @@ _NOT_OURS: Final = ("approve-balanced", "approve-autonomous")
 class Stream:
     """In place of a response: the events of a session, from an id on."""
 
-    def __init__(self, session_id: str, since: int, form: str, *, one_run: bool) -> None:
+    def __init__(self, session_id: str, since: int, form: str, run_is_over: Callable[[], bool] | None = None) -> None:
         self.session_id = session_id
         self.since = since
         self.form = form
-        self.one_run = one_run
+        self.run_is_over = run_is_over
 
 
 class Api:
@@ -187,9 +188,10 @@ class Api:
         run = self._backend.runs.get(id)
         session, info = self._load(id), self._backend.info(id)
         said = session_json(session, info, form)
+        streaming = run is not None or (info is not None and info.status == "running")
         agent = run.agent if run is not None else self._backend.agent_of(session)
         said.update(
-            streaming=run is not None or (info is not None and info.status == "running"),
+            streaming=streaming,
             status="running" if run is not None else info.status if info is not None else "idle",
             agent=session.agent_name or self._backend.teams[agent].root.name,
             served_agent=agent,
@@ -197,7 +199,7 @@ class Api:
             cost=session.usage.cost or 0.0,
             waiting=self._asked(run, id, form),
             # What the live run has said: the messages before it, then the events after this id.
-            run=None if run is None else {"since": run.before, "messages": run.messages},
+            run=self._backend.run_of(session) if streaming else None,
         )
         return reply(said)
 
@@ -257,19 +259,21 @@ class Api:
     def delete(self, request: Request, owner: str, id: str) -> Response:
         wait = number_of(request, "timeout", default=10.0) if request.args.get("wait") == "true" else 5.0
         self._load(id)
-        run = self._backend.runs.get(id)
-        if run is not None:
-            run.stream.cancel("the session is deleted")
-            try:
-                run.over.recv(timeout=wait)
-            except TimeoutError:
-                return reply({"status": "stopping", "message": "stop still in progress"}, 202)
-            except ChannelClosed:
-                pass
-        try:
-            self._backend.store.delete(id)
-        except SessionBusy as error:
-            raise Problem(409, "busy", str(error), headers={"Retry-After": "1"}) from None
+        until = time.monotonic() + (wait or 0.0)
+        with self._backend.log.watch(id) as watcher:
+            while True:
+                with contextlib.suppress(NotRunning):
+                    self._runtime(id).cancel(id, "the session is deleted")
+                try:
+                    self._backend.store.delete(id)
+                    break
+                except SessionBusy:  # until its run has ended, here or in another process
+                    left = until - time.monotonic()
+                    if left <= 0:
+                        return reply({"status": "stopping", "message": "stop still in progress"}, 202)
+                    watcher.wait(min(left, 0.1))
+                except SessionNotFound:
+                    break  # somebody else was faster
         self._backend.log.end(id)
         return reply({"status": "deleted", "message": "session deleted"})
 
@@ -316,7 +320,7 @@ class Api:
         except BaseException:
             self._backend.close_stream(id)
             raise
-        return Stream(id, run.before, form, one_run=True)
+        return Stream(id, run.before, form, lambda: run.over.closed)
 
     def _start(self, agent: str, session: Session) -> LiveRun:
         try:
@@ -334,11 +338,12 @@ class Api:
 
     def cancel(self, request: Request, owner: str, id: str) -> Response:
         self._object(request)
-        run = self._backend.runs.get(id)
-        if run is not None:
-            run.stream.cancel("cancelled by the client")
-            return reply({"status": "cancelling"}, 202)
         session = self._load(id)
+        try:
+            self._runtime(id).cancel(id, "cancelled by the client")
+            return reply({"status": "cancelling"}, 202)
+        except NotRunning:
+            pass
         if session.waiting or (session._unfinished is not None and session._unfinished.calls):
             run = self._start(self._backend.agent_of(session), session)  # which ends its open calls
             run.stream.cancel("cancelled by the client")
@@ -351,7 +356,7 @@ class Api:
         self._load(id)
         if wait is None:
             self._backend.open_stream(id)
-            return Stream(id, since, form, one_run=False)
+            return Stream(id, since, form)
         return reply(self._backend.long_poll(id, since, form, wait))
 
     # -- what people say -----------------------------------------------------------------------------------------------
@@ -363,6 +368,7 @@ class Api:
             raise Problem(422, "no_framing", "a message to a run is said as it is: leave framing out")
         said = self._texts(body)
         self._check_room(id)
+        self._load(id)
         if self._repeated(request, id):
             return reply({"status": "duplicate", "duplicate": True}, 202)
         try:
@@ -405,23 +411,19 @@ class Api:
             raise Problem(400, "bad_request", 'one message or more, of text: {"messages": [{"content": "hello"}]}')
         return [text for text, _ in said]
 
-    def _runtime(self, id: str) -> Any:
+    def _runtime(self, id: str) -> Runtime:
+        """The runtime of the session's run; of a run of another process, any: it tells that one through the store."""
         run = self._backend.runs.get(id)
-        if run is None:
-            raise NotRunning(id)
-        return self._backend.runtime(run.agent)
+        return self._backend.runtime(run.agent if run is not None else next(iter(self._backend.teams)))
 
     def _check_room(self, id: str) -> None:
         run = self._backend.runs.get(id)
-        if run is not None:
-            box = run.stream._core.mailbox
-            if len(box._steering) + len(box._following) >= QUEUED:
-                raise Problem(
-                    429,
-                    "queue_full",
-                    f"{QUEUED} messages wait to be heard: wait a moment",
-                    headers={"Retry-After": "1"},
-                )
+        if run is None:
+            return
+        box = run.stream._core.mailbox
+        if len(box._steering) + len(box._following) >= QUEUED:
+            text = f"{QUEUED} messages wait to be heard: wait a moment"
+            raise Problem(429, "queue_full", text, headers={"Retry-After": "1"})
 
     def _repeated(self, request: Request, id: str) -> bool:
         """Whether a message with this key was sent before."""

@@ -198,7 +198,7 @@ class Application:
                 wanted.session_id,
                 wanted.since,
                 wanted.form,
-                one_run=wanted.one_run,
+                run_is_over=wanted.run_is_over,
                 ping=self._ping,
                 closing=lambda: backend.closed or ending(),
                 environ=environ,

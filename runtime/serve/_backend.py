@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from .. import events
 from .._checks import check
 from .._errors import SessionNotFound
 from ..agent._agent import Agent, Team
@@ -19,12 +20,14 @@ from ..runtime import Runtime
 from ..session._session import Session
 from ..stores._memory import MemoryStore
 from ..stores._store import SessionInfo, Store
-from ._event_log import EventLog, MemoryLog
+from ._event_log import OURS, EventLog, MemoryLog
 from ._runs import Runs
+from ._store_log import StoreLog
 
 SESSIONS: Final = 500  # that are kept without a store
 _SCANNED: Final = 20_000  # sessions of others that are passed over in a list
 _PAGE: Final = 200
+_LOOK_BACK: Final = 1000  # events in which the beginning of a run is looked for at once
 
 
 class TooManyStreams(Exception):
@@ -48,16 +51,14 @@ class Backend:
         self._rosters = {name: dict(Roster(team.agents)._agents) for name, team in teams.items()}
         self.own_store: Final = store is None
         self.store: Final[Store] = MemoryStore() if store is None else store
-        self.log: Final[EventLog] = MemoryLog()
+        self.log: Final[EventLog] = MemoryLog() if store is None else StoreLog(store)
         self.max_streams = max_streams
         self._lock = threading.Lock()
         self._streams = 0
         self.closed = False
         # Made here: settings that are wrong are an error where they are given. A runtime starts no thread before a run.
-        self._runtimes = {
-            name: Runtime(team, store=self.store, **{"titles": True, "answer_timeout": None, **settings})
-            for name, team in teams.items()
-        }
+        settings = {"titles": True, "answer_timeout": None, "listen": store is not None, **settings}
+        self._runtimes = {name: Runtime(team, store=self.store, **settings) for name, team in teams.items()}
         self.runs: Final = Runs(self.runtime, self.store, self.log, linger=linger, max_runs=max_runs)
 
     # -- streams -------------------------------------------------------------------------------------------------------
@@ -111,6 +112,31 @@ class Backend:
             "gap": page.gap,
             "exited": page.over,
         }
+
+    def run_of(self, session: Session) -> dict[str, int] | None:
+        """Where the events of a session's live run begin: the id before the first, and how many messages of the session
+        they do not tell of. It may be a run of another process. None where that is not known any more.
+        """
+        run = self.runs.get(session.id)
+        if run is not None:
+            return {"since": run.before, "messages": run.messages}
+        started = self._last_start(session.id)
+        if started is None:
+            return None
+        before, at = started
+        messages = [each for each in session.messages if each.created_at.isoformat() < at]
+        return {"since": before, "messages": len(messages) - (bool(messages) and messages[-1].role == "user")}
+
+    def _last_start(self, session_id: str) -> tuple[int, str] | None:
+        """The id before the event with which the last run began, and when that was."""
+        end = self.log.last(session_id)
+        while end > 0:
+            since = max(end - _LOOK_BACK, 0)
+            for entry in reversed(self.log.read(session_id, since, end - since).entries):
+                if entry.type == events.StreamStarted.type:
+                    return entry.id - 1, str(json.loads(entry.text(OURS))["timestamp"])
+            end = since
+        return None
 
     # -- what the addresses use ----------------------------------------------------------------------------------------
 
@@ -178,6 +204,7 @@ class Backend:
         self.runs.close()
         for runtime in self._runtimes.values():
             runtime.close()
+        self.log.close()
         if self.own_store:
             self.store.close()
 

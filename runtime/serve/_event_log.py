@@ -21,35 +21,53 @@ from channels import Channel, ChannelClosed, WouldBlock
 from .._dataclasses import dataclass
 from ..events import Event
 from ..foreign._sound import sound
+from ..session._session import Session
 from ._docker_agent import docker_agent_json
 
 KEPT: Final = 10_000  # entries of a session
 LOGS: Final = 500  # sessions whose entries are kept, those that were used last
 PAGE: Final = 256  # entries that are read at once
 
+OURS: Final = "lockgate"
 #: The forms that a client may have events in: docker-agent's JSON, and ours.
 FORMS: Final[Mapping[str, Callable[[Event], dict[str, Any]]]] = {
     "docker-agent": docker_agent_json,
-    "lockgate": Event.to_dict,
+    OURS: Event.to_dict,
 }
 
 
 class Entry:
     """One event in a log. Its JSON is made when the first reader wants it, once for all readers."""
 
-    __slots__ = ("_texts", "event", "id")
+    __slots__ = ("_event", "_texts", "id")
 
-    def __init__(self, id: int, event: Event) -> None:
+    def __init__(self, id: int, event: Event | None = None, text: str | None = None) -> None:
         self.id = id
-        self.event = event
-        self._texts: dict[str, str] = {}
+        self._event = event
+        self._texts: dict[str, str] = {} if text is None else {OURS: text}
+
+    @property
+    def type(self) -> str:
+        """The type of the event."""
+        if self._event is not None:
+            return self._event.type
+        text = self._texts[OURS]
+        return text[9 : text.index('"', 9)]  # it begins with {"type":"
 
     def text(self, form: str) -> str:
         """The event as one line of JSON."""
         text = self._texts.get(form)
         if text is None:  # two threads may both make it: it is the same
-            text = self._texts[form] = as_json(FORMS[form](self.event))
+            text = self._texts[form] = self._made(form)
         return text
+
+    def _made(self, form: str) -> str:
+        if self._event is None:
+            try:
+                self._event = Event.from_dict(json.loads(self._texts[OURS]))
+            except (TypeError, ValueError, KeyError):  # another version has written it
+                return self._texts[OURS]
+        return as_json(FORMS[form](self._event))
 
 
 def as_json(value: Any) -> str:
@@ -110,8 +128,8 @@ class Watcher:
 class EventLog(Protocol):
     """The logs of all sessions that a server has. Every method may be called from any thread."""
 
-    def append(self, session_id: str, events: Sequence[Event]) -> None:
-        """Add events to the log of a session, and wake its readers."""
+    def append(self, session: Session, events: Sequence[Event]) -> None:
+        """Add events to the log of a session that a stream of this process runs, and wake its readers."""
         ...
 
     def read(self, session_id: str, since: int, limit: int = PAGE) -> Page:
@@ -132,6 +150,10 @@ class EventLog(Protocol):
 
     def wake(self) -> None:
         """Wake all readers."""
+        ...
+
+    def close(self) -> None:
+        """Watch nothing any more, and wake all readers."""
         ...
 
 
@@ -160,16 +182,20 @@ class MemoryLog:
         self._lock = threading.Lock()
         self._rings: OrderedDict[str, _Ring] = OrderedDict()  # the one that was written to last is last
 
-    def append(self, session_id: str, events: Sequence[Event]) -> None:
+    def append(self, session: Session, events: Sequence[Event]) -> None:
         """Add events, and wake the readers."""
+        last = self.last(session.id) or int(time.time() * 1000) * 1000
+        self.add(session.id, [Entry(last + number, event) for number, event in enumerate(events, 1)])
+
+    def add(self, session_id: str, entries: Sequence[Entry]) -> None:
+        """Add entries that have their ids. Where they do not follow those that are there, these are forgotten."""
         with self._lock:
             ring = self._ring(session_id)
-            if not ring.last:
-                ring.last = int(time.time() * 1000) * 1000
-                ring.first = ring.last + 1
-            last = ring.last
-            ring.entries += [Entry(last + number, event) for number, event in enumerate(events, 1)]
-            ring.last = last + len(events)
+            if ring.last != entries[0].id - 1:
+                ring.entries.clear()
+                ring.first = entries[0].id
+            ring.entries += entries
+            ring.last = entries[-1].id
             if len(ring.entries) > self._kept + self._kept // 4:  # not at each: that moves all others
                 del ring.entries[: len(ring.entries) - self._kept]
             self._rings.move_to_end(session_id)
@@ -218,6 +244,24 @@ class MemoryLog:
             watchers = tuple(ring.watchers)
         for each in watchers:
             each.wake()
+
+    def has(self, session_id: str, since: int) -> bool:
+        """Whether the entry after ``since`` is here."""
+        with self._lock:
+            ring = self._rings.get(session_id)
+            return ring is not None and bool(ring.entries) and ring.entries[0].id - 1 <= since < ring.last
+
+    def wake_one(self, session_id: str) -> None:
+        """Wake the readers of one log."""
+        with self._lock:
+            ring = self._rings.get(session_id)
+            watchers = () if ring is None else tuple(ring.watchers)
+        for each in watchers:
+            each.wake()
+
+    def close(self) -> None:
+        """Wake all readers."""
+        self.wake()
 
     def wake(self) -> None:
         """Wake all readers."""

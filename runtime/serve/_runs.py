@@ -42,10 +42,10 @@ class AlreadyRunning(Exception):
 class LiveRun:
     """A run under way."""
 
-    def __init__(self, session: Session, agent: str, before: int) -> None:
+    def __init__(self, session: Session, agent: str) -> None:
         self.session = session
         self.agent = agent  # the name under which it is served
-        self.before = before  # the id of the last event in the log before it began
+        self.before = 0  # the id of the last event in the log before it began
         last = session.messages[-1] if session.messages else None
         #: How many messages the session had before what the events of the run tell of.
         self.messages = len(session.messages) - (1 if last is not None and last.role == "user" else 0)
@@ -104,7 +104,7 @@ class Runs:
         if earlier is not None and earlier.ending:  # its last event is on its way
             with contextlib.suppress(ChannelClosed, TimeoutError):
                 earlier.over.recv(timeout=2.0)
-        run = LiveRun(session, agent, self._log.last(session.id))
+        run = LiveRun(session, agent)
         with self._lock:
             if self._closed or len(self._live) >= self._max_runs:
                 raise TooManyRuns
@@ -112,6 +112,7 @@ class Runs:
                 raise AlreadyRunning(session.id)
         try:
             run._stream = self._runtimes(agent).run_stream(session)
+            run.before = self._log.last(session.id)  # with the lease of the session: nobody else adds to its log now
             _threads.start(lambda: self._read(run), f"lockgate-serve-{session.id[:8]}")
         except BaseException:
             self._end(run)
@@ -129,7 +130,7 @@ class Runs:
                 while True:
                     said = run.stream.recv_many(BATCH)
                     run.ending = isinstance(said[-1], events.StreamStopped)
-                    self._log.append(id, said)
+                    self._log.append(run.session, said)
         except BaseException:
             _logger.exception("the events of session %s cannot be kept: its run is ended", id)
         parked = run.stream.reason == "waiting"

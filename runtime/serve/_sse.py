@@ -33,7 +33,8 @@ AGAIN: Final = b"retry: 1000\n\n"  # the server ends: the client connects again,
 
 
 class EventBody:
-    """The events of a session from one id on. ``one_run``: only until its run has ended.
+    """The events of a session from one id on. With ``run_is_over`` only those of one run, until its last event is sent,
+    or until it is over without one.
 
     Used by one thread. `close`, which every WSGI server calls, gives back what it holds, also if nothing was read.
     """
@@ -45,7 +46,7 @@ class EventBody:
         since: int,
         form: str,
         *,
-        one_run: bool,
+        run_is_over: Callable[[], bool] | None,
         ping: float,
         closing: Callable[[], bool],
         environ: Mapping[str, Any],
@@ -55,7 +56,7 @@ class EventBody:
         self._session_id = session_id
         self._since = since
         self._form = form
-        self._one_run = one_run
+        self._run_is_over = run_is_over
         self._ping = ping
         self._closing = closing
         self._has_left = departure(environ)
@@ -82,9 +83,13 @@ class EventBody:
             if self._closing():
                 self._over = True
                 return AGAIN
+            over = self._run_is_over is not None and self._run_is_over()  # first: its last event is there by then
             page = self._read()
             if page.entries or page.gap or page.over:
                 return self._chunk(page)
+            if over:  # its events could not be kept
+                self._over = True
+                raise StopIteration
             left = quiet_until - time.monotonic()
             if self._watcher.wait(max(0.0, min(left, LOOK))):
                 continue
@@ -102,7 +107,7 @@ class EventBody:
         lines = ['data: {"type":"gap"}\n\n'] if page.gap else []
         for entry in page.entries:
             lines.append(f"id: {entry.id}\ndata: {entry.text(self._form)}\n\n")
-            if self._one_run and isinstance(entry.event, events.StreamStopped):
+            if self._run_is_over is not None and entry.type == events.StreamStopped.type:
                 self._over = True
                 break
         if page.entries:

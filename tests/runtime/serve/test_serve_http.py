@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -109,7 +110,7 @@ def test_a_client_that_leaves_frees_its_thread_and_the_run_goes_on() -> None:
 
 
 def everything_of(application: Application, id: str) -> list[dict[str, Any]]:
-    return [entry.event.to_dict() for entry in application._backend.log.read(id, 0, 1000).entries]
+    return [json.loads(entry.text("lockgate")) for entry in application._backend.log.read(id, 0, 1000).entries]
 
 
 def test_two_look_at_one_run_and_both_see_all_of_it() -> None:

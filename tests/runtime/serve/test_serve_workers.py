@@ -1,0 +1,318 @@
+"""Agents served by several processes that share a store, and by the servers that people use."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.serve import Application
+from runtime.stores import SQLiteStore
+from support.serving import Client, serving, waiter
+from support.waiting import eventually
+
+pytest.importorskip("werkzeug")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks, signals")
+
+ROOT = Path(__file__).parents[3]
+WSGI = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from runtime.serve import Application
+from runtime.stores import SQLiteStore
+from support.serving import waiter
+import threading
+
+class Tells:
+    # Which process has answered: a header of every reply.
+    def __init__(self, application): self.application = application
+    def __call__(self, environ, start_response):
+        def started(status, headers, *rest):
+            return start_response(status, [*headers, ("X-Process", str(os.getpid()))], *rest)
+        return self.application(environ, started)
+
+store = {store}
+before = threading.active_count()
+application = Tells(Application(waiter(), store=store, ping=0.2, linger=5))
+assert threading.active_count() == before  # it may be forked now
+"""
+
+
+@contextlib.contextmanager
+def gunicorn(folder: Path, *options: str, store: str = "None", fails: bool = False) -> Iterator[Any]:
+    """A server of its own, and a client of it; with ``fails``, what it says when it does not start."""
+    (folder / "served.py").write_text(WSGI.format(tests=str(ROOT / "tests"), store=store))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "gunicorn", "-b", f"127.0.0.1:{port}", "-k", "gthread", *options]
+    process = subprocess.Popen(
+        [*command, "--graceful-timeout", "10", "served:application"],
+        cwd=folder, env=dict(os.environ, PYTHONPATH=str(ROOT)), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        if fails:
+            yield process.communicate(timeout=30)[1]
+            return
+        client = Client(port)
+
+        def is_up() -> bool:
+            with contextlib.suppress(OSError):
+                return client.ask("GET", "/health")[0] == 200
+            return False
+
+        assert eventually(is_up, 30)
+        client.process = process  # type: ignore[attr-defined]
+        yield client
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=20)
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[tuple[Client, Client]]:
+    """Two servers that share a file, as two worker processes do."""
+    with (
+        SQLiteStore(tmp_path / "s.db") as here,
+        SQLiteStore(tmp_path / "s.db") as there,
+        serving(store=here, linger=5, ping=0.1) as first,
+        serving(store=there, linger=5, ping=0.1) as second,
+    ):
+        yield first, second
+
+
+def test_a_run_of_one_process_is_shown_answered_and_steered_in_another(two: tuple[Client, Client]) -> None:
+    first, second = two
+    id = first.session()
+    with first.run(id, "!order") as events, second.events(id) as elsewhere:
+        events.until("tool_call_confirmation")
+        asked = elsewhere.until("tool_call_confirmation")
+        [waits] = second.get("/api/waiting")
+        assert waits["id"] == asked["confirmation_id"]
+        assert second.get(f"/api/sessions/{id}/status")["streaming"]
+        second.post(f"/api/sessions/{id}/resume", {"confirmation": "approve"})
+        elsewhere.until("elicitation_request")
+        wrong = {"action": "accept", "content": {"dish": "x"}}
+        assert second.ask("POST", f"/api/sessions/{id}/elicitation", wrong)[1]["code"] == "invalid_answer"
+        second.post(f"/api/sessions/{id}/followup", {"messages": [{"content": "and then?"}]})
+        second.post(f"/api/sessions/{id}/elicitation", {"action": "accept", "content": {"dish": "soup"}})
+        assert events.until("tool_call_response")["response"] == "ordered soup"
+        assert events.until("stream_stopped")["reason"] == "normal"
+        assert elsewhere.until("stream_stopped")["reason"] == "normal"
+        assert elsewhere.last == events.last
+    assert second.get(f"/api/sessions/{id}")["messages"][4]["message"]["content"] == "and then?"
+
+
+def test_a_run_of_another_process_is_cancelled_and_its_session_deleted(two: tuple[Client, Client]) -> None:
+    first, second = two
+    id = first.session()
+    with first.run(id, "one wait") as events:
+        events.until("agent_choice")
+        assert second.ask("POST", f"/api/sessions/{id}/agent/waiter", {"messages": [{"content": "x"}]})[0] == 409
+        assert second.post(f"/api/sessions/{id}/cancel") == {"status": "cancelling"}
+        assert events.until("stream_stopped")["reason"] == "canceled"
+    with first.run(id, "one wait") as events, first.events(id) as looking:
+        events.until("agent_choice")
+        assert second.ask("DELETE", f"/api/sessions/{id}?wait=true")[0] == 200
+        assert [event for _, event in looking][-1] == {"type": "session_exited"}
+
+
+def test_a_client_that_is_cut_off_goes_on_at_the_other_process(two: tuple[Client, Client]) -> None:
+    """Law 23: no gap, no twin, whichever process it comes to."""
+    id = two[0].session()
+    with two[0].run(id, "one two three four five six") as events:
+        whole = [(at, event["type"]) for at, event in events]
+    assert [at for at, _ in whole] == list(range(1, len(whole) + 1))
+    for cut in range(len(whole)):
+        id = two[cut % 2].session()
+        seen: list[tuple[int, str]] = []
+        with two[cut % 2].run(id, "one two three four five six") as events:
+            for at, event in events:
+                seen.append((at, event["type"]))
+                if len(seen) > cut:
+                    break
+        with two[1 - cut % 2].events(id, since=seen[-1][0]) as events:
+            while len(seen) < len(whole):
+                seen.append(next((at, event["type"]) for at, event in events))
+        assert seen == whole, cut
+
+
+def test_a_server_that_is_restarted_knows_the_ids_that_clients_have(tmp_path: Path) -> None:
+    with SQLiteStore(tmp_path / "s.db") as store, serving(store=store) as client:
+        id = client.session()
+        with client.run(id, "one two") as events:
+            ids = [at for at, _ in events]
+    with SQLiteStore(tmp_path / "s.db") as store, serving(store=store) as client:
+        with client.events(id, since=ids[2]) as events:
+            reading = iter(events)
+            assert [next(reading)[0] for _ in ids[3:]] == ids[3:]
+            with client.run(id, "three") as run:
+                run.until("stream_stopped")
+            assert next(reading)[0] == ids[-1] + 1
+        assert client.ask("GET", f"/api/sessions/{id}/events?wait=0&since={ids[-1] + 1000}")[1]["gap"]
+
+
+def test_a_snapshot_of_a_run_of_another_process_says_where_to_go_on(tmp_path: Path) -> None:
+    agent = waiter()
+    with (
+        SQLiteStore(tmp_path / "s.db") as here,
+        SQLiteStore(tmp_path / "s.db") as there,
+        serving(agent, store=here) as first,
+        serving(store=there) as second,
+    ):
+        id = first.session()
+        with first.run(id, "before") as events:
+            events.until("stream_stopped")
+        with first.run(id, "one wait two") as events:
+            events.until("agent_choice")
+            taken = [client.get(f"/api/sessions/{id}/snapshot") for client in (first, second)]
+            assert taken[0]["run"] == taken[1]["run"]
+            assert taken[1]["run"]["messages"] == 2
+            agent.model.go_on.set()
+            events.until("stream_stopped")
+
+
+# -- gunicorn ----------------------------------------------------------------------------------------------------------
+
+
+def test_gunicorn_with_two_workers_and_a_store(tmp_path: Path) -> None:
+    """A run in one process, answered in the other; both were forked after the application was made."""
+    pytest.importorskip("gunicorn")
+    options = ("--workers", "2", "--threads", "6", "--preload")
+    with gunicorn(tmp_path, *options, store="SQLiteStore('s.db')") as client:
+        id = client.session()
+        with client.run(id, "!pay") as events:
+            process = events.answer.headers["X-Process"]
+            asked = events.until("tool_call_confirmation")
+            others = set()
+            while process not in others or len(others) < 2:  # the kernel chooses who answers
+                answer = client.open("GET", f"/api/sessions/{id}/status")
+                others.add(answer.headers["X-Process"])
+                assert b'"streaming":true' in answer.read()
+                answer.connection.close()
+            body = {"confirmation": "approve", "confirmation_id": asked["confirmation_id"]}
+            client.post(f"/api/sessions/{id}/resume", body)
+            assert events.until("tool_call_response")["response"] == "paid"
+            assert events.until("stream_stopped")["reason"] == "normal"
+        with client.events(id) as events:  # and it ends when gunicorn is told to, without its graceful time
+            events.until("stream_stopped")
+            began = time.monotonic()
+            client.process.send_signal(signal.SIGTERM)
+            assert list(events) == []
+            assert events.retry
+            client.process.wait(10)
+            assert time.monotonic() - began < 6
+
+
+def test_gunicorn_with_two_workers_and_no_store_is_told_so(tmp_path: Path) -> None:
+    pytest.importorskip("gunicorn")
+    with gunicorn(tmp_path, "--workers", "2", "--threads", "2", fails=True) as said:
+        assert "several worker processes serve the agents" in said
+        assert "store=SQLiteStore" in said
+
+
+def test_under_gunicorn_a_stream_never_takes_the_last_threads(tmp_path: Path) -> None:
+    """An answer has to get in, or the run waits for it for ever; and those who have left are noticed."""
+    pytest.importorskip("gunicorn")
+    with gunicorn(tmp_path, "--threads", "4") as client:
+        id = client.session()
+        streams = [client.events(id), client.events(id)]
+        assert client.ask("GET", f"/api/sessions/{id}/events")[1]["code"] == "too_many_streams"
+        assert client.get(f"/api/sessions/{id}/status")["id"] == id
+        for each in streams:
+            each.close()
+
+        def is_free() -> bool:
+            answer = client.open("GET", f"/api/sessions/{id}/events")
+            answer.close()
+            answer.connection.close()
+            return bool(answer.status == 200)
+
+        assert eventually(is_free, 5)
+
+
+def test_several_workers_that_no_server_tells_of_are_found_with_the_first_request() -> None:
+    application = Application(waiter())
+    said: list[str] = []
+    environ = {
+        "REQUEST_METHOD": "GET", "PATH_INFO": "/api/agents", "wsgi.multiprocess": True, "REMOTE_ADDR": "127.0.0.1",
+        "HTTP_HOST": "localhost", "wsgi.url_scheme": "http", "SERVER_NAME": "x", "SERVER_PORT": "80",
+    }  # fmt: skip
+    body = b"".join(application(environ, lambda status, headers, *rest: said.append(status)))
+    assert said[0].startswith("503")
+    assert b"several worker processes" in body
+    application.close()
+
+
+# -- waitress ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def desk() -> Iterator[tuple[Application, Any, Client]]:
+    """What `lockgate serve` runs."""
+    pytest.importorskip("waitress")
+    agent = waiter()
+    application = Application(agent, ping=0.1)
+    address: list[str] = []
+    ready = threading.Event()
+
+    def told(where: str) -> None:
+        address.append(where)
+        ready.set()
+
+    thread = threading.Thread(target=lambda: application.run(port=0, threads=8, ready=told))
+    thread.start()
+    assert ready.wait(10)
+    yield application, agent, Client(int(address[0].rstrip("/").rpartition(":")[2]))
+    application.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_waitress_delivers_each_event_at_once(desk: tuple[Application, Any, Client]) -> None:
+    """It would be no stream if it came at the end."""
+    _, agent, client = desk
+    id = client.session()
+    with client.run(id, "one wait two") as events:
+        assert events.until("agent_choice")["content"] == "one "
+        assert not agent.model.go_on.is_set()
+        agent.model.go_on.set()
+        assert events.until("stream_stopped")["reason"] == "normal"
+
+
+def test_waitress_tells_that_a_client_has_left(desk: tuple[Application, Any, Client]) -> None:
+    application, _, client = desk
+    id = client.session()
+    streams = [client.events(id) for _ in range(6)]
+    assert client.ask("GET", f"/api/sessions/{id}/events")[1]["code"] == "too_many_streams"
+    for each in streams:
+        each.close()
+    assert eventually(lambda: application._backend.streams == 0)
+
+
+def test_waitress_ends_its_streams_and_says_when_to_come_back(desk: tuple[Application, Any, Client]) -> None:
+    application, _, client = desk
+    with client.events(client.session()) as events:
+        threading.Thread(target=application.close).start()
+        assert list(events) == []
+        assert events.retry
+
+
+def test_ten_megabytes_get_a_reply_that_says_why_not(desk: tuple[Application, Any, Client]) -> None:
+    _, _, client = desk
+    status, said = client.ask("POST", "/api/sessions", b" " * 10_000_000, {"Content-Type": "application/json"})
+    assert (status, said["code"]) == (413, "too_large")
