@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any, Final
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from mcp.types import ErrorData
@@ -37,6 +38,19 @@ _ASKED: Final = "mcp asked "  # steps of a call, numbered: what the server wants
 _ANSWERED: Final = "mcp answered "  # and that it is about to get it
 _LONGEST: Final = 1_000_000  # characters of that
 _VISITS: Final = 3  # times that a user is sent to the pages that one call needs
+
+
+def is_page(url: str) -> bool:
+    """Whether a user can be asked to open ``url``: a browser would run ``javascript:``, and in
+    ``https://bank.example@evil.example`` nobody sees whose page it is.
+    """
+    try:
+        parts = urlsplit(url)
+        sound = parts.port != 0
+    except ValueError:
+        return False
+    sound = sound and parts.scheme in ("https", "http") and bool(parts.hostname) and "@" not in parts.netloc
+    return sound and not any(char.isspace() or not char.isprintable() for char in url)
 
 
 def waiting(kept: Mapping[str, Any]) -> str | None:
@@ -93,6 +107,9 @@ class Conversation:
             raise MCPServerError(self._server, problem)
         context = self._context
         for message, url in visit.pages:
+            if not is_page(url):
+                problem = f"refused to call {tool} before the user opens {url!r:.200}, which is no page of the web"
+                raise MCPServerError(self._server, problem)
             answer = Answer("decline") if context is None else context.elicit(message, url=url)
             if not answer.accepted:
                 why = answer.note or f"the user's answer is {answer.action!r}"
@@ -168,6 +185,11 @@ class Conversation:
     def _ask(self, question: Elicitation, over: CancelToken) -> None:
         params, context = question.params, self._context
         if context is None:
+            question.answer("decline", None)
+            return
+        if params.mode == "url" and not is_page(params.url):
+            note = f"(The server asked the user to open {params.url!r:.200}, which is no page of the web: declined.)"
+            self.notes.append(note)
             question.answer("decline", None)
             return
         number, self._asked = self._asked, self._asked + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import shlex
 import threading
 import time
 import weakref
@@ -22,6 +23,8 @@ from .._dataclasses import replace
 from .._errors import MissingExtra
 from ..agent._tool import Tool, ToolResult
 from ..agent._tool_context import Asking, ToolContext, waiting_stream
+from ..foreign._printable import escaped
+from ..foreign._redact import Redaction
 from ..session._message import Message
 from . import _offers
 from ._described import CONTEXT, Described, described
@@ -39,6 +42,7 @@ _STOP_TIMEOUT: Final = 10.0  # seconds; a server that resists takes half of it
 _STEADY: Final = 30.0  # seconds after which a server that ends has not failed again, but for the first time
 _LONGEST_PAUSE: Final = 60.0  # seconds before a server that fails again and again is started once more
 _GLANCE: Final = 1.0  # seconds that a turn waits for a server that can be done without, and has failed before
+_SHOWN: Final = 200  # characters of a command that its repr has
 _EXIT_TIMEOUT: Final = 0.6  # seconds that all servers together have when the interpreter exits
 
 _logger = lazy_logger("runtime.mcp")
@@ -276,7 +280,14 @@ class MCPToolSet:
             state = "starting"
         else:
             state = f"running, MCP {connection.version}, {len(connection.tools)} tools"
-        return f"<MCPToolSet {self.name!r} {state}>"
+        return f"<MCPToolSet {self.name!r} {state}: {self._what}>"
+
+    @property
+    def _what(self) -> str:
+        """The command or the address, without secrets: for people."""
+        said = shlex.join(map(os.fspath, self.command)) if self.url is None else self.url.partition("?")[0]
+        said = escaped(Redaction().text(said))
+        return said if len(said) <= _SHOWN else f"{said[:_SHOWN]}..."
 
     # -- the connection ------------------------------------------------------------------------------------------------
 

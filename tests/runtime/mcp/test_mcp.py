@@ -41,6 +41,7 @@ from runtime.agent import Answer, ToolResult, ToolSet
 from runtime.agent._tool import Question
 from runtime.events import ElicitationRequest
 from runtime.mcp import MCPServerError, MCPToolSet
+from runtime.mcp._conversation import is_page
 from support.mcp import Context, books, call, children, is_alive, running, tasks, use
 from support.waiting import eventually
 
@@ -748,6 +749,30 @@ def test_a_page_that_is_never_visited_does_not_go_on_for_ever() -> None:
         assert len(visiting.asked) == 3
 
 
+NO_PAGES = [
+    "javascript:alert(1)", "data:text/html,x", "file:///etc/passwd", "https://bank.example@evil.example/", "https://",
+    "https://evil.example/\u202egnp.exe", "https://evil.example/ x", "//evil.example", "vscode://x", "https://[", "",
+]  # fmt: skip
+
+
+def test_what_is_no_page_of_the_web_is_not_shown_to_the_user() -> None:
+    """A browser would run it, or the user would not see whose it is."""
+    assert [url for url in NO_PAGES if is_page(url)] == []
+    assert is_page("https://example.org:8080/in?a=b#c")
+    url = NO_PAGES[0]
+    asks = {"mode": "url", "message": "sure?", "url": url, "elicitationId": "1"}
+    evil = OLD.replace('{"message": "sure?", "requestedSchema": schema}', repr(asks))
+    evil = evil.replace('"url": "https://example.org/in"', f'"url": {url!r}')
+    with running(MCPToolSet([sys.executable, "-c", evil], name="evil", mode="legacy")) as old:
+        context = Context(lambda question: Answer("accept"))
+        result = call(old, "ask", context)
+        assert result.content.splitlines()[0] == "decline"
+        assert "no page of the web" in result.content
+        with pytest.raises(MCPServerError, match=r"no page of the web"):
+            call(old, "sign_in", context)
+        assert context.asked == []
+
+
 @pytest.mark.parametrize("how", ["exits", "mute"])
 def test_a_server_that_does_not_know_the_newer_handshake_is_found_out_soon(how: str) -> None:
     with running(MCPToolSet([sys.executable, "-c", OLD, how], name="old")) as old:
@@ -987,7 +1012,7 @@ def test_start_fails(mode: str, command: list[str], options: dict[str, Any], pro
         assert problem in str(caught.value)
         assert "MCP server 'bad' did not start" in str(caught.value)
         assert children() == before  # at once, not some time later
-    assert repr(toolset) == "<MCPToolSet 'bad' failed to start>"
+    assert repr(toolset).startswith("<MCPToolSet 'bad' failed to start: ")
     toolset.stop()
 
 
@@ -1046,12 +1071,22 @@ def test_many_threads_hear_that_it_does_not_start() -> None:
 # -- stopping ----------------------------------------------------------------------------------------------------------
 
 
+def test_its_repr_says_what_it_is_without_secrets() -> None:
+    command = ["npx", "-y", "server", "--api-key", "Zq9mW4xK7vT2", "postgres://u:Zq9mW4xK7vT2@db/x", "\x1b[2J"]
+    assert repr(MCPToolSet(command, name="db")) == (
+        "<MCPToolSet 'db' not started: npx -y server --api-key <redacted> postgres://<redacted>@db/x '\\x1b[2J'>"
+    )
+    remote = MCPToolSet(url="https://mcp.example.org/a?key=Zq9mW4xK7vT2", headers={"X": "Zq9mW4xK7vT2"}, name="far")
+    assert repr(remote) == "<MCPToolSet 'far' not started: https://mcp.example.org/a>"
+    assert len(repr(MCPToolSet(["x" * 5000], name="long"))) < 300
+
+
 def test_stop_without_a_start() -> None:
     toolset = MCPToolSet(BOOKING, name="booking")
-    assert repr(toolset) == "<MCPToolSet 'booking' not started>"
+    assert repr(toolset).startswith("<MCPToolSet 'booking' not started: ")
     toolset.stop()
     toolset.stop()
-    assert repr(toolset) == "<MCPToolSet 'booking' stopped>"
+    assert repr(toolset).startswith("<MCPToolSet 'booking' stopped: ")
     with pytest.raises(MCPServerError, match=r"MCP server 'booking' was stopped; start\(\) starts it again"):
         toolset.tools()
 
@@ -1060,7 +1095,7 @@ def test_stop_and_start_again() -> None:
     before = children()
     booking = MCPToolSet(BOOKING, name="booking")
     (hours,) = (tool for tool in booking.tools() if tool.name == "opening_hours")
-    assert repr(booking) == "<MCPToolSet 'booking' running, MCP 2026-07-28, 3 tools>"
+    assert repr(booking).startswith("<MCPToolSet 'booking' running, MCP 2026-07-28, 3 tools: ")
     since = time.monotonic()
     booking.stop()
     assert time.monotonic() - since < 2
