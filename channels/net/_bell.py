@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from .._park import Waiter
+from ._inherited import ours
 
 _LAST: Final = 1.0  # seconds that the byte of a thread which is about to ring is waited for
 _call: Callable[[Any], object] = operator.call
@@ -27,7 +28,7 @@ class Bell:
 
     def __init__(self) -> None:
         self._armed = {"bell": True}
-        self.ears, self._mouth = socket.socketpair()
+        self.ears, self._mouth = map(ours, socket.socketpair())
         self.ears.setblocking(False)
         self._mouth.setblocking(False)
         self._steps = (functools.partial(self._armed.pop, "bell", None), functools.partial(self._mouth.send, b"\0"))
@@ -52,12 +53,6 @@ class Bell:
             with contextlib.suppress(OSError):
                 self.ears.settimeout(_LAST)
                 self.ears.recv(1)
-        self.ears.close()
-        self._mouth.close()
-
-    def inherited(self) -> None:
-        """In a forked child."""
-        self._armed.clear()
         self.ears.close()
         self._mouth.close()
 

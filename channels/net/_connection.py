@@ -16,6 +16,7 @@ from .._park import monotonic
 from .._views import Receiver, SupportsDone
 from ._errors import ConnectionLost, HelloFailed
 from ._hello import Challenge, introduce, new_key
+from ._inherited import ours
 from ._lane import Codec, LaneReceiver, LaneSender
 from ._link import Link, Selector
 
@@ -138,10 +139,10 @@ class Listener:
         family, kind, number, _, where = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
             0
         ]
-        self._sock = socket.socket(family, kind, number)
+        self._sock = ours(socket.socket(family, kind, number))
         try:
             self._sock.bind(where)
-            self._sock.listen(16)
+            self._sock.listen(128)
             self._sock.setblocking(False)
         except BaseException:
             self._sock.close()
@@ -162,7 +163,7 @@ class Listener:
             link.abort(ConnectionLost(f"nobody waits for it any more: {error}"))
             link.join(GOODBYE)
             raise
-        if link.error is not None:
+        if link.error is not None and not link.established:
             raise link.error
         return Connection(link)
 
@@ -179,11 +180,9 @@ class Listener:
             finally:
                 self.close()
 
-        link = Link(
+        return Link(
             self._name, self._codecs, self._capacities, heartbeat=self._heartbeat, limit=self._limit, open=opening
         )
-        link.files = [self._sock]
-        return link
 
     def _welcome(self, link: Link, deadline: float | None, timeout: float | None) -> socket.socket:
         """On the thread of the connection: the socket of the first peer that knows the key."""
@@ -207,7 +206,6 @@ class Listener:
                     for sock, each in list(strangers.items()):
                         if now >= each.deadline:
                             forget(sock)
-                    link.files = [self._sock, *strangers]
                     ends = [each.deadline for each in strangers.values()]
                     if deadline is not None:
                         ends.append(deadline)
@@ -237,7 +235,7 @@ class Listener:
 
     def _stranger(self, strangers: dict[socket.socket, Challenge], forget: Any) -> socket.socket | None:
         try:
-            sock, _ = self._sock.accept()
+            sock = ours(self._sock.accept()[0])
         except OSError as error:
             if error.errno in (errno.EBADF, errno.EINVAL):
                 raise
@@ -287,7 +285,7 @@ def connect(
     """
     codecs = codecs or [Codec()]
     deadline = monotonic() + timeout
-    sock = socket.create_connection((address[0], address[1]), timeout)
+    sock = ours(socket.create_connection((address[0], address[1]), timeout))
     try:
         settings = introduce(sock, key, deadline)
         capacities = [(there, here) for here, there in settings["capacities"]]
@@ -302,7 +300,6 @@ def connect(
             limit=settings["limit"],
             open=lambda link: sock,
         )
-        link.files = [sock]
         link.start()
     except BaseException:
         sock.close()

@@ -7,6 +7,7 @@ DATA   the value                 a value of the lane; costs a credit
 CREDIT number, 4 bytes           so many values more may be sent
 CLOSE  empty                     the lane is closed: no more values come (the ``bye`` of one direction)
 STOP   empty                     nobody receives any more: close your side of the lane
+WANT   empty                     the credits are used up: give back also a single one, as soon as there is one
 ALIVE  empty                     nothing else was sent for a while
 ====== ========================= ====================================================================
 
@@ -26,8 +27,9 @@ DATA: Final = 1
 CREDIT: Final = 2
 CLOSE: Final = 3
 STOP: Final = 4
-ALIVE: Final = 5
-KINDS: Final = range(1, 6)
+WANT: Final = 5
+ALIVE: Final = 6
+KINDS: Final = range(1, 7)
 
 HEADER: Final = struct.Struct("!IBB")
 NUMBER: Final = struct.Struct("!I")

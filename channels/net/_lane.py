@@ -1,9 +1,12 @@
 """A lane: a channel in each direction over a connection, with a bound of its own.
 
 The bound holds end to end. Of a capacity of N, one half is the buffer at the sender, the other is what may be under way
-or wait at the receiver; each value there has cost a credit, and the receiver gives credits back when values have been
-received. Once the sender has closed the lane, what its buffer still holds is sent without credits: closing never waits,
-and the receiver then has N values, and the final one, at most.
+or wait at the receiver; each value there has cost a credit. The receiver gives credits back when values have been
+received: many at a time, unless the sender has none left for a moment, and says so. A send that waits goes on when a
+single value is received, as with any channel, and a stream of values does not pay for a credit with each.
+
+Once the sender has closed the lane, what its buffer still holds is sent without credits: closing never waits, and the
+receiver then has N values, and the final one, at most.
 
 Values are made frames in the thread that sends them, so that a value which cannot be sent is an error there.
 """
@@ -11,6 +14,7 @@ Values are made frames in the thread that sends them, so that a value which cann
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -18,13 +22,15 @@ from typing import Any, Final, Protocol, TypeVar
 
 from .._channel import Channel
 from .._errors import ChannelClosed
-from .._park import NOTHING
+from .._park import NOTHING, monotonic
 from .._views import Receiver, Sender, Sending, SupportsDone
 from ._bell import Bell, BellWaiter
 from ._errors import ProtocolError
-from ._frames import CLOSE, CREDIT, DATA, HEADER, NUMBER, STOP, frame
+from ._frames import CLOSE, CREDIT, DATA, HEADER, NUMBER, STOP, WANT, frame
 
 T = TypeVar("T")
+
+STARVED: Final = 0.001  # seconds without credits, after which they are asked for
 
 _encoder: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
@@ -70,10 +76,11 @@ class Inbound(Channel[Any]):
     channel, a low-water mark, and it rings the bell. The buffer may hold more than the capacity; nobody else sends.
     """
 
-    __slots__ = ("_error", "_held", "_most", "_traceback")
+    __slots__ = ("_error", "_held", "_mark", "_most", "_traceback")
 
     def __init__(self, mark: int, most: int, name: str) -> None:
         super().__init__(mark, name=name)
+        self._mark = mark
         self._most = most
         self._held: list[Any] | None = None  # the entry of the parked value
         self._error: BaseException | None = None
@@ -109,6 +116,7 @@ class Inbound(Channel[Any]):
             held[1] = None
         sent = self._serve_receivers(values, 0) if self._receivers else 0
         rest = values[sent:]
+        self._capacity = self._mark
         if rest and bell is not None and len(self._buffer) + len(rest) > self._capacity:
             self._held = [BellWaiter(bell, None), rest.pop(), -1]
             self._senders = deque((self._held,))
@@ -121,6 +129,13 @@ class Inbound(Channel[Any]):
         """How many values wait here."""
         with self._lock:  # a value that is let in counts once
             return len(self)
+
+    def ring_at_next(self) -> None:
+        """Let the bell ring when the next value is received, if it is to ring at all."""
+        with self._lock:
+            held = self._held
+            if held is not None and not held[0].done:
+                self._capacity = len(self._buffer)
 
     def finish(self, values: Sequence[Any], error: BaseException | None) -> None:
         """Close it, after the last values. Receivers then get the error, where there is one."""
@@ -259,6 +274,8 @@ class Lane:
         self._waiter: BellWaiter | None = None  # in the queue of `out`
         self._received = 0
         self._returned = 0  # credits
+        self._wanted = False  # by the peer, which has none
+        self._used_up: float | None = None  # since when this side has none, and has not asked for any
         self.sent_close = False
         self.got_close = False
         self.sent_stop = False
@@ -295,6 +312,8 @@ class Lane:
             while True:
                 closed = self.out.closed
                 if self._credit <= 0 and not closed:
+                    if self._used_up is None:
+                        self._used_up = monotonic()
                     return
                 found = self.out._take_many(None if closed else self._credit)
                 frames += found
@@ -317,9 +336,20 @@ class Lane:
         if self.got_close:
             return
         due = self._received - self._returned - self.into.unreceived()
-        if due >= self._step:
+        if due >= self._step or (due and self._wanted):
             self._returned += due
+            self._wanted = False
             frames.append(frame(CREDIT, self.number, NUMBER.pack(due)))
+
+    def ask(self, now: float, frames: list[bytes]) -> float | None:
+        """Ask for credits, if there were none for a moment; when that will be, if it has to be looked at again."""
+        if self._used_up is None or self._used_up == math.inf or self.sent_close:
+            return None
+        if now - self._used_up < STARVED:
+            return self._used_up + STARVED
+        self._used_up = math.inf
+        frames.append(frame(WANT, self.number))
+        return None
 
     def stop(self, frames: list[bytes]) -> None:
         """Receive no more: what has come is dropped, and what comes."""
@@ -346,8 +376,13 @@ class Lane:
             if len(body) != NUMBER.size:
                 raise ProtocolError("the peer sent a number of credits that is none")
             self._credit += NUMBER.unpack(body)[0]
+            self._used_up = None
             if self._credit > self.send_capacity:
                 raise ProtocolError("the peer gave more credits than the lane has")
+        elif kind == WANT:
+            self.deliver(values)
+            self._wanted = True
+            self.into.ring_at_next()
         elif kind == CLOSE:
             if self.got_close:
                 raise ProtocolError("the peer closed a lane twice")

@@ -66,7 +66,6 @@ class Link:
         self.leaving = False  # receive no more, and send what is there
         self._open: Callable[[Link], socket.socket] | None = open
         self._sock: socket.socket | None = None
-        self.files: list[socket.socket] = []  # that a forked child has to close
         self._unsent = b""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -113,7 +112,6 @@ class Link:
             assert opening is not None
             self._sock = opening(self)
             opening = None
-            self.files = [self._sock]
             self.established = True
             self.opened.close()
             self._serve(self._sock)
@@ -141,7 +139,6 @@ class Link:
         finally:
             if self._sock is not None:
                 self._sock.close()
-            self.files = []
             live.discard(self)
             self.bell.retire()
             self.opened.close()
@@ -159,8 +156,9 @@ class Link:
             while True:
                 if self.aborted is not None:
                     raise self.aborted
+                asking: float | None = None
                 if goodbye is None:
-                    frames = self._frames(sent)
+                    frames, asking = self._frames(sent)
                     if frames:
                         self._unsent = b"".join((self._unsent, *frames))
                     if self._unsent:
@@ -182,6 +180,8 @@ class Link:
                     raise ConnectionLost(f"nothing was heard of the peer for {self.heartbeat:g} s")
                 else:
                     wait = min(heard + self.heartbeat, sent + self.heartbeat / 3) - now
+                    if asking is not None:
+                        wait = min(wait, asking - now)
                 for key, mask in selector.select(max(wait, 0.0)):
                     if key.fileobj is self.bell.ears:
                         self.bell.hear()
@@ -201,18 +201,23 @@ class Link:
                         heard = monotonic()
                         self._take_in(parser, data)
 
-    def _frames(self, sent: float) -> list[bytes]:
-        """What is to be sent now."""
+    def _frames(self, sent: float) -> tuple[list[bytes], float | None]:
+        """What is to be sent now, and when a lane may have something to ask."""
         frames: list[bytes] = []
+        now = monotonic()
+        asking: float | None = None
         for lane in reversed(self.lanes):  # the last ones are for what is short and urgent
             if self.leaving:
                 lane.stop(frames)
             lane.give_back(frames)
             if len(self._unsent) < ENOUGH:
                 lane.take(frames)
-        if not frames and not self._unsent and monotonic() - sent >= self.heartbeat / 3:
+            asks = lane.ask(now, frames)
+            if asks is not None:
+                asking = asks if asking is None else min(asking, asks)
+        if not frames and not self._unsent and now - sent >= self.heartbeat / 3:
             frames.append(frame(ALIVE))
-        return frames
+        return frames, asking
 
     def _is_through(self) -> bool:
         return not self._unsent and all(lane.sent_close and lane.got_close for lane in self.lanes)
@@ -234,11 +239,8 @@ class Link:
                 lane.deliver(some)
 
     def inherited(self) -> None:
-        """In a forked child, which has copies of the sockets: as long as one is open, the peer sees no end."""
+        """In a forked child, which has no thread for it, and has closed its copy of the socket."""
         self.forked = True
-        for each in self.files:
-            each.close()
-        self.bell.inherited()
         self.error = RuntimeError("this connection belongs to the process that was forked")
         for lane in self.lanes:
             lane.into.drop()
