@@ -1,0 +1,126 @@
+"""Agents on the engines that people have: a run, a question answered across processes, a cancel, a worker that is killed,
+a caller that is killed. Law 24: at most once, whatever the engine makes of a lost worker.
+
+The callers are processes of their own (`support/engine_caller.py`), and so is what keeps the workers
+(`support/engine_guard.py`). Where no Redis server is installed, Celery is skipped; with ``LOCKGATE_REDIS=required`` in the
+environment, as in CI, it fails instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+PATIENCE = 100.0  # seconds, on a busy machine
+SCENARIOS = ("run", "failure", "question", "cancel", "map")
+
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(not hasattr(os, "killpg"), reason="kills processes as POSIX does"),
+]
+
+
+@contextlib.contextmanager
+def guarded(engine: str) -> Iterator[str]:
+    """The workers of an engine; their address."""
+    command = [sys.executable, "-m", "support.engine_guard", engine]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as guard:
+        assert guard.stdout is not None
+        assert guard.stderr is not None
+        address = guard.stdout.readline().strip()
+        assert address, guard.stderr.read()
+        try:
+            yield address
+        finally:
+            guard.communicate(timeout=PATIENCE)  # which closes its standard input
+
+
+def environment() -> dict[str, str]:
+    """Where the workers and the callers find the agent."""
+    return dict(os.environ, PYTHONPATH=os.pathsep.join((str(ROOT / "tests"), str(ROOT))), PYTHONWARNINGS="ignore")
+
+
+def called(engine: str, address: str, directory: Path, *scenarios: str) -> dict[str, Any]:
+    """What a caller saw in each scenario."""
+    directory.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "support.engine_caller", engine, address, str(directory), *scenarios]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=PATIENCE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = {}
+    for line in done.stdout.splitlines():
+        found.update(json.loads(line))
+    assert found.pop("threads") == {"left": []}
+    assert set(found) == set(scenarios)
+    return found
+
+
+def check(found: dict[str, Any], *, elsewhere: bool = True) -> None:
+    """What holds on every engine."""
+    types = ["stream_started", "stream_stopped"]
+    assert found["run"] == {"words": 302, "same": True, "types": types, "elsewhere": elsewhere}
+    assert found["failure"] == {"errors": ["model_error"], "reason": "error"}
+    assert found["question"]["asked"] == "How many?"
+    assert found["question"]["text"].startswith("3 in ")
+    cancelled = found["cancel"]
+    assert cancelled.pop("seconds") < 1.5, "the worker was cut off, and did not end the run by itself"
+    assert cancelled == {"told": True, "errors": [], "reason": "canceled"}
+    assert found["map"]["texts"] == ["0 1 2", "0 1 2 3", "0 1 2 3 4"]
+    (error,) = found["map"]["errors"]
+    assert error.startswith("model_error: ")
+
+
+def check_kills(found: dict[str, Any], job: str) -> None:
+    """``job`` is what the engine says of the job whose worker was killed, once it is through with it."""
+    killed = found["killed"]
+    assert killed.pop("seconds") < 5
+    assert killed == {"job": job, "begun": 1, "errors": ["worker_lost"], "reason": "error"}
+    orphaned = found["caller_killed"]
+    assert orphaned.pop("seconds") < 5
+    assert orphaned == {"begun": 1, "after": True}
+
+
+def test_a_thread_pool(tmp_path: Path) -> None:
+    check(called("threads", "", tmp_path, *SCENARIOS), elsewhere=False)
+
+
+def test_a_process_pool(tmp_path: Path) -> None:
+    """A pool that has lost a worker is broken: the run is lost, and is not begun again."""
+    found = called("processes", "", tmp_path, *SCENARIOS, "caller_killed", "killed")
+    check(found)
+    check_kills(found, "BrokenProcessPool")
+
+
+def test_dask(tmp_path: Path) -> None:
+    """Dask runs the task of a lost worker again, without being asked to: it is refused before the agent begins."""
+    pytest.importorskip("distributed", reason="the extra engines is not installed")
+    with guarded("dask") as address:
+        found = called("dask", address, tmp_path, *SCENARIOS, "caller_killed", "killed")
+        check(found)
+        check_kills(found, "refused")
+        check(called("dask-executor", address, tmp_path / "executor", *SCENARIOS))
+
+
+def test_celery(tmp_path: Path) -> None:
+    """With the settings that make Celery run the task of a lost worker again: it is refused there too."""
+    pytest.importorskip("celery", reason="the extra engines is not installed")
+    if shutil.which("redis-server") is None:
+        if os.environ.get("LOCKGATE_REDIS") == "required":
+            pytest.fail("redis-server is not installed")
+        pytest.skip("redis-server is not installed")
+    with guarded("celery") as broker:
+        found = called("celery-prefork", broker, tmp_path, *SCENARIOS, "caller_killed", "killed")
+        check(found)
+        check_kills(found, "refused")
+        check(called("celery-threads", broker, tmp_path / "threads", *SCENARIOS))

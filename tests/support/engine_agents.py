@@ -1,0 +1,62 @@
+"""An agent for the workers of engines, which import it by its name. It does what the prompt says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from channels import Cancelled, Channel
+from runtime import Agent, TextDelta, ToolCallDelta, ToolContext, tool
+
+FORM = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+
+def note(directory: str, name: str) -> None:
+    """Leave a line with the id of this process in a file."""
+    with open(Path(directory) / name, "a") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+@tool(read_only=True)
+def ask(context: ToolContext) -> str:
+    """Asks for a number."""
+    return f"{context.elicit('How many?', FORM).content['n']} in {os.getpid()}"
+
+
+@tool(read_only=True)
+def hang(context: ToolContext, directory: str) -> str:
+    """Waits until it is cancelled."""
+    note(directory, "begun")
+    try:
+        Channel().recv(timeout=60, cancel=context.cancel)
+    except Cancelled:
+        note(directory, "cancelled")
+        raise
+    return "nobody has cancelled it"
+
+
+class Model:
+    """Calls the tool that the prompt names, or says so many words."""
+
+    id = "model"
+
+    def stream(self, messages: Any, tools: Any, *, cancel: Any) -> Iterator[Any]:
+        last = messages[-1]
+        if last.role == "tool":
+            yield TextDelta(last.content)
+            return
+        what, _, more = last.content.partition(" ")
+        if what == "ask":
+            yield ToolCallDelta(0, "call-1", "ask", {})
+        elif what == "hang":
+            yield ToolCallDelta(0, "call-1", "hang", {"directory": more})
+        elif what == "fail":
+            raise ValueError("as the prompt says")
+        else:
+            yield from (TextDelta(f"{number} ") for number in range(int(more)))
+            yield TextDelta(f"in {os.getpid()}")
+
+
+agent = Agent("worker", Model(), tools=[ask, hang])
