@@ -15,6 +15,7 @@ from .._dataclasses import asdict
 from ..agent._budget import Budget
 from ..agent._output import Output
 from ..agent._result import RunResult
+from ..batch._runs import Runs, Sessions
 from ..execution._calls import refuse_on_the_loop
 from ..session._session import Session
 from ..stream._event_stream import IN_A_COROUTINE
@@ -103,17 +104,14 @@ class Remote:
         Whatever goes wrong afterwards is an `Error` in the stream: ``not_started`` if no worker has begun the run,
         ``worker_lost`` if it was lost in the middle.
         """
+        settings = _checked(interactive, budget, output_type)
+        return self._open(session, settings, None if output_type is None else Output(output_type))
+
+    def _open(self, session: Session, settings: Mapping[str, Any], output: Output | None) -> RemoteStream:
         if self._closed:
             raise RuntimeError("this Remote is closed")
         check("what to run", session, Session, "a Session, such as Session.from_user('hello')")
-        check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
-        output = None if output_type is None else Output(output_type)
-        job = {
-            "interactive": interactive,
-            "budget": None if budget is None else asdict(budget),
-            "output_type": None if output_type is None else name_of(output_type),
-            "carrier": carrier(),
-        }
+        job = {**settings, "carrier": carrier()}
         log = session.lease()
         run = RemoteRun(session, log, self._grace)
         try:
@@ -176,6 +174,32 @@ class Remote:
                     ask(stream, event, on_request)
             return stream.result()
 
+    def map(
+        self,
+        sessions: Sessions,
+        *,
+        output_type: Any = None,
+        limit: int = 8,
+        on_request: OnRequest | None = None,
+        budget: Budget | None = None,
+        progress: bool = False,
+    ) -> Runs[Any]:
+        """Run the agent on many sessions, at most ``limit`` at once, as `Runtime.map`. Returns an iterator of
+        ``(session, result)`` in the order in which the runs end.
+
+        A ``limit`` above the number of workers keeps them all busy: jobs that no worker has begun wait in the engine,
+        and count towards ``start_timeout``. Only questions and results come over the connections, not the events. What
+        ``submit`` raises ends the iteration.
+        """
+        refuse_on_the_loop("Remote.map", IN_A_COROUTINE)
+        settings = {**_checked(on_request is not None, budget, output_type), "quiet": True}
+        output = None if output_type is None else Output(output_type)
+
+        def start(session: Session) -> RemoteStream:
+            return self._open(session, settings, output)
+
+        return Runs(start, sessions, limit=limit, on_request=on_request, progress=progress)
+
     def close(self) -> None:
         """Cancel the runs, and wait until they have ended, within a bounded time. Twice is harmless. What ``submit``
         belongs to goes on."""
@@ -198,3 +222,13 @@ class Remote:
 
     def __repr__(self) -> str:
         return f"<Remote {self._target}{', closed' if self._closed else ''}>"
+
+
+def _checked(interactive: bool, budget: Budget | None, output_type: Any) -> dict[str, Any]:
+    """The settings of a run, as its worker is told."""
+    check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
+    return {
+        "interactive": interactive,
+        "budget": None if budget is None else asdict(budget),
+        "output_type": None if output_type is None else name_of(output_type),
+    }

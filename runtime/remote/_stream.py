@@ -158,11 +158,15 @@ class RemoteStream(Receiver[Event]):
         Afterwards nothing of the run is left here, and nothing in the worker, or `StreamStuck` names what is left
         there. Calling it twice is harmless.
         """
+        self._close(0.0)
+
+    def _close(self, waited: float) -> None:
+        """`close`, by somebody who has waited so many seconds for other streams, since it cancelled this one."""
         run, link = self._run, self._run.link
         assert link is not None
         self._finalizer.detach()
         run.cancel("the stream was closed")
-        stuck = self._join()
+        stuck = self._join(waited)
         for _ in self._channel.receiver:  # type: ignore[attr-defined]
             pass
         if stuck is not None and not self._told:
@@ -173,6 +177,15 @@ class RemoteStream(Receiver[Event]):
 
         Where an exception has ended the run, the cause of `RunError` is a `RemoteError` with the worker's traceback.
         """
+        outcome = self._outcome()
+        if outcome.error is None:
+            return outcome
+        error = outcome.error
+        del outcome  # which holds the error, whose traceback holds this frame
+        raise error
+
+    def _outcome(self) -> RunResult[Any]:
+        """As `result`, but a run that did not end normally has its `RunError` in the result."""
         for _ in self:
             pass
         run = self._run
@@ -182,28 +195,30 @@ class RemoteStream(Receiver[Event]):
             _logger.warning("%r: %s", run.session, stuck)
         end = run.end
         assert end is not None
-        if run.reason != "normal":
-            error = RunError(end.code, end.message, run.reason or "error", failures=end.failures, stuck=stuck)
-            raise error from (RemoteError(end.cause) if end.cause else None)
+        reason = run.reason or "error"
+        error: RunError | None = None
+        if reason != "normal":
+            error = RunError(end.code, end.message, reason, failures=end.failures, stuck=stuck)
+            error.__cause__ = RemoteError(end.cause) if end.cause else None
         said = run.session.messages
         added = said[run.first_message :]
         text = next((m.content for m in reversed(added) if m.role == "assistant"), "")
         usage = Usage() if end.usage is None else Usage(**end.usage)
-        output = end.output if self._output is None else self._output.read(text)
-        return RunResult(text, added, usage, "normal", output, stuck)
+        output = end.output if self._output is None or error is not None else self._output.read(text)
+        return RunResult(text, added, usage, reason, output, stuck, error)
 
     @property
     def failures(self) -> tuple[str, ...]:
         """The last few tracebacks of tools that failed in the run, once it has ended."""
         return () if self._run.end is None else tuple(self._run.end.failures)
 
-    def _join(self) -> StreamStuck | None:
+    def _join(self, waited: float = 0.0) -> StreamStuck | None:
         """Wait for the worker to let go of the run, and for the connection to end, bounded; what is stuck there."""
         run, link = self._run, self._run.link
         assert link is not None
         with contextlib.suppress(ChannelClosed, TimeoutError):
-            run.over.recv(timeout=4 * run.grace)
-        if not link.join(run.grace):
+            run.over.recv(timeout=max(0.0, 4 * run.grace - waited))
+        if not link.join(max(0.0, run.grace - waited)):
             link.abort(ConnectionError("the run is over, and its worker does not hang up"))
             link.join(run.grace)
         return StreamStuck(f"in the worker: {run.stuck}") if run.stuck else None

@@ -55,6 +55,7 @@ class Job:
     interactive: bool = True
     budget: dict[str, Any] | None = None
     output_type: str | None = None
+    quiet: bool = False  # the caller wants the requests and the last event only
     carrier: dict[str, str] = field(default_factory=dict)  # the context of a trace, as W3C has it
 
 

@@ -20,6 +20,7 @@ from channels._lazy import lazy_logger
 from .._errors import NotRunning, StreamStuck, describe
 from ..agent._agent import Agent, Team
 from ..agent._budget import Budget
+from ..agent._output import Output
 from ..events import Error as ErrorEvent
 from ..events import StreamStarted, StreamStopped
 from ..execution._threads import start
@@ -109,15 +110,15 @@ class _Worker:
                 stack.callback(store.close)
             runtime = self._runtime(found, store, stack)
             budget = None if job.budget is None else Budget(**job.budget)
-            output_type = None if job.output_type is None else find(job.output_type)
+            output = None if job.output_type is None else Output(find(job.output_type))
             try:
                 del self._unbegun[0]
             except IndexError:  # cancelled before
                 return ""
             before = list(session._messages)
             with _context(job.carrier):
-                stream = runtime.run_stream(
-                    session, interactive=job.interactive, budget=budget, output_type=output_type
+                stream = runtime._open(
+                    session, interactive=job.interactive, budget=budget, output=output, quiet=job.quiet
                 )
             stuck = ""
             try:

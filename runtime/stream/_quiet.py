@@ -6,6 +6,7 @@ so a full channel does not hold the run up meanwhile, and no event wakes its thr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from channels import Cancelled
@@ -29,3 +30,15 @@ class QuietCore(StreamCore):
             self.commit()
         if self.token.cancelled:  # a send would have ended the run here
             raise Cancelled(self.token.cause)
+
+    def emit_many(self, batch: Sequence[Event]) -> None:
+        """As `StreamCore.emit_many`."""
+        if self.observed:
+            super().emit_many(batch)
+            return
+        for sent, event in enumerate(batch):
+            try:
+                self.emit(event)
+            except Cancelled as error:
+                error.sent = sent  # type: ignore[attr-defined]
+                raise

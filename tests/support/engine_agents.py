@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ def note(directory: str, name: str) -> None:
     """Leave a line with the id of this process in a file."""
     with open(Path(directory) / name, "a") as file:
         file.write(f"{os.getpid()}\n")
+
+
+@dataclass
+class Number:
+    """An output type."""
+
+    n: int
 
 
 @tool(read_only=True)
@@ -38,7 +46,7 @@ def hang(context: ToolContext, directory: str) -> str:
 
 
 class Model:
-    """Calls the tool that the prompt names, or says so many words."""
+    """Calls the tool that the prompt names, says so many words, or says the JSON that it is."""
 
     id = "model"
 
@@ -52,6 +60,8 @@ class Model:
             yield ToolCallDelta(0, "call-1", "ask", {})
         elif what == "hang":
             yield ToolCallDelta(0, "call-1", "hang", {"directory": more})
+        elif what.startswith("{"):
+            yield TextDelta(last.content)
         elif what == "fail":
             raise ValueError("as the prompt says")
         else:

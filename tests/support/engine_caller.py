@@ -1,5 +1,5 @@
-"""A program that runs agents on an engine, as a caller of one: ``python -m support.engine_caller ENGINE ADDRESS DIRECTORY
-SCENARIO...``. It prints what it saw, a line of JSON for each scenario.
+"""A program that runs agents on an engine: ``python -m support.engine_caller ENGINE ADDRESS DIRECTORY SCENARIO...``. It
+prints what it saw, a line of JSON for each scenario.
 
 In a process of its own, for clients of engines start threads that they do not end.
 """
@@ -30,37 +30,40 @@ Submit = Callable[..., Any]
 
 
 @contextlib.contextmanager
-def engine(name: str, address: str) -> Iterator[Submit]:
-    """The ``submit`` of an engine."""
+def engine(name: str, address: str) -> Iterator[dict[str, Submit]]:
+    """The ways to submit a job to an engine."""
     if name == "threads":
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(4) as threads:
-            yield threads.submit
+            yield {"pool": threads.submit}
     elif name == "processes":
         from concurrent.futures import ProcessPoolExecutor
 
         with ProcessPoolExecutor(2) as processes:
-            yield processes.submit
-    elif name.startswith("dask"):
+            yield {"pool": processes.submit}
+    elif name == "dask":
         from distributed import Client
 
         with Client(address) as client:
-            yield client.get_executor().submit if name == "dask-executor" else client.submit
+            yield {"client": client.submit, "executor": client.get_executor().submit}
     else:
         from .engine_celery import app, run
 
         app.conf.update(broker_url=address, result_backend=address)
-        queue = name.removeprefix("celery-")
-        yield lambda function, spec: run.apply_async((spec,), queue=queue)
+        yield {pool: _celery(run, pool) for pool in ("prefork", "threads")}
         app.close()
+
+
+def _celery(task: Any, queue: str) -> Submit:
+    return lambda function, spec: task.apply_async((spec,), queue=queue)
 
 
 class Caller:
     """The scenarios."""
 
     def __init__(self, arguments: list[str], remote: Remote, directory: Path, jobs: list[Any]) -> None:
-        self._arguments = arguments  # of this program
+        self._arguments = arguments  # the first of this program
         self._remote = remote
         self._directory = directory
         self._jobs = jobs
@@ -122,8 +125,7 @@ class Caller:
     def caller_killed(self) -> dict[str, Any]:
         """A caller that is killed in the middle of a run, and the worker after that."""
         directory = self._own("caller")
-        *who, _ = self._arguments
-        command = [sys.executable, "-m", "support.engine_caller", *who, str(directory), "victim"]
+        command = [sys.executable, "-m", "support.engine_caller", *self._arguments, str(directory), "victim"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as victim:
             try:
                 assert eventually(lambda: _lines(directory / "begun"), LONG), "it never came so far"
@@ -138,7 +140,7 @@ class Caller:
 
     def victim(self) -> dict[str, Any]:
         """Waits to be killed."""
-        with self._hanging(self._directory) as stream:
+        with self._hanging(self._directory.parent) as stream:
             return _ends(list(stream))
 
     def map(self) -> dict[str, Any]:
@@ -193,20 +195,24 @@ def _result(job: Any) -> Any:
 
 
 def main(name: str, address: str, directory: str, *scenarios: str) -> None:
-    """Run the scenarios."""
+    """Run the scenarios in each way, those in which somebody is killed in the first only."""
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    jobs: list[Any] = []
-    with engine(name, address) as submit:
+    with engine(name, address) as ways:
+        for number, (way, submit) in enumerate(ways.items()):
+            jobs: list[Any] = []
 
-        def kept(*job: Any) -> Any:
-            jobs.append(submit(*job))
-            return jobs[-1]
+            def kept(*job: Any, submit: Submit = submit, jobs: list[Any] = jobs) -> Any:
+                jobs.append(submit(*job))
+                return jobs[-1]
 
-        with Remote(kept, "support.engine_agents:agent") as remote:
-            caller = Caller([name, address, directory], remote, Path(directory), jobs)
-            for scenario in scenarios:
-                print(json.dumps({scenario: getattr(caller, scenario)()}), flush=True)
-        print(json.dumps({"threads": caller.threads()}), flush=True)
+            own = Path(directory) / way
+            own.mkdir(exist_ok=True)
+            with Remote(kept, "support.engine_agents:agent") as remote:
+                caller = Caller([name, address], remote, own, jobs)
+                for scenario in scenarios:
+                    if number == 0 or "killed" not in scenario:
+                        print(json.dumps([way, scenario, getattr(caller, scenario)()]), flush=True)
+            print(json.dumps([way, "threads", caller.threads()]), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Agents on the engines that people have: a run, a question answered across processes, a cancel, a worker that is killed,
-a caller that is killed. Law 24: at most once, whatever the engine makes of a lost worker.
+"""Agents on the engines that people have: a run, a question answered across processes, a cancel, many sessions, a
+worker that is killed, a caller that is killed. Law 24: at most once, whatever the engine makes of a lost worker.
 
 The callers are processes of their own (`support/engine_caller.py`), and so is what keeps the workers
-(`support/engine_guard.py`). Where no Redis server is installed, Celery is skipped; with ``LOCKGATE_REDIS=required`` in the
-environment, as in CI, it fails instead.
+(`support/engine_guard.py`). Where no Redis server is installed, Celery is skipped; with ``LOCKGATE_REDIS=required`` in
+the environment, as in CI, it fails instead.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE = 100.0  # seconds, on a busy machine
 SCENARIOS = ("run", "failure", "question", "cancel", "map")
+KILLS = ("caller_killed", "killed")
 
 pytestmark = [
     pytest.mark.timeout(180),
@@ -52,17 +53,18 @@ def environment() -> dict[str, str]:
     return dict(os.environ, PYTHONPATH=os.pathsep.join((str(ROOT / "tests"), str(ROOT))), PYTHONWARNINGS="ignore")
 
 
-def called(engine: str, address: str, directory: Path, *scenarios: str) -> dict[str, Any]:
-    """What a caller saw in each scenario."""
-    directory.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "support.engine_caller", engine, address, str(directory), *scenarios]
+def called(engine: str, address: str, directory: Path, *more: str) -> dict[str, dict[str, Any]]:
+    """What a caller saw: for each way to submit a job, in each scenario."""
+    command = [sys.executable, "-m", "support.engine_caller", engine, address, str(directory), *SCENARIOS, *more]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
     for line in done.stdout.splitlines():
-        found.update(json.loads(line))
-    assert found.pop("threads") == {"left": []}
-    assert set(found) == set(scenarios)
+        way, scenario, saw = json.loads(line)
+        found.setdefault(way, {})[scenario] = saw
+    for saw in found.values():
+        assert saw.pop("threads") == {"left": []}
+        assert set(SCENARIOS) <= saw.keys()
     return found
 
 
@@ -92,24 +94,24 @@ def check_kills(found: dict[str, Any], job: str) -> None:
 
 
 def test_a_thread_pool(tmp_path: Path) -> None:
-    check(called("threads", "", tmp_path, *SCENARIOS), elsewhere=False)
+    check(called("threads", "", tmp_path)["pool"], elsewhere=False)
 
 
 def test_a_process_pool(tmp_path: Path) -> None:
     """A pool that has lost a worker is broken: the run is lost, and is not begun again."""
-    found = called("processes", "", tmp_path, *SCENARIOS, "caller_killed", "killed")
-    check(found)
-    check_kills(found, "BrokenProcessPool")
+    found = called("processes", "", tmp_path, *KILLS)
+    check(found["pool"])
+    check_kills(found["pool"], "BrokenProcessPool")
 
 
 def test_dask(tmp_path: Path) -> None:
     """Dask runs the task of a lost worker again, without being asked to: it is refused before the agent begins."""
     pytest.importorskip("distributed", reason="the extra engines is not installed")
     with guarded("dask") as address:
-        found = called("dask", address, tmp_path, *SCENARIOS, "caller_killed", "killed")
-        check(found)
-        check_kills(found, "refused")
-        check(called("dask-executor", address, tmp_path / "executor", *SCENARIOS))
+        found = called("dask", address, tmp_path, *KILLS)
+    check(found["client"])
+    check_kills(found["client"], "refused")
+    check(found["executor"])
 
 
 def test_celery(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_celery(tmp_path: Path) -> None:
             pytest.fail("redis-server is not installed")
         pytest.skip("redis-server is not installed")
     with guarded("celery") as broker:
-        found = called("celery-prefork", broker, tmp_path, *SCENARIOS, "caller_killed", "killed")
-        check(found)
-        check_kills(found, "refused")
-        check(called("celery-threads", broker, tmp_path / "threads", *SCENARIOS))
+        found = called("celery", broker, tmp_path, *KILLS)
+    check(found["prefork"])
+    check_kills(found["prefork"], "refused")
+    check(found["threads"])
