@@ -292,8 +292,7 @@ class Api:
             raise Problem(422, "no_model_switch", "the model of an agent is what its program says: leave model out")
         said = messages_of(field(body, "messages", list, []))
         form, streams = form_of(request), request.args.get("stream") != "false"
-        live = self._backend.runs.get(id)
-        if live is not None and not live.ending:
+        if self._backend.runs.get(id) is not None:
             raise _running(id)
         session = self._load(id)
         if said and session.waiting:

@@ -86,8 +86,14 @@ class Runs:
         return len(self._live)
 
     def get(self, session_id: str) -> LiveRun | None:
-        """The live run of a session, in this process."""
+        """The live run of a session, in this process. One whose last event is on its way to the log is waited for: who
+        has seen that event finds no run.
+        """
         run = self._live.get(session_id)
+        if run is not None and run.ending:
+            with contextlib.suppress(ChannelClosed, TimeoutError):
+                run.over.recv(timeout=PARKING)
+            run = self._live.get(session_id)
         return None if run is None or run._stream is None else run
 
     def ids(self) -> set[str]:
@@ -100,10 +106,6 @@ class Runs:
         """Start a run of the agent that is served under this name. Raises `AlreadyRunning`, `TooManyRuns`, and as
         `Runtime.run_stream`.
         """
-        earlier = self._live.get(session.id)
-        if earlier is not None and earlier.ending:  # its last event is on its way
-            with contextlib.suppress(ChannelClosed, TimeoutError):
-                earlier.over.recv(timeout=2.0)
         run = LiveRun(session, agent)
         with self._lock:
             if self._closed or len(self._live) >= self._max_runs:

@@ -112,6 +112,7 @@ def test_what_approves_calls_that_nobody_has_seen_needs_a_token(client: Client) 
         id = known.post("/api/sessions", {"tools_approved": True})["id"]
         with known.run(id, "!pay") as events:
             assert events.until("tool_call_response")["response"] == "paid"
+            events.until("stream_stopped")
         assert known.post(f"/api/sessions/{id}/tools/toggle") == {"tools_approved": False}
 
 
