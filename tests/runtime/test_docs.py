@@ -32,7 +32,12 @@ PAGES = [
     if page.name != "channels.md" and BLOCK.search(page.read_text(encoding="utf-8"))
 ]
 SERVER = {"postgres.md"}  # their examples need PostgreSQL
-EXTRAS = {"models.md": ["openai", "anthropic"], "mcp.md": ["mcp"], "telemetry.md": ["opentelemetry.sdk"], "serving.md": ["werkzeug", "waitress"]}
+EXTRAS = {
+    "models.md": ["openai", "anthropic"],
+    "mcp.md": ["mcp"],
+    "telemetry.md": ["opentelemetry.sdk"],
+    "serving.md": ["werkzeug", "waitress"],
+}
 TEXTS = [page.relative_to(ROOT).as_posix() for page in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")))]
 
 
