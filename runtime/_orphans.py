@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 
 def tied(command: Sequence[str], env: Mapping[str, str] | None = None) -> list[str]:
@@ -22,6 +23,23 @@ def tied(command: Sequence[str], env: Mapping[str, str] | None = None) -> list[s
     path = None if env is None else env.get("PATH")
     wrapper = _wrapper() if shutil.which(command[0], path=path) else []
     return [*wrapper, *command]
+
+
+def tied_with_children(command: Sequence[str]) -> list[str]:
+    """The same for what the command starts as well, as far as it stays in its process group. The caller gives it a
+    session of its own.
+
+    The kernel ends the first process only. That is a shell here, which is asked to end and then kills its group. It
+    keeps none of the pipes to itself, so whoever writes to one still hears that nobody reads.
+    """
+    wrapper = _wrapper() if shutil.which(command[0]) and shutil.which("sh") else []
+    if not wrapper:
+        return list(command)
+    return [*wrapper[:-2], "TERM", "--", "sh", "-c", _LEADER, "sh", *command]
+
+
+#: In a shell, what runs in the background reads from nowhere unless it is told otherwise.
+_LEADER: Final = """trap 'kill -9 0' TERM; exec 3<&0 </dev/null; "$@" <&3 3<&- & exec 3<&-; wait "$!\""""
 
 
 @functools.cache

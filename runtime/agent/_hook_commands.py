@@ -40,13 +40,13 @@ def run_command(
     """
     import subprocess  # a tenth of what importing this package takes, and few agents have commands
 
-    from .._orphans import tied
+    from .._orphans import tied_with_children
 
     shell = isinstance(command, str) and os.name != "posix"
     if isinstance(command, str) and not shell:
         command = ["/bin/sh", "-c", command]
     process = subprocess.Popen(
-        command if isinstance(command, str) else tied(command),
+        command if isinstance(command, str) else tied_with_children(command),
         shell=shell,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -455,6 +455,21 @@ def test_cancel_takes_anything_whose_done_is_a_receiver(threads):
         channel.send(1, cancel=stop)
 
 
+def test_a_value_instead_of_the_close_of_done_ends_one_wait(threads):
+    """As in Go, where the case of a select takes it. It is not done for those who come later."""
+
+    class Stop:
+        done = Channel(1)
+
+    channel = Channel(1)
+    waiting = threads.go(channel.recv, cancel=Stop)
+    threads.parked(Stop.done, receivers=1)
+    Stop.done.send("news")
+    assert waiting.raises(Cancelled).cause is None
+    channel.send(1, cancel=Stop)
+    assert channel.recv(cancel=Stop) == 1
+
+
 def test_a_timeout_beside_a_cancel(threads):
     """Whatever comes first ends the wait."""
     token = CancelToken()

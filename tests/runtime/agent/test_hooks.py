@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shlex
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import pytest
 
 from runtime import Agent, Hook, HookInput, HookResult, RunError, Runtime, Session, Tool, Usage, UsageDelta
 from runtime._orphans import _wrapper
+from runtime.agent._hook_commands import run_command
 from runtime.events import Error, Event, HookBlocked, HookFinished, HookStarted, StreamStopped, Warning
 from support.scripted import Scripted, Stall, call, say
 from support.waiting import eventually
@@ -151,13 +151,14 @@ def test_a_command_that_hangs_dies_with_what_it_started(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not _wrapper(), reason="needs setpriv, which is Linux's")
-@pytest.mark.parametrize("shell", [True, False])
-def test_a_command_does_not_outlive_a_process_that_is_killed(tmp_path: Path, shell: bool) -> None:
-    """SIGKILL leaves no time to end it."""
+@pytest.mark.parametrize("form", [None, "exec {}", "{}; true", "{} & wait", "sh -c '{}; true'; true"])
+def test_a_command_does_not_outlive_a_process_that_is_killed(tmp_path: Path, form: str | None) -> None:
+    """SIGKILL leaves no time to end it. Nor does what it has started outlive it."""
     pid = tmp_path / "pid"
     script = f"import os, time; open({str(pid)!r}, 'w').write(f'{{os.getpid()}}\\n'); time.sleep(60)"
     command = [sys.executable, "-c", script]
-    hook = "exec " + shlex.join(command) if shell else command
+    hook = command if form is None else form.format(f"{sys.executable} {tmp_path / 'sleeper.py'}")
+    (tmp_path / "sleeper.py").write_text(script)
     program = (
         "from runtime import Agent, Runtime, Session\n"
         "from support.scripted import Scripted, say\n"
@@ -169,6 +170,20 @@ def test_a_command_does_not_outlive_a_process_that_is_killed(tmp_path: Path, she
         assert eventually(lambda: pid.exists() and pid.read_text().endswith("\n"), 10)
         process.kill()
     assert eventually(lambda: is_gone(int(pid.read_text())), 10)
+
+
+def test_a_command_is_told_and_heard_as_if_nothing_stood_between(tmp_path: Path) -> None:
+    """Its input, its output, its status, and that it does not read what it is told."""
+
+    def run(command: str, told: int = 10) -> tuple[int, str, str]:
+        done = run_command(command, {"x": "y" * told}, str(tmp_path), 10, None)
+        return done.status, done.out, done.err
+
+    assert run("cat; echo e >&2; exit 3") == (3, json.dumps({"x": "y" * 10}), "e\n")
+    assert run("exec 0<&-; exit 2", 10_000_000) == (2, "", "")
+    assert run("true", 10_000_000) == (0, "", "")
+    assert run("pwd") == (0, f"{tmp_path}\n", "")
+    assert run("trap '' INT; kill -9 $$")[0] in (-9, 137)
 
 
 def test_context_of_a_turn_is_for_that_turn() -> None:
