@@ -14,6 +14,7 @@ from .._errors import MissingExtra, StoreError
 from ..agent._agent import Agent, Team
 from ..stores._store import Store
 from ._backend import Backend, TooManyStreams, named
+from ._page import page, page_headers
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Request
@@ -148,7 +149,7 @@ class Application:
             if path in ("/ready", "/api/ready"):
                 return self._ready()
             if path in ("", "/"):
-                return self._page()
+                return self._page(request)
         owner = self._guard.admit(request)
         if self._backend.closed:
             raise busy("closing", "the server is ending: ask again in a moment")
@@ -167,22 +168,13 @@ class Application:
         said = {"ready": ready, "active_sessions": len(self._backend.runs), "store_connected": connected}
         return reply(said, 200 if ready else 503)
 
-    def _page(self) -> Any:
+    def _page(self, request: Request) -> Any:
+        from werkzeug.utils import redirect
         from werkzeug.wrappers import Response
 
-        try:
-            from ._page import page  # type: ignore[import-not-found,unused-ignore]
-        except ImportError:
-            return Response("lockgate serves agents here: GET /api/agents lists them", mimetype="text/plain")
-        made = Response(page(), mimetype="text/html")
-        made.headers["Cache-Control"] = "no-cache"
-        made.headers["X-Content-Type-Options"] = "nosniff"
-        made.headers["Referrer-Policy"] = "no-referrer"
-        made.headers["Content-Security-Policy"] = (
-            "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self';"
-            " img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-        return made
+        if not request.environ.get("PATH_INFO") and request.root_path:  # its addresses begin where the page is
+            return redirect(f"{request.root_path}/", 308)
+        return Response(page(), headers=dict(page_headers()))
 
     def _stream(self, wanted: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         from ._sse import HEADERS, EventBody, worker_is_ending

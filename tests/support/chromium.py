@@ -19,17 +19,24 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60.0  # seconds
 
 
-def browse(page: Path, directory: Path, *options: str) -> str:
-    """Open the page; what the browser prints. Its profile is in ``directory``."""
+QUIET = ("--headless", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-background-networking")
+
+
+def chromium() -> str:
+    """The path of the program; without it the test is skipped."""
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
         if os.environ.get("LOCKGATE_CHROMIUM") == "required":
             pytest.fail("chromium is not installed")
         pytest.skip("chromium is not installed")
-    quiet = ("--headless", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-background-networking")
+    return found
+
+
+def browse(page: Path, directory: Path, *options: str) -> str:
+    """Open the page; what the browser prints. Its profile is in ``directory``."""
     sandbox = ("--no-sandbox",) if os.getuid() == 0 else ()  # which root cannot have
     done = subprocess.run(
-        [found, *quiet, *sandbox, f"--user-data-dir={directory}", *options, page.as_uri()],
+        [chromium(), *QUIET, *sandbox, f"--user-data-dir={directory}", *options, page.as_uri()],
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -157,14 +157,14 @@ class Events:
 
 
 @contextlib.contextmanager
-def listening(application: Application) -> Iterator[Client]:
-    """A server of this process, with a thread for each connection."""
+def listening(application: Application, port: int = 0) -> Iterator[Client]:
+    """A server of this process, with a thread for each connection; on any free port, or on this one."""
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
         def log(self, type: str, message: str, *args: Any) -> None: ...
 
-    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
+    server = make_server("127.0.0.1", port, application, threaded=True, request_handler=Quiet)
     server.daemon_threads = False  # type: ignore[attr-defined]  # so that closing waits for them
     server.block_on_close = True  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), name="server")

@@ -1,0 +1,745 @@
+"""The page, in a real Chromium, driven as its user does, against a real server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import Agent, ReasoningDelta, TextDelta, ToolCallDelta, ToolContext, tool
+from runtime.serve import Application
+from runtime.serve._page import page, page_headers
+from runtime.stores import SQLiteStore
+from support.browser import Browser, Tab
+from support.serving import Client, listening
+
+pytest.importorskip("werkzeug")
+
+EVIL = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>\u202e\x1b]0;x\x07'
+BASIL = {"const": "b", "title": "Basil"}
+FORM = {
+    "type": "object",
+    "$defs": {"Size": {"type": "string", "enum": ["small", "large"]}},
+    "properties": {
+        "name": {"type": "string", "title": f"Your name {EVIL}", "description": f"As on the bell {EVIL}"},
+        "size": {"$ref": "#/$defs/Size"},
+        "pieces": {"type": "integer", "minimum": 1, "maximum": 9, "default": 2},
+        "price": {"anyOf": [{"type": "number"}, {"type": "null"}], "default": None},
+        "mail": {"type": "string", "format": "email"},
+        "day": {"type": "string", "format": "date"},
+        "at": {"type": "string", "format": "date-time"},
+        "extras": {"type": "array", "items": {"anyOf": [{"const": "o", "title": "Olives"}, BASIL]}},
+        "cash": {"type": "boolean", "default": True},
+        "gift": {"type": "boolean"},
+        "how": {"type": "string", "oneOf": [{"const": "fast", "title": "At once"}, {"const": "slow"}]},
+    },
+    "required": ["name", "size", "pieces"],
+}  # fmt: skip
+
+
+class Talker:
+    """Calls the tools that the user names after a ``!``; says the other words, those with a ``?`` as reasoning. Before
+    the word ``wait`` it waits until it is let go on.
+    """
+
+    id = "talker"
+
+    def __init__(self) -> None:
+        self.goes_on = threading.Semaphore(0)
+
+    def stream(self, messages: Any, tools: Any, *, cancel: Any) -> Iterator[Any]:
+        last = messages[-1]
+        if last.role == "tool":
+            yield TextDelta(f"It said: {last.content}")
+            return
+        for number, word in enumerate(last.content.replace("EVIL", EVIL.replace(" ", "\xa0")).split(" ")):
+            if word == "wait":
+                while not self.goes_on.acquire(timeout=0.01) and not cancel.cancelled:
+                    pass
+            elif word.startswith("!"):
+                name, _, arguments = word[1:].partition(":")
+                yield ToolCallDelta(number, f"call-{len(messages)}-{number}", name, arguments or "{}")
+            elif word.startswith("?"):
+                yield ReasoningDelta(f"{word[1:]} ")
+            else:
+                yield TextDelta(f"{word} ")
+
+
+class Place:
+    """A server, the model of its agent, and the browser before it."""
+
+    def __init__(self, browser: Browser, application: Application, client: Client, model: Talker, tools: Tools) -> None:
+        self.browser = browser
+        self.application = application
+        self.client = client
+        self.model = model
+        self.tools = tools
+        self.context = browser.context()
+        self.url = f"http://127.0.0.1:{client.port}/"
+
+    def tab(self, path: str = "", **size: int) -> Tab:
+        tab = self.browser.tab(self.url + path, self.context, **size)
+        tab.wait("document.activeElement.id === 'prompt' || document.querySelector('dialog[open]')")
+        return tab
+
+
+class Tools:
+    """The tools of the agent, and what they were called with."""
+
+    def __init__(self) -> None:
+        self.paid = 0
+        self.goes_on = threading.Event()
+        self.stands = threading.Event()
+
+    def all(self) -> list[Any]:
+        @tool
+        def pay(to: str = "", by: str = "") -> str:
+            """Pay."""
+            self.paid += 1
+            return f"paid {to}"
+
+        @tool(read_only=True, resumable=True)
+        def order(context: ToolContext) -> str:
+            """Order."""
+            answer = context.elicit(f"What? {EVIL}", FORM)
+            return f"{answer.action} {json.dumps(dict(answer.content))}"
+
+        @tool(read_only=True)
+        def visit(context: ToolContext, url: str = "https://example.org/sign?in=1") -> str:
+            """Visit."""
+            return context.elicit("Please sign in", url=url).action
+
+        @tool(read_only=True)
+        def work(context: ToolContext) -> str:
+            """Work."""
+            context.progress("half of it", 1, 2)
+            self.stands.set()
+            self.goes_on.wait(20)
+            return "all of it"
+
+        @tool(read_only=True)
+        def fail() -> str:
+            """Fail."""
+            raise ValueError(f"it broke {EVIL}")
+
+        return [pay, order, visit, work, fail]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def serve(browser: Browser) -> Iterator[Callable[..., Place]]:
+    """A function that serves the agent and opens the browser; everything ends with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**settings: Any) -> Place:
+            model, tools = Talker(), Tools()
+            agent = Agent("helper", model, tools=tools.all(), description=f"Helps {EVIL}")
+            application = Application(agent, **settings)
+            client = stack.enter_context(listening(application))
+            place = Place(browser, application, client, model, tools)
+            stack.callback(browser.tell, "Target.disposeBrowserContext", browserContextId=place.context)
+            stack.callback(tools.goes_on.set)
+            stack.callback(model.goes_on.release, 100)
+            return place
+
+        yield start
+        errors, browser.errors = browser.errors, []
+    assert errors == []  # no script has failed, and the policy has refused nothing
+
+
+def say(tab: Tab, text: str) -> None:
+    """Type a message, and send it."""
+    tab.run("document.querySelector('#prompt').focus()")
+    tab.type(text)
+    tab.press("Enter")
+
+
+def idle(tab: Tab) -> None:
+    """Wait until what was said last has been taken, and the run has ended."""
+    tab.wait(
+        "document.querySelector('#stop').hidden && document.querySelector('#state').innerText === ''"
+        " && !document.querySelector('.mine.sent, [aria-busy]') && !document.querySelector('#prompt').value"
+    )
+
+
+def hear(tab: Tab, text: str) -> None:
+    """Wait until the agent's last words have the text."""
+    tab.wait(f"[...document.querySelectorAll('#log > .text')].at(-1)?.innerText.includes({json.dumps(text)})")
+
+
+def test_a_chat(serve: Callable[..., Place]) -> None:
+    tab = serve().tab()
+    tab.see("Helps", "#log .hello")
+    tab.type("?first ?a ?thought **bold**")
+    tab.press("Enter", shift=True)
+    tab.type("and `code`")
+    assert tab.run("document.querySelector('#prompt').value.includes('\\n')")
+    tab.press("Enter")
+    idle(tab)
+    tab.see("?first ?a ?thought **bold**\nand `code`", ".mine")
+    assert tab.run("document.querySelector('.thought').open") is False  # it was open until the reply began
+    assert tab.run("document.querySelector('.thought div').textContent") == "first a thought "
+    assert tab.text(".text strong") == "bold"
+    assert tab.text(".text code") == "code"
+    tab.see("?first ?a ?thought **bold**", "#sessions .name")
+    tab.see("The agent says: bold", "#said")  # to those who listen
+    tab.click(".thought summary")
+    assert tab.run("document.querySelector('.thought').open") is True
+
+    tab.reload()
+    tab.see("bold", ".text strong")
+    assert tab.count(".mine") == 1
+
+
+def test_markdown_is_made_of_nodes(serve: Callable[..., Place]) -> None:
+    tab = serve().tab()
+    text = (
+        "# Title\n\n- one\n- two\n  more\n\n3. three\n4. four\n\n```py\na = 1\n\nb = '**'\n```\n\n> said\n\n"
+        "[link](https://example.org/a_(b)) see![picture](https://example.org/p.png) [bad](javascript:alert(1)) "
+        "https://example.com/x. *slanted* 2*3*4 `a*b*c`\n\n---\n\nend"
+    )
+    tab.type(text)
+    tab.press("Enter")
+    idle(tab)
+    found = tab.run(
+        """[...document.querySelectorAll(".text :is(h3, li, pre, blockquote, a, em, hr)")]
+        .map((each) => each.tagName + " " + (each.href || each.textContent))"""
+    )
+    assert found == [
+        "H3 Title", "LI one", "LI two\nmore", "LI three", "LI four", "PRE a = 1\n\nb = '**'", "BLOCKQUOTE said",
+        "A https://example.org/a_(b)", "A https://example.org/p.png", "A https://example.com/x", "EM slanted", "HR ",
+    ]  # fmt: skip
+    assert tab.run("document.querySelector('.text ol').start") == 3
+    assert tab.text(".text").rstrip().endswith("end")
+    assert "[bad](javascript:alert(1))" in tab.text(".text")  # no link
+    assert all(tab.run("[...document.querySelectorAll('.text a')].map((a) => a.rel === 'noopener noreferrer')"))
+
+
+def test_a_call_is_approved(serve: Callable[..., Place]) -> None:
+    place = serve()
+    tab = place.tab()
+    say(tab, '!pay:{"to":"Ann"}')
+    tab.see("Run pay?")
+    tab.see("waits for you", "#state")
+    tab.see('"to": "Ann"', ".call pre")
+    tab.see("waits for you", "#sessions")
+    tab.click(".asked button", "Approve")
+    tab.see("It said: paid Ann")
+    idle(tab)
+    assert place.tools.paid == 1
+    tab.see("Approved.")
+    tab.see("done", ".call .how")
+    assert tab.text("#sessions .about").startswith("4 messages")
+
+    tab.reload()
+    tab.see("It said: paid Ann")
+    tab.click(".call summary")
+    tab.see("paid Ann", ".call .more")
+    assert tab.count(".asked") == 0
+
+
+def test_a_call_is_rejected_with_a_reason(serve: Callable[..., Place]) -> None:
+    place = serve()
+    tab = place.tab()
+    say(tab, "!pay")
+    tab.see("Run pay?")
+    tab.click(".reason input")
+    tab.type("use cash")
+    tab.click(".asked button", "Reject")
+    tab.see("It said: this call was rejected: use cash")
+    tab.see("Rejected: use cash.")
+    assert place.tools.paid == 0
+
+
+def test_a_tool_is_approved_for_the_rest_of_the_session(serve: Callable[..., Place]) -> None:
+    place = serve(token="secret")
+    tab = place.tab()
+    tab.type("secret")
+    tab.press("Enter")
+    tab.wait("document.activeElement.id === 'prompt'")
+    say(tab, "!pay")
+    tab.click(".asked button", "Always approve this tool")
+    idle(tab)
+    say(tab, "!pay")
+    tab.wait("document.querySelectorAll('.call .how.good').length === 2")
+    assert place.tools.paid == 2
+
+
+def test_a_form_with_wrong_answers_first(serve: Callable[..., Place]) -> None:
+    """What is wrong stands beside its field, where the focus is then; what was typed stays."""
+    tab = serve().tab()
+    say(tab, "!order")
+    tab.see("order asks")
+    assert tab.run("document.querySelector('.asked').contains(document.activeElement)")
+    tab.click(".asked button", "Answer")
+    tab.see("name is missing", ".field .problem:not([hidden])")
+    labels = """[...document.querySelectorAll("[aria-invalid]")]
+        .map((each) => each.closest(".field").querySelector("label").innerText)"""
+    assert [each.split()[0] for each in tab.run(labels)] == ["Your", "size"]
+    assert tab.run("document.activeElement.closest('.field').innerText").startswith("Your name")
+    tab.type("Ann")
+    fill = """((index, text) => {
+        const field = document.querySelectorAll(".field")[index].querySelector("input, select");
+        field.focus();
+        field.select?.();
+    })"""
+    for index, text in ((2, "ten"), (4, "ann")):
+        tab.run(f"{fill}({index})")
+        tab.type(text)
+    tab.run("document.querySelectorAll('.field select')[0].value = '1'")
+    tab.press("Enter")  # from within a field
+    tab.see("pieces is a whole number, not 'ten'")
+    tab.see("mail is an e-mail address, not 'ann'")
+    assert tab.count("[aria-invalid]") == 2
+    for index, text in ((2, "3"), (3, "4.5"), (4, "ann@example.org")):
+        tab.run(f"{fill}({index})")
+        tab.type(text)
+    tab.run("document.querySelector('[type=date]').value = '2026-12-24'")
+    tab.run("document.querySelector('[type=datetime-local]').value = '2026-12-24T18:30:00'")
+    tab.click(".field .option", "Basil")
+    tab.run("document.querySelectorAll('.field select')[1].value = '1'")
+    tab.run("document.querySelectorAll('.field select')[2].value = '0'")
+    tab.click(".asked button", "Answer")
+    tab.see("It said: accept")
+    found = json.loads(tab.text().rpartition("It said: accept ")[2].splitlines()[0])
+    assert found.pop("at").startswith("2026-12-2")
+    assert found == {
+        "name": "Ann", "size": "large", "pieces": 3, "price": 4.5, "mail": "ann@example.org", "day": "2026-12-24",
+        "extras": ["b"], "cash": True, "gift": False, "how": "fast",
+    }  # fmt: skip
+    assert tab.count(".asked form") == 0
+
+
+@pytest.mark.parametrize("how", ["Decline", "Cancel"])
+def test_a_question_is_not_answered(serve: Callable[..., Place], how: str) -> None:
+    tab = serve().tab()
+    say(tab, "!order")
+    tab.click(".asked button", how)
+    tab.see(f"It said: {how.lower()}")
+
+
+def test_a_page_is_opened_only_by_the_user(serve: Callable[..., Place]) -> None:
+    place = serve()
+    tab = place.tab()
+    say(tab, "!visit")
+    tab.see("https://example.org/sign?in=1", ".asked .url")
+    assert tab.run("[...document.querySelectorAll('.asked a')].every((each) => each.hidden)")
+    before = len(place.browser.tell("Target.getTargets")["targetInfos"])
+    tab.click(".asked button", "Visit example.org")
+    assert len(place.browser.tell("Target.getTargets")["targetInfos"]) == before
+    tab.click(".asked button", "Yes, open example.org")
+    tab.see("It said: accept")
+    found = [each["url"] for each in place.browser.tell("Target.getTargets")["targetInfos"]]
+    assert len(found) == before + 1
+
+    say(tab, '!visit:{"url":"javascript:window.pwned=1"}')
+    tab.see("This is not a web address")
+    buttons = tab.run("[...document.querySelectorAll('.asked:not(.done) button')].map((each) => each.innerText)")
+    assert buttons == ["Decline", "Cancel"]
+    tab.click(".asked button", "Decline")
+    tab.see("It said: decline")
+    assert tab.run("window.pwned") is None
+
+
+def test_a_tool_shows_its_progress_and_its_error(serve: Callable[..., Place]) -> None:
+    place = serve()
+    tab = place.tab()
+    say(tab, "!work")
+    tab.see("50 %", ".call .how")
+    tab.click(".call summary")
+    tab.see("half of it", ".call .more")
+    assert tab.run("document.querySelector('.call progress').position") == 0.5
+    place.tools.goes_on.set()
+    tab.see("all of it", ".call .more")
+    assert tab.count(".call progress") == 0
+    idle(tab)
+    say(tab, "!fail")
+    tab.see("failed", ".call .how.bad")
+    idle(tab)
+
+
+def test_a_reload_in_the_middle_of_a_stream(serve: Callable[..., Place]) -> None:
+    """Nothing is missing, and nothing is there twice: neither of the reply, nor of what was before."""
+    place = serve()
+    tab = place.tab()
+    say(tab, "before")
+    idle(tab)
+    say(tab, "?hm one wait two wait three")
+    hear(tab, "one")
+    for word in ("two", "three"):
+        tab.reload()
+        tab.see("one")
+        tab.see("working", "#state")
+        place.model.goes_on.release()
+        tab.see(word)
+    idle(tab)
+    assert tab.run("[...document.querySelectorAll('#log > .text')].map((each) => each.innerText.trim())") == [
+        "before", "one two three"
+    ]  # fmt: skip
+    assert tab.run("[...document.querySelectorAll('.mine > div')].map((each) => each.innerText)") == [
+        "before", "?hm one wait two wait three"
+    ]  # fmt: skip
+    assert tab.count(".thought") == 1
+
+
+def test_a_reload_while_it_is_asked(serve: Callable[..., Place]) -> None:
+    """What was answered is not asked again; what was not, is."""
+    place = serve()
+    tab = place.tab()
+    say(tab, "!pay !order")
+    tab.see("Run pay?")
+    tab.see("order asks")
+    tab.click(".asked button", "Approve")
+    tab.see("Approved.")
+    tab.reload()
+    tab.see("order asks")
+    assert tab.count(".asked:not(.done)") == 1
+    tab.click(".asked button", "Decline")
+    idle(tab)
+    assert place.tools.paid == 1
+
+
+def test_a_log_that_lacks_the_beginning(serve: Callable[..., Place]) -> None:
+    """A client that comes late to a long run sees its messages, and what comes."""
+    place = serve()
+    tab = place.tab()
+    say(tab, "!work")
+    tab.see("50 %", ".call .how")
+    with pytest.MonkeyPatch.context() as patch:
+        ring = next(iter(place.application._backend.log._rings.values()))  # type: ignore[attr-defined]
+        patch.setattr(ring, "entries", ring.entries[-1:])
+        tab.reload()
+        tab.see("!work", ".mine")
+        place.tools.goes_on.set()
+        tab.see("It said: all of it")
+    idle(tab)
+    assert tab.count(".mine") == 1
+
+
+def test_two_tabs(serve: Callable[..., Place]) -> None:
+    """What is said, approved and answered in one is seen in the other."""
+    place = serve()
+    one = place.tab()
+    say(one, "first")
+    idle(one)
+    two = place.tab(one.run("location.hash"))
+    two.see("first", ".text")
+    say(one, "!pay !order")
+    for tab in (one, two):
+        tab.see("Run pay?")
+        tab.see("order asks")
+    two.click(".asked button", "Approve")
+    one.wait("document.querySelectorAll('.call .asked.done').length === 1")
+    one.click(".asked button", "Decline")
+    two.wait("document.querySelectorAll('.asked.done').length === 2")
+    for tab in (one, two):
+        idle(tab)
+        assert tab.count(".mine") == 2
+    assert place.tools.paid == 1
+    say(two, "second wait third")
+    one.see("second")
+    say(one, "meanwhile")
+    place.model.goes_on.release()
+    for tab in (one, two):
+        idle(tab)
+        tab.wait("document.querySelectorAll('.mine').length === 4")
+
+
+@pytest.mark.parametrize("how", ["Escape", "Stop"])
+def test_a_run_is_stopped(serve: Callable[..., Place], how: str) -> None:
+    tab = serve().tab()
+    say(tab, "one wait two")
+    tab.see("one", ".text")
+    if how == "Stop":
+        tab.click("#stop")
+    else:
+        tab.press("Escape")
+    tab.see("Stopped.")
+    idle(tab)
+    say(tab, "again")
+    hear(tab, "again")
+
+
+def test_it_is_steered_while_it_works(serve: Callable[..., Place]) -> None:
+    place = serve()
+    tab = place.tab()
+    say(tab, "one wait two")
+    tab.see("one", ".text")
+    tab.see("Steer", "#send")
+    say(tab, "three")
+    tab.see("three", ".mine.sent")
+    place.model.goes_on.release()
+    tab.wait("[...document.querySelectorAll('#log > .text')].at(-1).innerText.trim() === 'three'")
+    idle(tab)
+    assert tab.run("[...document.querySelectorAll('.mine > div')].map((each) => each.innerText)") == [
+        "one wait two", "three"
+    ]  # fmt: skip
+    assert tab.count(".sent") == 0
+
+
+def test_with_the_keyboard_alone(serve: Callable[..., Place]) -> None:
+    place = serve()
+    tab = place.tab()
+    tab.type("!pay")
+    tab.press("Enter")
+    tab.see("Run pay?")
+    tab.wait("document.activeElement.matches('.asked')")  # not a button: what is typed now approves nothing
+    tab.press("Enter")
+    tab.press(" ")
+    assert place.tools.paid == 0
+    tab.press("Tab")
+    assert tab.run("document.activeElement.innerText") == "Approve"
+    tab.press("Enter")
+    tab.see("It said: paid")
+    assert tab.run("document.activeElement.id") == "prompt"
+    idle(tab)
+    tab.type("!order")
+    tab.press("Enter")
+    tab.see("order asks")
+    tab.press("Tab")
+    tab.type("Ann")
+    tab.press("Enter")
+    tab.see("size is missing")
+    tab.press("Escape")
+    tab.see("Stopped.")
+    idle(tab)
+
+    tab.run("document.querySelector('#skip').focus()")
+    tab.press("Tab")
+    assert tab.run("document.activeElement.id") == "new"
+    tab.press("Tab")
+    assert tab.run("document.activeElement.className") == "name"
+    tab.press("Tab")
+    assert tab.run("document.activeElement.ariaLabel") == "Delete !pay"
+    tab.press("Enter")
+    tab.see("Delete?", "#sessions")
+    tab.press("Enter")
+    tab.see("No chats yet", "#sessions")
+    assert place.client.get("/api/sessions") == []
+
+
+def test_a_session_is_opened_branched_and_deleted(serve: Callable[..., Place]) -> None:
+    place = serve()
+    tab = place.tab()
+    say(tab, "first")
+    idle(tab)
+    say(tab, "second")
+    idle(tab)
+    tab.run("[...document.querySelectorAll('.mine button')].at(-1).click()")
+    tab.wait("document.querySelectorAll('#sessions .name').length === 2")
+    tab.wait("document.querySelector('#prompt').value === 'second'")
+    assert tab.count(".mine") == 1
+    tab.type(" thoughts")
+    tab.press("Enter")
+    hear(tab, "second thoughts")
+    idle(tab)
+    tab.click("#sessions li:not(.open) .name")
+    tab.wait("document.querySelectorAll('.mine').length === 2")
+    tab.run("history.back()")
+    tab.see("second thoughts")
+    tab.click("#sessions li.open .plain")
+    tab.click("#sessions li.open .plain", "Delete?")
+    tab.wait("document.querySelectorAll('#sessions .name').length === 1")
+    assert tab.text("#title") == "New chat"
+    tab.click("#sessions .name")
+    tab.see("second")
+    place.client.ask("DELETE", tab.run("'/api/sessions/' + location.hash.slice(1)"))
+    tab.see("does not have this chat any more")
+
+
+def test_foreign_text_is_text(serve: Callable[..., Place]) -> None:
+    place = serve()
+    tab = place.tab()
+    tab.see("<img src=x", ".hello")
+    link = '[EVIL](https://example.org/"onclick="window.pwned=1)'
+    say(tab, f'?EVIL EVIL `EVIL` **EVIL** {link} !EVIL !fail !pay:{{"to":"<script>"}} !order')
+    tab.see("order asks")
+    tab.see("Run pay?")
+    tab.click(".asked button", "Answer")
+    tab.see("is missing")
+    tab.click(".asked button", "Decline")
+    tab.click(".asked button", "Reject")
+    idle(tab)
+    say(tab, EVIL)
+    idle(tab)
+    tab.reload()
+    tab.see("It said")
+    place.client.ask("PATCH", tab.run("'/api/sessions/' + location.hash.slice(1) + '/title'"), {"title": EVIL})
+    tab.reload()
+    tab.see("<img", "#sessions")
+    assert tab.run("window.pwned") is None
+    assert tab.count("img, iframe, object, embed, svg, body script ~ script") == 0
+    assert "\u202e" not in tab.run("document.documentElement.textContent.replace(/<script>[^]*<\\/script>/, '')")
+    assert "\\u202e" in tab.text("#sessions")
+
+
+def test_the_token_is_asked_for_once(serve: Callable[..., Place]) -> None:
+    place = serve(token="secret")
+    tab = place.tab()
+    tab.type("wrong")
+    tab.press("Enter")
+    tab.wait("document.querySelector('dialog[open]') && document.querySelector('#token').value === ''")
+    tab.type("secret")
+    tab.press("Enter")
+    tab.wait("document.activeElement.id === 'prompt'")
+    say(tab, "hello")
+    idle(tab)
+    tab.reload()
+    tab.see("hello", ".text")
+    assert tab.count("dialog[open]") == 0
+    assert tab.run("localStorage.length") == 0
+    assert "secret" not in tab.run("location.href + document.cookie")
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 400])
+def test_what_it_looks_like(serve: Callable[..., Place], tmp_path: Path, width: int, mode: str) -> None:
+    """In the colours of its reader, no wider than the window, and with the message in sight."""
+    place = serve()
+    tab = place.tab(width=width)
+    tab.colours(mode)
+    say(tab, "?hm " + "long" * 60 + ' `code` !pay:{"to":"' + "x" * 200 + '"} !order !fail')
+    tab.see("Run pay?")
+    tab.see("order asks")
+    assert tab.run("document.documentElement.scrollWidth") == width
+    assert tab.run("document.querySelector('#log').scrollWidth <= document.querySelector('#log').clientWidth")
+    paper, ink = tab.run(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color].map((each) =>"
+        " each.match(/\\d+/g).reduce((sum, part) => sum + Number(part), 0))"
+    )
+    assert (paper > ink) == (mode == "light")
+    box = tab.run(
+        "(({top, bottom, width}) => [top, bottom, width])(document.querySelector('#prompt').getBoundingClientRect())"
+    )
+    assert 0 < box[0] < box[1] <= 800
+    assert box[2] > 200
+    if width == 400:
+        assert not tab.run("document.querySelector('#new').checkVisibility({visibilityProperty: true})")
+        tab.click("#menu")
+        assert tab.run("document.activeElement.id") == "new"
+        tab.press("Escape")
+        assert tab.run("document.activeElement.id") == "menu"
+        assert not tab.run("document.querySelector('#side').classList.contains('shown')")
+    if folder := os.environ.get("LOCKGATE_PICTURES"):  # to be looked at by people
+        tab.picture(Path(folder) / f"page-{width}-{mode}.png")
+
+
+def test_the_policy_allows_the_page_and_nothing_else() -> None:
+    headers = dict(page_headers())
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    assert b"innerHTML" not in page()
+    assert page().count(b"<script") == page().count(b"<script>") == 1
+    assert b'<link rel="icon" href="data:,">' in page()
+
+
+#: A server that keeps its sessions, on a port, whose model stops in the middle of each reply until a file is there.
+KEPT = """
+import sys, time
+from pathlib import Path
+from runtime import Agent, TextDelta, ToolCallDelta, tool
+from runtime.serve import Application
+from runtime.stores import SQLiteStore
+from werkzeug.serving import make_server
+
+port, folder = int(sys.argv[1]), Path(sys.argv[2])
+
+class Model:
+    id = "slow"
+    def stream(self, messages, tools, *, cancel):
+        if messages[-1].role == "tool":
+            yield TextDelta("one ")
+            while not (folder / "go").exists() and not cancel.cancelled:
+                time.sleep(0.01)
+            yield TextDelta("two")
+        else:
+            yield ToolCallDelta(0, f"call-{len(messages)}", "look", "{}")
+
+@tool(read_only=True)
+def look() -> str:
+    "Look."
+    return "seen"
+
+with SQLiteStore(folder / "sessions.db") as store:
+    agent = Agent("helper", Model(), tools=[look])
+    make_server("127.0.0.1", port, Application(agent, store=store), threaded=True).serve_forever()
+"""
+
+
+def test_the_server_is_killed_and_started_again(browser: Browser, tmp_path: Path) -> None:
+    """The page connects again by itself, shows what there is, and lets the user go on with the run."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-c", KEPT, str(port), str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    server = start()
+    context = browser.context()
+    try:
+        for _ in range(1000):
+            try:
+                socket.create_connection(("127.0.0.1", port), 20).close()
+                break
+            except ConnectionRefusedError:
+                threading.Event().wait(0.01)
+        tab = browser.tab(f"http://127.0.0.1:{port}/", context)
+        tab.wait("document.activeElement.id === 'prompt'")
+        say(tab, "begin")
+        tab.see("one")
+        server.kill()
+        server.wait()
+        tab.see("connecting again", "#state")
+        (tmp_path / "go").touch()
+        server = start()
+        tab.see("The run was interrupted.")
+        assert tab.count(".mine") == 1
+        tab.see("done", ".call .how")
+        tab.click(".note button", "Continue")
+        tab.see("one two")
+        idle(tab)
+        assert tab.count(".mine") == 1
+    finally:
+        server.kill()
+        server.wait()
+        browser.tell("Target.disposeBrowserContext", browserContextId=context)
+        browser.errors.clear()  # of connections that were refused
+
+
+def test_the_server_is_restarted_while_it_asks(browser: Browser, tmp_path: Path) -> None:
+    """The run was parked; the question is there again, and its answer is what the run goes on with."""
+    context = browser.context()
+    tools = Tools()
+    agent = Agent("helper", Talker(), tools=tools.all())
+    with SQLiteStore(tmp_path / "sessions.db") as store:
+        with listening(Application(agent, store=store)) as client:
+            tab = browser.tab(f"http://127.0.0.1:{client.port}/", context)
+            tab.wait("document.activeElement.id === 'prompt'")
+            say(tab, "!pay")
+            tab.see("Run pay?")
+        tab.see("connecting again", "#state")
+        with listening(Application(agent, store=store), port=client.port):
+            tab.wait("document.querySelector('#state').innerText === 'waits for you'")
+            assert tab.count(".asked:not(.done)") == 1
+            tab.click(".asked button", "Approve")
+            tab.see("It said: paid")
+            idle(tab)
+            assert tab.count(".mine") == 1
+            browser.tell("Target.disposeBrowserContext", browserContextId=context)
+    assert tools.paid == 1
+    browser.errors.clear()
