@@ -57,7 +57,7 @@ explore: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	@rm -f $(BENCH)
-	@for name in channels aio runtime growth store mcp; do \
+	@for name in channels aio runtime growth store mcp serve; do \
 	    echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py --json $(BENCH) || exit 1; done
 
 bench-quick: $(VENV)/test.stamp
