@@ -1,20 +1,28 @@
-"""Ends spans on a helper thread: span processors and exporters are foreign code, which may be slow or stand still."""
+"""Ends spans on a helper thread: span processors and exporters are foreign code, which may be slow or stand still.
+
+The helper takes all that have gathered in a tenth of a second. A helper for each span would be another thread for the
+worker to hand the interpreter to, several times a turn: that took longer than the spans did.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from channels import Channel, ChannelClosed
 from channels._lazy import lazy_logger
+from channels._timer import call_at
 
 from ..execution._helpers import HelperPool
 
 _logger = lazy_logger("runtime")
 _QUEUE: Final = 10_000  # jobs that wait for an exporter which stands still; more are dropped
+_GATHER: Final = 0.1  # seconds that a job may wait for others to be done with it
+_MANY: Final = 256  # jobs that wait for no more
 Job = Callable[[], object]
 
 
@@ -28,8 +36,8 @@ class Finisher:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self._lock = threading.Lock()  # for _busy: whether there is a helper that will see what waits
-        self._busy = False
+        self._lock = threading.Lock()  # for _state
+        self._state: Literal["idle", "due", "busy"] = "idle"  # due: a timer will start the helper; busy: it runs
         self._jobs: deque[Job] = deque()
         self._late: Channel[None] | None = None  # of the wait that was in vain
         self._dropped = False
@@ -44,16 +52,35 @@ class Finisher:
                 _logger.warning("spans are dropped: %d wait for an exporter of OpenTelemetry", _QUEUE)
             return
         self._jobs.append(job)
+        if len(self._jobs) >= _MANY:
+            self._start()
+            return
         with self._lock:
-            if self._busy:
+            if self._state != "idle":
                 return
-            self._busy = True
+            self._state = "due"
+        try:
+            call_at(time.monotonic() + _GATHER, self._start)
+        except RuntimeError:  # the interpreter exits, or there is no thread to be had
+            self._start()
+        except BaseException:
+            self._state = "idle"  # the next job finds this one, too
+            raise
+
+    def _start(self) -> None:
+        """Have the jobs done that wait, unless a helper is about it."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            if self._state == "busy" or not self._jobs:
+                return
+            self._state = "busy"
         try:
             self._helpers.submit(self._work)
         except Exception:  # no thread is to be had: the runtime is closed, or the interpreter exits
             self._work()
         except BaseException:
-            self._busy = False  # the next job finds this one, too
+            self._state = "idle"
             raise
 
     def _work(self) -> None:
@@ -64,7 +91,7 @@ class Finisher:
                 with self._lock:
                     if self._jobs:
                         continue
-                    self._busy = False
+                    self._state = "idle"
                     return
             try:
                 job()
@@ -73,10 +100,11 @@ class Finisher:
 
     def wait(self, seconds: float) -> None:
         """Wait until what was put is done, ``seconds`` at most; not again, while it stands still."""
-        if not self._busy or (self._late is not None and not self._late.closed):
+        if self._state == "idle" or (self._late is not None and not self._late.closed):
             return
         done: Channel[None] = Channel(name="spans ended")
         self.put(done.close)
+        self._start()
         try:
             done.recv(seconds)
         except ChannelClosed:
