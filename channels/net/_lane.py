@@ -18,7 +18,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from .._channel import Channel
 from .._errors import ChannelClosed
@@ -45,22 +45,28 @@ def from_json(body: bytes) -> Any:
     return json.loads(body.decode("utf-8", "surrogatepass"))
 
 
+class Last(NamedTuple):
+    """The last value of a lane, as its reader knows it to be."""
+
+    value: Any
+
+
 class Codec:
     """How the values of a lane are written and read; JSON, unless told otherwise.
 
     ``decode`` is called on the thread of the connection, and must not wait. A value for which it returns `NOTHING` is
-    dealt with.
+    dealt with; a `Last` closes the lane for its receivers, who are not told of what may go wrong afterwards.
 
     ``last`` is called on the thread of the connection when nothing more comes: with None after the peer's `CLOSE`, or
-    with the exception that has ended the connection. It returns values to be received at the end; where it returns
-    some, receivers are not told of the exception. It is called once, and must not wait.
+    with the exception that has ended the connection. It returns values to be received at the end in place of the
+    exception, or None. It is called once, and must not wait.
     """
 
     def __init__(
         self,
         encode: Callable[[Any], bytes] = to_json,
         decode: Callable[[bytes], Any] = from_json,
-        last: Callable[[BaseException | None], Sequence[Any]] | None = None,
+        last: Callable[[BaseException | None], Sequence[Any] | None] | None = None,
     ) -> None:
         self.encode = encode
         self.decode = decode
@@ -370,7 +376,10 @@ class Lane:
                     value = self.codec.decode(body)
                 except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                     raise ProtocolError(f"the peer sent a value that cannot be read: {error}") from error
-                if value is not NOTHING:
+                if value.__class__ is Last:
+                    self.deliver(values)
+                    self.into.finish([value.value], None)
+                elif value is not NOTHING:
                     values.append(value)
         elif kind == CREDIT:
             if len(body) != NUMBER.size:
@@ -413,10 +422,8 @@ class Lane:
         self.out.close()
 
     def _finish(self, error: BaseException | None) -> None:
-        last: Sequence[Any] = ()
-        if self.codec.last is not None:
-            last = self.codec.last(error)
-        self.into.finish(last, None if last else error)
+        last = None if self.codec.last is None else self.codec.last(error)
+        self.into.finish(last or (), error if last is None else None)
 
     def __repr__(self) -> str:
         return f"<lane {self.number} of {self.link.name}>"

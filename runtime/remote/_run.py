@@ -16,7 +16,7 @@ from typing import Any, Final
 from channels import CancelToken, Channel, ChannelClosed, WouldBlock
 from channels._park import NOTHING
 from channels.net._errors import ConnectionLost
-from channels.net._lane import Codec
+from channels.net._lane import Codec, Last
 from channels.net._link import Link
 
 from .._errors import InvalidAnswer, NotParkable, NotPending, NotRunning, SessionBusy, StoreError, describe
@@ -147,7 +147,7 @@ class RemoteRun:
                 _wire.apply(self.session, end.session)
             self.end = end
             self._finish(stopped.reason)
-            return stopped
+            return Last(stopped)
         event = Event.from_dict(data)
         if isinstance(event, StreamStopped):
             raise ValueError("a run ends with an End")
