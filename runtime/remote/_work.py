@@ -142,7 +142,7 @@ class _Worker:
             return stack.enter_context(Runtime(found, store=store, **settings))
         if settings or store is not None:
             raise TypeError(
-                f"{self._spec['agent']} is a Runtime, which has its settings and its store: give them there, and not to"
+                f"{self._spec['target']} is a Runtime, which has its settings and its store: give them there, not to"
                 " Remote"
             )
         return found
