@@ -47,6 +47,14 @@ def engine(name: str, address: str) -> Iterator[dict[str, Submit]]:
 
         with Client(address) as client:
             yield {"client": client.submit, "executor": client.get_executor().submit}
+    elif name == "dbos":
+        from dbos import DBOSClient
+
+        from .engine_dbos import NAME, QUEUE
+
+        client = DBOSClient(system_database_url=address)
+        yield {"client": lambda function, spec: client.enqueue({"queue_name": QUEUE, "workflow_name": NAME}, spec)}
+        client.destroy()
     else:
         from .engine_celery import app, run
 
@@ -189,8 +197,12 @@ def _lines(path: Path) -> int:
 
 def _result(job: Any) -> Any:
     """What the engine says of a job, once it is through with it."""
-    get = getattr(job, "get", None)  # of Celery
-    said = job.result(LONG) if get is None else get(timeout=LONG)
+    if hasattr(job, "get_result"):  # of DBOS
+        said = job.get_result()
+    elif hasattr(job, "get"):  # of Celery
+        said = job.get(timeout=LONG)
+    else:
+        said = job.result(LONG)
     return "refused" if isinstance(said, dict) and said.get("refused") else said
 
 

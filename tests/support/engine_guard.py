@@ -1,5 +1,6 @@
-"""A program that keeps the workers of an engine for as long as its standard input is open: ``dask``, or ``celery`` with
-its broker, a Redis server in a temporary directory. It prints the address once they are there.
+"""A program that keeps the workers of an engine for as long as its standard input is open: ``dask``, ``dbos``, or
+``celery`` with its broker, a Redis server, which there is by itself too: ``redis``. It prints the address once they are
+there.
 
 When its standard input ends, which the kernel sees to when pytest is killed, it ends them.
 """
@@ -9,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +88,41 @@ def celery() -> Iterator[str]:
         yield broker
 
 
+@contextlib.contextmanager
+def dbos() -> Iterator[str]:
+    """A worker, which is started again when it dies."""
+    with tempfile.TemporaryDirectory() as directory:
+        database = f"sqlite:///{directory}/jobs.sqlite"
+        ended = threading.Event()
+        log = Path(directory) / "log"
+
+        def supervise() -> None:
+            while not ended.is_set():
+                with open(log, "a") as file:
+                    worker = subprocess.Popen(
+                        [sys.executable, "-m", "support.engine_dbos"],
+                        env=dict(os.environ, DBOS_DATABASE=database),
+                        stdout=file,
+                        stderr=file,
+                    )
+                    while worker.poll() is None and not ended.wait(0.05):
+                        pass
+                    _end(worker)
+
+        supervisor = threading.Thread(target=supervise)
+        supervisor.start()
+        try:
+            until = time.monotonic() + STARTING
+            while not (log.exists() and "ready" in log.read_text()):
+                if time.monotonic() > until:
+                    raise RuntimeError(f"a worker does not start:\n{log.read_text()}")
+                time.sleep(0.02)
+            yield database
+        finally:
+            ended.set()
+            supervisor.join()
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
@@ -97,8 +133,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "celery" and shutil.which("redis-server") is None:
-        raise SystemExit("redis-server is not installed")
-    with {"dask": dask, "celery": celery}[sys.argv[1]]() as address:
+    with {"dask": dask, "celery": celery, "redis": redis, "dbos": dbos}[sys.argv[1]]() as address:
         print(address, flush=True)
         sys.stdin.read()

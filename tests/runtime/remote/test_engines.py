@@ -1,27 +1,22 @@
 """Agents on the engines that people have: a run, a question answered across processes, a cancel, many sessions, a
 worker that is killed, a caller that is killed. Law 24: at most once, whatever the engine makes of a lost worker.
 
-The callers are processes of their own (`support/engine_caller.py`), and so is what keeps the workers
-(`support/engine_guard.py`). Where no Redis server is installed, Celery is skipped; with ``LOCKGATE_REDIS=required`` in
-the environment, as in CI, it fails instead.
+The callers are processes of their own too (`support/engine_caller.py`), for clients of engines leave threads behind.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
-PATIENCE = 100.0  # seconds, on a busy machine
+from support.engines import PATIENCE, environment, guarded
+
 SCENARIOS = ("run", "failure", "question", "cancel", "map")
 KILLS = ("caller_killed", "killed")
 
@@ -29,28 +24,6 @@ pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.skipif(not hasattr(os, "killpg"), reason="kills processes as POSIX does"),
 ]
-
-
-@contextlib.contextmanager
-def guarded(engine: str) -> Iterator[str]:
-    """The workers of an engine; their address."""
-    command = [sys.executable, "-m", "support.engine_guard", engine]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    ) as guard:
-        assert guard.stdout is not None
-        assert guard.stderr is not None
-        address = guard.stdout.readline().strip()
-        assert address, guard.stderr.read()
-        try:
-            yield address
-        finally:
-            guard.communicate(timeout=PATIENCE)  # which closes its standard input
-
-
-def environment() -> dict[str, str]:
-    """Where the workers and the callers find the agent."""
-    return dict(os.environ, PYTHONPATH=os.pathsep.join((str(ROOT / "tests"), str(ROOT))), PYTHONWARNINGS="ignore")
 
 
 def called(engine: str, address: str, directory: Path, *more: str) -> dict[str, dict[str, Any]]:
@@ -117,12 +90,17 @@ def test_dask(tmp_path: Path) -> None:
 def test_celery(tmp_path: Path) -> None:
     """With the settings that make Celery run the task of a lost worker again: it is refused there too."""
     pytest.importorskip("celery", reason="the extra engines is not installed")
-    if shutil.which("redis-server") is None:
-        if os.environ.get("LOCKGATE_REDIS") == "required":
-            pytest.fail("redis-server is not installed")
-        pytest.skip("redis-server is not installed")
     with guarded("celery") as broker:
         found = called("celery", broker, tmp_path, *KILLS)
     check(found["prefork"])
     check_kills(found["prefork"], "refused")
     check(found["threads"])
+
+
+def test_dbos(tmp_path: Path) -> None:
+    """DBOS runs the workflow of a lost worker again in the next one."""
+    pytest.importorskip("dbos", reason="the extra engines is not installed")
+    with guarded("dbos") as database:
+        found = called("dbos", database, tmp_path, *KILLS)
+    check(found["client"])
+    check_kills(found["client"], "refused")
