@@ -572,6 +572,7 @@ def test_foreign_text_is_text(serve: Callable[..., Place]) -> None:
     tab.click(".asked button", "Answer")
     tab.see("is missing")
     tab.click(".asked button", "Decline")
+    tab.see("Declined.")  # then nothing moves under the mouse
     tab.click(".asked button", "Reject")
     idle(tab)
     say(tab, EVIL)
