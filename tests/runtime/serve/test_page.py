@@ -491,6 +491,22 @@ def test_it_is_steered_while_it_works(serve: Callable[..., Place]) -> None:
     assert tab.count(".sent") == 0
 
 
+def test_what_a_stopped_run_has_not_heard_is_in_the_session(serve: Callable[..., Place]) -> None:
+    tab = serve().tab()
+    say(tab, "one wait two")
+    hear(tab, "one")
+    say(tab, "three")
+    tab.see("three", ".mine.sent")
+    tab.wait("!document.querySelector('[aria-busy]')")
+    tab.press("Escape")
+    tab.see("Stopped.")
+    idle(tab)
+    for _ in range(2):
+        assert tab.count(".mine") == 2
+        tab.reload()
+        tab.see("three", "#log")
+
+
 def test_with_the_keyboard_alone(serve: Callable[..., Place]) -> None:
     place = serve()
     tab = place.tab()
