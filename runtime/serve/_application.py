@@ -194,6 +194,8 @@ class Application:
                 ping=self._ping,
                 closing=lambda: backend.closed or ending(),
                 environ=environ,
+                tell=lambda: backend.runs.tell(wanted.session_id),
+                tell_every=backend.runs.told_every,
                 on_close=close,
             )
         except BaseException:

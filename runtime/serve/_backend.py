@@ -59,7 +59,9 @@ class Backend:
         # Made here: settings that are wrong are an error where they are given. A runtime starts no thread before a run.
         settings = {"titles": True, "answer_timeout": None, "listen": store is not None, **settings}
         self._runtimes = {name: Runtime(team, store=self.store, **settings) for name, team in teams.items()}
-        self.runs: Final = Runs(self.runtime, self.store, self.log, linger=linger, max_runs=max_runs)
+        self.runs: Final = Runs(
+            self.runtime, self.store, self.log, linger=linger, max_runs=max_runs, shared=store is not None
+        )
 
     # -- streams -------------------------------------------------------------------------------------------------------
 
@@ -99,12 +101,14 @@ class Backend:
         Raises `TooManyStreams`."""
         until = time.monotonic() + wait
         with self.stream(session_id), self.log.watch(session_id) as watcher:
+            self.runs.tell(session_id)
             while True:
                 page = self.log.read(session_id, since)
                 left = until - time.monotonic()
                 if page.entries or page.gap or page.over or left <= 0 or self.closed:
                     break
-                watcher.wait(left)
+                watcher.wait(min(left, self.runs.told_every))
+                self.runs.tell(session_id)
         last = page.entries[-1].id if page.entries else self.log.last(session_id) if page.gap else since
         return {
             "events": [{"id": each.id, "event": json.loads(each.text(form))} for each in page.entries],

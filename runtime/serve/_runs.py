@@ -11,13 +11,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Final
 
 from channels import CancelToken, Channel, ChannelClosed
 from channels._lazy import lazy_logger
 
 from .. import events
-from .._errors import NotParkable, SessionBusy, SessionChanged, SessionNotFound, StreamStuck
+from .._errors import NotParkable, SessionBusy, SessionChanged, SessionNotFound, StoreError, StreamStuck
 from ..execution import _threads
 from ..runtime import Runtime
 from ..session._session import Session
@@ -71,12 +72,16 @@ class Runs:
         *,
         linger: float | None,
         max_runs: int,
+        shared: bool,
     ) -> None:
         self._runtimes = runtimes
         self._store = store
         self._log = log
         self._linger = linger
         self._max_runs = max_runs
+        self._shared = shared  # the store, with other processes, in which somebody may look at runs of this one
+        #: Seconds between two times that a process says that somebody looks at a run of another one.
+        self.told_every = min(10.0, max(self._time / 3, 0.05))
         self._lock = threading.Lock()
         self._live: dict[str, LiveRun] = {}
         self._looking: dict[str, int] = {}
@@ -206,26 +211,52 @@ class Runs:
                 self._looking.pop(session_id, None)
         self._set_clock(session_id)
 
+    @property
+    def _time(self) -> float:
+        """The seconds that a run has without anybody who looks."""
+        return PARK if self._linger is None else max(self._linger, 0.001)
+
+    def tell(self, session_id: str) -> None:
+        """Somebody looks at the session here: let the process know that has its run, if it is another one."""
+        if self._shared and session_id not in self._live:
+            with contextlib.suppress(StoreError, SessionNotFound):  # the next time, if it goes on like that
+                if self._store.info(session_id).status == "running":
+                    self._store.look(session_id)
+
+    def _is_looked_at_elsewhere(self, session_id: str) -> bool:
+        if not self._shared:
+            return False
+        try:
+            seen = self._store.commands(session_id).looked_at
+        except (StoreError, SessionNotFound):
+            return False
+        return seen is not None and (datetime.now(UTC) - seen).total_seconds() < max(self._time, 2 * self.told_every)
+
     def _set_clock(self, session_id: str) -> None:
         """Nobody may be looking: then the run has some time, until somebody comes back."""
-        clock = CancelToken(timeout=PARK if self._linger is None else max(self._linger, 0.001))
+        clock = CancelToken(timeout=self._time)
         with self._lock:
             run = self._live.get(session_id)
             if run is None or run._stream is None or run.clock is not None or self._looking.get(session_id):
                 return
             run.clock = clock
-        clock.on_cancel(lambda: self._time_is_up(run, clock))
+        clock.on_cancel(lambda: self._ring(run, clock))
+
+    def _ring(self, run: LiveRun, clock: CancelToken) -> None:
+        """The clock has run out, or was stopped. The thread has other callbacks to call, and the store may be slow."""
+        if isinstance(clock.cause, TimeoutError):
+            _threads.start(lambda: self._time_is_up(run, clock), "lockgate-serve-clock")
 
     def _time_is_up(self, run: LiveRun, clock: CancelToken) -> None:
-        """On a thread for callbacks: quick, and never raises."""
-        if not isinstance(clock.cause, TimeoutError):
-            return  # it was stopped
         with self._lock:
             if run.clock is not clock:
                 return
             run.clock = None
             looked_at = self._looking.get(run.session.id)
         if looked_at or run.stream.reason is not None:
+            return
+        if self._is_looked_at_elsewhere(run.session.id):
+            self._set_clock(run.session.id)
             return
         asks = bool(run.stream.pending)
         if asks and self._park(run):

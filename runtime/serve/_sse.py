@@ -50,6 +50,8 @@ class EventBody:
         ping: float,
         closing: Callable[[], bool],
         environ: Mapping[str, Any],
+        tell: Callable[[], None],
+        tell_every: float,
         on_close: Callable[[], None],
     ) -> None:
         self._log = log
@@ -60,6 +62,9 @@ class EventBody:
         self._ping = ping
         self._closing = closing
         self._has_left = departure(environ)
+        self._tell = tell  # that somebody looks
+        self._tell_every = tell_every
+        self._told = time.monotonic()
         self._socket = _socket(environ)
         self._timeout: float | None = None
         self._on_close: Callable[[], None] | None = on_close
@@ -75,6 +80,7 @@ class EventBody:
         if not self._begun:
             self._begun = True
             self._bound_writes()
+            self._tell()
             page = self._read()
             # Headers go out with the first piece of the body, and the client waits for them.
             return self._chunk(page) if page.entries or page.gap or page.over else PING
@@ -90,13 +96,17 @@ class EventBody:
             if over:  # its events could not be kept
                 self._over = True
                 raise StopIteration
-            left = quiet_until - time.monotonic()
-            if self._watcher.wait(max(0.0, min(left, LOOK))):
+            now = time.monotonic()
+            if now > self._told + self._tell_every:
+                self._told = now
+                self._tell()
+            left = quiet_until - now
+            if self._watcher.wait(max(0.0, min(left, LOOK, self._tell_every))):
                 continue
             if self._has_left():
                 self._over = True
                 raise StopIteration
-            if left <= LOOK:
+            if time.monotonic() >= quiet_until:
                 return PING
 
     def _read(self) -> Page:

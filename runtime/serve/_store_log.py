@@ -46,14 +46,13 @@ class StoreLog:
             return self._here.read(session_id, since, limit)
         try:
             found = self._store.events(session_id, since, limit=limit)
+            gap = False
+            if not found and (last := self._store.last_event(session_id)) != since:
+                gap = since > last  # an id of another store, or of a file that was put back
+                found = self._store.events(session_id, 0 if gap else since, limit=limit)  # some came in between, or
+                gap = gap or not found  # they are not kept any more
             entries = [Entry(number, text=text) for number, text in found]
-            if entries:
-                return Page(entries, gap=entries[0].id != since + 1)
-            last = self._store.last_event(session_id)
-            if since > last:  # an id of another store, or of a file that was put back
-                found = self._store.events(session_id, 0, limit=limit)
-                return Page([Entry(number, text=text) for number, text in found], gap=True)
-            return Page((), gap=since < last)
+            return Page(entries, gap=gap or bool(entries and entries[0].id != since + 1))
         except SessionNotFound:
             return Page((), over=True)
 

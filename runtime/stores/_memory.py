@@ -57,6 +57,7 @@ class _Kept:
         self.journal: MemoryJournal | None = None  # of the stream that has it
         self.listens = False
         self.cancel: str | None = None
+        self.looked_at: datetime | None = None
         self.last_event = 0
         self.events: deque[tuple[int, str]] = deque(maxlen=EVENTS)
 
@@ -351,11 +352,16 @@ class MemoryStore:
             self._commanded(id).cancel = reason
             self._tell(Notice("canceled", id))
 
+    def look(self, id: str) -> None:
+        """Note that somebody looks at the session now."""
+        with self._using():
+            self._find(id).looked_at = datetime.now(UTC)
+
     def commands(self, id: str) -> Commands:
         """What the stream of the session was told."""
         with self._using():
             kept = self._find(id)
-            return Commands(tuple(kept.snapshot.mail), kept.cancel)
+            return Commands(tuple(kept.snapshot.mail), kept.cancel, kept.looked_at)
 
     def append_events(self, session: Session, events: Sequence[tuple[int, str]]) -> None:
         """Add to the event log of the session, as `Store.append_events` says."""

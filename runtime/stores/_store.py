@@ -58,6 +58,7 @@ class Commands:
 
     mail: tuple[Mailed, ...] = ()  # that it has not heard, the oldest first
     cancel: str | None = None  # the reason why it is to end; None: nobody has cancelled it
+    looked_at: datetime | None = None  # when somebody last looked at it in another process
 
 
 class Store(Protocol):
@@ -151,6 +152,12 @@ class Store(Protocol):
 
     def cancel(self, id: str, reason: str = "") -> None:
         """Ask the stream that runs the session to end, whichever process has it. Raises as `mail`."""
+        ...
+
+    def look(self, id: str) -> None:
+        """Note that somebody looks at the session now, for the process of the stream that runs it (`commands`): a run
+        at which nobody looks may be ended there. Raises `SessionNotFound`.
+        """
         ...
 
     def commands(self, id: str) -> Commands:

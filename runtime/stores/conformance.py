@@ -934,6 +934,22 @@ class StoreConformance:
         assert store.commands(session.id) == Commands((second,))
         journal.release("idle")
 
+    def test_who_looks_is_known_to_the_process_of_the_stream(self, store: Store, other: Store, held: Any) -> None:
+        """And changes nothing of the session: a list shows it where it was."""
+        session, journal = held()
+        before = store.info(session.id)
+        assert store.commands(session.id).looked_at is None
+        other.look(session.id)
+        first = store.commands(session.id).looked_at
+        assert first is not None
+        assert abs(datetime.now(UTC) - first) < timedelta(minutes=1)
+        other.look(session.id)
+        assert (store.commands(session.id).looked_at or first) > first
+        assert store.info(session.id) == before
+        journal.release("idle")
+        with pytest.raises(SessionNotFound):
+            store.look("nobody")
+
     def test_commands_for_nobody_are_refused(self, store: Store, held: Any) -> None:
         session, journal = held()
         for say, wrong in (("takes no commands", "running"), ("no run on session", "idle")):

@@ -141,7 +141,7 @@ CREATE TABLE @mailbox (
 #: What serving with several processes needs. ``mailed_at`` is there where another process has put a message in.
 _SERVING: Final = """
 ALTER TABLE @sessions
-    ADD COLUMN cancel text, ADD COLUMN cancel_at timestamptz,
+    ADD COLUMN cancel text, ADD COLUMN cancel_at timestamptz, ADD COLUMN looked_at timestamptz,
     ADD COLUMN events bigint NOT NULL DEFAULT 0, ADD COLUMN events_at timestamptz;
 CREATE INDEX ON @sessions (cancel_at) WHERE cancel_at IS NOT NULL;
 CREATE INDEX ON @sessions (events_at) WHERE events_at IS NOT NULL;

@@ -508,11 +508,17 @@ class PostgresStore:
 
         self._database.run(write)
 
+    def look(self, id: str) -> None:
+        """See `Store.look`."""
+        text = self._database.sql("UPDATE @sessions SET looked_at = clock_timestamp() WHERE id = %s")
+        if not self._database.run(lambda connection: connection.execute(text, (column(id),)).rowcount):
+            raise self._not_found(id)
+
     def commands(self, id: str) -> Commands:
         """See `Store.commands`."""
 
         def read(connection: Connection) -> Commands:
-            (cancel,) = self._row(connection, id, "cancel")
+            cancel, looked_at = self._row(connection, id, "cancel, looked_at")
             rows = connection.execute(
                 self._database.sql(
                     "SELECT id, point, text FROM @mailbox WHERE session_id = %s AND taken_at IS NULL ORDER BY number"
@@ -520,7 +526,7 @@ class PostgresStore:
                 (column(id),),
             ).fetchall()
             mail = tuple(Mailed(text_of(key), point, text_of(said)) for key, point, said in rows)
-            return Commands(mail, None if cancel is None else text_of(cancel))
+            return Commands(mail, None if cancel is None else text_of(cancel), looked_at)
 
         return self._database.run(read)
 

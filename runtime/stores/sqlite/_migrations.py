@@ -123,6 +123,7 @@ INSERT INTO search VALUES (0);
 #: with each append, whichever process made it: whoever watches looks for what is behind the last he has seen.
 _SERVING: Final = """
 ALTER TABLE sessions ADD COLUMN cancel TEXT;
+ALTER TABLE sessions ADD COLUMN looked_at INTEGER;
 ALTER TABLE sessions ADD COLUMN events INTEGER NOT NULL DEFAULT 0;
 
 CREATE TABLE events (number INTEGER PRIMARY KEY, data TEXT NOT NULL) STRICT;

@@ -300,13 +300,24 @@ class SQLiteStore:
         check("the id of a session", id, str, "text")
         self._core().writer.do(write)
 
+    def look(self, id: str) -> None:
+        """Note that somebody looks at the session now, as `Store.look` says."""
+        check("the id of a session", id, str, "text")
+
+        def write(connection: Connection, now: int) -> None:
+            if not connection.execute("UPDATE sessions SET looked_at = ? WHERE id = ?", (now, id)).rowcount:
+                raise SessionNotFound(f"the store has no session {id}")
+
+        self._core().writer.do(write)
+
     def commands(self, id: str) -> Commands:
         """What the stream of the session was told, as `Store.commands` says."""
         check("the id of a session", id, str, "text")
 
         def read(connection: Connection) -> Commands:
-            number, cancel = self._row(connection, id, "number, cancel")
-            return Commands(tuple(mail_of(connection, number)), cancel)
+            number, cancel, looked_at = self._row(connection, id, "number, cancel, looked_at")
+            seen = None if looked_at is None else moment(looked_at)
+            return Commands(tuple(mail_of(connection, number)), cancel, seen)
 
         return self._read(read)
 

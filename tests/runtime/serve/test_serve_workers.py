@@ -151,6 +151,25 @@ def test_a_client_that_is_cut_off_goes_on_at_the_other_process(two: tuple[Client
         assert seen == whole, cut
 
 
+def test_a_run_is_not_cancelled_while_somebody_looks_in_another_process(tmp_path: Path) -> None:
+    """The process that has the run sees nobody; the other one tells it, through the store."""
+    agent = waiter()
+    with (
+        SQLiteStore(tmp_path / "s.db") as here,
+        SQLiteStore(tmp_path / "s.db") as there,
+        serving(agent, store=here, linger=0.5, ping=0.05) as first,
+        serving(store=there, linger=0.5, ping=0.05) as second,
+    ):
+        id = first.session()
+        with second.events(id) as elsewhere:
+            with first.run(id, "one wait two") as events:
+                events.until("agent_choice")
+            elsewhere.until("agent_choice")
+            time.sleep(2.0)  # four times as long as it would linger: the time is what is tested
+            agent.model.go_on.set()
+            assert elsewhere.until("stream_stopped")["reason"] == "normal"
+
+
 def test_a_server_that_is_restarted_knows_the_ids_that_clients_have(tmp_path: Path) -> None:
     with SQLiteStore(tmp_path / "s.db") as store, serving(store=store) as client:
         id = client.session()
