@@ -5,20 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 from channels import ChannelClosed
 
 from .. import events
-from .._errors import MissingExtra, RunError, StreamStuck
+from .._errors import MissingExtra
 from ..agent._agent import Agent, Team
-from ..dump import dump
 from ..permissions import Permissions
 from ..recording._recording import Recording
 from ..recording._timeline import timeline
@@ -27,19 +23,22 @@ from ..session._session import Session
 from ..stores._store import Store
 from ..stream._event_stream import EventStream
 from . import _serve, _sessions, _waiting
-from ._ask import Questions, Read, question_of
+from ._ask import Questions, question_of
+from ._chat import chat, is_installed
 from ._eval import EPILOG, add_arguments, evaluate
+from ._interrupts import Interrupts
+from ._json import JsonLines, standard_output
 from ._load import CannotLoad, load, replayed
 from ._place import opened
 from ._sessions import add_store, last_id, session_id, short
 from ._show import Screen
+from ._steps import cause_of, close_stream, is_over, load_model, problem_of, show_traceback
 from ._terminal import Guarded, Terminal
 
 OK: Final = 0
 FAILED: Final = 1
 UNUSABLE: Final = 2
 WAITING: Final = 3
-INTERRUPTED: Final = 130
 
 _PARKING: Final = 0.1  # seconds until the next look whether a run can be parked
 
@@ -64,6 +63,15 @@ Example:
   lockgate run examples/booking.py "Book a table at Luigi's" --yes --answer people=2
 """
 
+_CHAT_EPILOG = """\
+AGENT is given as for `lockgate run`, which without a prompt is the same on a terminal. Type /help for the commands.
+
+Needs the extra `chat`: pip install 'lockgate[chat]'
+
+Example:
+  lockgate chat examples/booking.py
+"""
+
 _REPLAY_EPILOG = """\
 Without AGENT nothing runs: what happened is shown. With it, the run ends where the agent asks its model
 something that is not in the record, and says what differs. With --timeline or --html nothing runs
@@ -84,9 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return UNUSABLE
-    terminal = Terminal()
+    as_json = args.command == "run" and args.json
+    terminal = Terminal(everything_on_stderr=as_json)
     guarded = Guarded(sys.stderr) if sys.stderr is not None else None
-    with _Interrupts() as interrupts, contextlib.redirect_stderr(guarded):
+    with Interrupts() as interrupts, contextlib.redirect_stderr(guarded):
         try:
             return _COMMANDS[args.command](args, terminal, interrupts)
         except CannotLoad as error:
@@ -115,14 +124,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("agent", metavar="AGENT", help="the agent, such as examples/booking.py")
     run.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to say to it; - or none: standard input")
-    run.add_argument("--model", metavar="FILE.gguf", help="use this local model in place of the agent's own")
     run.add_argument("--record", metavar="FILE", help="write what happens to this file, for `lockgate replay`")
-    which = run.add_mutually_exclusive_group()
-    which.add_argument("--session", metavar="ID", help="go on with this session, by its id or the beginning of it")
-    which.add_argument("-c", "--continue", action="store_true", dest="last", help="go on with the last session")
-    which.add_argument("--no-store", action="store_true", help="do not keep the session")
+    run.add_argument(
+        "--json", action="store_true", help="write the events to standard output, a line of JSON for each; ask nobody"
+    )
     run.add_argument("--park", action="store_true", help="ask nobody: end the run while it waits for `lockgate answer`")
     add_store(run)
+    chatting = commands.add_parser(
+        "chat",
+        help="talk with an agent, turn after turn",
+        description="Talk with an agent on the terminal, turn after turn.",
+        epilog=_CHAT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    chatting.add_argument("agent", metavar="AGENT", help="the agent, such as examples/booking.py")
+    for command in (run, chatting):
+        command.add_argument(
+            "--model", metavar="MODEL", help="use this model for every agent: FILE.gguf, openai/NAME or anthropic/NAME"
+        )
+        which = command.add_mutually_exclusive_group()
+        which.add_argument("--session", metavar="ID", help="go on with this session, by its id or the beginning of it")
+        which.add_argument("-c", "--continue", action="store_true", dest="last", help="go on with the last session")
+        which.add_argument("--no-store", action="store_true", help="do not keep the session")
+    add_store(chatting)
     replay = commands.add_parser(
         "replay",
         help="show a recorded run, or run it again",
@@ -148,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_arguments(again)
     serving = _serve.add_parser(commands)
-    for command in (run, replay):
+    for command in (run, chatting, replay):
         command.add_argument(
             "--answer",
             metavar="NAME=VALUE",
@@ -160,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--traceback", action="store_true", help="show where in their code tools and models failed"
         )
-    for command in (run, replay, serving):
+    for command in (run, chatting, replay, serving):
         command.add_argument(
             "-y", "--yes", action="store_true", help="approve every tool call that the agent does not forbid"
         )
@@ -198,7 +222,16 @@ def _answer(text: str) -> tuple[str, str]:
     return name.strip(), value
 
 
-def _run(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) -> int:
+def _run(args: argparse.Namespace, terminal: Terminal, interrupts: Interrupts) -> int:
+    if not args.json:
+        return _run_shown(args, terminal, interrupts)
+    with standard_output() as write:
+        return _run_shown(args, terminal, interrupts, JsonLines(write, terminal))
+
+
+def _run_shown(
+    args: argparse.Namespace, terminal: Terminal, interrupts: Interrupts, lines: JsonLines | None = None
+) -> int:
     if args.no_store and (args.store or args.park):
         raise CannotLoad(f"--no-store keeps no session, and {'--store' if args.store else '--park'} needs one kept")
     with terminal.busy(f"loading {args.agent}"):
@@ -211,28 +244,22 @@ def _run(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) 
         if store is not None:
             session = store.load(last_id(store) if args.last else session_id(store, args.session))
         prompt = _piped() if args.prompt == "-" else args.prompt
-        if (prompt is None or not prompt.strip()) and (session is None or _is_over(session)):
+        if (prompt is None or not prompt.strip()) and (session is None or is_over(session)):
+            if args.prompt is None and terminal.is_whole and not (args.record or args.park) and is_installed():
+                stack.close()
+                return chat(args, terminal, interrupts, team)
             prompt = _ask_prompt(terminal, team.root)
         if session is None:
             session = Session.from_user(prompt or "")
         elif prompt:
             session.add_user(prompt)
-        _load_model(terminal, team.root)
+        load_model(terminal, team.root)
         if store is None and not args.no_store:
             store = stack.enter_context(opened(args.store, make=True))
-        return _drive(args, team, session, args.record, store, terminal, interrupts)
+        return _drive(args, team, session, args.record, store, terminal, interrupts, lines)
 
 
-def _is_over(session: Session) -> bool:
-    """Whether there is nothing left to do in the session, before the user says something."""
-    left = session._unfinished
-    if left is not None and (left.calls or left.requests or left.mail):
-        return False
-    last = session.messages[-1] if session.messages else None
-    return last is None or (last.role == "assistant" and not last.tool_calls and last.finish_reason != "interrupted")
-
-
-def _replay(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupts) -> int:
+def _replay(args: argparse.Namespace, terminal: Terminal, interrupts: Interrupts) -> int:
     """Show a recorded run, or run it again."""
     recording = Recording(args.record)
     if args.timeline or args.html is not None:
@@ -251,7 +278,7 @@ def _replay(args: argparse.Namespace, terminal: Terminal, interrupts: _Interrupt
     problem = ""
     for event in recorded:
         screen.show(event)
-        problem = _problem(event) or problem
+        problem = problem_of(event) or problem
     terminal.finish()
     last = recorded[-1] if recorded else None
     reason = last.reason if isinstance(last, events.StreamStopped) else "the record has no end"
@@ -291,9 +318,10 @@ def _drive(
     record: str | None,
     store: Store | None,
     terminal: Terminal,
-    interrupts: _Interrupts,
+    interrupts: Interrupts,
+    lines: JsonLines | None = None,
 ) -> int:
-    """Run the team on the session, and show it; the exit status."""
+    """Run the team on the session, and show it, or write it as ``lines``; the exit status."""
     park = store is not None and args.park
     questions = Questions(terminal, dict(args.answer), interrupts.reading(terminal), team.root.name, park=park)
     # What is parked waits until it is answered; who sits at the terminal has the time that `Runtime` gives.
@@ -307,14 +335,15 @@ def _drive(
             raise CannotLoad(f"cannot write the record: {error}") from None
         try:
             with interrupts.ending(stream):
-                problem = _follow(stream, terminal, Screen(terminal, team.root.name), questions, interrupts)
+                screen = lines or Screen(terminal, team.root.name)
+                problem = _follow(stream, terminal, screen, questions, interrupts)
             terminal.finish()
             if args.traceback:
-                _show_traceback(stream, terminal)
+                show_traceback(stream, terminal)
             status = _report(stream, terminal, problem, interrupts)
         finally:
             with terminal.busy("ending the run"):
-                _close(stream, terminal)
+                close_stream(stream, terminal)
         if store is not None and (terminal.is_read or status == WAITING):
             _tell_session(args, terminal, session, store, waits=status == WAITING)
         return status
@@ -351,20 +380,12 @@ def _piped() -> str:
         raise CannotLoad(f"the prompt cannot be read from standard input: {error}") from None
 
 
-def _load_model(terminal: Terminal, agent: Agent) -> None:
-    """Load a model in this process. That keeps all threads waiting, so the terminal says so before."""
-    model: Any = agent.model
-    if not hasattr(model, "load"):
-        return
-    try:
-        with terminal.busy(f"loading {model.id}", at_once=True):
-            model.load()
-    except Exception as error:
-        raise CannotLoad(" ".join(str(error).split())) from error
-
-
 def _follow(
-    stream: EventStream, terminal: Terminal, screen: Screen, questions: Questions, interrupts: _Interrupts
+    stream: EventStream,
+    terminal: Terminal,
+    screen: Screen | JsonLines,
+    questions: Questions,
+    interrupts: Interrupts,
 ) -> str:
     """Show the stream until it ends; the text of the problem that ended it, empty where there was none."""
     screen.wait()
@@ -385,7 +406,9 @@ def _follow(
                 terminal.interrupted()
                 terminal.note("stopping ... (Ctrl-C again ends it at once)", "yellow")
                 terminal.waiting("stopping")
-        problem = _problem(event) or problem
+        problem = problem_of(event) or problem
+        if isinstance(screen, JsonLines):
+            screen.write(event)
         if said:
             continue  # nobody wants to see the rest
         question = question_of(event)
@@ -403,18 +426,7 @@ def _follow(
             screen.show(event)
 
 
-def _problem(event: events.Event) -> str:
-    """Code and description, where ``event`` tells why the run fails."""
-    if isinstance(event, events.Error):
-        return f"{event.code}: {event.error}"
-    if isinstance(event, events.MaxIterationsReached):
-        return f"max_iterations: it took all of its {event.max_iterations} turns without coming to an end"
-    if isinstance(event, events.BudgetExceeded):
-        return f"budget_exceeded: {event.kind} {event.used:g}, of {event.limit:g} allowed"
-    return ""
-
-
-def _report(stream: EventStream, terminal: Terminal, problem: str, interrupts: _Interrupts) -> int:
+def _report(stream: EventStream, terminal: Terminal, problem: str, interrupts: Interrupts) -> int:
     """Say how the stream ended; the exit status."""
     if stream.reason == "normal":
         return OK
@@ -423,7 +435,7 @@ def _report(stream: EventStream, terminal: Terminal, problem: str, interrupts: _
     if stream.reason == "canceled":
         terminal.note(f"stopped: canceled, {interrupts.cause}", "yellow")
         return interrupts.status
-    cause = _cause(stream)
+    cause = cause_of(stream)
     if isinstance(cause, MissingExtra):
         terminal.note(f"error: {cause}", "red")
         return UNUSABLE
@@ -431,107 +443,9 @@ def _report(stream: EventStream, terminal: Terminal, problem: str, interrupts: _
     return FAILED
 
 
-def _cause(stream: EventStream) -> BaseException | None:
-    """The exception that was raised in the worker."""
-    try:
-        stream.result()
-    except RunError as error:
-        return error.__cause__
-    return None
-
-
-def _show_traceback(stream: EventStream, terminal: Terminal) -> None:
-    """Print the tracebacks of the tools that failed, and of what ended the run."""
-    try:
-        text = "\n".join(stream.failures)
-        stream.result()
-    except RunError as error:
-        text = error.traceback
-    if text:
-        terminal.note(text.rstrip(), "dim")
-
-
-def _close(stream: EventStream, terminal: Terminal) -> None:
-    try:
-        stream.close()
-    except StreamStuck as stuck:
-        terminal.note(f"warning: {str(stuck).splitlines()[0]}", "yellow")
-
-
-class _Interrupts:
-    """Ctrl-C, SIGTERM and SIGHUP: the first ends the stream, the second the process."""
-
-    def __init__(self) -> None:
-        self.pressed = 0
-        self.status = INTERRUPTED
-        self.cause = "interrupted by the user"
-        self._stream: EventStream | None = None
-        self._reading = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-                number = getattr(signal, name, None)
-                # Ignored: as in the background of a script, or under nohup.
-                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._handle)
-            if hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
-                self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, _show_dump)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.pressed += 1
-        if self.pressed > 1:
-            with contextlib.suppress(OSError):  # the terminal may be gone
-                os.write(2, b"\n")
-            os._exit(128 + number)
-        self.status = 128 + number
-        if number != signal.SIGINT:
-            self.cause = f"ended by {signal.Signals(number).name}"
-        if self._stream is not None:
-            self._stream.cancel(self.cause)
-        if self._stream is None or self._reading:
-            raise KeyboardInterrupt
-
-    @contextlib.contextmanager
-    def ending(self, stream: EventStream) -> Iterator[None]:
-        """Within, Ctrl-C ends ``stream`` and nothing else."""
-        self._stream = stream
-        try:
-            yield
-        finally:
-            self._stream = None
-
-    def reading(self, terminal: Terminal) -> Read:
-        """`Terminal.read`, which Ctrl-C leaves."""
-
-        def read(prompt: str, over: Callable[[], bool]) -> str:
-            self._reading = True
-            try:
-                return terminal.read(prompt, over)
-            finally:
-                self._reading = False
-
-        return read
-
-
-def _show_dump(number: int, frame: FrameType | None) -> None:
-    """The handler of SIGUSR1: what the streams wait for, on standard error. It comes into the middle of anything, also
-    of a line that is being written, so it goes round `Terminal`; nothing in it can end the run.
-    """
-    with contextlib.suppress(Exception):
-        text = f"\n{dump()}\n".encode("utf-8", "replace")
-        while text:
-            text = text[os.write(2, text) :]
-
-
-_COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace, Terminal, _Interrupts], int]]] = {
+_COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace, Terminal, Interrupts], int]]] = {
     "run": _run,
+    "chat": chat,
     "replay": _replay,
     "eval": evaluate,
     "serve": lambda args, terminal, interrupts: _serve.serve(args),

@@ -13,9 +13,11 @@ from types import ModuleType
 
 from .._errors import MissingExtra
 from ..agent._agent import Agent, Team
+from ..model import Model
 from ..recording._recording import Recording
 
 DEFAULT = "agent"
+_MODELS = "A model is named as the path of a GGUF file, as openai/NAME or as anthropic/NAME."
 
 
 class CannotLoad(Exception):
@@ -25,7 +27,7 @@ class CannotLoad(Exception):
 def load(name: str, model: str | None = None) -> Team:
     """The agent or team ``name``: ``file.py``, ``file.py:attribute``, ``module`` or ``module:attribute``.
 
-    ``model`` is a GGUF file that takes the place of its models. Raises `CannotLoad`.
+    ``model`` takes the place of its models, as in `with_model`. Raises `CannotLoad`.
     """
     source, attribute = _split(name)
     module = _run_file(source) if source.endswith(".py") else _import(source)
@@ -39,7 +41,7 @@ def load(name: str, model: str | None = None) -> Team:
         raise CannotLoad(f"{source}:{attribute} is of type {type(found).__name__}, not an Agent or a Team")
     team = found if isinstance(found, Team) else Team((found,))
     if model is not None:
-        team = _with_model(team, model)
+        team = with_model(team, model)
     return team
 
 
@@ -77,14 +79,33 @@ def _import(source: str) -> ModuleType:
         raise _explained(error, source, None) from error
 
 
-def _with_model(team: Team, file: str) -> Team:
-    from ..models.local._model import LocalModel, ModelUnavailable
+def with_model(team: Team, name: str) -> Team:
+    """``team`` with another model for each agent: a GGUF file, ``openai/NAME`` or ``anthropic/NAME``. Raises
+    `CannotLoad`.
+    """
+    from ..models.local._model import ModelUnavailable
 
     try:
-        model = LocalModel(file)
-    except (MissingExtra, ModelUnavailable) as error:
-        raise CannotLoad(_one_line(error)) from error
+        model = _model(name)
+    except (MissingExtra, ModelUnavailable, ValueError) as error:
+        hint = "" if isinstance(error, MissingExtra) or Path(name).exists() else f" {_MODELS}"
+        raise CannotLoad(f"{_one_line(error)}{hint}") from error
     return team.map(lambda agent: dataclasses.replace(agent, model=model))
+
+
+def _model(name: str) -> Model:
+    provider, _, rest = name.partition("/")
+    if provider == "openai" and rest and not Path(name).exists():
+        from ..models.openai import OpenAIModel
+
+        return OpenAIModel(rest)
+    if provider == "anthropic" and rest and not Path(name).exists():
+        from ..models.anthropic import AnthropicModel
+
+        return AnthropicModel(rest)
+    from ..models.local._model import LocalModel
+
+    return LocalModel(name)
 
 
 def replayed(team: Team, recording: Recording, *, live_tools: bool) -> Team:

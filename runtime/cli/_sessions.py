@@ -83,7 +83,7 @@ def show_list(args: argparse.Namespace, terminal: Terminal) -> None:
             terminal.text(json.dumps(_as_dict(info)) + "\n")
         return
     for info in found:
-        terminal.line(_line(info))
+        terminal.line(line_of(info))
     if len(found) == args.limit:
         terminal.note(f"... the last {args.limit}; --limit shows more", "dim")
     elif not found:
@@ -263,7 +263,8 @@ def _number(text: str) -> int:
 # -- what is shown -----------------------------------------------------------------------------------------------------
 
 
-def _line(info: SessionInfo) -> str:
+def line_of(info: SessionInfo) -> str:
+    """A session in one line of a list."""
     title = escaped(info.title)
     title = f"{title[: _TITLE - 4]} ..." if len(title) > _TITLE else title
     asks = f"  ({info.waiting} to answer)" if info.waiting else ""

@@ -28,7 +28,7 @@ class Over(Exception):
     """The question is over: nobody waits for an answer any more."""
 
 
-def _bounded(text: str) -> str:
+def bounded(text: str) -> str:
     """``text`` with the middle of overlong lines left out."""
     if len(text) <= _LINE:
         return text
@@ -54,6 +54,15 @@ class Guarded:
         """Write them, made printable."""
         for line in lines:
             self.write(line)
+
+    @contextlib.contextmanager
+    def diverted(self, io: Any) -> Iterator[None]:
+        """Within, what is written goes to ``io``."""
+        before, self._io = self._io, io
+        try:
+            yield
+        finally:
+            self._io = before
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._io, name)
@@ -95,7 +104,7 @@ class _Stream:
 
     def line(self, text: str, style: str = "", *, whole: bool = False) -> None:
         self.write("" if self.place.fresh else "\n")
-        self.write(text if whole else _bounded(text), style, "\n")
+        self.write(text if whole else bounded(text), style, "\n")
 
     def raw(self, text: str) -> None:
         """Write text that was made printable already, or that moves the cursor: from this file only."""
@@ -114,19 +123,21 @@ class _Stream:
 
 class Terminal:
     """Standard input, output and error. The conversation goes to standard output, what there is to say about it to
-    standard error.
+    standard error. With ``everything_on_stderr`` both go to standard error, and nobody is asked: standard output
+    belongs to a program.
 
     Used by the main thread; only within `busy` a thread of its own draws the status line.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, everything_on_stderr: bool = False) -> None:
+        out = sys.stderr if everything_on_stderr else sys.stdout
         place = _Place()
-        self._out = _Stream(sys.stdout, place)
-        self._err = _Stream(sys.stderr, place if _together(sys.stdout, sys.stderr) else _Place())
+        self._out = _Stream(out, place)
+        self._err = _Stream(sys.stderr, place if _together(out, sys.stderr) else _Place())
         # Questions are shown where the user sees them, also when the rest goes into a file.
         self._questions = self._err if self._err.terminal and not self._out.terminal else self._out
         #: Whether there is somebody to ask.
-        self.asks = _is_terminal(sys.stdin) and self._questions.terminal
+        self.asks = _is_terminal(sys.stdin) and self._questions.terminal and not everything_on_stderr
         #: Whether somebody reads what there is to say about the conversation.
         self.is_read = self._err.terminal
         self._part = ""
@@ -139,6 +150,11 @@ class Terminal:
         """How many characters a line of the conversation has room for."""
         return shutil.get_terminal_size((100, 24)).columns if self._out.terminal else 100
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is a terminal to type on, and to draw on."""
+        return self.asks and self._out.moves
+
     # -- lines ---------------------------------------------------------------------------------------------------------
 
     def part(self, name: str) -> None:
@@ -147,6 +163,11 @@ class Terminal:
             self._clear()
             self._out.write("\n" if self._out.place.fresh else "\n\n")
         self._part = name
+
+    def new_part(self) -> None:
+        """Others have written: what comes next begins a line, and a part that nothing sets off."""
+        self._part = ""
+        self._out.place.column = self._err.place.column = 0
 
     def text(self, text: str, style: str = "") -> None:
         """Show a piece of the conversation's text, as it comes."""

@@ -38,6 +38,7 @@ EXTRAS = {
     "mcp.md": ["mcp"],
     "telemetry.md": ["opentelemetry.sdk"],
     "serving.md": ["werkzeug", "waitress"],
+    "chat.md": ["prompt_toolkit", "rich"],
 }
 TEXTS = [page.relative_to(ROOT).as_posix() for page in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")))]
 
