@@ -171,7 +171,7 @@ class Chat:
 
     def _greet(self) -> None:
         agent = self.team.root
-        self.view.note(f"{agent.name} ({agent.model.id}): /help lists the commands, Ctrl-D ends the program", "dim")
+        self.view.note(f"{agent.name} ({agent.model.id}): /help lists the commands", "dim")
         if self.session is not None:
             self.look_back()
 
@@ -243,6 +243,8 @@ class Chat:
             return True
         if text != OPEN and not text.startswith("/"):
             return False
+        if text != OPEN:
+            self.view.command(text)
         try:
             commands.run(self, "/open" if text == OPEN else text)
         except (commands.WrongUse, CannotLoad, InvalidAnswer, ValueError, *_REFUSED) as error:

@@ -13,6 +13,7 @@ from prompt_toolkit.document import Document
 
 from .._dataclasses import dataclass
 from ..foreign._printable import escaped
+from ..permissions import Rule
 from ..session._message import Message
 from ..session._session import Session
 from ._load import CannotLoad
@@ -63,7 +64,7 @@ def _help(chat: Chat, rest: str) -> None:
             *(f"{each.usage:<{width}}  {each.help}" for each in COMMANDS.values()),
             "",
             "Enter sends what you have typed; while the agent works, that steers it.",
-            "Alt-Enter begins a new line. The arrow keys and Ctrl-R find what you sent before.",
+            "Alt-Enter begins a new line. The arrow keys and Ctrl-R find what you have sent.",
             "Ctrl-C stops the agent; twice, it ends the program. So does Ctrl-D.",
         ]
     )
@@ -144,7 +145,8 @@ def _approve(chat: Chat, rest: str) -> None:
     if kept is not None and kept.approve_all:
         said += " This session has the lasting approval of all calls that you have given in it."
     elif kept is not None and kept.allow:
-        said += f" Approved for good in this session: {', '.join(escaped(str(rule)) for rule in kept.allow)}."
+        names = (escaped(rule.tool) for rule in kept.allow if isinstance(rule, Rule))
+        said += f" Approved for good in this session: {', '.join(names)}."
     chat.view.note(f"{said} (/approve all, /approve TOOL, /approve ask)", "dim")
 
 

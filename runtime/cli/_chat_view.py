@@ -145,6 +145,11 @@ class View:
         lines = [f"> {first}", *(f"  {line}" for line in rest)]
         self._write("user", ["", *(paint.text(line, "bold") for line in lines), ""])
 
+    def command(self, text: str) -> None:
+        """Write a command that the user has typed."""
+        line = self._paint.cut(f"> {text}", self._paint.width - 1)
+        self._write("user", ["", self._paint.text(line, "dim")])
+
     def reply(self, message: Message) -> None:
         """Write a message of an earlier turn."""
         if message.role == "user":

@@ -88,7 +88,8 @@ def with_model(team: Team, name: str) -> Team:
     try:
         model = _model(name)
     except (MissingExtra, ModelUnavailable, ValueError) as error:
-        hint = "" if isinstance(error, MissingExtra) or Path(name).exists() else f" {_MODELS}"
+        known = isinstance(error, MissingExtra) or name.endswith(".gguf") or Path(name).exists()
+        hint = "" if known else f" {_MODELS}"
         raise CannotLoad(f"{_one_line(error)}{hint}") from error
     return team.map(lambda agent: dataclasses.replace(agent, model=model))
 

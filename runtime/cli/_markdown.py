@@ -31,15 +31,17 @@ from ._terminal import bounded
 
 _WIDEST: Final = 110  # characters of a line of prose: longer ones are hard to read
 _BLOCK: Final = 60  # lines of a block; what is longer is rendered in parts
-_LINE: Final = 4_000  # characters of a block, and of a line
+_LINE: Final = 2_000  # characters of a block, and of a line
 _CONTEXT: Final = 40  # lines of code that the colours of the next depend on
 _COLOURED: Final = 500  # characters of a line of code that gets colours
-_TAIL: Final = 2_000  # characters of a line under way that are shown
+_TAIL: Final = 1_000  # characters of a line under way that are shown
 
 _FENCE = re.compile(r"( *)(`{3,}|~{3,})[ \t]*([^`\n]*)")
 _HEADING = re.compile(r" {0,3}#{1,6}([ \t]|$)")
 _RULE = re.compile(r" {0,3}([-*_])[ \t]*(\1[ \t]*){2,}$")
 _ITEM = re.compile(r"( *)([-*+]|\d{1,9}[.)])([ \t]+|$)")
+_UNDERLINE = re.compile(r" {0,3}(=+|-+)[ \t]*$")
+_NAMED_LINK = re.compile(r" {0,3}\[[^\]]*\]:")
 _TABLE_RULE = re.compile(r" {0,3}\|?[ \t]*:?-+:?[ \t]*(\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$")
 
 _THEME = Theme(
@@ -232,8 +234,7 @@ class PlainStream(Stream):
 
     def _rendered(self, line: str) -> list[str]:
         wrapped = self.paint.lines(Text(printable(line).expandtabs(4), "dim", overflow="fold"), width=self._width())
-        bar = self.paint.text("| ", "dim")
-        return [bar + each for each in wrapped] or [bar.rstrip()]
+        return [self.paint.text("| " if each else "|", "dim") + each for each in wrapped or [""]]
 
     def _width(self) -> int:
         return max(min(self.paint.width - 3, _WIDEST), 8)
@@ -290,13 +291,17 @@ class MarkdownStream(Stream):
                 self._blank = True
             else:
                 self._commit()
-            self._gap = True
+                self._gap = True
             return
         indent = len(line) - len(line.lstrip(" "))
         if self._list is not None and not self._goes_on(line, indent):
             self._commit()
             self._list = None
-        self._blank_within()
+            self._gap |= self._blank
+            self._blank = False
+        elif self._blank:
+            self._blank = False
+            self._add("")
         if (fence := _FENCE.match(line)) and (indent <= 3 or self._list is not None):
             self._open(fence)
         elif self._list is not None:
@@ -309,16 +314,14 @@ class MarkdownStream(Stream):
             self._commit()
             self._add(line)
             self._commit()
+        elif self._block and _UNDERLINE.match(line):  # of a heading
+            self._add(line)
+            self._commit()
+        elif not self._block and _NAMED_LINK.match(line):  # no text in Markdown, and nothing is to be lost
+            self._add("\\" + line.lstrip())
         else:
             self._add(line)
             self._limit()
-
-    def _blank_within(self) -> None:
-        if self._blank:
-            self._blank = False
-            if self._block:
-                self._gap = False
-                self._add("")
 
     def _goes_on(self, line: str, indent: int) -> bool:
         """Whether a line belongs to the list."""
@@ -333,9 +336,7 @@ class MarkdownStream(Stream):
         assert self._list is not None
         item = _ITEM.match(line)
         if item and indent < min(self._list, 2):  # the next item, by which the one before is complete
-            gap = self._block[-1:] == [""]
             self._commit()
-            self._gap |= gap
             self._list = item.end() if item[3] else item.end(2) + 1
         elif not self._block:  # behind code that was in the item: the rest of it, by itself
             line = line[min(indent, self._list) :]
@@ -365,6 +366,7 @@ class MarkdownStream(Stream):
     def _commit(self) -> None:
         """Render the block under way: it is complete."""
         block, self._block, self._size = self._block, [], 0
+        gap = block[-1:] == [""]
         while block and not block[-1].strip():
             block.pop()
         if not block:
@@ -373,6 +375,7 @@ class MarkdownStream(Stream):
         if head and len(block) == 2:  # the head of a table of which no rows are left
             return
         self._emit(self._rendered(block))
+        self._gap = gap
 
     def _emit(self, lines: list[str]) -> None:
         if self._gap and self._begun:

@@ -18,6 +18,7 @@ import pytest
 from runtime import HookInput
 from runtime.agent._hook_points import HOOK_POINTS
 from runtime.cli import _command
+from runtime.cli._interrupts import INTERRUPTED
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -96,7 +97,7 @@ def test_the_page_of_the_command_is_whole() -> None:
     assert options - set(re.findall(r"`(--?\w[\w-]*)", text)) == {"-h", "--help"}
     assert set(re.findall(r"`(--?\w[\w-]*)", text)) - options == {"--version"}
     statuses = set(map(int, re.findall(r"^\| (\d+) \|", text, re.MULTILINE)))
-    named = {_command.OK, _command.FAILED, _command.UNUSABLE, _command.WAITING, _command.INTERRUPTED}
+    named = {_command.OK, _command.FAILED, _command.UNUSABLE, _command.WAITING, INTERRUPTED}
     assert named < statuses
     assert statuses == named | {129, 143, 141}  # 128 and the number of SIGHUP, SIGTERM and SIGPIPE
     lines = re.findall(r"^\$ (?:.*\| )?lockgate (.*)$", text, re.MULTILINE)

@@ -399,7 +399,7 @@ def test_an_answer_that_comes_too_late_is_told_so(terminal: Any) -> None:
 
 
 def test_the_prompt_is_asked_for(terminal: Any) -> None:
-    screen = terminal("run", "agents.py")
+    screen = terminal("run", "agents.py", "--record", "run.jsonl")  # of one run: no chat
     screen.expect("What should cook do? > ")
     screen.enter("Tell me")
     screen.expect("> Tell me\n", "Once upon")
