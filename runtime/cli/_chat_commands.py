@@ -6,24 +6,47 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
 from .._dataclasses import dataclass
+from ..agent._agent import Team
 from ..foreign._printable import escaped
 from ..permissions import Rule
 from ..session._message import Message
 from ..session._session import Session
-from ._load import CannotLoad
+from ..stores._store import Store
+from ._chat_view import View
 from ._sessions import line_of, session_id, short
 from ._show import named
 
-if TYPE_CHECKING:
-    from ._chat import Chat
-
 _LISTED: Final = 20  # sessions
+
+
+class Chat(Protocol):
+    """What the commands know of a chat."""
+
+    approved: set[str]
+    approved_all: bool
+    tools: tuple[str, ...]
+    known: list[tuple[str, str]]
+
+    @property
+    def view(self) -> View: ...
+    @property
+    def team(self) -> Team: ...
+    @property
+    def store(self) -> Store | None: ...
+    @property
+    def session(self) -> Session | None: ...
+    @property
+    def working(self) -> bool: ...
+    def use(self, session: Session | None) -> None: ...
+    def use_model(self, name: str) -> None: ...
+    def look_back(self) -> None: ...
+    def leave(self, status: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +296,3 @@ class Completions(Completer):
         if name == "branch" and chat.session is not None:
             return [(str(number), escaped(each.content[:60])) for number, each in _of_user(chat.session).items()]
         return []
-
-
-def explained(error: Exception) -> str:
-    """An error of the store, or of what was to be loaded, in one line."""
-    return str(error) if isinstance(error, (WrongUse, CannotLoad)) else f"{type(error).__name__}: {error}"
