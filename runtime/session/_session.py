@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,9 +22,11 @@ from channels._lazy import lazy
 from .._checks import check, check_items
 from .._dataclasses import asdict, dataclass, replace
 from .._errors import SessionBusy
+from ..foreign._fields import Fields
 from ..foreign._sound import well_formed
 from ..permissions import Permissions, Rule
 from ..usage import Usage
+from . import _reading
 from ._journal import (
     Allowed,
     Counted,
@@ -137,24 +140,22 @@ class Session:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Session:
-        """The session that `to_dict` wrote."""
-        rules = {
-            name: [
-                Rule(each["tool"], tuple((key, value) for key, value in each["arguments"]), each.get("owner", ""))
-                for each in said
-            ]
-            for name, said in data["permissions"].items()
-            if name != "approve_all"
-        }
+        """The session that `to_dict` wrote. Raises `ValueError` for anything else, with the place where it differs."""
+        said = Fields(data, "the session")
+        permissions, messages = said.needed("permissions"), said.objects("messages", sys.maxsize)
         session = cls(
-            [Message.from_dict(message) for message in data["messages"]],
-            id=data["id"],
-            title=data["title"],
-            permissions=Permissions(**rules, approve_all=data["permissions"]["approve_all"]),
-            agent_name=data["agent_name"],
-            compacted=Compacted(**data["compacted"]),
+            [_reading.message(each) for each in messages],
+            id=said.text("id"),
+            title=said.text("title"),
+            permissions=permissions.made(
+                Permissions,
+                approve_all=permissions.flag("approve_all"),
+                **{name: _reading.rules(permissions, name) for name in ("allow", "ask", "deny")},
+            ),
+            agent_name=said.maybe("agent_name"),
+            compacted=Compacted(*_reading.compacted(said.needed("compacted"), len(messages) or None)),
         )
-        session._usage = None if data["usage"] is None else Usage(**data["usage"])
+        session._usage = said.maybe_object("usage", _reading.usage)
         return session
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,14 +18,19 @@ from hypothesis import strategies as st
 
 from runtime import (
     Agent,
+    Compaction,
     Image,
     Message,
+    Permissions,
     ReasoningDelta,
+    Runtime,
     Session,
+    TextDelta,
     Tool,
     ToolCall,
     ToolDefinition,
     ToolResult,
+    Usage,
     events,
     tool,
 )
@@ -32,6 +38,7 @@ from runtime.foreign._arguments import read_arguments
 from runtime.foreign._json import DEEPEST, LONGEST
 from runtime.foreign._sound import TextPieces, sound, well_formed
 from runtime.session import Compacted, Native
+from runtime.stores import MemoryStore
 from support.scripted import Scripted, Stall, approving, call, say
 
 HALF = "\ud83d"
@@ -451,3 +458,82 @@ def test_what_a_tool_says_is_seen_as_the_model_will_see_it() -> None:
     with approving(Agent("a", Scripted([call("ls")], say("done")), tools=[ls])) as runtime:
         seen = [event for event in runtime.run_stream(session) if isinstance(event, events.ToolCallResponse)]
     assert seen[0].response == session.messages[2].content == r"caf\xe9"
+
+
+# -- what was written down ---------------------------------------------------------------------------------------------
+
+HOSTILE: list[Any] = [
+    None, True, -1, 1.5, 1e999, 10**400, "", "x", "\ud800", "\x00", "../../x", [], {}, [None], [[]], {"a": 1}, [1] * 5,
+]  # fmt: skip
+
+
+def places(data: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield before
+    inside = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in inside:
+        yield from places(value, (*before, key))
+
+
+def changed(data: Any, place: tuple[Any, ...], value: Any) -> Any:
+    if not place:
+        return value
+    changed = at = copy.deepcopy(data)
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = value
+    return changed
+
+
+def written_down() -> dict[str, Any]:
+    """A session with a bit of everything."""
+    session = Session.from_user("hi", permissions=Permissions(allow=["f:x=1"], deny=["g"]))
+    session.add_user("look", images=[Image(b"\x89PNG", "image/png")])
+    calls = (ToolCall("c1", "f", '{"a": 1}'),)
+    said = Message("assistant", "ok", calls, agent_name="a", model="m", usage=Usage(1, 2), native=Native("p", {"a": 1}))
+    data = session.to_dict()
+    data["messages"] += [said.to_dict(), Message("tool", "done", tool_call_id="c1").to_dict()]
+    return {**data, "usage": Usage(1, 2, cost=0.5).to_dict()}
+
+
+def test_a_session_that_was_written_by_anybody_is_refused_in_a_sentence_or_runs() -> None:
+    """Whatever stands in whatever place of what `Session.to_dict` wrote."""
+    data = written_down()
+    assert Session.from_dict(data).to_dict() == data
+    runs, refusals = 0, []
+    with Runtime(Agent("a", Endless(), compaction=Compaction(window=1000))) as runtime:
+        for place in places(data):
+            for value in HOSTILE:
+                try:
+                    session = Session.from_dict(changed(data, place, value))
+                except ValueError as error:
+                    refusals.append(str(error))
+                    continue
+                json.dumps(session.to_dict()).encode()
+                assert runtime.run(session).text == "ok"
+                runs += 1
+    assert runs > 50
+    assert max(map(len, refusals)) < 400
+
+
+class Endless:
+    id = "endless"
+
+    def stream(self, messages: Sequence[Message], tools: Any, *, cancel: Any) -> Iterator[TextDelta]:
+        yield TextDelta("ok")
+
+
+def test_the_place_of_what_is_wrong_is_named() -> None:
+    wrong = changed(written_down(), ("messages", 2, "usage", "input_tokens"), "many")
+    with pytest.raises(ValueError, match=r"input_tokens of usage of messages\[2\] of the session is 'many'"):
+        Session.from_dict(wrong)
+
+
+def test_what_is_exported_after_a_call_that_was_too_long_can_be_imported() -> None:
+    """Its next message is known not to be counted: that number is one more than there are messages."""
+    session = Session.from_user("hi")
+    store = MemoryStore()
+    with Runtime(Agent("a", Endless()), store=store) as runtime:
+        runtime.run(session)
+    data = store.export(session.id)
+    data["sessions"][0]["compacted"]["at"] = len(data["sessions"][0]["messages"]) + 1
+    assert MemoryStore().import_(data).id == session.id
