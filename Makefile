@@ -108,9 +108,9 @@ $(VENV)/run.stamp: $(VENV)/venv.stamp pyproject.toml Makefile
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
-	$(PIP) install -e '.[mcp,local,serve,openai,anthropic,otel,postgres,schemas,test,engines,peers]'
+	$(PIP) install -e '.[mcp,local,serve,openai,anthropic,otel,postgres,schemas,test,engines,recipes,peers]'
 	@touch $@
 
 $(VENV)/lint.stamp: $(VENV)/test.stamp
-	$(PIP) install -e '.[mcp,local,serve,openai,anthropic,otel,postgres,schemas,test,engines,peers,lint]'
+	$(PIP) install -e '.[mcp,local,serve,openai,anthropic,otel,postgres,schemas,test,engines,recipes,peers,lint]'
 	@touch $@

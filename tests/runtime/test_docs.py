@@ -26,12 +26,13 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"# prints: (.*)$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
-# Every page that has examples; those of channels.md stand each by itself, in tests/channels/test_docs.py, and those of
-# engines.md are programs that run on engines, in tests/runtime/remote/test_recipes.py.
+# Every page that has examples. Those of channels.md stand each by itself, in tests/channels/test_docs.py; those of
+# engines.md and recipes.md are programs, in tests/runtime/remote/test_recipes.py and tests/runtime/serve/test_recipes.py.
+OTHERS = ("channels.md", "engines.md", "recipes.md")
 PAGES = [
     page.name
     for page in sorted((ROOT / "docs").glob("*.md"))
-    if page.name not in ("channels.md", "engines.md") and BLOCK.search(page.read_text(encoding="utf-8"))
+    if page.name not in OTHERS and BLOCK.search(page.read_text(encoding="utf-8"))
 ]
 SERVER = {"postgres.md"}  # their examples need PostgreSQL
 EXTRAS = {
