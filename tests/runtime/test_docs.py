@@ -27,7 +27,7 @@ PRINTS = re.compile(r"# prints: (.*)$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 # Every page that has examples. Those of channels.md stand each by itself, in tests/channels/test_docs.py; those of
-# engines.md and recipes.md are programs, in tests/runtime/remote/test_recipes.py and tests/runtime/serve/test_recipes.py.
+# engines.md and recipes.md are programs: test_recipes.py in tests/runtime/remote/ and in tests/runtime/serve/.
 OTHERS = ("channels.md", "engines.md", "recipes.md")
 PAGES = [
     page.name
