@@ -295,6 +295,9 @@ class Api:
         if self._backend.runs.get(id) is not None:
             raise _running(id)
         session = self._load(id)
+        info = self._backend.info(id)
+        if info is not None and info.parent_id is not None:
+            raise Problem(409, "sub_session", f"the session belongs to a run of session {info.parent_id}: use that one")
         if said and session.waiting:
             raise Problem(
                 409,

@@ -24,6 +24,9 @@ from ._event_log import OURS, EventLog, MemoryLog
 from ._runs import Runs
 from ._store_log import StoreLog
 
+#: Of the runtimes. A question waits as long as its user: the run is parked meanwhile. What comes while a store writes
+#: is buffered, and written together.
+DEFAULTS: Final[Mapping[str, Any]] = {"titles": True, "answer_timeout": None, "event_capacity": 512}
 SESSIONS: Final = 500  # that are kept without a store
 _SCANNED: Final = 20_000  # sessions of others that are passed over in a list
 _PAGE: Final = 200
@@ -57,7 +60,7 @@ class Backend:
         self._streams = 0
         self.closed = False
         # Made here: settings that are wrong are an error where they are given. A runtime starts no thread before a run.
-        settings = {"titles": True, "answer_timeout": None, "listen": store is not None, **settings}
+        settings = {**DEFAULTS, "listen": store is not None, **settings}
         self._runtimes = {name: Runtime(team, store=self.store, **settings) for name, team in teams.items()}
         self.runs: Final = Runs(
             self.runtime, self.store, self.log, linger=linger, max_runs=max_runs, shared=store is not None

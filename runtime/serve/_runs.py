@@ -7,9 +7,11 @@ has seen that event can start the next run. A clock runs for a run exactly while
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
@@ -29,7 +31,8 @@ from ._event_log import EventLog
 _logger = lazy_logger("runtime.serve")
 PARK: Final = 30.0  # seconds until a run that waits for its user is parked, where runs without clients go on
 PARKING: Final = 2.0  # seconds that runs have to end with the server
-BATCH: Final = 64  # events that are put into the log at once
+EXIT: Final = 0.5  # and with the interpreter, which ends them in its own way then
+BATCH: Final = 512  # events that are put into the log at once: what comes while a store writes
 
 
 class TooManyRuns(Exception):
@@ -86,6 +89,7 @@ class Runs:
         self._live: dict[str, LiveRun] = {}
         self._looking: dict[str, int] = {}
         self._closed = False
+        self._at_exit: list[bool] = []  # whether the interpreter was asked to park runs when it exits
 
     def __len__(self) -> int:
         return len(self._live)
@@ -111,6 +115,9 @@ class Runs:
         """Start a run of the agent that is served under this name. Raises `AlreadyRunning`, `TooManyRuns`, and as
         `Runtime.run_stream`.
         """
+        if not self._at_exit:
+            self._at_exit.append(True)
+            _park_at_exit(self)
         run = LiveRun(session, agent)
         with self._lock:
             if self._closed or len(self._live) >= self._max_runs:
@@ -175,13 +182,13 @@ class Runs:
             return False
         return True
 
-    def close(self) -> None:
+    def close(self, limit: float = PARKING) -> None:
         """Start no more runs. Those under way are parked if they wait for their user, and cancelled otherwise. Waits
-        for their end, for a few seconds at most."""
+        for their end, for ``limit`` seconds at most."""
         with self._lock:
             self._closed = True
             live = [run for run in self._live.values() if run._stream is not None]
-        until = time.monotonic() + PARKING
+        until = time.monotonic() + limit
         for run in [run for run in live if not self._park(run)]:
             run.stream.cancel("the server was closed")
         for run in live:
@@ -275,3 +282,18 @@ class Runs:
         except NotParkable:
             return False
         return True
+
+
+def _park_at_exit(runs: Runs) -> None:
+    """Let the interpreter park what waits for its user before it ends all streams: gunicorn exits without closing its
+    applications.
+    """
+    known = weakref.ref(runs)
+
+    def park() -> None:
+        found = known()
+        if found is not None and found._live:
+            found.close(EXIT)
+
+    register: Callable[[Callable[[], None]], object] = getattr(threading, "_register_atexit", atexit.register)
+    register(park)  # before what was registered earlier, which ends the streams

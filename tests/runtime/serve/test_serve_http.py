@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runtime import Agent
+from runtime import Agent, StoreError
 from runtime.serve import Application
-from runtime.stores import MemoryStore
+from runtime.stores import MemoryStore, SQLiteStore
 from support.serving import OURS, Client, Waiter, listening, pay, serving, waiter
 from support.waiting import eventually
 
 pytest.importorskip("werkzeug")
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -463,6 +468,71 @@ def test_a_run_that_waits_for_its_user_is_parked_when_the_server_ends() -> None:
             client.post(f"/api/sessions/{id}/resume", {"confirmation": "approve"})
             assert events.until("tool_call_response")["response"] == "paid"
     store.close()
+
+
+def test_a_run_that_waits_for_its_user_is_parked_when_the_interpreter_exits(
+    tmp_path: Path, script: Callable[..., str]
+) -> None:
+    """gunicorn closes no application."""
+    path = str(tmp_path / "s.db")
+    program = f"""
+import sys, time
+sys.path.insert(0, "tests")
+from runtime.serve import Application
+from runtime.stores import SQLiteStore
+from support.serving import waiter, listening
+application = Application(waiter(), store=SQLiteStore({path!r}))
+run = application._backend.store
+from runtime import Session
+session = Session.from_user("!pay")
+live = application._backend.runs.start("waiter", session)
+while not live.stream.pending:
+    time.sleep(0.01)
+"""
+    script(program)
+    with SQLiteStore(path) as store:
+        [waits] = store.pending()
+        assert (waits.kind, store.info(waits.root_id).status) == ("approval", "waiting")
+
+
+def test_a_store_that_fails_ends_the_streams_of_its_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    agent = waiter()
+    with SQLiteStore(tmp_path / "s.db") as store, serving(agent, store=store) as client:
+        id = client.session()
+        with client.run(id, "one wait two") as events:
+            events.until("agent_choice")
+
+            def fail(*_: object) -> None:
+                raise StoreError("the disk is full")
+
+            store.append_events = fail  # type: ignore[method-assign]
+            agent.model.go_on.set()
+            assert "stream_stopped" not in [event["type"] for _, event in events]  # it ends, and nothing hangs
+        assert "the disk is full" in caplog.text
+        del store.append_events
+        with client.run(id, "again") as events:
+            assert events.until("stream_stopped")["reason"] == "normal"
+
+
+def test_only_so_many_runs() -> None:
+    with serving(max_runs=1) as client:
+        first, second = client.session(), client.session()
+        with client.run(first, "one wait") as events:
+            events.until("agent_choice")
+            status, said = client.ask("POST", f"/api/sessions/{second}/agent/waiter", {"messages": [{"content": "x"}]})
+            assert (status, said["code"]) == (503, "too_many_runs")
+
+
+def test_what_serving_needs_is_imported_when_it_is_needed() -> None:
+    program = (
+        "import sys; sys.modules['werkzeug'] = None\n"
+        "import runtime.serve, runtime.cli\n"
+        "assert 'waitress' not in sys.modules\n"
+        "try: runtime.serve.Application([])\n"
+        "except runtime.MissingExtra as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.stdout.strip() == "serving agents over HTTP needs an extra: pip install 'lockgate[serve]'", done.stderr
 
 
 def test_no_thread_is_started_before_a_request() -> None:

@@ -331,6 +331,35 @@ def test_waitress_ends_its_streams_and_says_when_to_come_back(desk: tuple[Applic
         assert events.retry
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_a_signal_ends_it(tmp_path: Path, number: signal.Signals) -> None:
+    lines = ("import sys", f"sys.path.insert(0, {str(ROOT / 'tests')!r})", "from support.serving import waiter")
+    (tmp_path / "agents.py").write_text("\n".join((*lines, "agent = waiter()\n")))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "runtime.cli", "serve", "agents.py", "--listen", str(port), "--store", "s.db"]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), LOCKGATE_TOKEN="sesame")
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"serving agents.py on http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
+        client = Client(port, Authorization="Bearer sesame")
+        assert Client(port).ask("GET", "/api/sessions")[0] == 401
+        id = client.session()
+        with client.run(id, "!pay") as events:
+            events.until("tool_call_confirmation")
+            process.send_signal(number)
+            assert {event["type"] for _, event in events} <= {"stream_stopped"}
+        assert process.communicate(timeout=10)[1] == ""
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+    with SQLiteStore(tmp_path / "s.db") as store:
+        assert store.info(id).status == "waiting"
+
+
 def test_ten_megabytes_get_a_reply_that_says_why_not(desk: tuple[Application, Any, Client]) -> None:
     _, _, client = desk
     status, said = client.ask("POST", "/api/sessions", b" " * 10_000_000, {"Content-Type": "application/json"})
