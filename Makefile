@@ -57,12 +57,12 @@ explore: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	@rm -f $(BENCH)
-	@for name in channels aio runtime growth store mcp serve; do \
+	@for name in channels aio runtime growth store mcp serve remote; do \
 	    echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py --json $(BENCH) || exit 1; done
 
 bench-quick: $(VENV)/test.stamp
 	@rm -f $(BENCH)
-	@cd tests/benchmarks && for name in "growth --quick" "store --quick" "runtime --rounds 2" "aio --values 5000 --rounds 3" \
+	@cd tests/benchmarks && for name in "growth --quick" "store --quick" "remote --rounds 3" "runtime --rounds 2" "aio --values 5000 --rounds 3" \
 	    "channels --quick --pinned"; do echo "== $$name"; \
 	    $(abspath $(BIN))/python $${name%% *}.py $${name#* } --json $(abspath $(BENCH)) || exit 1; done
 

@@ -1,8 +1,8 @@
 """`work`: the function that an engine runs in the worker.
 
-Three threads: the engine's own, which iterates over the stream and sends its events; one that takes the caller's
-requests; and the one of the connection. An answer may wait, for a store or a schema, so each is given on a helper
-thread, and a cancel never waits behind one.
+Two threads: the engine's own, which iterates over the stream and sends its events, and the one of the connection. An
+answer may wait, for a store or a schema, and a cancel calls what others have registered for it. So each request is
+dealt with on a helper thread, and none waits behind another.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import contextlib
 import functools
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 from channels import Cancelled, CancelToken, ChannelClosed, WouldBlock, net
 from channels._lazy import lazy_logger
+from channels._park import NOTHING
 
 from .._errors import NotRunning, StreamStuck, describe
 from ..agent._agent import Agent, Team
@@ -32,6 +33,8 @@ from ._target import find, find_agent, open_store
 from ._wire import VERSION, End, Job, changes, read, session_of, write
 
 FIRST: Final = 30.0  # seconds that the caller may take to say what to run
+
+Lanes: TypeAlias = Sequence[tuple[net.LaneSender[Any], net.LaneReceiver[Any]]]
 
 _logger = lazy_logger("runtime.remote")
 
@@ -50,56 +53,61 @@ def work(spec: Mapping[str, Any]) -> dict[str, Any]:
             f" takes {VERSION}): install the same version on both sides"
         )
     host, port = spec["address"]
-    codecs = [net.Codec(write, read), net.Codec(write, read)]
+    worker = _Worker(spec)
     try:
         connection = net.connect(
-            (host, port), spec["key"], timeout=spec["timeout"], codecs=codecs, name="lockgate-worker"
+            (host, port), spec["key"], timeout=spec["timeout"], codecs=worker.codecs, name="lockgate-worker"
         )
     except OSError as error:  # also HelloFailed
         _logger.warning("a job of %s was refused by its caller at %s:%s: %s", spec["target"], host, port, error)
         return {"refused": f"{type(error).__name__}: {error}"}
     with contextlib.closing(connection):
-        return _Worker(connection, spec).run()
+        return worker.run(connection)
 
 
 class _Worker:
     """One job."""
 
-    def __init__(self, connection: net.Connection, spec: Mapping[str, Any]) -> None:
+    def __init__(self, spec: Mapping[str, Any]) -> None:
         self._spec = spec
-        (self._events, self._jobs), (self._replies, self._requests) = connection.lanes
-        self._connection = connection
+        self.codecs = [net.Codec(write, read), net.Codec(write, self._obey, self._left)]
         self._stopping = CancelToken()  # the caller wants it to end, or is gone
         self._unbegun: list[None] = [None]  # whoever takes it out begins the run, or ends it before
+        self._runtime: Runtime | None = None
         self._stream: EventStream | None = None
         self._session: Session | None = None
+        self._lanes: Lanes | None = None  # once it is connected
         self._ended = ""
 
-    def run(self) -> dict[str, Any]:
+    def run(self, connection: net.Connection) -> dict[str, Any]:
         """Run it, to its end."""
+        lanes = self._lanes = connection.lanes
+        if self._stopping.cancelled:  # before it could be told
+            self._cancel(str(self._stopping.cause))
         stuck = ""
         try:
             try:
-                said = self._jobs.recv(timeout=FIRST)
+                said = lanes[0][1].recv(timeout=FIRST)
                 job = Job(**said["Job"])
                 session = self._session = session_of(job)
             except (ChannelClosed, ConnectionError, TimeoutError) as error:
                 return {"refused": f"the caller has gone: {error}"}
-            obeying = start(self._obey, "lockgate-worker-requests")
             try:
-                try:
-                    stuck = self._run(job, session)
-                except Exception as error:
-                    self._fail(error, session)
+                stuck = self._run(job, session)
+            except Exception as error:
+                self._fail(error, session)
             finally:
-                if stuck is not None:
-                    with contextlib.suppress(ChannelClosed, Cancelled, TimeoutError):
-                        self._replies.send({"over": stuck}, timeout=1.0)
-                self._connection.close()
-                obeying.join()
+                with contextlib.suppress(ChannelClosed, Cancelled, TimeoutError):
+                    lanes[1][0].send({"over": stuck}, timeout=1.0)
+                connection.close()
         finally:
             self._stream = None
         return {"session_id": session.id, "reason": self._ended}
+
+    @property
+    def _sender(self) -> net.LaneSender[Any]:
+        assert self._lanes is not None
+        return self._lanes[0][0]
 
     def _run(self, job: Job, session: Session) -> str:
         with contextlib.ExitStack() as stack:
@@ -108,7 +116,7 @@ class _Worker:
             if self._spec.get("store") is not None:
                 store = open_store(self._spec["store"])
                 stack.callback(store.close)
-            runtime = self._runtime(found, store, stack)
+            runtime = self._runtime = self._runtime_of(found, store, stack)
             budget = None if job.budget is None else Budget(**job.budget)
             output = None if job.output_type is None else Output(find(job.output_type))
             try:
@@ -136,7 +144,7 @@ class _Worker:
                     stuck = str(error)
             return stuck
 
-    def _runtime(self, found: Agent | Team | Runtime, store: Store | None, stack: contextlib.ExitStack) -> Runtime:
+    def _runtime_of(self, found: Agent | Team | Runtime, store: Store | None, stack: contextlib.ExitStack) -> Runtime:
         settings = self._spec.get("settings") or {}
         if not isinstance(found, Runtime):
             return stack.enter_context(Runtime(found, store=store, **settings))
@@ -150,7 +158,7 @@ class _Worker:
     def _send_events(self, stream: EventStream) -> StreamStopped:
         """The events, but for the last, which is returned. Once the run is to end, a caller that does not read gets
         those for which there is room, as the consumer of a stream does here."""
-        sender, stopping = self._events, self._stopping
+        sender, stopping = self._sender, self._stopping
         for event in stream:
             if isinstance(event, StreamStopped):
                 return event
@@ -172,7 +180,7 @@ class _Worker:
         cause = ""
         if ending.error is not None and not isinstance(ending.error, Cancelled):
             cause = "".join(traceback.format_exception(ending.error))
-        self._events.close(
+        self._sender.close(
             final=End(
                 last.to_dict(),
                 ending.code,
@@ -194,28 +202,32 @@ class _Worker:
         tags: Any = {"session_id": session.id}
         text = f"the worker could not begin: {describe(error)}"
         with contextlib.suppress(ChannelClosed, WouldBlock):
-            self._events.try_send(StreamStarted(**tags))
-            self._events.try_send(ErrorEvent(text, "not_started", **tags))
+            self._sender.try_send(StreamStarted(**tags))
+            self._sender.try_send(ErrorEvent(text, "not_started", **tags))
         cause = "".join(traceback.format_exception(error))
-        self._events.close(final=End(StreamStopped("error", **tags).to_dict(), "not_started", text, cause))
+        self._sender.close(final=End(StreamStopped("error", **tags).to_dict(), "not_started", text, cause))
 
-    # -- the thread of the requests ------------------------------------------------------------------------------------
+    # -- the thread of the connection ----------------------------------------------------------------------------------
 
-    def _obey(self) -> None:
-        why = "the caller has gone"
-        try:
-            for request in self._requests:
-                if request["do"] == "cancel":
-                    why = request.get("cause") or "cancelled by the caller"
-                    break
-                start(functools.partial(self._answer, request))
-        except ConnectionError as error:
-            why = f"the caller has gone: {error}"
-        finally:
-            self._cancel(why)
+    def _obey(self, body: bytes) -> Any:
+        request = read(body)
+        if request["do"] == "cancel":
+            start(functools.partial(self._cancel, request["cause"] or "cancelled by the caller"))
+        else:
+            start(functools.partial(self._answer, request))
+        return NOTHING
+
+    def _left(self, error: BaseException | None) -> Sequence[Any]:
+        if not self._stopping.cancelled:
+            start(functools.partial(self._cancel, "the caller has gone" + (f": {error}" if error else "")))
+        return ()
+
+    # -- helper threads ------------------------------------------------------------------------------------------------
 
     def _cancel(self, why: str) -> None:
         self._stopping.cancel(why)
+        if self._lanes is None:
+            return
         try:
             del self._unbegun[0]
         except IndexError:
@@ -223,32 +235,30 @@ class _Worker:
         tags: Any = {"session_id": "" if self._session is None else self._session.id}
         self._ended = "canceled"
         with contextlib.suppress(ChannelClosed, WouldBlock):
-            self._events.try_send(StreamStarted(**tags))
-        self._events.close(final=End(StreamStopped("canceled", **tags).to_dict(), "canceled", why))
+            self._sender.try_send(StreamStarted(**tags))
+        self._sender.close(final=End(StreamStopped("canceled", **tags).to_dict(), "canceled", why))
 
     def _answer(self, request: Mapping[str, Any]) -> None:
-        """On a helper thread: do what the caller asks, and say how that went."""
+        """Do what the caller asks, and say how that went."""
         reply: dict[str, Any] = {"id": request["id"]}
         try:
-            stream = self._stream
+            stream, do, args = self._stream, request["do"], request["args"]
             if stream is None:
                 raise NotRunning("the run has not begun, or has ended")
-            reply["value"] = REQUEST[request["do"]](stream, **request["args"])
+            if do in OF_RUNTIME:
+                assert self._runtime is not None
+                OF_RUNTIME[do](self._runtime, stream.session, **args)
+            else:
+                reply["value"] = REQUEST[do](stream, **args)
         except Exception as error:
             reply["error"], reply["message"] = type(error).__name__, str(error)
+        assert self._lanes is not None  # the run has begun
         with contextlib.suppress(ChannelClosed):
-            self._replies.send(reply)
+            self._lanes[1][0].send(reply)
 
 
 def _pending(stream: EventStream) -> list[dict[str, Any]]:
     return [event.to_dict() for event in stream.pending]
-
-
-def _mail(what: str) -> Callable[..., None]:
-    def deliver(stream: EventStream, **args: Any) -> None:
-        getattr(stream._core.mailbox, what)(**args)
-
-    return deliver
 
 
 #: What a caller may ask for.
@@ -259,7 +269,13 @@ REQUEST: Final[dict[str, Callable[..., Any]]] = {
     "reject": EventStream.reject,
     "park": EventStream.park,
     "pending": _pending,
-    **{each: _mail(each) for each in ("steer", "follow_up", "pause", "resume")},
+}
+#: And of the runtime, for the session of the run.
+OF_RUNTIME: Final[dict[str, Callable[..., Any]]] = {
+    "steer": Runtime.steer,
+    "follow_up": Runtime.follow_up,
+    "pause": Runtime.pause,
+    "resume": Runtime.resume,
 }
 
 
