@@ -12,6 +12,7 @@ from channels._lazy import lazy_logger
 from .._checks import check_number
 from .._errors import MissingExtra, StoreError
 from ..agent._agent import Agent, Team
+from ..stores._memory import MemoryStore
 from ..stores._store import Store
 from ._backend import Backend, TooManyStreams, named
 from ._page import page, page_headers
@@ -25,6 +26,10 @@ STREAMS: Final = 16  # where it is not known how many threads the server has
 _SEVERAL: Final = (
     "several worker processes serve the agents, and each would have sessions of its own: give them a store that they"
     " share, such as Application(agents, store=SQLiteStore('sessions.db')), or serve with one worker and more threads"
+)
+_ONE_THREAD: Final = (
+    "gunicorn has one thread, which a stream would take, and the answers that it waits for could not get in: give it"
+    " threads, such as --worker-class gthread --threads 16"
 )
 
 
@@ -86,9 +91,12 @@ class Application:
             raise TypeError(f"user is a function from a request to the name of its owner, not {user!r:.200}")
         if isinstance(hosts, str):
             raise TypeError(f"hosts is a list of names, such as ['agents.example.org'], not {hosts!r:.200}")
+        self._alone = store is None or isinstance(store, MemoryStore)  # its sessions are in this process only
         workers, threads = _gunicorn()
-        if workers > 1 and store is None:
+        if workers > 1 and self._alone:
             raise ValueError(_SEVERAL)
+        if workers and threads == 1 and max_streams is None:
+            raise ValueError(_ONE_THREAD)
         self._guard = Guard(token, user, tuple(hosts))
         self._ping = ping
         self._max_streams = max_streams
@@ -137,7 +145,7 @@ class Application:
     def _respond(self, request: Request) -> Any:
         from ._http import Problem, busy, reply
 
-        if self._backend.own_store and request.environ.get("wsgi.multiprocess"):
+        if self._alone and request.environ.get("wsgi.multiprocess"):
             _logger.error("%s", _SEVERAL)
             raise Problem(503, "needs_store", _SEVERAL)
         path = request.path
@@ -278,12 +286,15 @@ def _is_token(token: object) -> bool:
 
 
 def _gunicorn() -> tuple[int, int]:
-    """How many workers, and threads of each, gunicorn has, where it makes the application; else zeros."""
+    """How many workers, and threads of each, gunicorn has, where it makes the application; else zeros. Of its kinds of
+    workers only those with threads are meant.
+    """
     frame = sys._getframe(1) if "gunicorn" in sys.modules else None
     while frame is not None:
         if str(frame.f_globals.get("__name__", "")).startswith("gunicorn."):
             settings = getattr(frame.f_locals.get("self"), "cfg", None)
             if settings is not None and hasattr(settings, "workers"):
-                return int(settings.workers), int(getattr(settings, "threads", 1))
+                has_threads = getattr(settings, "worker_class_str", "") in ("sync", "gthread")
+                return int(settings.workers), int(settings.threads) if has_threads else 0
         frame = frame.f_back
     return 0, 0

@@ -237,11 +237,17 @@ def test_gunicorn_with_two_workers_and_a_store(tmp_path: Path) -> None:
             assert time.monotonic() - began < 6
 
 
-def test_gunicorn_with_two_workers_and_no_store_is_told_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("workers", "threads", "said"),
+    [("2", "2", "several worker processes serve the agents"), ("1", "1", "gunicorn has one thread")],
+)
+def test_gunicorn_that_cannot_serve_is_told_so_when_it_starts(
+    tmp_path: Path, workers: str, threads: str, said: str
+) -> None:
+    """Sessions of each worker's own; a stream that takes the only thread."""
     pytest.importorskip("gunicorn")
-    with gunicorn(tmp_path, "--workers", "2", "--threads", "2", fails=True) as said:
-        assert "several worker processes serve the agents" in said
-        assert "store=SQLiteStore" in said
+    with gunicorn(tmp_path, "--workers", workers, "--threads", threads, fails=True) as log:
+        assert f"ValueError: {said}" in log
 
 
 def test_under_gunicorn_a_stream_never_takes_the_last_threads(tmp_path: Path) -> None:
