@@ -20,3 +20,6 @@ __all__ = [
     "ProtocolError",
     "connect",
 ]
+
+for _name in __all__:  # repr, tracebacks, help and pickles show the name that users import
+    globals()[_name].__module__ = __name__

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,23 @@ class Waits:
     def stream(self, messages: Any, tools: Any, *, cancel: Any) -> Any:
         yield TextDelta("begun")
         cancel.done.recv(timeout=60)
+
+
+@dataclass
+class Place:
+    """A type of an output."""
+
+    city: str
+    days: int
+
+
+class SaysAPlace:
+    """Says JSON."""
+
+    id = "json"
+
+    def stream(self, messages: Any, tools: Any, *, cancel: Any) -> Any:
+        yield TextDelta('{"city": "Rome", "days": 3}')
 
 
 class Calls:
@@ -92,6 +111,20 @@ def whoami() -> str:
     return str(os.getpid())
 
 
+@tool(read_only=True, on="consumer")
+def where() -> str:
+    """The thread of the consumer."""
+    return threading.current_thread().name
+
+
+@tool(read_only=True)
+def traced() -> str:
+    """The trace that the tool runs in."""
+    from opentelemetry import trace
+
+    return f"{trace.get_current_span().get_span_context().trace_id:032x}"
+
+
 few = Agent("few", Words(3))
 many = Agent("many", Words(1000))
 waits = Agent("waits", Waits())
@@ -99,6 +132,8 @@ asks = Agent("asks", Calls("ask"), tools=[ask])
 deletes = Agent("deletes", Calls("delete"), tools=[delete])
 dies = Agent("dies", Calls("die"), tools=[die])
 fails = Agent("fails", Calls("fail"), tools=[fail])
+wheres = Agent("wheres", Calls("where"), tools=[where])
+traces = Agent("traces", Calls("traced"), tools=[traced])
 marks = Agent("marks", Calls("whoami"), tools=[whoami])
 
 
@@ -111,6 +146,7 @@ def raises() -> Agent:
     raise RuntimeError("the agent cannot be made")
 
 
+says_a_place = Agent("says_a_place", SaysAPlace())
 not_an_agent = 5
 shared = Runtime(few)
 

@@ -25,7 +25,7 @@ from runtime.remote import Remote, RemoteError, RemoteStream, work
 from runtime.stream._any_stream import AnyStream
 from runtime.stream._event_stream import EventStream
 from support import remote_agents
-from support.remote_agents import Processes
+from support.remote_agents import Place, Processes
 
 AGENTS = "support.remote_agents"
 
@@ -310,3 +310,31 @@ def test_a_call_is_made_by_nobody_twice(pool: ProcessPoolExecutor) -> None:
                 seen.append(event)
                 stream.approve(event)
     assert len(seen) == 1
+
+
+def test_a_tool_for_the_consumers_thread_runs_in_that_of_the_job(pool: ProcessPoolExecutor) -> None:
+    with Remote(pool.submit, f"{AGENTS}:wheres") as remote:
+        assert remote.run(Session.from_user("go")).text == "MainThread"
+
+
+def test_the_context_of_a_trace_travels(pool: ProcessPoolExecutor) -> None:
+    """As W3C has it: tools in the worker are in the trace of the caller."""
+    trace = pytest.importorskip("opentelemetry.sdk.trace", reason="the extra otel is not installed")
+    from opentelemetry import trace as api
+
+    tracer = trace.TracerProvider().get_tracer("test")
+    with Remote(pool.submit, f"{AGENTS}:traces") as remote:
+        with tracer.start_as_current_span("here") as span:
+            assert api.get_current_span() is span
+            inside = remote.run(Session.from_user("go")).text
+        assert inside == f"{span.get_span_context().trace_id:032x}"
+        assert remote.run(Session.from_user("go")).text == "0" * 32
+
+
+def test_an_output_type(pool: ProcessPoolExecutor) -> None:
+    """It is imported by the worker, which asks for it, and read here."""
+    with Remote(pool.submit, f"{AGENTS}:says_a_place") as remote:
+        assert remote.run(Session.from_user("go"), output_type=Place).output == Place("Rome", 3)
+        for kind in (int, list[int], type("Local", (), {"__qualname__": "f.<locals>.Local"})):
+            with pytest.raises((TypeError, ValueError)):
+                remote.run_stream(Session.from_user("go"), output_type=kind)
