@@ -9,7 +9,10 @@
     runtime.serve.mcp(agent).run()
 """
 
+from .._public import publish
 from ._application import Application
 from ._mcp import MCPServer, mcp
 
 __all__ = ["Application", "MCPServer", "mcp"]
+
+publish(__name__, globals(), __all__)

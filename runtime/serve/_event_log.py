@@ -25,7 +25,7 @@ from ..session._session import Session
 from ._docker_agent import docker_agent_json
 
 KEPT: Final = 10_000  # entries of a session
-LOGS: Final = 500  # sessions whose entries are kept, those that were used last
+ENTRIES: Final = 100_000  # of all sessions together, of those that were written to last
 PAGE: Final = 256  # entries that are read at once
 
 OURS: Final = "lockgate"
@@ -171,14 +171,16 @@ class _Ring:
 
 
 class MemoryLog:
-    """Logs in the memory of this process: the last `KEPT` entries of each session.
+    """Logs in the memory of this process: the last ``kept`` entries of each session, and about ``most`` altogether.
 
     Ids begin with the time: after a restart they are higher than all that clients have from before, who are then told
     of a gap, and not given other events under ids that they know.
     """
 
-    def __init__(self, kept: int = KEPT) -> None:
+    def __init__(self, kept: int = KEPT, most: int = ENTRIES) -> None:
         self._kept = kept
+        self._most = most
+        self._count = 0
         self._lock = threading.Lock()
         self._rings: OrderedDict[str, _Ring] = OrderedDict()  # the one that was written to last is last
 
@@ -191,6 +193,7 @@ class MemoryLog:
         """Add entries that have their ids. Where they do not follow those that are there, these are forgotten."""
         with self._lock:
             ring = self._ring(session_id)
+            before = len(ring.entries)
             if ring.last != entries[0].id - 1:
                 ring.entries.clear()
                 ring.first = entries[0].id
@@ -198,9 +201,10 @@ class MemoryLog:
             ring.last = entries[-1].id
             if len(ring.entries) > self._kept + self._kept // 4:  # not at each: that moves all others
                 del ring.entries[: len(ring.entries) - self._kept]
+            self._count += len(ring.entries) - before
             self._rings.move_to_end(session_id)
-            if len(self._rings) > LOGS:
-                self._drop_one()
+            if self._count > self._most:
+                self._forget_old()
             watchers = tuple(ring.watchers)
         for each in watchers:
             each.wake()
@@ -238,8 +242,9 @@ class MemoryLog:
             ring = self._rings.pop(session_id, None)
             if ring is None:
                 return
+            self._count -= len(ring.entries)
             ring.over = True
-            if ring.watchers:  # who reads it still finds out; the last of them takes it away
+            if ring.watchers:  # who reads it still reads it to its end; the last of them takes it away
                 self._rings[session_id] = ring
             watchers = tuple(ring.watchers)
         for each in watchers:
@@ -282,11 +287,13 @@ class MemoryLog:
             if ring is None or watcher not in ring.watchers:
                 return
             ring.watchers.remove(watcher)
-            if not ring.watchers and (ring.over or not ring.last):
+            if not ring.watchers and (ring.over or not ring.last):  # no entries
                 del self._rings[session_id]
 
-    def _drop_one(self) -> None:
-        """Forget the log that was used longest ago, and that nobody reads."""
-        unread = next((id for id, ring in self._rings.items() if not ring.watchers), None)
-        if unread is not None:
-            del self._rings[unread]
+    def _forget_old(self) -> None:
+        """Forget the logs that were written to longest ago, and that nobody reads."""
+        unread = [id for id, ring in self._rings.items() if not ring.watchers]
+        for id in unread[:-1]:  # the last may be the one that is written to now
+            self._count -= len(self._rings.pop(id).entries)
+            if self._count <= self._most:
+                break

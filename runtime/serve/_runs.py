@@ -223,12 +223,17 @@ class Runs:
         """The seconds that a run has without anybody who looks."""
         return PARK if self._linger is None else max(self._linger, 0.001)
 
-    def tell(self, session_id: str) -> None:
-        """Somebody looks at the session here: let the process know that has its run, if it is another one."""
+    def tell(self, session_id: str) -> bool:
+        """Somebody looks at the session here: let the process know that has its run, if it is another one. Whether that
+        process has died in the middle of the run.
+        """
         if self._shared and session_id not in self._live:
             with contextlib.suppress(StoreError, SessionNotFound):  # the next time, if it goes on like that
-                if self._store.info(session_id).status == "running":
+                status = self._store.info(session_id).status
+                if status == "running":
                     self._store.look(session_id)
+                return status == "interrupted"
+        return False
 
     def _is_looked_at_elsewhere(self, session_id: str) -> bool:
         if not self._shared:

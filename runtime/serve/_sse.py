@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from .. import events
-from ._event_log import EventLog, Page, Watcher
+from ._event_log import FORMS, EventLog, Page, Watcher, as_json
 
 LOOK: Final = 1.0  # seconds between two looks whether the client has left
 CHUNK: Final = 64  # events that are handed to the server at once
 STUCK: Final = 60.0  # seconds that a client may take nothing, where the server shows its socket
+
+_LOST: Final = "the process that had the run has died; a run without messages goes on with it"
 
 HEADERS: Final = [
     ("Content-Type", "text/event-stream; charset=utf-8"),
@@ -50,7 +52,7 @@ class EventBody:
         ping: float,
         closing: Callable[[], bool],
         environ: Mapping[str, Any],
-        tell: Callable[[], None],
+        tell: Callable[[], bool],
         tell_every: float,
         on_close: Callable[[], None],
     ) -> None:
@@ -62,14 +64,14 @@ class EventBody:
         self._ping = ping
         self._closing = closing
         self._has_left = departure(environ)
-        self._tell = tell  # that somebody looks
+        self._tell = tell  # that somebody looks; whether the process of the run has died
         self._tell_every = tell_every
         self._told = time.monotonic()
         self._socket = _socket(environ)
         self._timeout: float | None = None
         self._on_close: Callable[[], None] | None = on_close
         self._watcher: Watcher = log.watch(session_id)
-        self._begun = self._over = False
+        self._begun = self._over = self._lost = False
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -80,7 +82,7 @@ class EventBody:
         if not self._begun:
             self._begun = True
             self._bound_writes()
-            self._tell()
+            self._told = -self._tell_every
             page = self._read()
             # Headers go out with the first piece of the body, and the client waits for them.
             return self._chunk(page) if page.entries or page.gap or page.over else PING
@@ -99,7 +101,10 @@ class EventBody:
             now = time.monotonic()
             if now > self._told + self._tell_every:
                 self._told = now
-                self._tell()
+                if self._tell() != self._lost:
+                    self._lost = not self._lost
+                    if self._lost:
+                        return self._lost_run()
             left = quiet_until - now
             if self._watcher.wait(max(0.0, min(left, LOOK, self._tell_every))):
                 continue
@@ -128,6 +133,12 @@ class EventBody:
             lines.append('data: {"type":"session_exited"}\n\n')
             self._over = True
         return "".join(lines).encode("utf-8", "replace")
+
+    def _lost_run(self) -> bytes:
+        """The end of a run whose process has died before it could tell. Without ids: no log has these events."""
+        said = events.Error(_LOST, "interrupted", session_id=self._session_id)
+        end = events.StreamStopped("error", session_id=self._session_id)
+        return "".join(f"data: {as_json(FORMS[self._form](each))}\n\n" for each in (said, end)).encode()
 
     def _bound_writes(self) -> None:
         """A client that takes nothing would keep the thread for ever."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Final
 
 from channels import CancelToken, Receiver
 from channels._lazy import lazy_logger
@@ -18,6 +19,7 @@ from ..session._session import Session
 from ..stores._store import Notice, Store
 from ._event_log import OURS, PAGE, Entry, MemoryLog, Page, Watcher
 
+HERE: Final = 1000  # entries of a session that are also kept in memory
 _logger = lazy_logger("runtime.serve")
 
 
@@ -26,7 +28,7 @@ class StoreLog:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._here = MemoryLog()
+        self._here = MemoryLog(kept=HERE)
         self._ended = CancelToken()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None

@@ -170,6 +170,43 @@ def test_a_run_is_not_cancelled_while_somebody_looks_in_another_process(tmp_path
             assert elsewhere.until("stream_stopped")["reason"] == "normal"
 
 
+def test_a_run_whose_process_was_killed_is_told_to_be_over_and_can_go_on(tmp_path: Path) -> None:
+    """Nothing in its log says so: a client that comes back would wait for ever."""
+    path = str(tmp_path / "s.db")
+    program = f"""
+import sys, time
+sys.path.insert(0, "tests")
+from runtime import Session
+from runtime.serve import Application
+from runtime.stores import SQLiteStore
+from support.serving import waiter
+application = Application(waiter(), store=SQLiteStore({path!r}))
+session = Session.from_user("one wait two")
+application._backend.runs.start("waiter", session)
+while not application._backend.log.last(session.id) >= 6:
+    time.sleep(0.01)
+print(session.id, flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        id = process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.communicate()
+    agent = waiter()
+    agent.model.go_on.set()
+    with SQLiteStore(path) as store, serving(agent, store=store) as client:
+        last = client.get(f"/api/sessions/{id}/snapshot")["last_event_seq"]
+        with client.events(id, since=last) as events:
+            assert events.until("error")["code"] == "interrupted"
+            assert events.until("stream_stopped")["reason"] == "error"
+            client.post(f"/api/sessions/{id}/agent/waiter?stream=false", {})
+            events.until("stream_started")
+            assert events.until("stream_stopped")["reason"] == "normal"
+
+
 def test_a_server_that_is_restarted_knows_the_ids_that_clients_have(tmp_path: Path) -> None:
     with SQLiteStore(tmp_path / "s.db") as store, serving(store=store) as client:
         id = client.session()
