@@ -62,6 +62,7 @@ class Browser:
             *QUIET,
             "--remote-debugging-pipe",
             "--disable-dev-shm-usage",
+            "--force-prefers-reduced-motion",
             f"--user-data-dir={directory}",
         ]
         command += ["--no-sandbox"] if os.getuid() == 0 else []

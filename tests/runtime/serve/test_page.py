@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -15,16 +16,20 @@ from typing import Any
 
 import pytest
 
-from runtime import Agent, ReasoningDelta, TextDelta, ToolCallDelta, ToolContext, tool
+from runtime import Agent, Image, ReasoningDelta, TextDelta, ToolCallDelta, ToolContext, tool
 from runtime.serve import Application
 from runtime.serve._page import page, page_headers
 from runtime.stores import SQLiteStore
 from support.browser import Browser, Tab
 from support.serving import Client, listening
+from support.waiting import eventually
 
 pytest.importorskip("werkzeug")
 
 EVIL = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>\u202e\x1b]0;x\x07'
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 BASIL = {"const": "b", "title": "Basil"}
 FORM = {
     "type": "object",
@@ -131,7 +136,12 @@ class Tools:
             """Fail."""
             raise ValueError(f"it broke {EVIL}")
 
-        return [pay, order, visit, work, fail]
+        @tool(read_only=True)
+        def draw() -> list[Any]:
+            """Draw."""
+            return ["a picture", Image(PNG), Image(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml")]
+
+        return [pay, order, visit, work, fail, draw]
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +155,17 @@ def serve(browser: Browser) -> Iterator[Callable[..., Place]]:
     """A function that serves the agent and opens the browser; everything ends with the test."""
     with contextlib.ExitStack() as stack:
 
-        def start(**settings: Any) -> Place:
+        def start(turns: int = 50, **settings: Any) -> Place:
             model, tools = Talker(), Tools()
-            agent = Agent("helper", model, tools=tools.all(), description=f"Helps {EVIL}")
+            below = Agent("below", model, tools=tools.all())
+            agent = Agent(
+                "helper",
+                model,
+                tools=tools.all(),
+                sub_agents=[below],
+                description=f"Helps {EVIL}",
+                max_iterations=turns,
+            )
             application = Application(agent, **settings)
             client = stack.enter_context(listening(application))
             place = Place(browser, application, client, model, tools)
@@ -661,6 +679,121 @@ def test_the_policy_allows_the_page_and_nothing_else() -> None:
     assert b"innerHTML" not in page()
     assert page().count(b"<script") == page().count(b"<script>") == 1
     assert b'<link rel="icon" href="data:,">' in page()
+
+
+def test_the_call_of_an_agent_inside_is_approved(serve: Callable[..., Place]) -> None:
+    """What an agent inside says and asks is shown as its own, and answered through the session of the user."""
+    place = serve()
+    tab = place.tab()
+    say(tab, '!transfer_task:{"agent":"below","task":"!pay"}')
+    tab.see("Run pay?")
+    tab.see("agent below", ".asked .from")
+    tab.see("below", "#log .who")
+    tab.click(".asked button", "Approve")
+    tab.see("It said: paid", ".text.inside")
+    idle(tab)
+    assert place.tools.paid == 1
+    hear(tab, "It said: It said: paid")
+    assert tab.count("#log > .text.inside") == 1
+
+
+def test_a_run_gets_more_turns(serve: Callable[..., Place]) -> None:
+    tab = serve(turns=1).tab()
+    for how, expected in (("Go on", "It said: accept"), ("Stop", "Stopped: all turns are used.")):
+        say(tab, "!order")
+        tab.click(".asked button", "Decline")
+        tab.see("all of its 1 turns")
+        tab.click(".asked:not(.done) button", how)
+        tab.see(expected.replace("accept", "decline"))
+        idle(tab)
+
+
+def test_the_pictures_of_a_result_are_shown(serve: Callable[..., Place]) -> None:
+    tab = serve().tab()
+    say(tab, "!draw")
+    idle(tab)
+    for _ in range(2):
+        tab.click(".call summary")
+        tab.wait("document.querySelector('.call img')?.naturalWidth === 1")
+        assert tab.count(".call img") == 1  # the other is no kind of picture that is loaded
+        tab.reload()
+        tab.see("draw", ".call")
+
+
+def test_a_server_without_a_free_place(serve: Callable[..., Place]) -> None:
+    """The user is told, and the page looks again."""
+    place = serve(max_streams=1)
+    id = place.client.session()
+    with place.client.events(id):
+        tab = place.tab(f"#{id}")
+        tab.see("no free place", "#state")
+    tab.wait("document.querySelector('#state').innerText === ''")
+    say(tab, "hello")
+    hear(tab, "hello")
+
+
+@pytest.fixture
+def faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page with shorter times."""
+    quick = page().replace(b"SILENCE = 45000", b"SILENCE = 1500").replace(b"HIDDEN = 30000", b"HIDDEN = 50")
+    policy = page_headers()
+    monkeypatch.setattr("runtime.serve._page.page", lambda: quick)
+    monkeypatch.setattr("runtime.serve._application.page", lambda: quick)
+    headers = page_headers.__wrapped__()
+    assert headers != policy
+    monkeypatch.setattr("runtime.serve._application.page_headers", lambda: headers)
+
+
+def test_a_tab_that_nobody_sees_gives_its_place_back(serve: Callable[..., Place], faster: None) -> None:
+    """Unless its session has a run. It comes back, and has missed nothing."""
+    place = serve()
+    tab = place.tab()
+    say(tab, "one wait two")
+    hear(tab, "one")
+    hide = """Object.defineProperty(document, "hidden", {value: %s, configurable: true});
+        document.dispatchEvent(new Event("visibilitychange"))"""
+    tab.run(hide % "true")
+    assert place.application._backend.streams == 1
+    place.model.goes_on.release()
+    hear(tab, "two")
+    assert eventually(lambda: place.application._backend.streams == 0)
+    id = tab.run("location.hash.slice(1)")
+    with place.client.run(id, "three", "helper") as events:
+        events.until("stream_stopped")
+    assert "three" not in tab.text()
+    tab.run(hide % "false")
+    hear(tab, "three")
+
+
+def test_a_connection_that_says_nothing_is_given_up(serve: Callable[..., Place], faster: None) -> None:
+    """A proxy may have lost it: the page connects again, and nothing is missing or there twice."""
+    place = serve(ping=60)
+    tab = place.tab()
+    say(tab, "one wait two")
+    hear(tab, "one")
+    seen = "performance.getEntriesByType('resource').filter((each) => each.name.includes('/events')).length"
+    tab.wait(f"{seen} >= 2")
+    place.model.goes_on.release()
+    hear(tab, "two")
+    idle(tab)
+    assert tab.run("[...document.querySelectorAll('#log > .text')].map((each) => each.innerText.trim())") == ["one two"]
+
+
+def test_the_page_of_an_application_that_is_mounted(browser: Browser, serve: Callable[..., Place]) -> None:
+    """Its addresses are below the mount, also where the slash at the end of it was left out."""
+    from werkzeug.middleware.dispatcher import DispatcherMiddleware
+    from werkzeug.wrappers import Response
+
+    place = serve()
+    site: Any = DispatcherMiddleware(Response("my site"), {"/agents": place.application})
+    site.close = lambda: None
+    with listening(site) as client:
+        tab = browser.tab(f"http://127.0.0.1:{client.port}/agents", place.context)
+        tab.wait("document.activeElement.id === 'prompt'")
+        assert tab.run("location.pathname") == "/agents/"
+        say(tab, "hello")
+        hear(tab, "hello")
+        tab.close()
 
 
 #: A server that keeps its sessions, on a port, whose model stops in the middle of each reply until a file is there.
