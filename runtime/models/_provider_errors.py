@@ -20,7 +20,7 @@ from .._dataclasses import dataclass, field
 from .._errors import ModelError, ModelErrorCode
 
 # What reading an answer raises that is no UTF-8, no JSON, or not the JSON that was expected.
-MALFORMED: Final = (ValueError, LookupError, AttributeError, TypeError)
+MALFORMED: Final = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 _RETRYABLE: Final = frozenset({"rate_limited", "overloaded", "server_error", "unreachable", "stalled"})
 

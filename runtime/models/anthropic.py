@@ -29,6 +29,7 @@ from ..model import (
 )
 from ..session._message import Message
 from ._clients import Clients
+from ._event_bytes import bound
 from ._fitting import fitting, paired, picture
 from ._provider_errors import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
 from ._whole_reply import is_whole, read
@@ -140,6 +141,7 @@ class AnthropicModel:
                         for delta in reply.read(each):
                             yield delta
                 else:
+                    bound(events.response, self._account)
                     async for event in events:
                         for delta in reply.read(event):
                             yield delta
@@ -347,7 +349,7 @@ class _MessageReader:
             case "content_block_delta":
                 return self._go_on(event.index, event.delta)
             case "message_delta":
-                self._stop = event.delta.stop_reason or self._stop
+                self._stop = _text(event.delta.stop_reason) or self._stop
                 details = getattr(event.delta, "stop_details", None)
                 self._explanation = getattr(details, "explanation", None) or ""
                 return _usage(getattr(event, "usage", None))
@@ -369,34 +371,44 @@ class _MessageReader:
     def _begin(self, index: int, block: Any) -> list[Delta]:
         match block.type:
             case "text":
-                self._blocks[index] = {"type": "text", "text": block.text}
-                return [TextDelta(block.text)] if block.text else []
+                text = _text(block.text)
+                self._blocks[index] = {"type": "text", "text": text}
+                return [TextDelta(text)] if text else []
             case "thinking":
-                self._blocks[index] = {"type": "thinking", "thinking": block.thinking, "signature": block.signature}
-                return [ReasoningDelta(block.thinking)] if block.thinking else []
+                thought = _text(block.thinking)
+                self._blocks[index] = {"type": "thinking", "thinking": thought, "signature": _text(block.signature)}
+                return [ReasoningDelta(thought)] if thought else []
             case "redacted_thinking":
                 self._blocks[index] = {"type": "redacted_thinking", "data": block.data}
             case "tool_use":
                 self._blocks[index] = {"type": "tool_use"}
                 given = getattr(block, "input", None)  # an empty object, with the input in pieces to come; or all of it
                 whole = to_text(given) if given else ""
-                return [ToolCallDelta(index, block.id or "", block.name or "", whole)]
+                return [ToolCallDelta(index, str(block.id or ""), _text(block.name), whole)]
         return []
 
     def _go_on(self, index: int, delta: Any) -> list[Delta]:
         match delta.type:
             case "text_delta":
-                self._blocks[index]["text"] += delta.text
-                return [TextDelta(delta.text)]
+                text = _text(delta.text)
+                block = self._blocks.setdefault(index, {"type": "text", "text": ""})  # not all begin a block
+                block["text"] += text
+                return [TextDelta(text)]
             case "thinking_delta":
-                self._blocks[index]["thinking"] += delta.thinking
-                return [ReasoningDelta(delta.thinking)]
+                thought = _text(delta.thinking)
+                self._blocks[index]["thinking"] += thought
+                return [ReasoningDelta(thought)]
             case "signature_delta":
-                self._blocks[index]["signature"] += delta.signature
+                self._blocks[index]["signature"] += _text(delta.signature)
             case "input_json_delta":
                 if self._blocks.get(index) == {"type": "tool_use"}:  # not one of the server's own tools
-                    return [ToolCallDelta(index, arguments=delta.partial_json)]
+                    piece = delta.partial_json
+                    return [ToolCallDelta(index, arguments="" if piece is None else to_text(piece))]
         return []
+
+
+def _text(said: Any) -> str:
+    return said if isinstance(said, str) else ""
 
 
 def _usage(usage: Any) -> list[Delta]:

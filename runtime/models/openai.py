@@ -27,6 +27,7 @@ from ..model import (
 )
 from ..session._message import Message
 from ._clients import Clients
+from ._event_bytes import bound
 from ._fitting import fitting, paired, picture
 from ._provider_errors import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
 from ._whole_reply import is_whole, read
@@ -127,6 +128,7 @@ class OpenAIModel:
                         for delta in reply.read(_chunk(each)):
                             yield delta
                 else:
+                    bound(chunks.response, self._account)
                     reply.watch(chunks.response)
                     async for chunk in chunks:
                         for delta in reply.read(chunk):
@@ -290,12 +292,13 @@ class _CompletionReader:
                     break
             if text := _text(getattr(delta, "content", None)):
                 deltas.append(TextDelta(text))
-            if refusal := getattr(delta, "refusal", None):
+            if refusal := _text(getattr(delta, "refusal", None)):
                 self._refused = True
                 deltas.append(TextDelta(refusal))
             for piece in getattr(delta, "tool_calls", None) or ():
                 deltas.append(_piece(piece))
-            self.finish = getattr(choice, "finish_reason", None) or self.finish
+            finish = getattr(choice, "finish_reason", None)
+            self.finish = finish if finish and isinstance(finish, str) else self.finish
         if usage := getattr(chunk, "usage", None):
             deltas.append(_usage(usage))
         return deltas
@@ -338,12 +341,20 @@ def _usage(usage: Any) -> UsageDelta:
     read = getattr(usage, "prompt_tokens_details", None)
     written = getattr(usage, "completion_tokens_details", None)
     return UsageDelta(
-        getattr(usage, "prompt_tokens", None) or 0,
-        getattr(usage, "completion_tokens", None) or 0,
-        getattr(read, "cached_tokens", None) or 0,
-        getattr(read, "cache_write_tokens", None) or 0,
-        getattr(written, "reasoning_tokens", None) or 0,
+        _count(usage, "prompt_tokens"),
+        _count(usage, "completion_tokens"),
+        _count(read, "cached_tokens"),
+        _count(read, "cache_write_tokens"),
+        _count(written, "reasoning_tokens"),
     )
+
+
+def _count(said: Any, name: str) -> int:
+    """A number of tokens. A reply is not lost because its server counts in some other way."""
+    value = getattr(said, name, None)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return max(value, 0) if isinstance(value, int) else 0
 
 
 def _image(kind: str, data: str) -> dict[str, Any]:

@@ -184,6 +184,26 @@ def test_a_server_need_not_count(server, model):
     assert deltas(model) == [TextDelta("x"), FinishDelta("stop")]
 
 
+def test_blocks_need_not_begin_and_what_should_be_text_may_be_something_else(server, model):
+    odd = [
+        event("content_block_delta", index=0, delta={"type": "text_delta", "text": "x"}),
+        event("content_block_delta", index=0, delta={"type": "text_delta", "text": 5}),
+        *block(1, {"type": "tool_use", "id": 7, "name": 5}, {"type": "input_json_delta", "partial_json": {}}),
+        event("message_delta", delta={"stop_reason": ["end_turn"]}, usage={"output_tokens": "2"}),
+    ]
+    server.answer(Answer(START, *odd, event("message_stop")))
+    said = [delta for delta in deltas(model) if not isinstance(delta, UsageDelta)]
+    calls = [ToolCallDelta(1, "7", "", ""), ToolCallDelta(1, arguments="{}")]
+    assert said == [TextDelta("x"), TextDelta(""), *calls, FinishDelta("stop")]
+
+
+def test_an_event_without_end_is_given_up(server, model):
+    """The library would keep all of it, and look at all of it again with each piece."""
+    server.answer(Answer(START, b"data: " + b"x" * 20_000_000))
+    error = fails(model)
+    assert (error.code, "an event of more than 16 MB" in str(error)) == ("bad_response", True)
+
+
 def test_thoughts_go_back_signed_and_in_their_order(server, model):
     redacted = block(1, {"type": "redacted_thinking", "data": "c2VjcmV0"})
     again = block(
@@ -442,7 +462,7 @@ def test_a_stream_without_its_last_event_is_broken(server, model, so_far):
     [
         b"event: message_start\ndata: {oops\n\n",
         b"event: message_start\ndata: \xff\xfe\n\n",
-        event("content_block_delta", index=7, delta={"type": "text_delta", "text": "x"}),
+        event("content_block_delta", index=7, delta=None),
     ],
 )
 def test_what_is_not_the_protocol(server, model, body):

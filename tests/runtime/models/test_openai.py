@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gc
+import gzip
 import json
 import subprocess
 import sys
@@ -230,6 +231,42 @@ def test_a_server_may_leave_out_what_it_likes(server, model):
     bare = b'data: {"choices": [{"delta": {"content": "x"}, "finish_reason": "stop"}]}\n\n'
     server.answer(Answer(*odd, bare, DONE))
     assert deltas(model) == [UsageDelta(1), TextDelta("x"), FinishDelta("stop")]
+
+
+@pytest.mark.parametrize(
+    ("counts", "used"),
+    [
+        ({"prompt_tokens": "5", "completion_tokens": None}, UsageDelta(0)),
+        ({"prompt_tokens": 5.0, "completion_tokens": 1.5}, UsageDelta(5)),
+        ({"prompt_tokens": -5, "completion_tokens": float("nan")}, UsageDelta(0)),
+        ({"prompt_tokens": 3, "prompt_tokens_details": [1]}, UsageDelta(3)),
+    ],
+)
+def test_a_reply_is_not_lost_because_its_tokens_are_counted_oddly(server, model, counts, used):
+    server.answer(Answer(chunk({"content": "x"}), chunk({}, "stop", usage=counts), DONE))
+    assert deltas(model) == [TextDelta("x"), used, FinishDelta("stop")]
+
+
+def test_what_should_be_text_and_is_not_is_nothing(server, model):
+    odd = {"choices": [{"delta": {"refusal": 5, "content": 5, "reasoning": 5}, "finish_reason": ["stop"]}]}
+    server.answer(Answer(b"data: " + json.dumps(odd).encode() + b"\n\n", chunk({"content": "x"}, "stop"), DONE))
+    assert deltas(model) == [TextDelta("x"), FinishDelta("stop")]
+
+
+ENDLESS = {
+    "a line": b"data: " + b"x" * 20_000_000,
+    "lines": b"data: x\n" * 20_000,
+    "a line, compressed a thousandfold": gzip.compress(b"data: " + b"x" * 50_000_000),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_an_event_without_end_is_given_up(server, model, what):
+    """The library would keep all of it, and look at all of it again with each piece."""
+    headers = {"content-encoding": "gzip"} if "compressed" in what else {}
+    server.answer(Answer(ENDLESS[what], headers=headers))
+    error = fails(model)
+    assert (error.code, "an event of more than 16 MB" in str(error)) == ("bad_response", True)
 
 
 def test_text_may_come_in_parts_and_other_replies_are_passed_over(server, model):
