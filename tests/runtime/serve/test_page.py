@@ -390,6 +390,31 @@ def test_a_tool_shows_its_progress_and_its_error(serve: Callable[..., Place]) ->
     idle(tab)
 
 
+def test_the_newest_is_in_sight_unless_the_user_looks_at_something_else(serve: Callable[..., Place]) -> None:
+    place = serve()
+    tab = place.tab()
+    log = "document.querySelector('#log')"
+    away = f"{log}.scrollHeight - {log}.scrollTop - {log}.clientHeight"
+    say(tab, "\n\n".join(map(str, range(80))))
+    idle(tab)
+    say(tab, "a wait b !pay")
+    tab.wait(f"{away} < 2")
+    place.model.goes_on.release()
+    tab.click(".asked button", "Approve")  # the card gets smaller
+    idle(tab)
+    tab.wait(f"{away} < 2 && document.querySelector('#below').hidden")
+    say(tab, "c wait " + "\n\n".join(map(str, range(80))))
+    hear(tab, "c")
+    tab.tell("Input.dispatchMouseEvent", type="mouseWheel", x=700, y=300, deltaX=0, deltaY=-600)
+    tab.wait(f"{away} > 500 && !document.querySelector('#below').hidden")
+    top = tab.run(f"{log}.scrollTop")
+    place.model.goes_on.release()
+    idle(tab)
+    assert tab.run(f"{log}.scrollTop") == top
+    tab.click("#below")
+    tab.wait(f"{away} < 2")
+
+
 def test_a_reload_in_the_middle_of_a_stream(serve: Callable[..., Place]) -> None:
     """Nothing is missing, and nothing is there twice: neither of the reply, nor of what was before."""
     place = serve()
