@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import selectors
 import socket
 import weakref
@@ -72,14 +73,15 @@ class Connection:
         """Why the connection has failed; None as long as it has not, and where both sides said goodbye."""
         return self._link.error
 
-    def close(self, timeout: float = GOODBYE) -> None:
+    def close(self, timeout: float | None = GOODBYE) -> None:
         """Pass on what was sent, receive no more, and say goodbye: the peer's sends are refused from then on. Waits for
-        the peer to hear it, for ``timeout`` seconds at most, and cuts the connection then. Twice is harmless.
+        the peer to hear it, for ``timeout`` seconds at most (None: as long as the peer is there), and cuts the
+        connection then. Twice is harmless.
         """
         self._finalizer.detach()
         self._link.leave()
         if not self._link.join(timeout):
-            self._link.abort(ConnectionLost(f"the peer did not say goodbye within {timeout:g} s"))
+            self._link.abort(ConnectionLost(f"the peer did not say goodbye within {timeout} s"))
             self._link.join(GOODBYE)
 
     def abort(self) -> None:
@@ -141,6 +143,8 @@ class Listener:
         ]
         self._sock = ours(socket.socket(family, kind, number))
         try:
+            if os.name == "posix":  # a port may be used again at once; elsewhere this would let others take it over
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._sock.bind(where)
             self._sock.listen(128)
             self._sock.setblocking(False)

@@ -17,6 +17,7 @@ import selectors
 import socket
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -66,7 +67,8 @@ class Link:
         self.leaving = False  # receive no more, and send what is there
         self._open: Callable[[Link], socket.socket] | None = open
         self._sock: socket.socket | None = None
-        self._unsent = b""
+        self._unsent: deque[memoryview] = deque()
+        self._bytes = 0  # in there
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -97,7 +99,7 @@ class Link:
         self.leaving = True
         self.finish()
 
-    def join(self, timeout: float) -> bool:
+    def join(self, timeout: float | None) -> bool:
         """Wait until the thread has ended; whether it has."""
         if threading.current_thread() is not self._thread and self._thread.ident is not None:
             self._thread.join(timeout)
@@ -160,7 +162,8 @@ class Link:
                 if goodbye is None:
                     frames, asking = self._frames(sent)
                     if frames:
-                        self._unsent = b"".join((self._unsent, *frames))
+                        self._unsent.append(memoryview(b"".join(frames)))
+                        self._bytes += len(self._unsent[-1])
                     if self._unsent:
                         sent = monotonic()
                         self._send(sock)
@@ -210,7 +213,7 @@ class Link:
             if self.leaving:
                 lane.stop(frames)
             lane.give_back(frames)
-            if len(self._unsent) < ENOUGH:
+            if self._bytes < ENOUGH:
                 lane.take(frames)
             asks = lane.ask(now, frames)
             if asks is not None:
@@ -224,7 +227,14 @@ class Link:
 
     def _send(self, sock: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError, InterruptedError):
-            self._unsent = self._unsent[sock.send(self._unsent) :]
+            while self._unsent:
+                piece = self._unsent[0]
+                sent = sock.send(piece)
+                self._bytes -= sent
+                if sent == len(piece):
+                    self._unsent.popleft()
+                else:
+                    self._unsent[0] = piece[sent:]
 
     def _take_in(self, parser: Parser, data: bytes) -> None:
         values: list[list[Any]] = [[] for _ in self.lanes]

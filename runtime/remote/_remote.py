@@ -75,6 +75,12 @@ class Remote:
                 raise ValueError(f"{name} is a number of seconds, more than 0, not {value!r}")
         if not is_number(capacity, least=1, whole=True):
             raise ValueError(f"capacity is a whole number of events, 1 or more, not {capacity!r}")
+        host = address if isinstance(address, str) else address[0]
+        if host in ("", "0.0.0.0", "::") and advertise is None:
+            raise ValueError(
+                f"address={host!r} is every address of this machine: say with advertise= which of them workers are to"
+                " connect to"
+            )
         self._submit = submit
         self._target = target
         self._store = store

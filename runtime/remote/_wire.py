@@ -38,12 +38,12 @@ def write(value: Any) -> bytes:
         value = value.to_dict()
     elif isinstance(value, (End, Job)):
         value = {type(value).__name__: asdict(value)}
-    return _encoder.encode(value).encode()
+    return _encoder.encode(value).encode("utf-8", "surrogatepass")
 
 
 def read(body: bytes) -> Any:
     """What `write` has written, but for events. Raises `ValueError`."""
-    return _scan(body.decode())
+    return _scan(body.decode("utf-8", "surrogatepass"))
 
 
 @dataclass(frozen=True, slots=True)

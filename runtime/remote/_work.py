@@ -26,6 +26,7 @@ from ..events import Error as ErrorEvent
 from ..events import StreamStarted, StreamStopped
 from ..execution._threads import start
 from ..runtime import Runtime
+from ..session._message import Message
 from ..session._session import Session
 from ..stores._store import Store
 from ..stream._event_stream import EventStream
@@ -61,8 +62,10 @@ def work(spec: Mapping[str, Any]) -> dict[str, Any]:
     except OSError as error:  # also HelloFailed
         _logger.warning("a job of %s was refused by its caller at %s:%s: %s", spec["target"], host, port, error)
         return {"refused": f"{type(error).__name__}: {error}"}
-    with contextlib.closing(connection):
+    try:
         return worker.run(connection)
+    finally:
+        connection.close(None)
 
 
 class _Worker:
@@ -76,6 +79,7 @@ class _Worker:
         self._runtime: Runtime | None = None
         self._stream: EventStream | None = None
         self._session: Session | None = None
+        self._before: list[Message] = []  # the messages of the session, once the run has begun
         self._lanes: Lanes | None = None  # once it is connected
         self._ended = ""
 
@@ -99,7 +103,7 @@ class _Worker:
             finally:
                 with contextlib.suppress(ChannelClosed, Cancelled, TimeoutError):
                     lanes[1][0].send({"over": stuck}, timeout=1.0)
-                connection.close()
+                connection.close(None)  # however long the caller takes to read it all
         finally:
             self._stream = None
         return {"session_id": session.id, "reason": self._ended}
@@ -123,7 +127,7 @@ class _Worker:
                 del self._unbegun[0]
             except IndexError:  # cancelled before
                 return ""
-            before = list(session._messages)
+            before = self._before = list(session._messages)
             with _context(job.carrier):
                 stream = runtime._open(
                     session, interactive=job.interactive, budget=budget, output=output, quiet=job.quiet
@@ -194,18 +198,26 @@ class _Worker:
         )
 
     def _fail(self, error: Exception, session: Session) -> None:
-        """The run could not be begun."""
-        with contextlib.suppress(IndexError):
-            del self._unbegun[0]
-        self._ended = "error"
-        _logger.info("a job of %s could not be run", self._spec["target"], exc_info=error)
-        tags: Any = {"session_id": session.id}
-        text = f"the worker could not begin: {describe(error)}"
+        """The run could not be begun, or its events could not be sent."""
+        code, changed = "internal", None
+        text = f"the worker failed: {describe(error)}"
+        _logger.info("a job of %s has failed", self._spec["target"], exc_info=error)
         with contextlib.suppress(ChannelClosed, WouldBlock):
-            self._sender.try_send(StreamStarted(**tags))
-            self._sender.try_send(ErrorEvent(text, "not_started", **tags))
+            if self._before:
+                changed = changes(session, self._before)
+            else:
+                with contextlib.suppress(IndexError):
+                    del self._unbegun[0]
+                code, text = "not_started", f"the worker could not begin: {describe(error)}"
+                self._sender.try_send(StreamStarted(session_id=session.id))
+            self._sender.try_send(ErrorEvent(text, code, session_id=session.id))
+        self._ended = "error"
         cause = "".join(traceback.format_exception(error))
-        self._sender.close(final=End(StreamStopped("error", **tags).to_dict(), "not_started", text, cause))
+        stopped = StreamStopped("error", session_id=session.id).to_dict()
+        try:
+            self._sender.close(final=End(stopped, code, text, cause, session=changed))
+        except ValueError:  # longer than a frame may be, which may be why
+            self._sender.close(final=End(stopped, code, text, cause))
 
     # -- the thread of the connection ----------------------------------------------------------------------------------
 
@@ -218,7 +230,7 @@ class _Worker:
         return NOTHING
 
     def _left(self, error: BaseException | None) -> Sequence[Any]:
-        if not self._stopping.cancelled:
+        if not self._stopping.cancelled and not self._ended:
             start(functools.partial(self._cancel, "the caller has gone" + (f": {error}" if error else "")))
         return ()
 

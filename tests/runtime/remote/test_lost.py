@@ -223,10 +223,10 @@ def test_the_network_is_cut_after_each_frame() -> None:
             for way in ("up", "down"):
                 after = 0
                 while _cut(pool, how, way, after):  # type: ignore[arg-type]
-                    after += 1
+                    after += 1 if how != "silence" else 3  # which takes its time
                     cuts += 1
                 assert after >= 3
-        assert cuts >= 40
+        assert cuts >= 20
 
 
 def _cut(pool: ThreadPoolExecutor, how: How, way: Way, after: int) -> bool:
@@ -239,7 +239,7 @@ def _cut(pool: ThreadPoolExecutor, how: How, way: Way, after: int) -> bool:
         networks.append(Network((host, port), way=way, after=after, extra=after % 3, how=how))
         jobs.append(pool.submit(function, {**spec, "address": networks[0].address, "timeout": 0.5}))
 
-    heartbeat = 0.15 if how == "silence" else 10.0
+    heartbeat = 0.4 if how == "silence" else 10.0
     remote = Remote(submit, f"{AGENTS}:deletes", heartbeat=heartbeat, start_timeout=1, grace=0.3)
     try:
         with remote, remote.run_stream(session) as stream:

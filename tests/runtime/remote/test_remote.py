@@ -264,6 +264,8 @@ def test_bad_settings_are_refused_where_they_are_said() -> None:
     for setting in ({"grace": 0}, {"heartbeat": -1}, {"capacity": 0}, {"start_timeout": "soon"}, {"store": "file.db"}):
         with pytest.raises(ValueError, match=next(iter(setting))):
             Remote(print, f"{AGENTS}:few", **setting)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="advertise"):
+        Remote(print, f"{AGENTS}:few", address="0.0.0.0")
     with pytest.raises(TypeError, match="submit"):
         Remote(None, f"{AGENTS}:few")  # type: ignore[arg-type]
     with Remote(print, f"{AGENTS}:few") as remote, pytest.raises(TypeError):
