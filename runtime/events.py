@@ -46,7 +46,11 @@ class Event:
 
     def to_dict(self) -> dict[str, Any]:
         """The wire form, ready for `json.dumps`."""
-        return {"type": self.type, **{f.name: _wire_form(getattr(self, f.name)) for f in fields(self)}}
+        form: dict[str, Any] = {"type": self.type}
+        for name in _names(type(self)):
+            value = getattr(self, name)
+            form[name] = value if type(value) is str else _wire_form(value)
+        return form
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Event:
@@ -426,6 +430,17 @@ _TYPES: dict[str, type[Event]] = {
     for kind in list(globals().values())
     if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
 }
+
+
+_known: dict[type[Event], tuple[str, ...]] = {}
+
+
+def _names(kind: type[Event]) -> tuple[str, ...]:
+    """The fields of an event: to look them up anew costs more than to write them."""
+    names = _known.get(kind)
+    if names is None:
+        names = _known[kind] = tuple(each.name for each in fields(kind))
+    return names
 
 
 def _wire_form(value: Any) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 from channels import Channel, ChannelClosed, WouldBlock
 
 from .._dataclasses import dataclass
-from ..events import Event
+from ..events import AgentChoice, AgentChoiceReasoning, Event
 from ..foreign._sound import sound
 from ..session._session import Session
 from ._docker_agent import docker_agent_json
@@ -67,15 +67,32 @@ class Entry:
                 self._event = Event.from_dict(json.loads(self._texts[OURS]))
             except (TypeError, ValueError, KeyError):  # another version has written it
                 return self._texts[OURS]
+        if isinstance(self._event, _PIECES):
+            return _piece_json(self._event)
         return as_json(FORMS[form](self._event))
+
+
+#: Nearly all events are pieces of a reply. They are the same in both forms, and written without a dictionary each.
+_PIECES: Final = (AgentChoice, AgentChoiceReasoning)
+_quoted: Final = json.encoder.encode_basestring
+
+
+def _piece_json(event: AgentChoice | AgentChoiceReasoning) -> str:
+    return (
+        f'{{"type":"{event.type}","agent_name":{_quoted(event.agent_name)},"session_id":{_quoted(event.session_id)},'
+        f'"timestamp":"{event.timestamp.isoformat()}","content":{_quoted(event.content)}}}'
+    )
+
+
+_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def as_json(value: Any) -> str:
     """A value as one line of JSON, whatever floats and texts are in it."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return _encode(value)
     except ValueError:
-        return json.dumps(sound(value), ensure_ascii=False, separators=(",", ":"))
+        return _encode(sound(value))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ too, also where this one is killed. What this process has written it also keeps 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
@@ -17,7 +18,7 @@ from .._errors import SessionNotFound
 from ..events import Event
 from ..session._session import Session
 from ..stores._store import Notice, Store
-from ._event_log import OURS, PAGE, Entry, MemoryLog, Page, Watcher
+from ._event_log import LOGS, OURS, PAGE, Entry, MemoryLog, Page, Watcher
 
 HERE: Final = 1000  # entries of a session that are also kept in memory
 _logger = lazy_logger("runtime.serve")
@@ -29,15 +30,21 @@ class StoreLog:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._here = MemoryLog(kept=HERE)
+        self._epochs: OrderedDict[str, int | None] = OrderedDict()  # in which this process has added to a log last
         self._ended = CancelToken()
-        self._starting = threading.Lock()
+        self._starting = threading.Lock()  # of the thread; and for the epochs
         self._thread: threading.Thread | None = None
 
     def append(self, session: Session, events: Sequence[Event]) -> None:
         """Write the events, wait until they are durable, and wake the readers. Raises `StoreError`."""
-        last = self._here.last(session.id)
-        if not self._here.has(session.id, last - 1) or self._store.last_event(session.id) != last:
-            last = self._store.last_event(session.id)  # another process has run it meanwhile
+        last, epoch = self._here.last(session.id), None if session._stored is None else session._stored.epoch
+        if self._epochs.get(session.id) != epoch or not self._here.has(session.id, last - 1):
+            last = self._store.last_event(session.id)  # another process may have run it meanwhile
+            with self._starting:
+                self._epochs[session.id] = epoch  # nobody else adds to the log while the session has this one
+                self._epochs.move_to_end(session.id)
+                if len(self._epochs) > LOGS:
+                    self._epochs.popitem(last=False)
         entries = [Entry(last + number, event) for number, event in enumerate(events, 1)]
         self._store.append_events(session, [(each.id, each.text(OURS)) for each in entries])
         self._here.add(session.id, entries)
