@@ -18,9 +18,10 @@ from .._errors import SessionNotFound
 from ..events import Event
 from ..session._session import Session
 from ..stores._store import Notice, Store
-from ._event_log import LOGS, OURS, PAGE, Entry, MemoryLog, Page, Watcher
+from ._event_log import OURS, PAGE, Entry, MemoryLog, Page, Watcher
 
 HERE: Final = 1000  # entries of a session that are also kept in memory
+EPOCHS: Final = 500  # sessions whose last epoch here is known
 _logger = lazy_logger("runtime.serve")
 
 
@@ -43,7 +44,7 @@ class StoreLog:
             with self._starting:
                 self._epochs[session.id] = epoch  # nobody else adds to the log while the session has this one
                 self._epochs.move_to_end(session.id)
-                if len(self._epochs) > LOGS:
+                if len(self._epochs) > EPOCHS:
                     self._epochs.popitem(last=False)
         entries = [Entry(last + number, event) for number, event in enumerate(events, 1)]
         self._store.append_events(session, [(each.id, each.text(OURS)) for each in entries])
