@@ -192,10 +192,10 @@ class Channel(Rescue, Generic[T]):
         """
         given = list(values)
         deadline = deadline_after(timeout)
-        if cancel is not None:
-            _look_at(cancel)
         sent = 0
         try:
+            if cancel is not None:
+                _look_at(cancel)
             sent = self._put_many(given, sent)
             while True:
                 if sent == len(given):

@@ -84,6 +84,28 @@ parked_waiters: dict[Waiter, tuple[str, Any, int, float]] = {}
 # (Not time.sleep(0), which costs ten times as much. Windows has no such call and goes straight to the park.)
 _YIELDS = 10
 _yield: Callable[[], None] | None = getattr(os, "sched_yield", None)
+# Where other programs want the processor too, it is gone for milliseconds when it is given away, while a thread that
+# wakes up is let in at once. One look at the clock tells: then all threads park at once, for a while.
+_GONE: Final = 0.0002  # seconds; the partner, if it was that, would have served this waiter meanwhile
+_CROWDED: Final = 0.05  # seconds
+_yield_from: float = 0.0  # of `monotonic`; a hint, which threads may overwrite for each other
+
+
+def _yielded(waiter: Waiter) -> bool:
+    """Give the processor away a few times, where that helps. Returns whether the waiter was served."""
+    global _yield_from
+    if _yield is not None:
+        now = monotonic()
+        if now >= _yield_from:
+            for _ in range(_YIELDS):
+                _yield()
+                if waiter.done:
+                    return True
+                began, now = now, monotonic()
+                if now - began > _GONE:
+                    _yield_from = now + _CROWDED
+                    break
+    return False
 
 
 class Waiter:
@@ -116,11 +138,8 @@ class Waiter:
 
         ``operation`` on ``where``, a channel or the cases of a select, is what `channels.parked` shows of it.
         """
-        if _yield is not None:
-            for _ in range(_YIELDS):
-                _yield()
-                if self.done:
-                    return True
+        if _yielded(self):
+            return True
         parked_waiters[self] = (operation, where, get_ident(), monotonic())
         try:  # no call before it, after which an interrupt could leave the entry there
             if deadline is None:
@@ -178,11 +197,7 @@ class StandingWaiter(Waiter):
 
         ``channels`` are those that it waits for, which `channels.parked` shows.
         """
-        if _yield is not None:
-            for _ in range(_YIELDS):
-                _yield()
-                if self.done:
-                    break
+        _yielded(self)
         parked_waiters[self] = ("merge", channels, get_ident(), monotonic())
         try:
             self.park.acquire()

@@ -63,23 +63,26 @@ class EventStream(Receiver[Event]):
             self._refuse_tool()
         iterating = self._iterating
         try:
-            if iterating.acquire(blocking=False):
+            if iterating.acquire(False):
                 event: Event = self._channel.recv()
                 while event.__class__ is ConsumerCall:
                     self._run(event)
                     event = self._channel.recv()
+                iterating.release()  # here: in a `finally` it would cost as much as all of the rest
                 return event
-        except ChannelClosed:
-            self._finalizer.detach()
-            if self._core.inherited:
-                raise RuntimeError("this stream belongs to the process that was forked; start one here") from None
-            raise StopIteration from None
         except BaseException as error:
-            self._core.stopping.cancel(error)
+            try:
+                if not isinstance(error, ChannelClosed):
+                    self._core.stopping.cancel(error)
+            finally:
+                if iterating._is_owned():  # type: ignore[attr-defined]
+                    iterating.release()
+            if isinstance(error, ChannelClosed):
+                self._finalizer.detach()
+                if self._core.inherited:
+                    raise RuntimeError("this stream belongs to the process that was forked; start one here") from None
+                raise StopIteration from None
             raise
-        finally:
-            if iterating._is_owned():  # type: ignore[attr-defined]
-                iterating.release()
         raise RuntimeError("another thread is iterating over this stream")
 
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> Event:

@@ -1,9 +1,10 @@
 """What a stream costs, against the floor: a bare thread and a `queue.Queue(128)` that hand over the same events.
 
-    python tests/benchmarks/runtime.py [--rounds N] [--json FILE]
+    python tests/benchmarks/runtime.py [--rounds N] [--json FILE] [--peers]
 
 Floor and runtime take turns in one process; the figures are medians. Ratios mean something on any machine,
-microseconds only on an idle one.
+microseconds only on an idle one. With ``--peers``, the libraries of `agent_peers.py` that are installed take turns with
+them. `ablation.py` says what the time is spent on.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # In this order: this file has the name of a package.
 sys.path[0:1] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks")]
 
+from agent_peers import AgentPeer, installed  # noqa: E402
 from results import write  # noqa: E402
 
 from runtime import Agent, Runtime, Session, TextDelta, tool  # noqa: E402
@@ -228,6 +230,61 @@ def many_streams(model: type[Scripted]) -> tuple[float, float, int]:
         return time.perf_counter() - start, added, threads
 
 
+def peer_events(peer: AgentPeer, count: int = DELTAS) -> float:
+    """`stream_events` of a peer."""
+    start = time.perf_counter()
+    texts = sum(1 for _ in peer.stream([["word "] * count]))
+    took = time.perf_counter() - start
+    assert texts >= count
+    return took / count * 1e6
+
+
+def peer_first(peer: AgentPeer) -> float:
+    """Milliseconds to the first text."""
+    start = time.perf_counter()
+    texts = peer.stream([["x"]])
+    next(texts)
+    took = time.perf_counter() - start
+    assert sum(1 for _ in texts) <= 1
+    return took * 1e3
+
+
+def peer_turns(peer: AgentPeer) -> float:
+    """`tool_turns` of a peer."""
+    start = time.perf_counter()
+    texts = list(peer.stream([*([n] for n in range(TURNS)), ["done"]]))
+    took = time.perf_counter() - start
+    assert texts[-1] == "done"
+    return took / TURNS * 1e3
+
+
+def peer_paced(peer: AgentPeer) -> float:
+    """`paced` of a peer."""
+    made: list[float] = []
+
+    def wait() -> None:
+        time.sleep(PACE)
+        made.append(time.perf_counter())
+
+    taken = [time.perf_counter() for _ in peer.stream([[step for _ in range(PACED) for step in (wait, "x")]])]
+    return statistics.median(b - a for a, b in zip(made, taken, strict=False)) * 1e6
+
+
+def peer_many(peer: AgentPeer) -> tuple[float, int]:
+    """100 streams open at once: MiB they add, threads they have."""
+    before, threads = _resident(), threading.active_count()
+    go_on = threading.Event()
+    streams = [peer.stream([["x", go_on.wait]]) for _ in range(STREAMS)]
+    for stream in streams:
+        next(stream)
+    added, threads = _resident() - before, threading.active_count() - threads
+    go_on.set()
+    for stream in streams:
+        for _ in stream:
+            pass
+    return added, threads
+
+
 def dump_of_many() -> tuple[float, float]:
     """Milliseconds that a dump of 100 streams takes whose models say nothing, and with its text."""
     with Stall() as stall, Runtime(Agent("a", Scripted(*[[stall]] * STREAMS))) as runtime:
@@ -261,7 +318,7 @@ def _resident() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def import_times(rounds: int = 9) -> dict[str, float]:
+def import_times(more: Sequence[str] = (), rounds: int = 9) -> dict[str, float]:
     """Milliseconds of importing beyond a bare interpreter, in fresh processes that take turns; the best of each.
 
     From compiled files, as where it is installed, also where the environment forbids to write them.
@@ -276,7 +333,7 @@ def import_times(rounds: int = 9) -> dict[str, float]:
             subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
             return time.perf_counter() - start
 
-        programs = ("pass", "import asyncio", "import channels", "import channels, runtime")
+        programs = ("pass", "import asyncio", "import channels", "import channels, runtime", *more)
         for program in programs:
             run(program)
         took = [[run(program) for program in programs] for _ in range(rounds)]
@@ -304,7 +361,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="the figures, and those that have a floor as ratios: for compare.py")
+    parser.add_argument("--peers", action="store_true", help="also the other libraries that are installed")
     options = parser.parse_args()
+    peers = list(installed()) if options.peers else []
     rounds = options.rounds
     runs: dict[str, list[float]] = {}
 
@@ -330,6 +389,11 @@ def main() -> None:
             note("floor paced us", paced(None))
             note("sync paced us", paced(Scripted))
             note("async paced us", paced(AsyncScripted))
+            for peer in peers:
+                note(f"{peer.name} us/event", peer_events(peer))
+                note(f"{peer.name} first ms", peer_first(peer))
+                note(f"{peer.name} tool turn ms", peer_turns(peer))
+                note(f"{peer.name} paced us", peer_paced(peer))
     median = {name: statistics.median(values) for name, values in runs.items()}
     print(f"CPython {sys.version.split()[0]}, medians of {rounds} rounds (lowest to highest)\n")
     for name, values in runs.items():
@@ -347,9 +411,12 @@ def main() -> None:
         wall, added, threads = many_streams(model)
         kind = "async" if model is AsyncScripted else "sync"
         print(f"{STREAMS} streams, {kind:5s} {wall * 1e3:6.0f} ms wall, {added:.1f} MiB, {threads} threads")
+    for peer in peers:
+        added, threads = peer_many(peer)
+        print(f"{STREAMS} streams, {peer.name:14s} {added:.1f} MiB, {threads} threads")
     made, shown = (statistics.median(each) for each in zip(*(dump_of_many() for _ in range(rounds)), strict=True))
     print(f"dump of {STREAMS} streams {made:6.1f} ms, {shown:.1f} ms with its text")
-    imports = import_times()
+    imports = import_times([f"import {peer.module}.{peer.imported}" for peer in peers])
     for program, took in imports.items():
         print(f"{program:24s} {took:6.1f} ms  {took / imports['import asyncio']:5.2f} x import asyncio")
     print(f"extras loaded: {', '.join(extras_loaded()) or 'none'}")

@@ -232,3 +232,12 @@ def test_nothing_is_lost_or_doubled_between_many_threads(threads: Any, switching
         for me in range(3):
             mine = [k for sender, k in each if sender == me]
             assert mine == sorted(mine)
+
+
+def test_who_was_cancelled_before_learns_that_nothing_was_sent() -> None:
+    channel, token = Channel[int](4), CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled) as raised:
+        channel.send_many([1, 2], None, token)
+    assert raised.value.sent == 0  # type: ignore[attr-defined]
+    assert len(channel) == 0
