@@ -162,6 +162,9 @@ def properties_of(schema: object) -> dict[str, Mapping[str, Any]]:
     return {str(name): each if isinstance(each, Mapping) else {} for name, each in properties.items()}
 
 
+_SAY_A_TYPE: Final = frozenset(("type", "title", "description", "default", "examples"))  # and no more
+
+
 class _Enough(Exception):
     """The check has taken all the steps that it may."""
 
@@ -200,7 +203,7 @@ class _Check:
             self.deep = True
             return self.leave(f"it is nested more than {_DEPTH} levels deep")
         found = self._kind(value, schema, where)
-        if found:
+        if found or (schema.keys() <= _SAY_A_TYPE and not isinstance(value, float)):  # as most arguments of most tools
             return found
         if isinstance(value, str):
             found = self._text(value, schema, where)

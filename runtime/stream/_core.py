@@ -23,7 +23,7 @@ from .._dataclasses import dataclass, field
 from .._errors import SessionNotFound, StoreError, describe
 from ..agent._agent import Agent
 from ..agent._budget import Budget
-from ..agent._hooks import HookInput, HookResult, Hooks
+from ..agent._hooks import HookInput, HookResult, Hooks, nothing
 from ..agent._roster import Roster
 from ..agent._spending import Spending
 from ..events import Event, HookBlocked
@@ -283,6 +283,8 @@ class StreamCore:
 
     def fire(self, point: str, **fields: Any) -> HookResult:
         """Run the hooks at ``point``, wait for them, and return their joint result, as in `firing`."""
+        if not self.hooks.at(point):
+            return nothing()
         return fire(self, point, **fields)
 
     def stop_if_blocked(self, point: str, result: HookResult) -> None:
