@@ -42,6 +42,7 @@ from ..session._session import Session, Stored
 from ._answers import checked
 from ._commands import checked_mail, not_running, reason_for
 from ._events import EVENTS, another, following, numbered
+from ._ids import checked_id, in_utc
 from ._notices import NOTICES, tell
 from ._search_terms import words
 from ._snapshot import Asking, Call, Snapshot, allowing, branched, permissions_of, to_write
@@ -242,6 +243,7 @@ class MemoryStore:
     def sessions(self, query: str = "", *, limit: int = 50, before: datetime | None = None) -> Sequence[SessionInfo]:
         """The sessions, those that changed last first, as `Store.sessions` says."""
         wanted = set(words(query))
+        before = None if before is None else in_utc(before)
         found: list[SessionInfo] = []
         with self._using():
             for kept in sorted(self._sessions.values(), key=lambda each: each.snapshot.updated_at, reverse=True):
@@ -306,12 +308,14 @@ class MemoryStore:
 
     def pending(self, id: str | None = None) -> Sequence[Request]:
         """The requests that wait for an answer, as `Store.pending` says."""
+        id = None if id is None else checked_id(id)
         with self._using():
             wanted = list(self._sessions) if id is None else self._family(id)
             return [request for each in wanted for request in self._open_requests(each)]
 
     def answer(self, request_id: str, answer: Mapping[str, Any], *, by: str = "") -> Request:
         """Answer a request; the first answer counts. Raises `NotPending` and `InvalidAnswer`."""
+        request_id = checked_id(request_id, "request")
         with self._using():
             asking = self._asking(request_id)
             if asking is None or asking.request.answer is not None or asking.request.expired:
@@ -418,6 +422,7 @@ class MemoryStore:
             yield
 
     def _find(self, id: str) -> _Kept:
+        id = checked_id(id)
         kept = self._sessions.get(id)
         if kept is None:
             raise SessionNotFound(f"the store has no session {id}")

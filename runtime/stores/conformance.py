@@ -22,7 +22,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final
 
 import pytest
@@ -251,6 +251,30 @@ class StoreConformance:
             with pytest.raises(SessionNotFound, match="nothing-like-it"):
                 call("nothing-like-it")
         assert list(store.pending("nothing-like-it")) == []
+
+    @pytest.mark.parametrize("id", ["", "\udcff", "nul\x00", "x" * 10_000, "%", "../x", "\u202e"])
+    def test_ids_that_are_the_ids_of_nothing(self, store: Store, id: str) -> None:
+        for call in (store.load, store.info, store.delete, store.export, store.branch, store.cancel, store.events):
+            with pytest.raises(SessionNotFound):
+                call(id)
+        with pytest.raises(SessionNotFound):
+            store.mail(id, "user_followup_submit", "x")
+        assert list(store.pending(id)) == []
+        with pytest.raises(NotPending):
+            store.answer(id, {"approved": True, "scope": "once", "reason": ""})
+
+    @pytest.mark.parametrize("id", [None, 5, b"x", ["x"]])
+    def test_an_id_is_text(self, store: Store, id: Any) -> None:
+        for call in (store.load, store.info, store.delete, store.export, store.branch, store.cancel, store.events):
+            with pytest.raises(TypeError, match="the id of a session is text"):
+                call(id)
+
+    def test_lists_before_the_ends_of_the_calendar(self, store: Store, held: Any) -> None:
+        held()
+        zones = (None, UTC, timezone(timedelta(hours=14)), timezone(timedelta(hours=-12)))
+        for zone in zones:
+            assert list(store.sessions(before=datetime.min.replace(tzinfo=zone))) == []
+            assert len(store.sessions(before=datetime.max.replace(tzinfo=zone))) == 1
 
     # -- tool calls ----------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from ...usage import Usage
 from .._answers import checked
 from .._commands import checked_mail, not_running, reason_for
 from .._events import numbered
+from .._ids import checked_id, in_utc
 from .._owner import Owner
 from .._search_terms import words
 from .._snapshot import Snapshot, branched, permissions_of, to_write
@@ -100,6 +101,7 @@ class PostgresStore:
 
     def load(self, id: str) -> Session:
         """See `Store.load`."""
+        id = checked_id(id)
         return self._database.run(lambda connection: self._snapshot(connection, id)).session()
 
     def _snapshot(self, connection: Connection, id: str) -> Snapshot:
@@ -279,6 +281,7 @@ class PostgresStore:
             f"{_INFO} WHERE s.parent_id IS NULL AND (%s::timestamptz IS NULL OR s.updated_at < %s)"
             f"{found * len(wanted)} ORDER BY s.updated_at DESC, s.id LIMIT %s"
         )
+        before = None if before is None else in_utc(before)
         values = (before, before, *(word for word in wanted for _ in range(2)), limit)
 
         def read(connection: Connection) -> list[Any]:
@@ -288,6 +291,7 @@ class PostgresStore:
 
     def info(self, id: str) -> SessionInfo:
         """See `Store.info`."""
+        id = checked_id(id)
         text = self._database.sql(f"{_INFO} WHERE s.id = %s")
         row = self._database.run(lambda connection: connection.execute(text, (column(id),)).fetchone())
         if row is None:
@@ -296,6 +300,7 @@ class PostgresStore:
 
     def branch(self, id: str, at: int | None = None) -> Session:
         """See `Store.branch`."""
+        id = checked_id(id)
         original = self._database.run(lambda connection: self._snapshot(connection, id))
         session = branched(original.session(), at, original.parent is not None)
 
@@ -309,6 +314,7 @@ class PostgresStore:
 
     def delete(self, id: str) -> None:
         """See `Store.delete`."""
+        id = checked_id(id)
 
         def forget(connection: Connection) -> bool:
             with connection.transaction():
@@ -345,6 +351,7 @@ class PostgresStore:
 
     def export(self, id: str) -> dict[str, Any]:
         """See `Store.export`."""
+        id = checked_id(id)
 
         def read(connection: Connection) -> list[Snapshot]:
             with connection.transaction():
@@ -394,6 +401,7 @@ class PostgresStore:
 
     def pending(self, id: str | None = None) -> Sequence[Request]:
         """See `Store.pending`."""
+        id = None if id is None else checked_id(id)
 
         def read(connection: Connection) -> list[Any]:
             if id is None:
@@ -412,6 +420,7 @@ class PostgresStore:
 
     def answer(self, request_id: str, answer: Mapping[str, Any], *, by: str = "") -> Request:
         """See `Store.answer`."""
+        request_id = checked_id(request_id, "request")
         key, mine = column(request_id), uuid.uuid4().hex
 
         def read(connection: Connection) -> Any:
@@ -476,6 +485,7 @@ class PostgresStore:
 
     def mail(self, id: str, point: MailPoint, text: str) -> Mailed:
         """See `Store.mail`."""
+        id = checked_id(id)
         mailed = checked_mail(uuid.uuid4().hex, point, text)
         self._command(
             id,
@@ -487,6 +497,7 @@ class PostgresStore:
 
     def cancel(self, id: str, reason: str = "") -> None:
         """See `Store.cancel`."""
+        id = checked_id(id)
         self._command(
             id,
             "UPDATE @sessions SET cancel = %s, cancel_at = clock_timestamp() WHERE id = %s",
@@ -510,12 +521,14 @@ class PostgresStore:
 
     def look(self, id: str) -> None:
         """See `Store.look`."""
+        id = checked_id(id)
         text = self._database.sql("UPDATE @sessions SET looked_at = clock_timestamp() WHERE id = %s")
         if not self._database.run(lambda connection: connection.execute(text, (column(id),)).rowcount):
             raise self._not_found(id)
 
     def commands(self, id: str) -> Commands:
         """See `Store.commands`."""
+        id = checked_id(id)
 
         def read(connection: Connection) -> Commands:
             cancel, looked_at = self._row(connection, id, "cancel, looked_at")
@@ -537,6 +550,7 @@ class PostgresStore:
 
     def events(self, id: str, since: int = 0, *, limit: int = 1000) -> Sequence[tuple[int, str]]:
         """See `Store.events`."""
+        id = checked_id(id)
         for name, number in (("since", since), ("limit", limit)):
             check_number(name, number, "of events", least=0, whole=True)
 
@@ -555,6 +569,7 @@ class PostgresStore:
 
     def last_event(self, id: str) -> int:
         """See `Store.last_event`."""
+        id = checked_id(id)
         last: int = self._database.run(lambda connection: self._row(connection, id, "events"))[0]
         return last
 

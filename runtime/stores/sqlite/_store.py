@@ -27,6 +27,7 @@ from ...session._session import Session
 from .._answers import checked
 from .._commands import checked_mail, not_running, reason_for
 from .._events import EVERY, numbered
+from .._ids import checked_id, in_utc
 from .._notices import NOTICES
 from .._owner import Owner
 from .._snapshot import Snapshot, branched
@@ -104,7 +105,7 @@ class SQLiteStore:
 
     def load(self, id: str) -> Session:
         """The session with this id, ready to be run. Raises `SessionNotFound`."""
-        check("the id of a session", id, str, "text")
+        id = checked_id(id)
         return self._read(lambda connection: self._snapshot(connection, id)).session()
 
     def open(self, session: Session, *, parent: Parent | None = None, listens: bool = False) -> SQLiteJournal:
@@ -129,7 +130,7 @@ class SQLiteStore:
         check("before", before, (datetime, NoneType), "a datetime, or None")
         if before is not None:
             found += " AND s.updated_at < ?"
-            values.append(micros(before.astimezone(UTC)))
+            values.append(micros(in_utc(before)))
         now = micros(datetime.now(UTC))
         statement = f"{_INFO} WHERE s.parent IS NULL{found} ORDER BY s.updated_at DESC, s.number DESC LIMIT ?"
         rows = self._read(
@@ -139,7 +140,7 @@ class SQLiteStore:
 
     def info(self, id: str) -> SessionInfo:
         """What is known of the session, as `Store.info` says."""
-        check("the id of a session", id, str, "text")
+        id = checked_id(id)
         now = micros(datetime.now(UTC))
         row = self._read(lambda connection: connection.execute(f"{_INFO} WHERE s.id = ?", (now, id)).fetchone())
         if row is None:
@@ -148,7 +149,7 @@ class SQLiteStore:
 
     def branch(self, id: str, at: int | None = None) -> Session:
         """A new session with the first messages of another, as `Store.branch` says."""
-        check("the id of a session", id, str, "text")
+        id = checked_id(id)
         original = self._read(lambda connection: self._snapshot(connection, id))
         session = branched(original.session(), at, original.parent is not None)
         rows = [message_row(message) for message in session._messages]
@@ -167,7 +168,7 @@ class SQLiteStore:
 
     def delete(self, id: str) -> None:
         """Forget the session and its sub-sessions. Raises `SessionNotFound` and `SessionBusy`."""
-        check("the id of a session", id, str, "text")
+        id = checked_id(id)
 
         def delete(connection: Connection, now: int) -> None:
             family = family_of(connection, id)
@@ -190,7 +191,7 @@ class SQLiteStore:
 
     def export(self, id: str) -> dict[str, Any]:
         """Everything about the session and its sub-sessions, as `Store.export` says. Raises `SessionNotFound`."""
-        check("the id of a session", id, str, "text")
+        id = checked_id(id)
 
         def read(connection: Connection) -> list[Snapshot]:
             family = [each for _, each in family_of(connection, id)]
@@ -217,7 +218,7 @@ class SQLiteStore:
 
     def pending(self, id: str | None = None) -> Sequence[Request]:
         """The requests that wait for an answer, as `Store.pending` says."""
-        check("the id of a session", id, (str, NoneType), "text, or None for all")
+        id = None if id is None else checked_id(id)
         statement = (
             f"SELECT {REQUEST} FROM requests JOIN sessions ON sessions.number = session WHERE answer IS NULL AND"
             " withdrawn_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
@@ -235,7 +236,7 @@ class SQLiteStore:
 
     def answer(self, request_id: str, answer: Mapping[str, Any], *, by: str = "") -> Request:
         """Answer a request; the first answer counts. Raises `NotPending` and `InvalidAnswer`."""
-        check("the id of a request", request_id, str, "text")
+        request_id = checked_id(request_id, "request")
         request = self._read(lambda connection: find_request(connection, request_id))
         if request is None or request.answer is not None or request.expired:
             raise NotPending(f"no request {request_id} is waiting: it was answered, withdrawn or timed out")
@@ -284,7 +285,7 @@ class SQLiteStore:
             )
             note(connection, "mailed", id)
 
-        check("the id of a session", id, str, "text")
+        id = checked_id(id)
         self._core().writer.do(write)
         return mailed
 
@@ -297,12 +298,12 @@ class SQLiteStore:
             connection.execute("UPDATE sessions SET cancel = ? WHERE number = ?", (reason, number))
             note(connection, "canceled", id)
 
-        check("the id of a session", id, str, "text")
+        id = checked_id(id)
         self._core().writer.do(write)
 
     def look(self, id: str) -> None:
         """Note that somebody looks at the session now, as `Store.look` says."""
-        check("the id of a session", id, str, "text")
+        id = checked_id(id)
 
         def write(connection: Connection, now: int) -> None:
             if not connection.execute("UPDATE sessions SET looked_at = ? WHERE id = ?", (now, id)).rowcount:
@@ -312,7 +313,7 @@ class SQLiteStore:
 
     def commands(self, id: str) -> Commands:
         """What the stream of the session was told, as `Store.commands` says."""
-        check("the id of a session", id, str, "text")
+        id = checked_id(id)
 
         def read(connection: Connection) -> Commands:
             number, cancel, looked_at = self._row(connection, id, "number, cancel, looked_at")
@@ -336,7 +337,7 @@ class SQLiteStore:
 
     def events(self, id: str, since: int = 0, *, limit: int = 1000) -> Sequence[tuple[int, str]]:
         """The events behind number ``since``, as `Store.events` says."""
-        check("the id of a session", id, str, "text")
+        id = checked_id(id)
         check_number("since", since, "the number of an event", least=0, whole=True)
         check_number("limit", limit, "events", least=0, whole=True)
 
@@ -348,7 +349,7 @@ class SQLiteStore:
 
     def last_event(self, id: str) -> int:
         """The number of the last event, as `Store.last_event` says."""
-        check("the id of a session", id, str, "text")
+        id = checked_id(id)
         last: int = self._read(lambda connection: self._row(connection, id, "events"))[0]
         return last
 

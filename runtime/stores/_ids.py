@@ -1,0 +1,24 @@
+"""Ids and moments that callers give, which may come from a command line or an address."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from .._checks import check
+from ..foreign._sound import well_formed
+
+
+def checked_id(id: str, of: str = "session") -> str:
+    """The id, as text that a database can look for: bytes that are no UTF-8 are the id of nothing, and no error of
+    the store. Raises `TypeError` for what is no text.
+    """
+    check(f"the id of a {of}", id, str, "text")
+    return well_formed(id)
+
+
+def in_utc(moment: datetime) -> datetime:
+    """The same moment in UTC. The ends of the calendar are not the end of a list of sessions."""
+    try:
+        return moment.astimezone(UTC)
+    except (OverflowError, ValueError):  # no year is before the first, or after the last
+        return moment.replace(tzinfo=UTC)
