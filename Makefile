@@ -17,7 +17,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help run serve test lint stress soak bench bench-quick explore free-threaded peers clean
+.PHONY: help run serve test lint stress soak bench bench-quick bench-engines explore free-threaded peers clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make soak      minutes of concurrent streams"
 	@echo "make explore   the explorer of thread interleavings, one preemption further than make test"
 	@echo "make bench     the benchmarks, which also write BENCH=bench.json; compare.py holds two such files together"
+	@echo "make bench-engines  runs on process pools, Dask and Celery, against the engines' own ways to bring values back"
 	@echo "make bench-quick  a minute of them, to see whether something is far off"
 	@echo "make free-threaded  the suite on a CPython without the GIL, which is built if there is none"
 	@echo "make peers     MCP servers of others for more tests, in .peers; needs npm for some of them"
@@ -59,6 +60,9 @@ bench: $(VENV)/test.stamp
 	@rm -f $(BENCH)
 	@for name in channels aio runtime growth store mcp serve remote; do \
 	    echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py --json $(BENCH) || exit 1; done
+
+bench-engines: $(VENV)/test.stamp
+	$(BIN)/python tests/benchmarks/engines.py --json $(BENCH)
 
 bench-quick: $(VENV)/test.stamp
 	@rm -f $(BENCH)

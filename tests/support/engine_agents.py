@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,9 @@ def hang(context: ToolContext, directory: str) -> str:
 
 
 class Model:
-    """Calls the tool that the prompt names, says so many words, or says the JSON that it is."""
+    """Calls the tool that the prompt names, or says so many words, or the JSON that the prompt is, or waits or computes
+    for so many milliseconds.
+    """
 
     id = "model"
 
@@ -62,6 +65,14 @@ class Model:
             yield ToolCallDelta(0, "call-1", "hang", {"directory": more})
         elif what.startswith("{"):
             yield TextDelta(last.content)
+        elif what == "wait":  # as for a model on the network
+            time.sleep(float(more) / 1e3)
+            yield TextDelta("waited")
+        elif what == "compute":
+            until = time.thread_time() + float(more) / 1e3
+            while time.thread_time() < until:
+                sum(range(100))
+            yield TextDelta("computed")
         elif what == "fail":
             raise ValueError("as the prompt says")
         else:

@@ -18,3 +18,11 @@ app.conf.update(task_acks_late=True, task_reject_on_worker_lost=True, broker_con
 def run(spec: dict[str, Any]) -> dict[str, Any]:
     """A job."""
     return work(spec)
+
+
+@app.task
+def tell(address: str, name: str, count: int) -> None:
+    """Tell events by way of a list in Redis, for the benchmark."""
+    from engines import to_redis
+
+    to_redis(address, name, count)

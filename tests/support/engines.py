@@ -43,5 +43,6 @@ def guarded(engine: str) -> Iterator[str]:
 
 def environment(*paths: Path) -> dict[str, str]:
     """In which workers and callers find the agents of the tests, and what is in ``paths``."""
-    found = os.pathsep.join(str(path) for path in (*paths, ROOT / "tests", ROOT))
+    known = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    found = os.pathsep.join([*map(str, (*paths, ROOT / "tests", ROOT)), *known])
     return dict(os.environ, PYTHONPATH=found, PYTHONWARNINGS="ignore")
