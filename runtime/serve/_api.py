@@ -49,6 +49,7 @@ from ._runs import AlreadyRunning, LiveRun, TooManyRuns
 from ._session_json import event_list, info_json, request_json, session_json, stored_event
 
 MORE: Final = 10  # turns that a user adds by approving
+TITLE: Final = 1000  # characters of a title that are kept
 QUEUED: Final = 100  # messages to a run that it has not taken
 KEYS: Final = 10_000  # of messages that were sent, so that one that is sent again is not said twice
 _KEY: Final = 200  # characters of such a key
@@ -167,7 +168,7 @@ class Api:
 
     def create(self, request: Request, owner: str) -> Response:
         body = self._object(request)
-        title = field(body, "title", str, "")
+        title = field(body, "title", str, "")[:TITLE]
         approved = field(body, "tools_approved", bool, False)
         if approved:
             self._refuse_unknown("tools_approved")
@@ -224,7 +225,7 @@ class Api:
     def title(self, request: Request, owner: str, id: str) -> Response:
         title = field(self._object(request), "title", str, required=True)
         session = self._load(id)
-        session.title = title[:1000]
+        session.title = title[:TITLE]
         self._write(session)
         return reply({"id": id, "title": session.title})
 

@@ -138,7 +138,7 @@ class Application:
                 "store_failed", "the sessions cannot be read or written at the moment; the log says why"
             ).response()
         except Exception:
-            _logger.exception("%s %s has failed", request.method, request.path)
+            _logger.exception("%s %r has failed", request.method, request.path)
             made = Problem(500, "internal", "the server has failed; its log says more").response()
         return made(environ, start_response)
 

@@ -304,6 +304,6 @@ def test_logs_and_replies_hold_no_secrets(caplog: pytest.LogCaptureFixture) -> N
         status, said = client.ask("GET", "/api/sessions", headers={"Authorization": "Bearer sesame-opens"})
         assert (status, said["code"]) == (500, "internal")
         assert "hunter2" not in json.dumps(said)
-    assert "GET /api/sessions has failed" in caplog.text  # the log says more than the reply
+    assert "GET '/api/sessions' has failed" in caplog.text  # the log says more than the reply
     assert "sesame-opens" not in caplog.text
     assert "guess-guess" not in caplog.text
