@@ -135,7 +135,12 @@ class Api:
     def agent(self, request: Request, owner: str, agent: str) -> Response:
         self._known(agent)
         said = [
-            {"name": each.name, "description": each.description, "tools": [tool.name for tool in each.made_tools]}
+            {
+                "name": each.name,
+                "description": each.description,
+                "model": str(each.model.id),
+                "tools": [tool.name for tool in each.made_tools],
+            }
             for each in self._backend.roster(agent).values()
         ]
         return reply({"name": agent, "description": self._backend.teams[agent].root.description, "agents": said})
@@ -305,7 +310,7 @@ class Api:
                 "waiting",
                 "the session waits for its user: answer what it asks (GET /api/waiting) before you say more, or cancel",
             )
-        for text, images in said:
+        for text, images in _new(said, session):
             session.add_user(text, images=images)
         left = session._unfinished
         if not session.messages or (
@@ -581,6 +586,8 @@ def messages_of(given: Sequence[Any]) -> list[tuple[str, list[Image]]]:
         if not isinstance(each, dict):
             raise Problem(400, "bad_request", 'a message is an object: {"role": "user", "content": "hello"}')
         role = field(each, "role", str, "user")
+        if role == "assistant":  # docker-agent's client sends what it has of the conversation: we have it ourselves
+            continue
         if role != "user":  # an instruction, or a reply that no model has made
             raise Problem(400, "bad_request", f"a message here is the user's: its role is user, not {role[:100]!r}")
         text = field(each, "content", str, "")
@@ -599,6 +606,13 @@ def messages_of(given: Sequence[Any]) -> list[tuple[str, list[Image]]]:
             raise Problem(400, "bad_request", "a message has content, which is not empty")
         said.append(("\n".join(texts), images))
     return said
+
+
+def _new(said: Sequence[tuple[str, list[Image]]], session: Session) -> Sequence[tuple[str, list[Image]]]:
+    """What is new of the messages that a client has sent: docker-agent's sends all that its user has said each time."""
+    known = [each.content for each in session.messages if each.role == "user"]
+    again = 0 < len(known) < len(said) and [text for text, _ in said[: len(known)]] == known
+    return said[len(known) :] if again else said
 
 
 def _image(said: Mapping[str, Any]) -> Image:

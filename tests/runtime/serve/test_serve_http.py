@@ -16,7 +16,7 @@ import pytest
 from runtime import Agent, StoreError
 from runtime.serve import Application
 from runtime.stores import MemoryStore, SQLiteStore
-from support.serving import OURS, Client, Waiter, listening, pay, serving, waiter
+from support.serving import OURS, Client, Events, Waiter, listening, pay, serving, waiter
 from support.waiting import eventually
 
 pytest.importorskip("werkzeug")
@@ -409,6 +409,21 @@ def test_a_snapshot_in_the_middle_of_a_run_says_where_to_go_on() -> None:
         assert taken["last_event_seq"] == everything(client, id)[-1]["id"]
 
 
+def test_a_client_that_sends_the_whole_conversation_each_time_says_the_last_of_it(client: Client) -> None:
+    """As docker-agent's does: what was said before would be said twice."""
+    id = client.session()
+    said: list[dict[str, str]] = []
+    for text in ("one", "two", "two"):
+        said.append({"role": "user", "content": text})
+        body = {"messages": said, "model": ""}
+        with Events(client.open("POST", f"/api/sessions/{id}/agent/waiter", body)) as events:
+            assert events.until("user_message")["message"] == text
+            events.until("stream_stopped")
+        said.append({"role": "assistant", "content": f"{text} "})
+    roles = [each["message"]["content"] for each in client.get(f"/api/sessions/{id}")["messages"]]
+    assert roles == ["one", "one ", "two", "two ", "two", "two "]
+
+
 def test_images_reach_the_agent(client: Client) -> None:
     id = client.session()
     said = {
@@ -434,7 +449,8 @@ def test_what_is_served(client: Client) -> None:
     ready = client.get("/ready")
     assert (ready["ready"], ready["store_connected"]) == (True, True)
     assert client.get("/api/agents") == [{"name": "waiter", "description": "Takes orders.", "multi": False}]
-    assert client.get("/api/agents/waiter")["agents"][0]["tools"] == ["order", "pay"]
+    [told] = client.get("/api/agents/waiter")["agents"]
+    assert (told["model"], told["tools"]) == ("waiter", ["order", "pay"])
     assert client.get("/api/agents/waiter/waiter/tools/count") == {"available_tools": 2}
     answer = client.open("GET", "/")
     assert answer.status == 200
