@@ -23,6 +23,7 @@ from ._sessions import line_of, session_id, short
 from ._show import named
 
 _LISTED: Final = 20  # sessions
+_NAME: Final = re.compile(r"[\w.:/-]+")
 
 
 class Chat(Protocol):
@@ -290,9 +291,10 @@ class Completions(Completer):
     def _words(self, name: str) -> list[tuple[str, str]]:
         chat = self._chat
         if name == "approve":
-            return [("all", "every call"), ("ask", "none without a question"), *((tool, "") for tool in chat.tools)]
+            tools = [(tool, "") for tool in chat.tools if _NAME.fullmatch(tool)]
+            return [("all", "every call"), ("ask", "none without a question"), *tools]
         if name == "sessions":
-            return [(short(each), title) for each, title in chat.known]
+            return [(short(each), escaped(title)) for each, title in chat.known]
         if name == "branch" and chat.session is not None:
             return [(str(number), escaped(each.content[:60])) for number, each in _of_user(chat.session).items()]
         return []

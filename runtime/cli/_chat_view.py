@@ -23,6 +23,9 @@ _SPINNER: Final = "|/-\\"
 _ARGUMENT: Final = 60  # characters of an argument in the line of a call
 _KEPT: Final = 20  # calls that can be opened
 _OPENED: Final = 500  # lines of a result that is opened
+_SAID: Final = 200  # lines of what the user has said
+_TAILS: Final = 3  # agents whose text is shown while it is under way
+_PROGRESS: Final = 500  # characters
 
 
 @dataclass(slots=True)
@@ -112,7 +115,7 @@ class View:
     def _under_way(self, now: float) -> list[str]:
         paint = self._paint
         lines: list[str] = []
-        for speaker in self._speakers.values():
+        for speaker in list(self._speakers.values())[-_TAILS:]:
             if tail := speaker.stream.tail():
                 lines += [*self._label(speaker), *tail]
         shown = [f"{line}{f'  {progress}' if progress else ''}" for line, progress in self._calls.values()]
@@ -132,7 +135,7 @@ class View:
 
     def note(self, text: str, style: str = "") -> None:
         """Write a line about the conversation."""
-        self._write("notes", self._paint.wrapped(text, style))
+        self._write("notes", self._paint.wrapped(text, style)[:_OPENED])
 
     def lines(self, lines: Sequence[str], style: str = "") -> None:
         """Write lines that belong together, each cut where the terminal ends."""
@@ -141,8 +144,11 @@ class View:
     def user(self, text: str) -> None:
         """Write what the user has said."""
         paint = self._paint
-        first, *rest = [line for part in text.splitlines() or [""] for line in paint.wrapped(part) or [""]]
+        parts = text.splitlines() or [""]
+        first, *rest = [line for part in parts[:_SAID] for line in paint.wrapped(part) or [""]]
         lines = [f"> {first}", *(f"  {line}" for line in rest)]
+        if len(parts) > _SAID:
+            lines.append(f"  ... {len(parts) - _SAID} more lines")
         self._write("user", ["", *(paint.text(line, "bold") for line in lines), ""])
 
     def command(self, text: str) -> None:
@@ -215,6 +221,8 @@ class View:
             stream = MarkdownStream(self._paint) if kind == "text" else PlainStream(self._paint)
             speaker = self._speakers[event.session_id] = _Speaker(event.agent_name, kind, stream)
             self._progress("writing" if kind == "text" else "thinking")
+        if len(self._speakers) > 1:  # who speaks is the last of them
+            self._speakers[event.session_id] = self._speakers.pop(event.session_id)
         speaker.stream.feed(text)
 
     @_show.register
@@ -243,7 +251,7 @@ class View:
             of = "" if event.total is None else f"/{event.total:g}"
             progress = "" if event.progress is None else f"{event.progress:g}{of} "
             line, _ = self._calls[event.tool_call.id]
-            self._calls[event.tool_call.id] = line, f"{progress}{event.output}"
+            self._calls[event.tool_call.id] = line, f"{progress}{event.output[:_PROGRESS]}"
 
     @_show.register
     def _(self, event: events.ToolCallResponse) -> None:

@@ -66,7 +66,7 @@ class Prompt:
         self._size = 0
         self._live: StyleAndTextTuples = []  # what may still change
         self._hint = ("", 0.0)
-        self._touched = 0.0  # when a key was pressed last
+        self._touched = -_HINT  # when a key was pressed last, by which something is typed and not entered
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaving = False
@@ -176,7 +176,7 @@ class Prompt:
             self._app.invalidate()
 
     def hint(self, text: str) -> None:
-        """Show a line for a few seconds."""
+        """Show a line for a few seconds; an empty text takes the one before away."""
         self._hint = text, time.monotonic() + _HINT
         self._app.invalidate()
         if (loop := self._loop) is not None:
@@ -190,7 +190,7 @@ class Prompt:
 
     @property
     def quiet(self) -> float:
-        """For how many seconds nobody has typed."""
+        """For how many seconds nobody has typed, or all that was typed is entered."""
         return time.monotonic() - self._touched
 
     @property
@@ -204,7 +204,7 @@ class Prompt:
 
     def _message(self) -> StyleAndTextTuples:
         text, until = self._hint
-        hint: StyleAndTextTuples = [("ansiyellow", f"{text}\n")] if time.monotonic() < until else []
+        hint: StyleAndTextTuples = [("ansiyellow", f"{text}\n")] if text and time.monotonic() < until else []
         # A blank line sets the prompt off from what was said; lines that may still change are close to it.
         above: StyleAndTextTuples = self._live or [("", "\n")]
         return [*above, *hint, ("bold", "> ")]
@@ -253,7 +253,7 @@ class Prompt:
         return True
 
     def _pressed(self, _: object) -> None:
-        self._touched = time.monotonic()
+        self._touched = time.monotonic() if self._session.default_buffer.text else -_HINT
 
     def _bind(self, keys: KeyBindings) -> None:
         typing = has_focus(DEFAULT_BUFFER)
