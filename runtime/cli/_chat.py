@@ -235,11 +235,15 @@ class Chat:
     def _is_command(self, text: str) -> bool:
         """Carry out what is typed where it is a command; whether it is one."""
         from . import _chat_commands as commands
-        from ._prompt import LEFT, OPEN
+        from ._prompt import LEFT, OPEN, SUSPEND
 
         self._pressed = -_TWICE
         if text == LEFT:
             self.leave(0)
+            return True
+        if text == SUSPEND:
+            with self._away():  # the modes of the terminal are as the shell wants them, before anything stops
+                os.kill(0, signal.SIGTSTP)
             return True
         if text != OPEN and not text.startswith("/"):
             return False

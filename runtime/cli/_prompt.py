@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ from ..foreign._printable import printable
 
 LEFT: Final = "\x04"  # what arrives where the user presses Ctrl-D at the empty prompt, or the terminal is gone
 OPEN: Final = "\x0f"  # Ctrl-O
+SUSPEND: Final = "\x1a"  # Ctrl-Z
 _FRAME: Final = 0.04  # seconds between two pictures, at least
 _WAITING: Final = 500_000  # characters that wait to be written, before those who hand over more have to wait as well
 _HINT: Final = 3.0  # seconds that a hint is shown
@@ -58,7 +60,7 @@ class Prompt:
     ) -> None:
         self._io = io
         self._typed: Channel[str] = Channel(_TYPED, name="typed")
-        #: The lines that the user has typed, and `LEFT` or `OPEN`.
+        #: The lines that the user has typed, and `LEFT`, `OPEN` or `SUSPEND`.
         self.typed: Receiver[str] = self._typed.receiver
         self._interrupt = interrupt
         self._lock = threading.Condition()
@@ -80,7 +82,6 @@ class Prompt:
             complete_while_typing=Condition(lambda: self._session.default_buffer.text.startswith("/")),
             history=_history(history),
             key_bindings=keys,
-            enable_suspend=True,
             enable_history_search=False,
             color_depth=None if colour else ColorDepth.DEPTH_1_BIT,
             erase_when_done=True,
@@ -270,6 +271,10 @@ class Prompt:
         @keys.add("c-o", filter=typing)
         def _(event: KeyPressEvent) -> None:
             self._send(OPEN)
+
+        @keys.add("c-z", filter=typing & Condition(lambda: hasattr(signal, "SIGTSTP")))
+        def _(event: KeyPressEvent) -> None:
+            self._send(SUSPEND)
 
         @keys.add("escape", "enter", filter=typing)
         def _(event: KeyPressEvent) -> None:

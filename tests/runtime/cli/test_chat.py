@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +23,7 @@ pytest.importorskip("pyte")
 from support.terminal import LONG, Emulator
 
 ROOT = Path(__file__).resolve().parents[3]
-CTRL_C, CTRL_D, CTRL_O, UP = "\x03", "\x04", "\x0f", "\x1b[A"
+CTRL_C, CTRL_D, CTRL_O, CTRL_Z, UP = "\x03", "\x04", "\x0f", "\x1a", "\x1b[A"
 
 AGENT = r"""
 import json
@@ -120,11 +120,11 @@ def chat(place: Path) -> Iterator[Callable[..., Emulator]]:
     """Start the command on a terminal, with a store of its own."""
     started: list[Emulator] = []
 
-    def start(*args: str, columns: int = 80, rows: int = 24, **more: str) -> Emulator:
+    def start(*args: str, shell: Sequence[str] = (), columns: int = 80, rows: int = 24, **more: str) -> Emulator:
         kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "PYTHONPATH")}
         environment = {**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "PYTHONUTF8": "1"}
         environment |= {"XDG_DATA_HOME": str(place / "data"), **more}
-        command = [sys.executable, "-m", "runtime.cli", *(args or ("chat", "cook.py"))]
+        command = [*shell] or [sys.executable, "-m", "runtime.cli", *(args or ("chat", "cook.py"))]
         started.append(Emulator(command, place, environment, columns, rows))
         return started[-1]
 
@@ -359,6 +359,29 @@ def test_a_question_waits_until_nobody_types_and_what_was_typed_does_not_answer_
     screen.until("session: bake.")
     screen.enter("/quit")
     screen.end()
+
+
+def test_ctrl_z_gives_the_terminal_to_the_shell_and_what_was_typed_is_there_again(
+    chat: Callable[..., Emulator], place: Path
+) -> None:
+    shell = chat(shell=["/bin/sh", "-i"], PS1="shell ", ENV="")
+    shell.until("shell")
+    shell.enter(f"{sys.executable} -m runtime.cli chat cook.py --no-store")
+    shell.until("/help lists the commands")
+    shell.at_prompt()
+    shell.type("half a mess")
+    shell.until("> half a mess")
+    shell.type(CTRL_Z)
+    shell.until("\nshell")
+    shell.enter("echo $((6 * 7))")
+    shell.until("\n42\n")
+    shell.enter("fg")
+    shell.until("\n> half a mess")
+    shell.enter("age")
+    shell.until("> half a message\n\nNumber 1: half a message\n\n>")
+    shell.enter("/quit")
+    shell.until("\nshell", times=3)
+    shell.enter("exit")
 
 
 # -- Ctrl-C ------------------------------------------------------------------------------------------------------------
