@@ -91,7 +91,7 @@ class Recording:
             raise ValueError(f"{self.path} is not a recorded run: its first line is not of type {HEADER!r}")
         if lines[0].get("version") != VERSION:
             version = lines[0].get("version")
-            raise ValueError(f"{self.path} was recorded in version {version!r} of the format, not {VERSION}")
+            raise ValueError(f"{self.path} was recorded in version {version!r:.100} of the format, not {VERSION}")
         return lines
 
     @contextlib.contextmanager
@@ -101,7 +101,7 @@ class Recording:
             yield
         except (ValueError, KeyError, TypeError, AttributeError, LookupError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{self.path}, line {number}: {what}") from None
+            raise ValueError(f"{self.path}, line {number}: {what:.500}") from None
 
     @property
     def whole(self) -> bool:
@@ -140,12 +140,14 @@ class Recording:
                     for each in fields(event):
                         if each.type == "str" and not isinstance(getattr(event, each.name), str):
                             raise TypeError(f"{each.name} of {event.type} is not a text")
+                        if each.type == "ToolCall" and not isinstance(getattr(event, each.name), ToolCall):
+                            raise TypeError(f"{each.name} of {event.type} is not a tool call")
                 yield event
 
     @cached_property
     def requests(self) -> list[Request]:
         """The model calls of the run, in the order in which they began."""
-        replies = {line.get("request"): line for line in self._lines if line["type"] == REPLY}
+        replies = {line["request"]: line for line in self._lines if line["type"] == REPLY and _is_number(line)}
         requests = []
         before: dict[str, list[dict[str, Any]]] = {}
         tools: dict[str, list[dict[str, Any]]] = {}
@@ -162,6 +164,8 @@ class Recording:
                         messages[int(index)] = message
                     messages = before[session] = messages + line["messages"]
                     tools[session] = line.get("tools", tools.get(session, []))
+                    if not (_is_number(line) and _are(_MESSAGE, messages) and _are(_TOOL, tools[session])):
+                        raise ValueError("not a request to a model")
                     said = line["agent_name"], session, line["model"], messages, tools[session], replies.get(number)
                     mail[session] = []
                     requests.append(Request(number, *said, mail[session]))
@@ -245,6 +249,21 @@ class _Results:
             self._left.remove(found)
         result: ToolResult = found[1]
         return result
+
+
+_MESSAGE: Final = {"role": str}
+_TOOL: Final = {"name": str, "description": str, "parameters": dict}
+
+
+def _are(kind: Mapping[str, type], given: object) -> bool:
+    """Whether ``given`` is a list of objects that have these fields."""
+    if not isinstance(given, list):
+        return False
+    return all(isinstance(each, dict) and all(isinstance(each.get(k), t) for k, t in kind.items()) for each in given)
+
+
+def _is_number(line: Mapping[str, Any]) -> bool:
+    return isinstance(line.get("request"), int)
 
 
 def _mail(line: Mapping[str, Any]) -> Mail:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import sys
@@ -39,6 +38,7 @@ from runtime.foreign._json import DEEPEST, LONGEST
 from runtime.foreign._sound import TextPieces, sound, well_formed
 from runtime.session import Compacted, Native
 from runtime.stores import MemoryStore
+from support.hostile import HOSTILE, changed, places
 from support.scripted import Scripted, Stall, approving, call, say
 
 HALF = "\ud83d"
@@ -461,28 +461,6 @@ def test_what_a_tool_says_is_seen_as_the_model_will_see_it() -> None:
 
 
 # -- what was written down ---------------------------------------------------------------------------------------------
-
-HOSTILE: list[Any] = [
-    None, True, -1, 1.5, 1e999, 10**400, "", "x", "\ud800", "\x00", "../../x", [], {}, [None], [[]], {"a": 1}, [1] * 5,
-]  # fmt: skip
-
-
-def places(data: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    yield before
-    inside = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    for key, value in inside:
-        yield from places(value, (*before, key))
-
-
-def changed(data: Any, place: tuple[Any, ...], value: Any) -> Any:
-    if not place:
-        return value
-    changed = at = copy.deepcopy(data)
-    for key in place[:-1]:
-        at = at[key]
-    at[place[-1]] = value
-    return changed
-
 
 def written_down() -> dict[str, Any]:
     """A session with a bit of everything."""

@@ -38,7 +38,9 @@ from runtime.events import AgentChoice, Error, Event, StreamStopped, ToolCallRes
 from runtime.foreign._redact import REDACTED, Redaction
 from runtime.models import Retry
 from runtime.models.replay import Recorded, ReplayDiverged, ReplayModel
+from runtime.recording._timeline import timeline
 from runtime.session import Compacted
+from support.hostile import HOSTILE, changed, places
 from support.scripted import AsyncScripted, Scripted, Stall, approving, call, say
 
 
@@ -832,6 +834,35 @@ def test_a_file_that_is_no_record(tmp_path: Path) -> None:
         ReplayModel(path)
     path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
     assert not Recording(path).whole
+
+
+def test_whatever_stands_in_a_line_is_a_sentence_or_harmless(tmp_path: Path) -> None:
+    """A record may be anybody's: it is read, or refused with `ValueError`, and never ends the replay as internal."""
+    path, other = tmp_path / "run.jsonl", tmp_path / "other.jsonl"
+    agent = Agent("a", Scripted([adding(1, 2)], [*say("3"), UsageDelta(5, 6)]), "Add.", tools=[add])
+    record(agent, path)
+    said = lines(path)
+    refused, ends = 0, []
+    for number, line in enumerate(said):
+        for place in places(line):
+            if number == 0 and len(place) > 1:
+                continue  # of the session
+            for value in HOSTILE[:: 3 if line["type"].startswith(("model", "tool")) else 8]:
+                with other.open("w", encoding="utf-8") as file:
+                    for at, each in enumerate(said):
+                        file.write(json.dumps(changed(each, place, value) if at == number else each) + "\n")
+                try:
+                    recording = Recording(other)
+                    _ = [*recording.events()], recording.requests, recording.tools(), timeline(recording)
+                    with approving(ReplayModel(recording, strict=False).agent(agent)) as runtime:
+                        runtime.run(recording.session())
+                except ValueError:
+                    refused += 1
+                except RunError as error:
+                    ends.append(error.code)
+    assert refused > 100
+    assert "internal" not in ends
+
 
 
 @pytest.mark.parametrize(
