@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "tests" / "benchmarks"
@@ -63,3 +66,14 @@ def test_the_benchmark_of_growth_runs_and_writes_its_figures(tmp_path: Path) -> 
     assert all(values and min(values) >= 0 for values in figures.values())
     assert len(figures) == 2 * len(growth.ROWS)
     assert "faster, the others as before" in compared(file, file)
+
+
+def test_the_benchmark_of_serving_runs_and_writes_its_figures(tmp_path: Path) -> None:
+    pytest.importorskip("waitress", reason="the extra serve is not installed")
+    file = tmp_path / "figures.json"
+    program = [sys.executable, str(BENCHMARKS / "serve.py"), "--events", "200", "--rounds", "1", "--streams", "2"]
+    done = subprocess.run([*program, "--json", str(file)], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert set(rows["serve, an event"]) == {"bare", "bare, 64 together", "ours"}
+    assert rows["serve, 2 streams"]["ours, threads a stream"]["values"] > [0]

@@ -14,7 +14,7 @@ from channels import Channel, ChannelClosed
 from ..._errors import SessionNotFound, StoreError
 from .._events import EVENTS, KEPT, another, following
 from ._database import Connection, Database, roll_back
-from ._rows import column, ring
+from ._rows import LOGGED, column, ring
 
 _TOGETHER: Final = 20  # logs that are emptied at once
 
@@ -62,7 +62,7 @@ def write_batches(database: Database, connection: Connection, batches: Sequence[
                 _write(database, connection, batch, heads)
             if forget:
                 _forget(database, connection)
-            connection.execute(*ring(database.schema))
+            connection.execute(*ring(database.schema, LOGGED))
             connection.execute("COMMIT")
     except psycopg.Error:
         roll_back(connection)

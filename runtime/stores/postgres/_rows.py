@@ -34,6 +34,7 @@ from ._database import Connection, Cursor, Database
 
 Statement: TypeAlias = tuple[str, tuple[Any, ...]]
 
+LOGGED = "events"  # what is said of an event log that has grown
 _MARK = "\x01"  # before a text that is written in another way
 
 
@@ -233,9 +234,9 @@ def withdraw(which: str, values: tuple[Any, ...]) -> Statement:
     )
 
 
-def ring(channel: str) -> Statement:
-    """Let those who watch look, once the transaction is through."""
-    return "SELECT pg_notify(%s, '')", (channel,)
+def ring(channel: str, what: str = "") -> Statement:
+    """Let those who watch look, once the transaction is through; only at event logs, if it is only `LOGGED`."""
+    return "SELECT pg_notify(%s, %s)", (channel, what)
 
 
 def insert_request(request: Request, at: int) -> Statement:

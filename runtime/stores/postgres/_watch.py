@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import select
+import selectors
 import socket
 import threading
 from datetime import datetime
@@ -22,13 +22,14 @@ from channels import CancelToken, Channel, ChannelClosed, Receiver, SupportsDone
 from ..._errors import StoreError
 from .._store import Notice
 from ._database import Connection, Database
-from ._rows import REQUEST, request_of, text_of
+from ._rows import LOGGED, REQUEST, request_of, text_of
 
 logger = logging.getLogger("runtime")
 
 LOOK: Final = 5.0  # seconds between two looks
 _CAPACITY: Final = 1000  # notices that a slow receiver may be behind
 _OVERLAP: Final = 10.0  # seconds that a transaction may take from its statement to its commit
+_WINDOW: Final = "%s::timestamptz - %s * interval '1 second'"  # the moment from which on it reads
 _AGAIN: Final = 1.0  # seconds until the next attempt to connect
 
 
@@ -104,7 +105,7 @@ class Watch:
     def _main(self, listener: _Listener) -> None:
         try:
             while self._is_wanted():
-                for notice in listener.notices():
+                for notice in listener.notices(self._wants_logs):
                     self._tell(notice)
         except BaseException:
             logger.exception("the watch of a store has failed")
@@ -127,6 +128,11 @@ class Watch:
                 return True
             self._listener = self._thread = None  # the next who watches gets a new one
             return False
+
+    @property
+    def _wants_logs(self) -> bool:
+        with self._lock:
+            return any(events for _, events in self._watchers.values())
 
     def _tell(self, notice: Notice) -> None:
         with self._lock:
@@ -156,19 +162,40 @@ def _is_done(cancel: SupportsDone) -> bool:
     return False
 
 
+class _Window:
+    """What was told of one kind of changes. Those of the last seconds are read again at each look: a transaction may be
+    seen later than its moment says.
+    """
+
+    def __init__(self) -> None:
+        self._told: set[tuple[str, str, Any]] = set()
+        self._since: datetime | None = None
+
+    def values(self, now: datetime) -> tuple[datetime, float]:
+        """From which moment on, and how many seconds before that, changes are to be read."""
+        return self._since or now, _OVERLAP
+
+    def new(self, now: datetime, found: dict[tuple[str, str, Any], Notice]) -> list[Notice]:
+        """What was not told yet. The first time nothing is told: it was before."""
+        first, self._since = self._since is None, now
+        told, self._told = self._told, set(found)  # what is out of the window does not come back
+        return [] if first else [notice for key, notice in found.items() if key not in told]
+
+
 class _Listener:
     """A connection that listens. ``ring`` is for all threads, the rest for one. Raises `StoreError` when it is made."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._told: set[tuple[str, str, Any]] = set()
-        self._since: datetime | None = None
+        self._changes = _Window()
+        self._logs = _Window()
         self._bell, self._rope = socket.socketpair()
+        self._bell.setblocking(False)
         self._rope.setblocking(False)
         self._connection: Connection | None = None
         try:
             self._connection = self._connect()
-            self._look()
+            self._look(changes=True, logs=True)
         except BaseException as error:
             self.close()
             if isinstance(error, psycopg.Error):
@@ -180,24 +207,27 @@ class _Listener:
         with contextlib.suppress(OSError):  # it is full, which does; or closed
             self._rope.send(b".")
 
-    def notices(self) -> list[Notice]:
-        """Wait until something happens, or it is time to look; what has happened."""
+    def notices(self, logs: bool) -> list[Notice]:
+        """Wait until something happens, or it is time to look; what has happened, also to event logs if ``logs``."""
         try:
             if self._connection is None:
                 self._connection = self._connect()
-                return self._look()
-            select.select([self._connection.fileno(), self._bell.fileno()], [], [], LOOK)
-            for _ in self._connection.notifies(timeout=0):  # however many there are, it looks once
-                pass
-            self._bell.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                self._bell.recv(100)
-            return self._look()
+                return self._look(changes=True, logs=logs)
+            heard = {notify.payload for notify in self._heard(self._connection)}
+            # Logs grow all the time: those who do not want to know look neither at them nor at anything else.
+            return self._look(changes=heard != {LOGGED}, logs=logs)
         except (psycopg.Error, StoreError) as error:
             logger.warning("the store is not watched at the moment: %s", error)
             self._hang_up()
-            select.select([self._bell], [], [], _AGAIN)
+            _wait(_AGAIN, self._bell)
             return []
+
+    def _heard(self, connection: Connection) -> list[psycopg.Notify]:
+        """Wait until the server or `ring` says something, or it is time to look; what the server has said."""
+        _wait(LOOK, connection, self._bell)
+        with contextlib.suppress(BlockingIOError):
+            self._bell.recv(100)
+        return list(connection.notifies(timeout=0))  # however many there are, it looks once
 
     def close(self) -> None:
         """Close the connection."""
@@ -219,56 +249,43 @@ class _Listener:
         if connection is not None:
             connection.close()
 
-    def _look(self) -> list[Notice]:
-        """Read what has happened, and was not told yet. The first time nothing is told: it was before."""
-        connection, sql = self._connection, self._database.sql
+    def _look(self, *, changes: bool, logs: bool) -> list[Notice]:
+        """Read what has happened, and was not told yet."""
+        connection = self._connection
         assert connection is not None
+        if not (changes or logs):
+            return []
         row = connection.execute("SELECT clock_timestamp()").fetchone()
         assert row is not None
-        since, self._since = self._since, row[0]
-        window = (since or self._since, _OVERLAP)
+        now: datetime = row[0]
+        notices: list[Notice] = []
+        if changes:
+            notices += self._changes.new(now, self._changed(connection, self._changes.values(now)))
+        if logs:
+            notices += self._logs.new(now, self._logged(connection, self._logs.values(now)))
+        return notices
+
+    def _changed(self, connection: Connection, window: tuple[datetime, float]) -> dict[tuple[str, str, Any], Notice]:
+        sql = self._database.sql
         with connection.pipeline():
             answered = connection.execute(
-                sql(
-                    f"SELECT {REQUEST} FROM @requests r WHERE answered_at > %s::timestamptz - %s * interval '1 second'"
-                    " ORDER BY answered_at"
-                ),
-                window,
+                sql(f"SELECT {REQUEST} FROM @requests r WHERE answered_at > {_WINDOW} ORDER BY answered_at"), window
             )
             released = connection.execute(
                 sql(
                     "SELECT id, epoch FROM @sessions WHERE owner IS NULL AND appends > 0"
-                    " AND updated_at > %s::timestamptz - %s * interval '1 second' ORDER BY updated_at"
+                    f" AND updated_at > {_WINDOW} ORDER BY updated_at"
                 ),
                 window,
             )
             deleted = connection.execute(
-                sql(
-                    "SELECT session_id, number FROM @deleted"
-                    " WHERE deleted_at > %s::timestamptz - %s * interval '1 second' ORDER BY number"
-                ),
-                window,
+                sql(f"SELECT session_id, number FROM @deleted WHERE deleted_at > {_WINDOW} ORDER BY number"), window
             )
             mailed = connection.execute(
-                sql(
-                    "SELECT session_id, id FROM @mailbox WHERE mailed_at > %s::timestamptz - %s * interval '1 second'"
-                    " ORDER BY mailed_at"
-                ),
-                window,
+                sql(f"SELECT session_id, id FROM @mailbox WHERE mailed_at > {_WINDOW} ORDER BY mailed_at"), window
             )
             canceled = connection.execute(
-                sql(
-                    "SELECT id, cancel_at FROM @sessions WHERE cancel_at > %s::timestamptz - %s * interval '1 second'"
-                    " ORDER BY cancel_at"
-                ),
-                window,
-            )
-            logged = connection.execute(
-                sql(
-                    "SELECT id, events FROM @sessions WHERE events_at > %s::timestamptz - %s * interval '1 second'"
-                    " ORDER BY events_at"
-                ),
-                window,
+                sql(f"SELECT id, cancel_at FROM @sessions WHERE cancel_at > {_WINDOW} ORDER BY cancel_at"), window
             )
         found: dict[tuple[str, str, Any], Notice] = {}
         for each in answered:
@@ -282,7 +299,19 @@ class _Listener:
             found["mailed", key, mail] = Notice("mailed", text_of(key))
         for key, at in canceled:
             found["canceled", key, at] = Notice("canceled", text_of(key))
-        for key, last in logged:
-            found["events", key, last] = Notice("events", text_of(key))
-        told, self._told = self._told, set(found)  # what is out of the window does not come back
-        return [] if since is None else [notice for key, notice in found.items() if key not in told]
+        return found
+
+    def _logged(self, connection: Connection, window: tuple[datetime, float]) -> dict[tuple[str, str, Any], Notice]:
+        rows = connection.execute(
+            self._database.sql(f"SELECT id, events FROM @sessions WHERE events_at > {_WINDOW} ORDER BY events_at"),
+            window,
+        )
+        return {("events", key, last): Notice("events", text_of(key)) for key, last in rows}
+
+
+def _wait(seconds: float, *sources: Any) -> None:
+    """Wait until there is something to be read from one of the sources, which may be any files that there are."""
+    with selectors.DefaultSelector() as waiting:
+        for source in sources:
+            waiting.register(source, selectors.EVENT_READ)
+        waiting.select(seconds)

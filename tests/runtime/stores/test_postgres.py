@@ -798,6 +798,32 @@ def test_an_answer_is_heard_of_also_after_the_connection_was_cut(
     journal.release("idle")
 
 
+def test_who_waits_for_answers_does_not_look_at_each_event_of_a_log(
+    postgres: str, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[tuple[bool, bool]] = []
+    real = _watch._Listener._look
+
+    def looked(listener: _watch._Listener, *, changes: bool, logs: bool) -> Any:
+        looks.append((changes, logs))
+        return real(listener, changes=changes, logs=logs)
+
+    monkeypatch.setattr(_watch._Listener, "_look", looked)
+    session = Session.from_user("hello")
+    journal = store.open(session)
+    token = CancelToken()
+    notices = store.watch(token)
+    looks.clear()
+    for number in range(1, 21):
+        store.append_events(session, [(number, "x")])
+    assert eventually(lambda: looks)
+    assert set(looks) == {(False, False)}
+    journal.release("idle")
+    assert notices.recv(timeout=10).kind == "released"
+    assert looks[-1] == (True, False)
+    token.cancel()
+
+
 def test_behind_a_pooler_where_nothing_can_be_heard_it_looks(pooled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is given away after each transaction hears nothing: LISTEN has no effect."""
     monkeypatch.setattr(_watch, "LOOK", 0.05)
