@@ -1,0 +1,292 @@
+"""Where the time of `runtime.py` goes: what is left of a figure without a part of it, and what a part costs alone.
+
+    python tests/benchmarks/ablation.py [--rounds N]
+
+Variants take turns, and each figure is the lowest of its rounds, in processor time where that is said: it does not
+depend on what else runs on the machine. A variant without helper threads breaks the laws (a model or a tool that stands
+still would hold up a cancel); it is there to show what keeping them costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[2]
+# In this order: this directory has a file with the name of a package.
+sys.path[0:1] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks")]
+
+from channels import CancelToken, Channel  # noqa: E402
+from runtime import Agent, Runtime, Session, TextDelta, tool  # noqa: E402
+from runtime.events import AgentChoice  # noqa: E402
+from runtime.execution._calls import Call, Calls  # noqa: E402
+from runtime.execution._threads import start  # noqa: E402
+from support.scripted import AsyncScripted, Scripted, call  # noqa: E402
+
+TURNS = 100
+DELTAS = 5000
+PACED = 100
+PACE = 0.002  # seconds
+THREADS = 100
+
+Figures = dict[str, Callable[[], float]]
+
+
+def processor(work: Callable[[], object], count: int) -> float:
+    """Microseconds of processor time of one of ``count`` steps of ``work``."""
+    began = time.process_time()
+    work()
+    return (time.process_time() - began) / count * 1e6
+
+
+# -- a turn with a tool call -------------------------------------------------------------------------------------------
+
+
+def turns(model: type[Scripted] = Scripted) -> float:
+    @tool(read_only=True)
+    def nothing(n: int) -> str:
+        """Does nothing."""
+        return "ok"
+
+    said = [[call("nothing", f'{{"n": {n}}}', id=f"call-{n}")] for n in range(TURNS)]
+    agent = Agent("a", model(*said, [TextDelta("done")]), tools=[nothing], max_iterations=TURNS + 1)
+    with Runtime(agent) as runtime:
+        return processor(lambda: runtime.run(Session.from_user("go")), TURNS)
+
+
+@contextlib.contextmanager
+def on_the_worker(*parts: str) -> Iterator[None]:
+    """These parts without a helper thread: what is read, the tool, the model."""
+    kept = Calls.run, Calls.start, Calls.batches
+
+    def run(calls: Calls, what: str, function: Any, /, *args: Any, **more: Any) -> Any:
+        return function(*args) if "reading" in parts else kept[0](calls, what, function, *args, **more)
+
+    def started(calls: Calls, what: str, inbox: Any, function: Any, /, *args: Any, **more: Any) -> Call:
+        if "tool" not in parts or not what.startswith("tool "):
+            return kept[1](calls, what, inbox, function, *args, **more)
+        made = Call(what, inbox)
+        made.finish(function(*args), None)
+        return made
+
+    def batches(calls: Calls, what: str, function: Any, /, *args: Any, within: Any = None, **more: Any) -> Any:
+        if "model" not in parts:
+            return kept[2](calls, what, function, *args, within=within, **more)
+        return ([delta] for delta in function(*args, **more))
+
+    with mock.patch.multiple(Calls, run=run, start=started, batches=batches):
+        yield
+
+
+def turns_without(*parts: str) -> float:
+    with on_the_worker(*parts):
+        return turns()
+
+
+def way_to_a_helper() -> float:
+    """There and back: a function that does nothing, on a warm thread."""
+
+    def go() -> None:
+        for _ in range(TURNS):
+            done: Channel[None] = Channel(1)
+            start(lambda done=done: done.send(None))  # type: ignore[misc]
+            done.recv()
+
+    return processor(go, TURNS)
+
+
+TOOL_TURN: Figures = {
+    "as it is": turns,
+    "its calls read on the worker": lambda: turns_without("reading"),
+    "and the tool called there": lambda: turns_without("reading", "tool"),
+    "and the model asked there": lambda: turns_without("reading", "tool", "model"),
+    "one way to a helper and back": way_to_a_helper,
+    "with an asynchronous model": lambda: turns(AsyncScripted),
+}
+
+
+# -- a delta -----------------------------------------------------------------------------------------------------------
+
+
+def deltas(model: type[Scripted]) -> float:
+    with Runtime(Agent("a", model([TextDelta("word ")] * DELTAS))) as runtime:
+
+        def go() -> None:
+            for _ in runtime.run_stream(Session.from_user("go")):
+                pass
+
+        return processor(go, DELTAS)
+
+
+def floor() -> float:
+    events: queue.Queue[Any] = queue.Queue(128)
+
+    def produce() -> None:
+        for _ in range(DELTAS):
+            events.put(AgentChoice("word ", agent_name="a", session_id="s"))
+        events.put(None)
+
+    def go() -> None:
+        threading.Thread(target=produce).start()
+        while events.get() is not None:
+            pass
+
+    return processor(go, DELTAS)
+
+
+def of_each(step: Callable[[], object]) -> Callable[[], float]:
+    """The cost of a step alone, in one thread."""
+
+    def go() -> None:
+        for _ in range(DELTAS):
+            step()
+
+    return lambda: processor(go, DELTAS)
+
+
+def sending(many: int) -> Callable[[], float]:
+    """Sending a delta and receiving it, ``many`` at once."""
+    channel: Channel[int] = Channel(128)
+    token = CancelToken()
+    batch = [0] * many
+
+    def go() -> None:
+        for _ in range(DELTAS // many):
+            if many == 1:
+                channel.send(0, None, token)
+                channel.recv()
+            else:
+                channel.send_many(batch, None, token)
+                channel.recv_many()
+
+    return lambda: processor(go, DELTAS)
+
+
+DELTA: Figures = {
+    "the floor": floor,
+    "synchronous model": lambda: deltas(Scripted),
+    "asynchronous model": lambda: deltas(AsyncScripted),
+    "the event alone": of_each(lambda: AgentChoice("word ", agent_name="a", session_id="s")),
+    "sent and received one by one": sending(1),
+    "sent and received by 32": sending(32),
+}
+
+
+# -- how late a delta is that comes alone ------------------------------------------------------------------------------
+
+
+def by_hand(threads: int) -> float:
+    """Microseconds from a delta to its consumer, ``threads`` away; nothing but queues is on the way."""
+    queues = [queue.Queue[Any](128) for _ in range(threads)]
+
+    def produce() -> None:
+        for _ in range(PACED):
+            time.sleep(PACE)
+            queues[0].put(time.perf_counter())
+        queues[0].put(None)
+
+    def pass_on(first: queue.Queue[Any], second: queue.Queue[Any]) -> None:
+        while (item := first.get()) is not None:
+            second.put(item)
+        second.put(None)
+
+    threading.Thread(target=produce).start()
+    for pair in itertools.pairwise(queues):
+        threading.Thread(target=pass_on, args=pair).start()
+    late = []
+    while (made := queues[-1].get()) is not None:
+        late.append(time.perf_counter() - made)
+    return sorted(late)[len(late) // 2] * 1e6
+
+
+def paced() -> float:
+    made: list[float] = []
+    late: list[float] = []
+
+    def wait() -> None:
+        time.sleep(PACE)
+        made.append(time.perf_counter())
+
+    with Runtime(Agent("a", Scripted([step for _ in range(PACED) for step in (wait, TextDelta("x"))]))) as runtime:
+        for event in runtime.run_stream(Session.from_user("go")):
+            if isinstance(event, AgentChoice):
+                late.append(time.perf_counter() - made[len(late)])
+    return sorted(late)[len(late) // 2] * 1e6
+
+
+PACED_DELTA: Figures = {
+    "the floor: one thread and a queue": lambda: by_hand(1),
+    "two threads and two queues": lambda: by_hand(2),
+    "as it is, with a synchronous model": paced,
+}
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def parked(each: int) -> float:
+    """KiB that a hundred streams would take for ``each`` bare threads that wait on a lock, for each stream."""
+    before, lock = _resident(), threading.Lock()
+    lock.acquire()
+    ready = threading.Semaphore(0)
+
+    def wait() -> None:
+        ready.release()
+        with lock:
+            pass
+
+    threads = [threading.Thread(target=wait) for _ in range(THREADS * each)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        ready.acquire()
+    added = _resident() - before
+    lock.release()
+    for thread in threads:
+        thread.join()
+    return added / THREADS
+
+
+def _resident() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return float(line.split()[1])
+    return 0.0
+
+
+MEMORY: Figures = {"one bare thread": lambda: parked(1), "two bare threads": lambda: parked(2)}
+
+
+def show(title: str, figures: Figures, rounds: int, best: Callable[[list[float]], float] = min) -> None:
+    found: dict[str, list[float]] = {name: [] for name in figures}
+    for _ in range(rounds):
+        for name, measured in figures.items():
+            found[name].append(measured())
+    print(f"\n{title}")
+    for name, values in found.items():
+        print(f"  {name:36s} {best(values):8.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    print(f"CPython {sys.version.split()[0]}, the lowest of {rounds} rounds")
+    if sys.platform == "linux":
+        show("100 streams that wait: KiB each", MEMORY, 1, max)  # first: what is free afterwards is used again
+    show("a turn with a tool call: us of processor time", TOOL_TURN, rounds)
+    show("a delta: us of processor time", DELTA, rounds)
+    show("a delta that comes alone: us until its consumer has it", PACED_DELTA, rounds)
+
+
+if __name__ == "__main__":
+    main()
