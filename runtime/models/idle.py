@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextvars import copy_context
 from functools import partial
@@ -12,6 +11,7 @@ from channels import Cancelled, CancelToken
 
 from .._checks import check_number
 from .._errors import ModelError
+from ..execution import _threads
 from ..execution._pump import Pump
 from ..model import Delta, Model, OutputSchema
 from ._wrapper import Messages, Tools, Wrapper, on_loop, on_thread
@@ -72,8 +72,7 @@ class IdleTimeout(Wrapper):
             return self._stalled()
 
         run = partial(copy_context().run, pump.run, on_thread(self._model, messages, tools, inner, output))
-        thread = threading.Thread(target=run, name=f"lockgate-idle {self.id}", daemon=True)
-        thread.start()
+        thread = _threads.start(run, f"lockgate-patience {self.id}")
         try:
             yield from pump.take(cancel, timeout=self._seconds, late=late)
         except Cancelled:

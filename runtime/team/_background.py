@@ -8,8 +8,8 @@ before its last event; when the parent is cancelled, its tasks are cancelled too
 
 from __future__ import annotations
 
-import threading
 import time
+from functools import partial
 from typing import Final
 
 from channels import Cancelled, ChannelClosed
@@ -18,6 +18,7 @@ from channels._lazy import lazy_logger
 from .. import events
 from .._errors import RunError
 from ..agent._agent import Agent
+from ..execution import _threads
 from ..session._session import Session
 from ..stream._core import StreamCore
 from ..stream._event_stream import EventStream
@@ -41,14 +42,9 @@ def start(parent: StreamCore, agent: Agent, session: Session) -> BackgroundTask:
         f"task-{next(parent.task_numbers)}", agent.name, stream._core.ending, stream._core.stopping, call
     )
     # No helper: an executor that is full must not keep a stream waiting for its reader.
-    reader = threading.Thread(
-        target=parent.context.copy().run,
-        args=(_read, parent, task, stream),
-        name=f"lockgate-background-{stream._core.number}",
-        daemon=True,
-    )
+    read = partial(parent.context.copy().run, _read, parent, task, stream)
     try:
-        reader.start()
+        reader = _threads.start(read, f"lockgate-background-{stream._core.number}")
     except BaseException:
         parent.calls.ended(call)
         stream.close()
