@@ -83,12 +83,20 @@ def gunicorn(folder: Path, *options: str, store: str = "None", fails: bool = Fal
             process.kill()
 
 
-@pytest.fixture
-def two(tmp_path: Path) -> Iterator[tuple[Client, Client]]:
-    """Two servers that share a file, as two worker processes do."""
+@pytest.fixture(params=["sqlite", "postgres"])
+def two(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Client, Client]]:
+    """Two servers that share a store, as two worker processes do."""
+
+    def store() -> Any:
+        if request.param == "sqlite":
+            return SQLiteStore(tmp_path / "s.db")
+        from runtime.stores.postgres import PostgresStore
+
+        return PostgresStore(request.getfixturevalue("postgres"))
+
     with (
-        SQLiteStore(tmp_path / "s.db") as here,
-        SQLiteStore(tmp_path / "s.db") as there,
+        store() as here,
+        store() as there,
         serving(store=here, linger=5, ping=0.1) as first,
         serving(store=there, linger=5, ping=0.1) as second,
     ):
