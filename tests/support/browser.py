@@ -244,16 +244,28 @@ class Tab:
         self.tell("Input.dispatchKeyEvent", type="keyUp", **same)
 
     def click(self, selector: str, text: str = "") -> None:
-        """Click on the first element that fits, can be used, and has the text, in its middle, as a mouse does."""
+        """Click on the first element that fits, can be used, and has the text, in its middle, as a mouse does; once
+        nothing moves there any more, as people do.
+        """
         find = f"""[...document.querySelectorAll({json.dumps(selector)})].find((each) => !each.disabled
             && each.getClientRects().length && each.innerText.includes({json.dumps(text)}))"""
         self.wait(f"Boolean({find})")
-        x, y = self.run(f"""(() => {{
-            const found = {find};
-            found.scrollIntoView({{block: "nearest"}});
-            const box = found.getBoundingClientRect();
-            return [box.x + box.width / 2, box.y + box.height / 2];
+        found = self.run(f"""(async () => {{
+            let before = "";
+            for (const until = Date.now() + 5000; Date.now() < until;) {{
+                const found = {find};
+                found?.scrollIntoView({{block: "nearest"}});
+                await new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));
+                const box = found?.getBoundingClientRect();
+                const now = box ? [box.x + box.width / 2, box.y + box.height / 2] : null;
+                if (now && before === String(now) && found.contains(document.elementFromPoint(...now))) return now;
+                before = String(now);
+            }}
+            return null;
         }})()""")
+        if found is None:
+            raise Failed(f"moves, or is below something else: {selector} {text}")
+        x, y = found
         for kind in ("mousePressed", "mouseReleased"):
             self.tell("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
