@@ -896,7 +896,8 @@ def test_the_server_is_killed_and_started_again(browser: Browser, tmp_path: Path
         browser.errors.clear()  # of connections that were refused
 
 
-def test_the_server_is_restarted_while_it_asks(browser: Browser, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["Approve", "Reject", "Stop"])
+def test_the_server_is_restarted_while_it_asks(browser: Browser, tmp_path: Path, how: str) -> None:
     """The run was parked; the question is there again, and its answer is what the run goes on with."""
     context = browser.context()
     tools = Tools()
@@ -911,10 +912,10 @@ def test_the_server_is_restarted_while_it_asks(browser: Browser, tmp_path: Path)
         with listening(Application(agent, store=store), port=client.port):
             tab.wait("document.querySelector('#state').innerText === 'waits for you'")
             assert tab.count(".asked:not(.done)") == 1
-            tab.click(".asked button", "Approve")
-            tab.see("It said: paid")
+            tab.click("#stop" if how == "Stop" else ".asked button", how)
+            tab.see({"Approve": "It said: paid", "Reject": "this call was rejected", "Stop": "Stopped."}[how])
             idle(tab)
             assert tab.count(".mine") == 1
             browser.tell("Target.disposeBrowserContext", browserContextId=context)
-    assert tools.paid == 1
+    assert tools.paid == (how == "Approve")
     browser.errors.clear()
