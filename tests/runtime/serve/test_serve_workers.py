@@ -165,15 +165,15 @@ def test_a_run_is_not_cancelled_while_somebody_looks_in_another_process(tmp_path
     with (
         SQLiteStore(tmp_path / "s.db") as here,
         SQLiteStore(tmp_path / "s.db") as there,
-        serving(agent, store=here, linger=0.5, ping=0.05) as first,
-        serving(store=there, linger=0.5, ping=0.05) as second,
+        serving(agent, store=here, linger=1.0, ping=0.05) as first,
+        serving(store=there, linger=1.0, ping=0.05) as second,
     ):
         id = first.session()
         with second.events(id) as elsewhere:
             with first.run(id, "one wait two") as events:
                 events.until("agent_choice")
             elsewhere.until("agent_choice")
-            time.sleep(2.0)  # four times as long as it would linger: the time is what is tested
+            time.sleep(2.5)  # more than twice as long as it would linger: the time is what is tested
             agent.model.go_on.set()
             assert elsewhere.until("stream_stopped")["reason"] == "normal"
 
