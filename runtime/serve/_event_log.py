@@ -68,7 +68,9 @@ class Entry:
             except (TypeError, ValueError, KeyError):  # another version has written it
                 return self._texts[OURS]
         if isinstance(self._event, _PIECES):
-            return _piece_json(self._event)
+            text = _piece_json(self._event)
+            self._texts = dict.fromkeys(FORMS, text)
+            return text
         return as_json(FORMS[form](self._event))
 
 

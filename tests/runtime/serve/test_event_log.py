@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from runtime import Session
-from runtime.events import AgentChoice, Event
-from runtime.serve._event_log import EventLog, MemoryLog
+from runtime.events import AgentChoice, AgentChoiceReasoning, Event, StreamStopped
+from runtime.serve._event_log import FORMS, Entry, EventLog, MemoryLog
 from runtime.serve._store_log import StoreLog
 from runtime.stores import MemoryStore
 
@@ -104,3 +105,29 @@ def test_memory_forgets_the_sessions_that_nobody_reads() -> None:
     assert made._count == 60
     assert sessions[0].id not in made._rings
     assert made.read(sessions[1].id, first).gap
+
+
+# -- the text of an event ----------------------------------------------------------------------------------------------
+
+ODD = 'Grüße, 你好 \U0001f600 \0 \x01 \x1f \\u0000 "quoted" \\ / \u2028 </script> \ufffd\n\r\t'
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", [AgentChoice, AgentChoiceReasoning])
+@pytest.mark.parametrize("text", ["", "word ", ODD, "half \ud83d an emoji"])
+def test_a_piece_of_a_reply_is_written_as_every_event(
+    form: str, kind: type[AgentChoice] | type[AgentChoiceReasoning], text: str
+) -> None:
+    event = kind(text, agent_name=f"clerk {ODD}", session_id=f"id {ODD}")
+    written = Entry(1, event).text(form)
+    assert "\n" not in written
+    assert json.loads(written) == json.loads(json.dumps(FORMS[form](event)))
+    assert list(json.loads(written)) == list(FORMS[form](event))  # in the same order, the type first
+    assert Entry(1, text=written).type == event.type
+
+
+def test_an_event_is_made_into_text_once_for_all_readers() -> None:
+    for event in (AgentChoice("x"), StreamStopped("normal")):
+        entry = Entry(1, event)
+        for form in FORMS:
+            assert entry.text(form) is entry.text(form)
