@@ -19,7 +19,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from .._dataclasses import asdict, dataclass, field
+from .._dataclasses import asdict, dataclass, field, fields
 from ..events import Event, StreamStopped
 from ..session._message import Message
 from ..session._session import Compacted, Session, Stored
@@ -37,7 +37,8 @@ def write(value: Any) -> bytes:
     if isinstance(value, Event):
         value = value.to_dict()
     elif isinstance(value, (End, Job)):
-        value = {type(value).__name__: asdict(value)}
+        # Not `asdict`, which copies what is in them: a whole session, message by message.
+        value = {type(value).__name__: {each.name: getattr(value, each.name) for each in fields(value)}}
     return _encoder.encode(value).encode("utf-8", "surrogatepass")
 
 
