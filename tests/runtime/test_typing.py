@@ -39,6 +39,9 @@ def program(model: Model, session: Session) -> None:
         runtime.run(session, record=3)  # error: call-overload
         with runtime.run_stream(session, output_type=Table) as stream:
             assert_type(stream.result(), RunResult[Any])
+        for mapped, done in runtime.map(["hello", session], output_type=Table):
+            assert_type((mapped, done.output.people), tuple[Session, int])
+        runtime.map([1, 2])  # error: list-item
 """
 
 

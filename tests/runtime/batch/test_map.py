@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from channels import Channel
+from channels.aio import default_loop
 from runtime import Agent, Budget, RunError, Runtime, Session, SessionBusy, ToolContext, UsageDelta, tool
 from runtime.events import ElicitationRequest, ToolCallConfirmation
 from runtime.stores import MemoryStore
@@ -484,6 +485,17 @@ def test_with_a_store_the_sessions_are_in_it() -> None:
 def test_wrong_arguments_are_named(sessions: Any, more: Any, says: str) -> None:
     with Runtime(Agent("a", Echo())) as runtime, pytest.raises((TypeError, ValueError), match=says):
         list(runtime.map(sessions, **more))
+
+
+def test_a_coroutine_on_our_own_loop_is_told_to_use_a_thread() -> None:
+    """It would hold up every asynchronous tool and model."""
+
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match=r"Runtime\.map.*to_thread"):
+            runtime.map(["a"])
+
+    with Runtime(Agent("a", Echo())) as runtime:
+        default_loop().call(main)
 
 
 def test_a_closed_runtime_maps_nothing() -> None:
