@@ -537,9 +537,8 @@ class Api:
     def _answer(self, id: str, asked: Mapping[str, Any], answer: Mapping[str, Any], owner: str) -> None:
         run = self._backend.runs.get(id)
         try:
-            if run is not None and _answer_live(run, asked, answer):
-                return
-            self._backend.store.answer(asked["id"], answer, by="http")
+            if run is None or not _answer_live(run, asked, answer):
+                self._backend.store.answer(asked["id"], answer, by="http")
         except InvalidAnswer as error:
             problems = str(error).split("; ")
             raise Problem(422, "invalid_answer", str(error), problems=problems) from None
@@ -547,6 +546,7 @@ class Api:
             raise _not_pending() from None
         except SessionNotFound:
             raise _unknown(id) from None
+        self._backend.runs.answered(id)
         if self._backend.runs.get(id) is None:  # it was parked, before or meanwhile
             self._backend.runs.go_on(id, self._backend.agent_of(self._load(id)))
 

@@ -56,6 +56,7 @@ class LiveRun:
         self.over: Channel[None] = Channel(name="served run over")  # closes
         self.clock: CancelToken | None = None
         self.ending = False
+        self.answered = False  # it goes on because somebody has answered, and nobody has looked since then
         self._stream: EventStream | None = None
 
     @property
@@ -111,14 +112,16 @@ class Runs:
 
     # -- starting and ending -------------------------------------------------------------------------------------------
 
-    def start(self, agent: str, session: Session) -> LiveRun:
-        """Start a run of the agent that is served under this name. Raises `AlreadyRunning`, `TooManyRuns`, and as
+    def start(self, agent: str, session: Session, *, answered: bool = False) -> LiveRun:
+        """Start a run of the agent that is served under this name. One that goes on because it was ``answered`` is not
+        cancelled before somebody has looked at it, and left. Raises `AlreadyRunning`, `TooManyRuns`, and as
         `Runtime.run_stream`.
         """
         if not self._at_exit:
             self._at_exit.append(True)
             _park_at_exit(self)
         run = LiveRun(session, agent)
+        run.answered = answered
         with self._lock:
             if self._closed or len(self._live) >= self._max_runs:
                 raise TooManyRuns
@@ -172,7 +175,7 @@ class Runs:
         try:
             if session_id not in self._store.ready():
                 return False
-            self.start(agent, self._store.load(session_id))
+            self.start(agent, self._store.load(session_id), answered=True)
         except (AlreadyRunning, SessionBusy, SessionChanged):  # somebody else was faster
             return True
         except (SessionNotFound, TooManyRuns):
@@ -205,8 +208,18 @@ class Runs:
             clock = None
             if run is not None:
                 clock, run.clock = run.clock, None
+                run.answered = False
         if clock is not None:
             clock.cancel("somebody looks")
+
+    def answered(self, session_id: str) -> None:
+        """A request of the session was answered: whoever did that wants its run to go on, also if nobody looks."""
+        with self._lock:
+            run = self._live.get(session_id)
+            if run is not None and not self._looking.get(session_id):
+                run.answered = True
+        if run is None:
+            self.tell(session_id)
 
     def leave(self, session_id: str) -> None:
         """One of those who look at the session has left."""
@@ -273,7 +286,7 @@ class Runs:
         asks = bool(run.stream.pending)
         if asks and self._park(run):
             return
-        if self._linger is None or asks:  # what it asks would be lost: until it only asks, or asks no more
+        if self._linger is None or run.answered or asks:  # what it asks would be lost: until it only asks
             self._set_clock(run.session.id)
         else:
             run.stream.cancel(f"nobody has looked for {self._linger:g} s")

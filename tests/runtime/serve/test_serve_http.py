@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from runtime import Agent, StoreError
+from runtime import Agent, StoreError, tool
 from runtime.serve import Application
 from runtime.stores import MemoryStore, SQLiteStore
 from support.serving import OURS, Client, Events, Waiter, listening, pay, serving, waiter
@@ -269,6 +269,35 @@ def test_a_run_that_waits_for_its_user_is_parked_and_goes_on_with_the_answer() -
             assert events.until("tool_call_response")["response"] == "paid"
             assert events.until("stream_stopped")["reason"] == "normal"
         assert client.ask("POST", f"/api/sessions/{id}/resume", {"confirmation": "approve"})[1]["code"] == "not_pending"
+
+
+@pytest.mark.parametrize("parked", [True, False])
+def test_a_run_that_goes_on_with_an_answer_is_not_cancelled_because_nobody_looks(parked: bool) -> None:
+    """Whoever has answered wants it to go on."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    @tool
+    def slow() -> str:
+        """Take a while."""
+        entered.set()
+        return "done" if go_on.wait(10) else "in vain"
+
+    linger = 0.1 if parked else 1.0
+    application = Application(Agent("waiter", Waiter(), tools=[slow]), linger=linger, ping=0.05)
+    with listening(application) as client:
+        id = client.session()
+        with client.run(id, "!slow") as events:
+            events.until("tool_call_confirmation")
+        if parked:
+            assert eventually(lambda: client.get(f"/api/sessions/{id}/status")["status"] == "waiting")
+        else:
+            assert eventually(lambda: application._backend.streams == 0)
+        client.post(f"/api/sessions/{id}/resume", {"confirmation": "approve"})
+        assert entered.wait(5)
+        time.sleep(1.5)  # longer than it would linger: the time is what is tested
+        go_on.set()
+        assert eventually(lambda: not len(application._backend.runs))
+        assert everything(client, id)[-1]["reason"] == "normal"
 
 
 def test_a_parked_run_can_be_cancelled() -> None:
