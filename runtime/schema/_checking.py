@@ -52,11 +52,15 @@ class Schema:
         self._noted: set[str] = set()
         self._more: bool | None = None
         self._choices: dict[int, Set[Any] | None] = {}  # by the node that says them
+        self._plain: _Plain | None = None
 
     def problems(self, value: Any, *, cancel: CancelToken | None = None) -> list[str]:
         """What is wrong with ``value``, in sentences; an empty list where it fits. Ends early where ``cancel`` is
         cancelled, since nobody waits for the answer then.
         """
+        plain = self._plain = self._plain or _plain(self.root)
+        if plain.fits(value):
+            return []
         check = _Check(self, cancel)
         try:
             found = check.check(value, self.root, None, 0)
@@ -163,6 +167,46 @@ def properties_of(schema: object) -> dict[str, Mapping[str, Any]]:
 
 
 _SAY_A_TYPE: Final = frozenset(("type", "title", "description", "default", "examples"))  # and no more
+_SAY_AN_OBJECT: Final = _SAY_A_TYPE | {"properties", "required", "additionalProperties"}
+_CLASSES: Final = {"string": str, "integer": int, "number": int, "boolean": bool}  # a float may be no number
+
+
+class _Plain:
+    """A look that most arguments of most tools pass: an object, each of whose properties has one of the simple types,
+    and all that are required. Whatever does not pass may fit all the same: the check tells.
+    """
+
+    def __init__(self, classes: Mapping[str, type] | None, required: frozenset[str]) -> None:
+        self._classes = classes  # of the values, by name; None: the schema says more than that
+        self._required = required
+
+    def fits(self, value: Any) -> bool:
+        classes = self._classes
+        if classes is None or value.__class__ is not dict or len(value) > len(classes):
+            return False
+        for name, each in value.items():
+            if classes.get(name) is not each.__class__:
+                return False
+        return self._required <= value.keys()
+
+
+def _plain(schema: Any) -> _Plain:
+    """The look for ``schema``."""
+    no = _Plain(None, frozenset())
+    if schema.__class__ is not dict or not schema.keys() <= _SAY_AN_OBJECT or schema.get("type") != "object":
+        return no
+    properties, required = schema.get("properties"), schema.get("required", [])
+    if properties.__class__ is not dict or len(properties) > 100:
+        return no
+    if required.__class__ is not list or not all(name.__class__ is str for name in required):
+        return no
+    classes: dict[str, type] = {}
+    for name, each in properties.items():
+        kind = each.get("type") if each.__class__ is dict and each.keys() <= _SAY_A_TYPE else None
+        if name.__class__ is not str or kind.__class__ is not str or kind not in _CLASSES:
+            return no
+        classes[name] = _CLASSES[kind]
+    return _Plain(classes, frozenset(required))
 
 
 class _Enough(Exception):

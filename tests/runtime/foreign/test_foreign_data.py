@@ -36,7 +36,7 @@ from runtime.foreign import _json
 from runtime.foreign._redact import Redaction
 from runtime.permissions import decide
 from runtime.schema import _patterns
-from runtime.schema._checking import Schema, problems
+from runtime.schema._checking import Schema, _plain, problems
 from runtime.schema._patterns import Pattern
 from support.scripted import Scripted, call, say
 
@@ -287,6 +287,42 @@ def test_what_is_said_of_a_value_is_short() -> None:
     assert problems({"n": "x" * 1000}, {"properties": {"n": {"type": "integer"}}}) == [
         f"n is a whole number, not '{'x' * 120}'... (1000 characters)"
     ]
+
+
+def test_the_quick_look_lets_nothing_pass_that_the_check_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most arguments only have to be of simple types, and are looked at in one step."""
+    values: list[Any] = ["a", "", 1, -3, 10**400, True, False, 1.5, 2.0, float("nan"), None, [], {}, "\ud800"]
+    kinds: list[Any] = ["string", "integer", "number", "boolean", "null", "array", ["string"], "nothing", None, 5]
+    more: list[Any] = [
+        {},
+        {"title": "x"},
+        {"minimum": 5},
+        {"enum": ["b"]},
+        {"pattern": "b"},
+        {"$ref": "#"},
+        {"not": {}},
+    ]
+    schemas = [
+        {"type": "object", "properties": {"x": {"type": kind, **also}, "y": {"type": "string"}}, **rest}
+        for kind in kinds
+        for also in more
+        for rest in (
+            {},
+            {"required": ["x"]},
+            {"required": ["z"]},
+            {"required": "x"},
+            {"additionalProperties": False},
+            {"additionalProperties": {"type": "integer"}},
+            {"maxProperties": 0},
+            {"not": {}},
+        )
+    ]
+    given = [{}, *({"x": value} for value in values), {"x": "a", "y": 1}, {"x": 1, "y": "a"}, {"x": 1, "z": 1}, [], 1]
+    quick = [[problems(each, schema) for each in given] for schema in schemas]
+    passed = sum(_plain(schema).fits(each) for schema in schemas for each in given)
+    monkeypatch.setattr("runtime.schema._checking._Plain.fits", lambda self, value: False)
+    assert quick == [[problems(each, schema) for each in given] for schema in schemas]
+    assert passed > 100
 
 
 def test_jsonschema_and_this_check_agree() -> None:
