@@ -62,18 +62,21 @@ class BellWaiter(Waiter):
 
     __slots__ = ()
 
-    def __init__(self, bell: Bell, ticket: list[None] | None) -> None:
+    def __init__(self, bell: Bell, ticket: list[None] | None, lock: Any = None) -> None:
         super().__init__(ticket)
-        self.park = _Park(bell.ringer())
+        self.park = _Park(bell.ringer(), lock)
 
 
 class _Park:
-    """What a `BellWaiter` has in place of a lock."""
+    """What a `BellWaiter` has in place of a lock. ``lock`` is that of the channel."""
 
-    __slots__ = ("release",)
+    __slots__ = ("_lock", "release")
 
-    def __init__(self, release: Callable[[], object]) -> None:
+    def __init__(self, release: Callable[[], object], lock: Any) -> None:
         self.release = release
+        self._lock = lock
 
-    def acquire(self, *args: Any) -> bool:
-        return True
+    def acquire(self) -> None:
+        """Wait for who is serving: it holds the lock of the channel."""
+        with self._lock:
+            pass

@@ -1,6 +1,6 @@
 """A lane: a channel in each direction over a connection, with a bound of its own.
 
-The bound holds end to end. Of a capacity of N, one half is the buffer at the sender, the other is what may be under way
+The bound holds end to end. Of a capacity of N, a quarter is the buffer at the sender, the rest is what may be under way
 or wait at the receiver; each value there has cost a credit. The receiver gives credits back when values have been
 received: many at a time, unless the sender has none left for a moment, and says so. A send that waits goes on when a
 single value is received, as with any channel, and a stream of values does not pay for a credit with each.
@@ -46,9 +46,9 @@ def from_json(body: bytes) -> Any:
 
 
 class Last(NamedTuple):
-    """The last value of a lane, as its reader knows it to be."""
+    """The last values of a lane, as its reader knows them to be."""
 
-    value: Any
+    values: Sequence[Any]
 
 
 class Codec:
@@ -253,6 +253,12 @@ class LaneReceiver(Receiver[T]):
         return f"<receiver of {self._lane!r}>"
 
 
+def buffered(capacity: int) -> int:
+    """How much of a capacity is the buffer at the sender. The rest is what may be on its way: little of it, and the
+    sender waits for credits while the receiver waits for values."""
+    return capacity // 4
+
+
 class Owner(Protocol):
     """The connection of a lane, as far as the lane knows it."""
 
@@ -271,13 +277,21 @@ class Lane:
         self.codec = codec
         self.send_capacity, capacity = capacities
         name = f"{link.name} lane {number}"
-        self.out: Channel[bytes] = Channel(self.send_capacity // 2, name=f"{name} out")
-        window = capacity - capacity // 2
-        self._step = max(window // 2, 1)  # credits that are given back at a time
+        self.out: Channel[bytes] = Channel(buffered(self.send_capacity), name=f"{name} out")
+        window = capacity - buffered(capacity)
+        self._step = max(window // 3, 1)  # credits that are given back at a time
         self.into = Inbound(window - self._step, capacity, f"{name} in")
         # -- of the thread -------------------------------------------------------------------------------------------
-        self._credit = self.send_capacity - self.send_capacity // 2
-        self._waiter: BellWaiter | None = None  # in the queue of `out`
+        self._credit = self.send_capacity - buffered(self.send_capacity)
+        self._source: Channel[Any] = self.out  # where values come from
+        self._frame_of: Callable[[Any], bytes | None] | None = None  # makes frames of them
+        self._given_up: Callable[[], bool] | None = None
+        self._given: tuple[Channel[Any], Callable[[Any], bytes | None], Callable[[], bool]] | None = None
+        self._ready: list[bytes] = []  # frames that wait for credits
+        self._ahead = 0  # how many frames are made before there are credits for them
+        self._flushing = False  # what is left is sent without credits
+        self._unheard = False  # nobody receives there any more
+        self._waiter: BellWaiter | None = None  # in the queue of the source
         self._received = 0
         self._returned = 0  # credits
         self._wanted = False  # by the peer, which has none
@@ -295,6 +309,21 @@ class Lane:
             raise ValueError(f"a value of {len(body):,} bytes is longer than a frame may be, {self.link.limit:,} bytes")
         return HEADER.pack(len(body), DATA, self.number) + body
 
+    def send_from(
+        self, source: Receiver[Any], frame_of: Callable[[Any], bytes | None], given_up: Callable[[], bool]
+    ) -> None:
+        """From now on, send the values of ``source``, and close the lane when that ends. This spares a thread which
+        receives them only to send them. Nobody may use the sender of the lane from now on.
+
+        ``frame_of`` is called on the thread of the connection, must not wait nor raise, and returns None for a value
+        that is not sent. When the source is closed and ``given_up()``, what is left of it is sent as far as there is
+        room, and the last value; else all of it is sent. Whoever closes it when there are no credits rings the bell.
+        """
+        channel = source._channel
+        assert isinstance(channel, Channel)
+        self._given = channel, frame_of, given_up
+        self.link.bell.ring()
+
     def explained(self, closed: ChannelClosed) -> ChannelClosed:
         """The exception of a send that came too late."""
         error = self.link.error
@@ -306,36 +335,71 @@ class Lane:
         """Add what may be sent now to ``frames``."""
         if self.sent_close:
             return
-        waiter = self._waiter
-        if waiter is not None:
-            if not waiter.done:
-                return  # whoever sends or closes next rings
-            self._waiter = None
-            if waiter.ok:
-                frames.append(waiter.value)
-                self._credit -= 1
-        try:
-            while True:
-                closed = self.out.closed
-                if self._credit <= 0 and not closed:
-                    if self._used_up is None:
-                        self._used_up = monotonic()
-                    return
-                found = self.out._take_many(None if closed else self._credit)
-                frames += found
-                self._credit -= len(found)
-                if not found and not closed:
-                    waiter = BellWaiter(self.link.bell, [None])
-                    if not self.out._enlist(waiter, None) or waiter.done:
-                        if waiter.done and waiter.ok:
-                            frames.append(waiter.value)
-                            self._credit -= 1
-                        continue
-                    self._waiter = waiter
-                    return
-        except ChannelClosed:
+        ended = self._collect()
+        count = len(self._ready) if ended and self._flushing else min(self._credit, len(self._ready))
+        if count > 0:
+            frames += self._ready[:count]
+            del self._ready[:count]
+            self._credit -= count
+        if ended and not self._ready:
             self.sent_close = True
             frames.append(frame(CLOSE, self.number))
+        elif self._credit <= 0 and self._used_up is None:
+            self._used_up = monotonic()
+
+    def _collect(self) -> bool:
+        """Take values from the source, as many as may be sent or made ready to be. Whether it is closed and drained."""
+        given, self._given = self._given, None
+        waiter = self._waiter
+        if waiter is not None:
+            if given is not None:
+                waiter.withdraw()
+            elif not waiter.done:
+                return False  # whoever sends or closes next rings
+            self._waiter = None
+            if waiter.ok:
+                self._add([waiter.value])
+        if given is not None:
+            self._source, self._frame_of, self._given_up = given
+            self._ahead = buffered(self.send_capacity)
+        try:
+            while True:
+                if self._source.closed and not self._flushing:
+                    self._flushing = self._flushes()
+                wanted = self._credit + self._ahead - len(self._ready)
+                if wanted <= 0 and not self._flushing and not self._unheard:
+                    return False
+                found = self._source._take_many(None if self._flushing or self._unheard else wanted)
+                if self._flushing and len(self._ready) + len(found) > self._room > 0:
+                    found[max(self._room - 1 - len(self._ready), 0) :] = found[-1:]
+                self._add(found)
+                if not found and not (self._source.closed and self._flushing):
+                    waiter = BellWaiter(self.link.bell, [None], self._source._lock)
+                    if not self._source._enlist(waiter, None) or waiter.done:
+                        if waiter.done and waiter.ok:
+                            self._add([waiter.value])
+                        continue
+                    self._waiter = waiter
+                    return False
+        except ChannelClosed:
+            return True
+
+    def _add(self, values: list[Any]) -> None:
+        if self._frame_of is not None:
+            values = [made for value in values if (made := self._frame_of(value)) is not None]
+        if not self._unheard:
+            self._ready += values
+
+    @property
+    def _room(self) -> int:
+        """How many values the receiver has room for, the final one included: what is buffered here counts as there."""
+        return buffered(self.send_capacity) + self._credit + 1
+
+    def _flushes(self) -> bool:
+        """Whether all that is left is sent now, or what there is room for: the source is closed."""
+        if self._given_up is None or self._given_up():
+            return True
+        return len(self._source) + len(self._ready) <= self._room
 
     def give_back(self, frames: list[bytes]) -> None:
         """Add the credits for what was received."""
@@ -378,7 +442,7 @@ class Lane:
                     raise ProtocolError(f"the peer sent a value that cannot be read: {error}") from error
                 if value.__class__ is Last:
                     self.deliver(values)
-                    self.into.finish([value.value], None)
+                    self.into.finish(value.values, None)
                 elif value is not NOTHING:
                     values.append(value)
         elif kind == CREDIT:
@@ -400,11 +464,7 @@ class Lane:
             self._finish(None)
         elif kind == STOP:
             self.out.close()
-            try:
-                while self.out._take_many(None):
-                    pass
-            except ChannelClosed:
-                pass
+            self._unheard = True
 
     def deliver(self, values: list[Any]) -> None:
         """Let receivers have the values that have come."""

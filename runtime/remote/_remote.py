@@ -125,7 +125,7 @@ class Remote:
                 self._address,
                 heartbeat=self._heartbeat,
                 codecs=run.codecs,
-                capacities=[(2, self._capacity), (REQUESTS, REQUESTS)],
+                capacities=[(4, self._capacity), (REQUESTS, REQUESTS)],
                 name="lockgate-remote",
             )
         except BaseException:

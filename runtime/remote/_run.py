@@ -57,6 +57,7 @@ class RemoteRun:
         self._replies: dict[int, Channel[dict[str, Any]]] = {}
         self._patience: CancelToken | None = None
         self._last_seen: Event | None = None
+        self._told = False  # what has failed
         self.codecs = [Codec(_wire.write, self._event, self._last), Codec(_wire.write, self._reply, self._no_reply)]
 
     @property
@@ -147,11 +148,19 @@ class RemoteRun:
                 _wire.apply(self.session, end.session)
             self.end = end
             self._finish(stopped.reason)
-            return Last(stopped)
+            events: list[Event] = []  # that the worker has not sent, since it has not begun, or failed in the middle
+            tags: Any = {"session_id": self.session.id, "agent_name": stopped.agent_name}
+            if self._last_seen is None:
+                events.append(StreamStarted(**tags))
+            if stopped.reason == "error" and not self._told:
+                events.append(Error(end.message, end.code, **tags))
+            return Last((*events, stopped))
         event = Event.from_dict(data)
         if isinstance(event, StreamStopped):
             raise ValueError("a run ends with an End")
         self._last_seen = event
+        if event.__class__ is Error and event.session_id == self.session.id:
+            self._told = True
         return event
 
     def _last(self, error: BaseException | None) -> Sequence[Any]:

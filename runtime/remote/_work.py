@@ -1,8 +1,9 @@
 """`work`: the function that an engine runs in the worker.
 
-Two threads: the engine's own, which iterates over the stream and sends its events, and the one of the connection. An
-answer may wait, for a store or a schema, and a cancel calls what others have registered for it. So each request is
-dealt with on a helper thread, and none waits behind another.
+Two threads: the one of the connection, which sends the events of the stream as it receives them, and the engine's own,
+which waits for the end, and is the consumer's thread for tools that want one. An answer may wait, for a store or a
+schema, and a cancel calls what others have registered for it. So each request is dealt with on a helper thread, and
+none waits behind another.
 """
 
 from __future__ import annotations
@@ -14,25 +15,27 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from channels import Cancelled, CancelToken, ChannelClosed, WouldBlock, net
+from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, net, select
 from channels._lazy import lazy_logger
 from channels._park import NOTHING
+from channels.net._lane import Lane
 
 from .._errors import NotRunning, StreamStuck, describe
 from ..agent._agent import Agent, Team
 from ..agent._budget import Budget
 from ..agent._output import Output
-from ..events import Error as ErrorEvent
-from ..events import StreamStarted, StreamStopped
+from ..events import Event, StreamStopped
 from ..execution._threads import start
 from ..runtime import Runtime
 from ..session._message import Message
 from ..session._session import Session
 from ..stores._store import Store
 from ..stream._event_stream import EventStream
+from ..stream._private_events import ConsumerCall
 from ._target import find, find_agent, open_store
 from ._wire import VERSION, End, Job, changes, read, session_of, write
 
+CALLS: Final = 1000  # of tools for the thread of the job, that wait for it
 FIRST: Final = 30.0  # seconds that the caller may take to say what to run
 
 Lanes: TypeAlias = Sequence[tuple[net.LaneSender[Any], net.LaneReceiver[Any]]]
@@ -80,11 +83,15 @@ class _Worker:
         self._stream: EventStream | None = None
         self._session: Session | None = None
         self._before: list[Message] = []  # the messages of the session, once the run has begun
+        self._connection: net.Connection | None = None
         self._lanes: Lanes | None = None  # once it is connected
+        self._calls: Channel[ConsumerCall] = Channel(CALLS, name="calls for the thread of a job")
+        self._failure: Exception | None = None  # of what makes frames of events
         self._ended = ""
 
     def run(self, connection: net.Connection) -> dict[str, Any]:
         """Run it, to its end."""
+        self._connection = connection
         lanes = self._lanes = connection.lanes
         if self._stopping.cancelled:  # before it could be told
             self._cancel(str(self._stopping.cause))
@@ -127,7 +134,7 @@ class _Worker:
                 del self._unbegun[0]
             except IndexError:  # cancelled before
                 return ""
-            before = self._before = list(session._messages)
+            self._before = list(session._messages)
             with _context(job.carrier):
                 stream = runtime._open(
                     session, interactive=job.interactive, budget=budget, output=output, quiet=job.quiet
@@ -137,10 +144,9 @@ class _Worker:
                 self._stream = stream
                 registration = self._stopping.on_cancel(lambda: stream.cancel(self._stopping.cause))
                 try:
-                    last = self._send_events(stream)
+                    self._send_events(stream)
                 finally:
                     registration.remove()
-                self._end(stream, last, session, before)
             finally:
                 try:
                     stream.close()
@@ -159,65 +165,78 @@ class _Worker:
             )
         return found
 
-    def _send_events(self, stream: EventStream) -> StreamStopped:
-        """The events, but for the last, which is returned. Once the run is to end, a caller that does not read gets
-        those for which there is room, as the consumer of a stream does here."""
-        sender, stopping = self._sender, self._stopping
-        for event in stream:
-            if isinstance(event, StreamStopped):
-                return event
-            try:
-                try:
-                    sender.send(event, None, stopping)
-                except Cancelled:
-                    sender.try_send(event)
-            except WouldBlock:
-                pass
-            except ChannelClosed:
-                stopping.cancel("the caller has gone")
-        raise AssertionError("a stream has ended without its last event")
+    def _send_events(self, stream: EventStream) -> None:
+        """Let the connection send the events; wait until it has the last one, or has ended."""
+        connection = self._connection
+        assert connection is not None
+        lane = connection._link.lanes[0]
 
-    def _end(self, stream: EventStream, last: StreamStopped, session: Session, before: list[Any]) -> None:
-        core = stream._core
+        def frame_of(event: Event) -> bytes | None:
+            if isinstance(event, StreamStopped):
+                return self._last_frame(lane, stream, event)
+            try:
+                if isinstance(event, ConsumerCall):
+                    self._calls.try_send(event)
+                elif self._failure is None:
+                    return lane.framed(event)
+            except Exception as error:
+                self._failure = error
+                start(functools.partial(self._stopping.cancel, error))
+            return None
+
+        lane.send_from(stream, frame_of, lambda: self._stopping.cancelled)
+        over: Receiver[None] | Channel[None] | None = stream._core.over
+        while True:
+            index, call, ok, _ = select(self._calls, connection.done, over)
+            if index == 0 and ok:
+                call.run()
+            elif index == 2:
+                over = None
+                lane.link.bell.ring()  # it may have been waiting for credits
+            else:
+                self._stopping.cancel("the caller has gone")  # or it has ended
+                return
+
+    def _last_frame(self, lane: Lane, stream: EventStream, last: StreamStopped) -> bytes:
+        """On the thread of the connection: the `End`, with what the run has changed in its session."""
+        core, failure = stream._core, self._failure
         ending = core.ending
         self._ended = last.reason
-        cause = ""
-        if ending.error is not None and not isinstance(ending.error, Cancelled):
-            cause = "".join(traceback.format_exception(ending.error))
-        self._sender.close(
-            final=End(
-                last.to_dict(),
-                ending.code,
-                ending.message,
-                cause,
-                tuple(core.failures),
-                None if core.spending.usage is None else core.spending.usage.to_dict(),
-                _plain(core.said),
-                changes(session, before),
-            )
-        )
+        try:
+            if failure is None:
+                error = ending.error
+                end = End(
+                    last.to_dict(),
+                    ending.code,
+                    ending.message,
+                    "" if error is None or isinstance(error, Cancelled) else "".join(traceback.format_exception(error)),
+                    tuple(core.failures),
+                    None if core.spending.usage is None else core.spending.usage.to_dict(),
+                    _plain(core.said),
+                    changes(stream.session, self._before),
+                )
+                return lane.framed(end)
+        except Exception as error:  # the session is longer than a frame may be, it may be
+            failure = error
+        finally:
+            self._calls.close()
+        self._ended = "error"
+        stopped = StreamStopped("error", agent_name=last.agent_name, session_id=last.session_id).to_dict()
+        cause = "".join(traceback.format_exception(failure))
+        return lane.framed(End(stopped, "internal", f"the run could not be sent: {describe(failure)}", cause))
 
     def _fail(self, error: Exception, session: Session) -> None:
-        """The run could not be begun, or its events could not be sent."""
-        code, changed = "internal", None
-        text = f"the worker failed: {describe(error)}"
-        _logger.info("a job of %s has failed", self._spec["target"], exc_info=error)
-        with contextlib.suppress(ChannelClosed, WouldBlock):
-            if self._before:
-                changed = changes(session, self._before)
-            else:
-                with contextlib.suppress(IndexError):
-                    del self._unbegun[0]
-                code, text = "not_started", f"the worker could not begin: {describe(error)}"
-                self._sender.try_send(StreamStarted(session_id=session.id))
-            self._sender.try_send(ErrorEvent(text, code, session_id=session.id))
+        """The run could not be begun."""
+        _logger.info("a job of %s could not be begun", self._spec["target"], exc_info=error)
+        if self._stream is not None:  # it has an end of its own, which says more
+            return
+        with contextlib.suppress(IndexError):
+            del self._unbegun[0]
         self._ended = "error"
+        text = f"the worker could not begin: {describe(error)}"
         cause = "".join(traceback.format_exception(error))
         stopped = StreamStopped("error", session_id=session.id).to_dict()
-        try:
-            self._sender.close(final=End(stopped, code, text, cause, session=changed))
-        except ValueError:  # longer than a frame may be, which may be why
-            self._sender.close(final=End(stopped, code, text, cause))
+        self._sender.close(final=End(stopped, "not_started", text, cause))
 
     # -- the thread of the connection ----------------------------------------------------------------------------------
 
@@ -244,11 +263,9 @@ class _Worker:
             del self._unbegun[0]
         except IndexError:
             return
-        tags: Any = {"session_id": "" if self._session is None else self._session.id}
         self._ended = "canceled"
-        with contextlib.suppress(ChannelClosed, WouldBlock):
-            self._sender.try_send(StreamStarted(**tags))
-        self._sender.close(final=End(StreamStopped("canceled", **tags).to_dict(), "canceled", why))
+        session_id = "" if self._session is None else self._session.id
+        self._sender.close(final=End(StreamStopped("canceled", session_id=session_id).to_dict(), "canceled", why))
 
     def _answer(self, request: Mapping[str, Any]) -> None:
         """Do what the caller asks, and say how that went."""

@@ -307,22 +307,25 @@ def test_a_forked_child_does_not_hold_the_connection_open(pair: Pair) -> None:
     near, far = pair()
     waiting = Listener()
     told, tell = os.pipe()
+    up, is_up = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(tell)
+        os.write(is_up, b"!")
         closed = near.receiver.closed and far.receiver.closed
         os.read(told, 1)  # until the parent is through
         os._exit(0 if closed else 1)
     try:
+        os.read(up, 1)
         near.abort()
         with pytest.raises(ConnectionLost):
-            far.receiver.recv(timeout=1)
+            far.receiver.recv(timeout=5)
         waiting.close()
         with pytest.raises(ConnectionRefusedError):
             connect(waiting.address, waiting.key, timeout=1)
     finally:
-        os.close(tell)
-        os.close(told)
+        for each in (tell, told, up, is_up):
+            os.close(each)
         assert os.waitpid(pid, 0)[1] == 0
 
 
