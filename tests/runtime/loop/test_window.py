@@ -20,6 +20,7 @@ from runtime import (
     Session,
     TextDelta,
     ToolCall,
+    Usage,
     UsageDelta,
     tool,
 )
@@ -393,6 +394,17 @@ def test_only_what_is_older_than_the_last_is_summed_up() -> None:
     assert session.compacted.start == 2
     session = Session(
         [Message("user", "x"), Message("user", "z" * 3600)], compacted=Compacted("short", start=1, shortened=1, at=2)
+    )
+    events, model = run(session, say("fine"))
+    assert len(model.seen) == 1
+    assert of(events, SessionCompaction) == []
+
+
+def test_what_the_model_counted_before_a_compaction_counts_no_more() -> None:
+    """Its call showed what is summed up now, and the one after the compaction may have failed."""
+    counted = Message("assistant", "y" * 400, usage=Usage(4000, 100))
+    session = Session(
+        [Message("user", "x"), counted, Message("user", "z" * 400)], compacted=Compacted("short", 1, 1, at=3)
     )
     events, model = run(session, say("fine"))
     assert len(model.seen) == 1
