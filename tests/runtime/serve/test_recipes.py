@@ -75,7 +75,7 @@ def gunicorn(site: Path, application: str, *options: str) -> Iterator[int]:
         listening.listen(64)
         listening.set_inheritable(True)
         command = [sys.executable, "-m", "gunicorn", "-b", f"fd://{listening.fileno()}", "-k", "gthread"]
-        given = [*command, "--threads", "8", "--log-level", "error", "--graceful-timeout", "2", *options, application]
+        given = [*command, "--threads", "24", "--log-level", "error", "--graceful-timeout", "2", *options, application]
         process = subprocess.Popen(given, cwd=site, env=environment(), pass_fds=[listening.fileno()])
         with ended(process):
             yield listening.getsockname()[1]
