@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from channels import CancelToken, select
 
@@ -120,11 +121,10 @@ class Chat:
         #: The names of the tools of the agents, and the sessions, as far as they are known: for completion.
         self.tools: tuple[str, ...] = ()
         self.known: list[tuple[str, str]] = []
-        self._io = sys.stdout
         colour = not os.environ.get("NO_COLOR")
         history = None if store is None else default_path().with_name("history")
         self._prompt: Prompt = Prompt(
-            self._io, colour=colour, completer=Completions(self), interrupt=self.interrupt, history=history
+            sys.stdout, colour=colour, completer=Completions(self), interrupt=self.interrupt, history=history
         )
         self.view: View = View(self._prompt, Paint(colour=colour), team.root.name)
         self._runtime = self._make_runtime()
@@ -143,7 +143,7 @@ class Chat:
         with contextlib.ExitStack() as stack:
             stack.callback(self._close)
             stack.enter_context(self._interrupts.handled_by(self._signalled))
-            stack.enter_context(_diverted(self._prompt, self._io))
+            stack.enter_context(_diverted(self._prompt))
             stack.callback(self._prompt.stop)
             self._prompt.start()
             self._greet()
@@ -190,6 +190,7 @@ class Chat:
         """Go on with another session; None for a new one."""
         self.session = session
         self._said.clear()
+        self.view.talk_to((session.agent_name if session is not None else None) or self.team.root.name)
 
     def use_model(self, name: str) -> None:
         """Go on with another model, for all agents. Raises `CannotLoad`."""
@@ -269,6 +270,8 @@ class Chat:
             stream = self._runtime.run_stream(self.session)
         except (*_REFUSED, RuntimeError) as error:
             self.view.note(f"error: {error}", "red")
+            if isinstance(error, SessionChanged) and self.session is not None:
+                self.view.note(f"/sessions {short(self.session.id)} takes it as it is now.", "yellow")
             return
         self._presses = 0
         self._stream = stream
@@ -431,7 +434,7 @@ class Chat:
 
 
 @contextlib.contextmanager
-def _diverted(prompt: Prompt, io: IO[str]) -> Iterator[None]:
+def _diverted(prompt: Prompt) -> Iterator[None]:
     """What anybody prints within goes above the prompt, rather than through it."""
     above = _Above(prompt)
     with contextlib.ExitStack() as stack:
@@ -442,11 +445,8 @@ def _diverted(prompt: Prompt, io: IO[str]) -> Iterator[None]:
         yield
 
 
-class _Above:
+class _Above(io.TextIOBase):
     """A file whose lines are written above a prompt. Thread-safe."""
-
-    encoding = "utf-8"
-    errors = "replace"
 
     def __init__(self, prompt: Prompt) -> None:
         self._prompt = prompt
@@ -463,11 +463,6 @@ class _Above:
             self._prompt.print(*lines)
         return len(text)
 
-    def writelines(self, lines: Any) -> None:
-        """Write them."""
-        for line in lines:
-            self.write(line)
-
     def flush(self) -> None:
         """Nothing: the rest of the line may come yet."""
 
@@ -477,10 +472,6 @@ class _Above:
             partial, self._partial = self._partial, ""
         if partial:
             self._prompt.print(partial)
-
-    def isatty(self) -> bool:
-        """No terminal that anybody should draw on."""
-        return False
 
     def writable(self) -> bool:
         """Yes."""

@@ -64,6 +64,10 @@ class View:
         self._next = 0.0  # when to look at what is under way
         self._changed = False
 
+    def talk_to(self, agent: str) -> None:
+        """The user talks to another agent now."""
+        self._agent = agent
+
     # -- a turn --------------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:

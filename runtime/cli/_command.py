@@ -42,6 +42,8 @@ WAITING: Final = 3
 
 _PARKING: Final = 0.1  # seconds until the next look whether a run can be parked
 
+_EPILOG = "`lockgate COMMAND --help` explains a command."
+
 _RUN_EPILOG = """\
 AGENT is a Python file that defines `agent`, an Agent or a Team; file.py:NAME, module and module:NAME
 work as well.
@@ -112,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lockgate", description="Run agents from the command line.")
+    parser = argparse.ArgumentParser(prog="lockgate", description="Run agents from the command line.", epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"lockgate {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     run = commands.add_parser(
@@ -218,7 +220,7 @@ def _version() -> str:
 def _answer(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise argparse.ArgumentTypeError(f"an answer is NAME=VALUE, not {text!r}")
+        raise argparse.ArgumentTypeError(f"an answer must have the form NAME=VALUE, not {text!r}")
     return name.strip(), value
 
 

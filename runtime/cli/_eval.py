@@ -99,7 +99,7 @@ def score(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"a score is a number from 0 to 1, not {text!r}")
+        raise argparse.ArgumentTypeError(f"a score must be a number from 0 to 1, not {text!r}")
     return value
 
 
@@ -109,7 +109,7 @@ def _positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"a number of seconds, more than 0, is needed, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, more than 0, not {text!r}")
     return value
 
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from select import select
 from typing import IO, Any, Final, TextIO, cast
 
 from prompt_toolkit.application import Application
@@ -143,7 +144,7 @@ class Prompt:
         signal.
         """
         with contextlib.suppress(OSError, ValueError):
-            if self._thread is not None:
+            if self._thread is not None and select([], [self._io], [], 0)[1]:  # it may have been stopped
                 os.write(self._io.fileno(), b"\x1b[?2004l\x1b[?25h\x1b[0m\r\n\x1b[J")
             if self._modes is not None:
                 import termios

@@ -100,7 +100,7 @@ def show(args: argparse.Namespace, terminal: Terminal) -> None:
     if info is not None:
         reason = f" ({escaped(info.reason)})" if info.reason else ""
         branch = f", a branch of {short(info.branch_of)}" if info.branch_of else ""
-        terminal.line(f"{info.status}{reason}, {_when(info.created_at)} to {_when(info.updated_at)}{branch}", "dim")
+        terminal.line(f"{info.status}{reason}, {when(info.created_at)} to {when(info.updated_at)}{branch}", "dim")
     for number, message in enumerate(session.messages):
         _show_message(terminal, number, message, _names(session))
     left = session._unfinished
@@ -198,8 +198,8 @@ def add_parser(commands: Any) -> None:
     """Let ``lockgate sessions`` be known."""
     sessions = commands.add_parser(
         "sessions",
-        help="list, show, search, delete, export, import and branch the sessions that are kept",
-        description="The sessions that `lockgate run` has kept. ID is an id, or its beginning.",
+        help="list the sessions that are kept, and work on them",
+        description="The sessions that `lockgate run` and `lockgate chat` have kept. ID is an id, or its beginning.",
     )
     add_store(sessions)
     sessions.set_defaults(words=[])  # without an action they are listed
@@ -257,7 +257,7 @@ def _number(text: str) -> int:
             return number
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"a whole number, 0 or more, not {text!r}")
+    raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, not {text!r}")
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------
@@ -268,10 +268,11 @@ def line_of(info: SessionInfo) -> str:
     title = escaped(info.title)
     title = f"{title[: _TITLE - 4]} ..." if len(title) > _TITLE else title
     asks = f"  ({info.waiting} to answer)" if info.waiting else ""
-    return f"{short(info.id)}  {_when(info.updated_at)}  {info.status:<11}  {info.messages:>4}  {title}{asks}".rstrip()
+    return f"{short(info.id)}  {when(info.updated_at)}  {info.status:<11}  {info.messages:>4}  {title}{asks}".rstrip()
 
 
-def _when(moment: datetime) -> str:
+def when(moment: datetime) -> str:
+    """A time as it stands in lists: that of the clock here."""
     return f"{moment.astimezone():%Y-%m-%d %H:%M}"
 
 

@@ -21,7 +21,7 @@ from ._ask import Questions, Read, id_of, question_of
 from ._fields import NotUnderstood, fields_of
 from ._load import CannotLoad
 from ._place import is_there, opened
-from ._sessions import add_store, matching, session_id, short
+from ._sessions import add_store, matching, session_id, short, when
 from ._show import named, said
 from ._terminal import Terminal
 
@@ -132,7 +132,7 @@ def _answer_of(args: argparse.Namespace, request: Request) -> dict[str, Any]:
             return {"approved": True, "scope": args.scope}
         if first.lower() in _NO:
             return {"approved": False, "reason": " ".join(rest)}
-        raise InvalidAnswer(f"a tool call is answered with approve or reject, not {' '.join(args.words)!r:.200}")
+        raise InvalidAnswer(f"a tool call must be answered with approve or reject, not {' '.join(args.words)!r:.200}")
     if not rest and first.lower() in ("accept", "decline", "cancel"):
         return {"action": first.lower()}
     return {"action": "accept", "content": _content(args.words, request)}
@@ -213,8 +213,9 @@ def _event(request: Request) -> Event | None:
 
 def _show(terminal: Terminal, request: Request) -> None:
     event = _event(request)
-    whose = f"{short(request.id)}  session {short(request.root_id)}"
-    until = "" if request.expires_at is None else f", until {request.expires_at.astimezone():%Y-%m-%d %H:%M}"
+    asked = "" if event is None else f"{when(event.timestamp)}  "
+    whose = f"{short(request.id)}  {asked}session {short(request.root_id)}"
+    until = "" if request.expires_at is None else f", until {when(request.expires_at)}"
     terminal.part(f"request {request.id}")
     terminal.line(f"{whose}{until}", "bold")
     agent = f"[{escaped(event.agent_name)}] " if event is not None and event.agent_name else ""

@@ -539,7 +539,7 @@ def test_an_extra_that_is_missed_only_when_the_run_begins(lockgate: Any, place: 
 
 def test_an_answer_has_a_name(lockgate: Any) -> None:
     done = lockgate("run", "agents.py", "Go", "--answer", "four", status=2)
-    assert "an answer is NAME=VALUE, not 'four'" in done.stderr
+    assert "an answer must have the form NAME=VALUE, not 'four'" in done.stderr
 
 
 def test_help(lockgate: Any) -> None:

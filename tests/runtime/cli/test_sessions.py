@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -24,6 +25,7 @@ LONG = 60.0
 
 AGENT = """
 import os
+import re
 import pathlib
 import time
 
@@ -316,13 +318,13 @@ def park(lockgate: Lockgate, prompt: str, agent: str = "clerk.py") -> str:
 
 def test_a_call_is_approved_from_another_process(lockgate: Lockgate, tmp_path: Path) -> None:
     id = park(lockgate, "burn toast")
-    assert f"{id[:8]}  session" in lockgate("waiting").stdout
+    assert re.search(rf"^{id[:8]}  \d{{4}}-\d\d-\d\d \d\d:\d\d  session ", lockgate("waiting").stdout, re.MULTILINE)
     assert '  [clerk] run burn(what="toast")?' in lockgate("waiting").stdout
     assert "(1 to answer)" in lockgate("sessions").stdout
     assert "no result yet, asked" in lockgate("sessions", "show", lockgate("sessions").stdout.split()[0]).stdout
     assert "no answer was given" in lockgate("answer", id, status=2).stderr
     refused = lockgate("answer", id, "perhaps", status=2)
-    assert "answered with approve or reject, not 'perhaps'" in refused.stderr
+    assert "must be answered with approve or reject, not 'perhaps'" in refused.stderr
     assert not (tmp_path / "burnt").exists()
     assert f"answered {id[:8]}" in lockgate("answer", id[:8], "--scope", "tool", "approve").stderr
     assert "no question" in lockgate("answer", id, "reject", status=1).stderr
