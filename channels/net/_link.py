@@ -77,8 +77,13 @@ class Link:
         try:
             self._thread.start()
         except BaseException as error:
-            self._end(error)
+            self.discard(error)
             raise
+
+    def discard(self, error: BaseException) -> None:
+        """In place of `start`, or after it has failed: close what there is. Twice is harmless."""
+        if self._thread.ident is None and not self.done.closed:
+            self._end(error)
 
     # -- any thread ----------------------------------------------------------------------------------------------------
 

@@ -136,8 +136,10 @@ class Remote:
             lane = link.lanes[0]
             lane.out.try_send(lane.framed(job_of(session, **job)))
             link.start()
-        except BaseException:
+        except BaseException as error:
             listener.close()
+            if run.link is not None:
+                run.link.discard(error)
             log.release()
             raise
         with self._lock:

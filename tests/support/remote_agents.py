@@ -60,6 +60,16 @@ class SaysAPlace:
         yield TextDelta('{"city": "Rome", "days": 3}')
 
 
+class Echoes:
+    """Says what it was told, or so many letters."""
+
+    id = "echoes"
+
+    def stream(self, messages: Any, tools: Any, *, cancel: Any) -> Any:
+        said = messages[-1].content
+        yield TextDelta("y" * int(said[8:]) if said.startswith("make it ") else said)
+
+
 class Calls:
     """Calls the tool of this name, then says what that gave."""
 
@@ -147,6 +157,7 @@ def raises() -> Agent:
 
 
 says_a_place = Agent("says_a_place", SaysAPlace())
+echoes = Agent("echoes", Echoes())
 not_an_agent = 5
 shared = Runtime(few)
 

@@ -340,3 +340,52 @@ def test_an_output_type(pool: ProcessPoolExecutor) -> None:
         for kind in (int, list[int], type("Local", (), {"__qualname__": "f.<locals>.Local"})):
             with pytest.raises((TypeError, ValueError)):
                 remote.run_stream(Session.from_user("go"), output_type=kind)
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 8, 128])
+def test_a_cancel_does_not_wait_for_a_consumer_that_does_not_read(pool: ProcessPoolExecutor, capacity: int) -> None:
+    """It gets the events for which there was room, and the last one; the session is free at once."""
+    session = Session.from_user("go")
+    with Remote(pool.submit, f"{AGENTS}:many", capacity=capacity) as remote, remote.run_stream(session) as stream:
+        next(stream)
+        while len(stream) < min(capacity, 2) - 1:
+            time.sleep(0.001)
+        time.sleep(0.1)  # until nothing moves any more
+        began = time.monotonic()
+        stream.cancel()
+        while stream.reason is None:
+            assert time.monotonic() - began < 1.5  # before the grace time
+            time.sleep(0.001)
+        assert session._lease is None
+        events = list(stream)
+        assert isinstance(events[-1], StreamStopped)
+        assert len(events) <= capacity + 1
+        assert stream.reason == "canceled"
+        assert session.messages[-1].finish_reason == "interrupted"
+
+
+@pytest.mark.parametrize("capacity", [1, 8])
+def test_a_run_that_has_ended_waits_for_its_consumer(pool: ProcessPoolExecutor, capacity: int) -> None:
+    """Nothing is left out where nobody has cancelled it."""
+    remote = Remote(pool.submit, f"{AGENTS}:few", capacity=capacity)
+    with remote, remote.run_stream(Session.from_user("go")) as stream:
+        next(stream)
+        time.sleep(0.2)
+        events = list(stream)
+        assert [event.content for event in events if isinstance(event, AgentChoice)] == ["0 ", "1 ", "2 "]
+        assert stream.result().text == "0 1 2 "
+
+
+def test_a_long_session(pool: ProcessPoolExecutor) -> None:
+    """Megabytes go there and back; what is longer than a frame may be is refused where it is said, or told."""
+    session = Session.from_user("x" * 5_000_000)
+    with Remote(pool.submit, f"{AGENTS}:echoes") as remote:
+        assert len(remote.run(session).text) == 5_000_000
+        with pytest.raises(ValueError, match="longer than a frame"):
+            remote.run_stream(Session.from_user("x" * 70_000_000))
+        long = Session.from_user("make it 70000000")
+        with pytest.raises(RunError, match="longer than a frame") as caught:
+            remote.run(long)
+        assert caught.value.code == "internal"
+        assert long._lease is None
+        remote.run(session)
