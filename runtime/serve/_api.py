@@ -4,8 +4,6 @@ have is named in docs/serving.md.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import re
 import threading
@@ -29,10 +27,10 @@ from .._errors import (
 )
 from ..permissions import Permissions
 from ..runtime import Runtime
-from ..session._message import Image
 from ..session._session import Session
 from ..stores._snapshot import branched
 from ._backend import Backend
+from ._bodies import messages_of, new_messages
 from ._http import (
     Problem,
     body_of,
@@ -54,7 +52,6 @@ QUEUED: Final = 100  # messages to a run that it has not taken
 KEYS: Final = 10_000  # of messages that were sent, so that one that is sent again is not said twice
 _KEY: Final = 200  # characters of such a key
 _ID: Final = re.compile(r"[^\x00-\x1f\x7f/\\]{1,200}")
-_IMAGE: Final = re.compile(r"data:(image/[\w.+-]{1,60});base64,")
 _SCOPES: Final = {"approve": "once", "approve-tool": "tool", "approve-session": "session"}
 _NOT_OURS: Final = ("approve-balanced", "approve-autonomous")
 
@@ -310,7 +307,7 @@ class Api:
                 "waiting",
                 "the session waits for its user: answer what it asks (GET /api/waiting) before you say more, or cancel",
             )
-        for text, images in _new(said, session):
+        for text, images in new_messages(said, session):
             session.add_user(text, images=images)
         left = session._unfinished
         if not session.messages or (
@@ -577,53 +574,6 @@ class Api:
             raise Problem(409, "busy", str(error), headers={"Retry-After": "1"}) from None
         except SessionChanged as error:
             raise Problem(409, "changed", f"the session has changed meanwhile: try again ({error})") from None
-
-
-def messages_of(given: Sequence[Any]) -> list[tuple[str, list[Image]]]:
-    """What the user says, of the messages in a body: texts, and images. Raises `Problem`."""
-    said: list[tuple[str, list[Image]]] = []
-    for each in given:
-        if not isinstance(each, dict):
-            raise Problem(400, "bad_request", 'a message is an object: {"role": "user", "content": "hello"}')
-        role = field(each, "role", str, "user")
-        if role == "assistant":  # docker-agent's client sends what it has of the conversation: we have it ourselves
-            continue
-        if role != "user":  # an instruction, or a reply that no model has made
-            raise Problem(400, "bad_request", f"a message here is the user's: its role is user, not {role[:100]!r}")
-        text = field(each, "content", str, "")
-        texts, images = [text] if text else [], []
-        for part in field(each, "multi_content", list, []):
-            if not isinstance(part, dict):
-                raise Problem(400, "bad_request", "multi_content is a list of objects")
-            if part.get("type") == "text":
-                piece = field(part, "text", str, required=True)
-                texts += [piece] if piece != text else []
-            elif part.get("type") == "image_url":
-                images.append(_image(field(part, "image_url", dict, required=True)))
-            else:
-                raise Problem(400, "bad_request", "a part of multi_content is of the type text or image_url")
-        if not texts and not images:
-            raise Problem(400, "bad_request", "a message has content, which is not empty")
-        said.append(("\n".join(texts), images))
-    return said
-
-
-def _new(said: Sequence[tuple[str, list[Image]]], session: Session) -> Sequence[tuple[str, list[Image]]]:
-    """What is new of the messages that a client has sent: docker-agent's sends all that its user has said each time."""
-    known = [each.content for each in session.messages if each.role == "user"]
-    again = 0 < len(known) < len(said) and [text for text, _ in said[: len(known)]] == known
-    return said[len(known) :] if again else said
-
-
-def _image(said: Mapping[str, Any]) -> Image:
-    url = field(said, "url", str, required=True)
-    match = _IMAGE.match(url)
-    if match is None:
-        raise Problem(400, "bad_request", "an image is given in its URL: data:image/png;base64,...")
-    try:
-        return Image(base64.b64decode(url[match.end() :], validate=True), match[1])
-    except (binascii.Error, ValueError):
-        raise Problem(400, "bad_request", "the data of an image is base64") from None
 
 
 def _open_request(event: events.Event) -> dict[str, Any]:
