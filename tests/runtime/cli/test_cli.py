@@ -610,7 +610,7 @@ def test_a_wrong_key_says_which_there_are(terminal: Any) -> None:
 
 
 def test_what_was_typed_before_the_question_does_not_answer_it(terminal: Any) -> None:
-    screen = terminal("run", "agents.py:burning")
+    screen = terminal("run", "agents.py:burning", "--record", "run.jsonl")
     screen.expect("do? > ")
     screen.enter("Burn it\ry")
     screen.expect("? Run burn", "  > ")

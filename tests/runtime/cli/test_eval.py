@@ -214,7 +214,7 @@ def test_bad_numbers(records: Path, arguments: list[str], capsys: pytest.Capture
     with pytest.raises(SystemExit) as stopped:
         main(["eval", str(records), "agent.py", *arguments])
     assert stopped.value.code == 2
-    assert "a score is a number from 0 to 1" in (said := capsys.readouterr().err) or "more than 0, is needed" in said
+    assert "a score must be a number from 0 to 1" in (said := capsys.readouterr().err) or "seconds, more than 0" in said
 
 
 def test_a_stranger_s_record_reaches_the_terminal_as_text(
