@@ -8,7 +8,7 @@ import os
 import selectors
 import socket
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final
 
@@ -171,8 +171,10 @@ class Listener:
             raise link.error
         return Connection(link)
 
-    def link(self, timeout: float | None) -> Link:
-        """The connection before there is one: its thread, not started, will listen for ``timeout`` seconds."""
+    def link(self, timeout: float | None, excused: Callable[[], bool] = lambda: False) -> Link:
+        """The connection before there is one: its thread, not started, will listen for ``timeout`` seconds, and for as
+        long again whenever these are over and the peer is ``excused``.
+        """
         if self._taken:
             raise RuntimeError("a listener takes one connection: make another Listener for the next")
         self._taken = True
@@ -180,7 +182,7 @@ class Listener:
 
         def opening(link: Link) -> socket.socket:
             try:
-                return self._welcome(link, deadline, timeout)
+                return self._welcome(link, deadline, timeout, excused)
             finally:
                 self.close()
 
@@ -188,7 +190,9 @@ class Listener:
             self._name, self._codecs, self._capacities, heartbeat=self._heartbeat, limit=self._limit, open=opening
         )
 
-    def _welcome(self, link: Link, deadline: float | None, timeout: float | None) -> socket.socket:
+    def _welcome(
+        self, link: Link, deadline: float | None, timeout: float | None, excused: Callable[[], bool]
+    ) -> socket.socket:
         """On the thread of the connection: the socket of the first peer that knows the key."""
         strangers: dict[socket.socket, Challenge] = {}
         try:
@@ -205,8 +209,10 @@ class Listener:
                     if link.aborted is not None:
                         raise link.aborted
                     now = monotonic()
-                    if deadline is not None and now >= deadline:
-                        raise TimeoutError(f"nobody connected within {timeout:g} s")
+                    if deadline is not None and timeout is not None and now >= deadline:
+                        if not excused():
+                            raise TimeoutError(f"nobody connected within {timeout:g} s")
+                        deadline = now + timeout
                     for sock, each in list(strangers.items()):
                         if now >= each.deadline:
                             forget(sock)

@@ -42,7 +42,8 @@ class Remote:
     - ``address`` is where this process listens, and what workers connect to: this machine only, unless told otherwise.
       Where workers know it under another name, ``advertise`` is that name.
     - ``capacity`` is the number of events that are on their way or wait for the consumer.
-    - ``start_timeout``: seconds after which a run that no worker has begun fails (None: never).
+    - ``start_timeout``: seconds after which a run that no worker has begun fails (None: never). As long as another run
+      of this `Remote` is under way, a run may wait behind it, and does not fail.
     - ``heartbeat``: seconds after which a worker that nothing is heard of is lost, and a caller for the worker.
     - ``grace``: seconds that a worker may take to end a cancelled run, before it is cut off.
 
@@ -132,7 +133,7 @@ class Remote:
             log.release()
             raise
         try:
-            link = run.link = listener.link(self._start_timeout)
+            link = run.link = listener.link(self._start_timeout, self._is_busy)
             lane = link.lanes[0]
             lane.out.try_send(lane.framed(job_of(session, **job)))
             link.start()
@@ -165,6 +166,12 @@ class Remote:
             raise
         return stream
 
+    def _is_busy(self) -> bool:
+        """Whether a run is under way."""
+        with self._lock:
+            runs = list(self._runs)
+        return any(run.reason is None and run.link is not None and run.link.established for run in runs)
+
     def run(
         self,
         session: Session,
@@ -196,8 +203,8 @@ class Remote:
         ``(session, result)`` in the order in which the runs end.
 
         A ``limit`` above the number of workers keeps them all busy: jobs that no worker has begun wait in the engine,
-        and count towards ``start_timeout``. Only questions and results come over the connections, not the events. What
-        ``submit`` raises ends the iteration.
+        for longer than ``start_timeout`` while others are under way. Only questions and results come over the
+        connections, not the events. What ``submit`` raises ends the iteration.
         """
         refuse_on_the_loop("Remote.map", IN_A_COROUTINE)
         settings = {**_checked(on_request is not None, budget, output_type), "quiet": True}

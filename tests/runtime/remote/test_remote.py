@@ -238,6 +238,21 @@ def test_an_engine_that_fails() -> None:
     assert session._lease is None
 
 
+def test_a_run_may_wait_behind_another() -> None:
+    """An engine with fewer workers than runs is no engine that does not begin them."""
+    with (
+        ThreadPoolExecutor(1) as one,
+        Remote(one.submit, f"{AGENTS}:waits", start_timeout=0.2) as remote,
+        remote.run_stream(Session.from_user("go")) as first,
+    ):
+        assert isinstance(next(first), StreamStarted)
+        with remote.run_stream(Session.from_user("go")) as second:
+            with pytest.raises(TimeoutError):
+                select(second, timeout=0.7)
+            first.close()
+            assert isinstance(next(second), StreamStarted)
+
+
 def test_a_cancel_before_a_worker_is_there() -> None:
     """It does not wait for one; the engine is told, and a worker that comes all the same is refused."""
     future: Future[Any] = Future()
