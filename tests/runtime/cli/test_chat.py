@@ -336,8 +336,9 @@ def test_a_question_waits_until_nobody_types_and_what_was_typed_does_not_answer_
     screen.until('- wait(door="door") ...')
     screen.enter("bake bread")
     screen.until("(not seen yet)")
-    open_door(place)
     screen.type("ye")  # the beginning of a message, when the question comes
+    screen.until("\n> ye")
+    open_door(place)
     screen.until('? Run bake(what="bread")?\n', "\n  >")
     assert "baked" not in screen.text
     screen.enter("n not today")
@@ -415,9 +416,7 @@ def test_ctrl_c_ends_the_turn_and_the_conversation_goes_on(chat: Callable[..., E
     screen.type(CTRL_C)
     screen.until("Ctrl-C again ends the program")
     screen.until_gone("Ctrl-C again ends the program")  # and forgets it after a while
-    screen.type(CTRL_C)
-    screen.until("Ctrl-C again ends the program")
-    screen.type(CTRL_C)
+    screen.type(CTRL_C + CTRL_C)
     screen.end(130)
     assert screen.is_as_before
 
