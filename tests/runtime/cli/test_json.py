@@ -25,7 +25,8 @@ from support.scripted import Scripted, call, say
 print("printed by the agent's module")
 
 @tool(read_only=True)
-def shout() -> str:
+def shout(ctx: ToolContext) -> str:
+    ctx.progress("on its way", float("nan"), 2)
     print("printed by a tool")
     subprocess.run([sys.executable, "-c", "print('printed by a program')"])
     return "shouted \x1b[2J"
@@ -85,6 +86,7 @@ def test_each_line_is_an_event_and_nothing_else_is_printed(run: Run) -> None:
     assert of(events, "user_message")[0]["message"] == "Shout"
     assert of(events, "tool_call_response")[0]["response"] == "shouted \x1b[2J"
     assert of(events, "agent_choice")[0]["content"] == "Done."
+    assert (of(events, "tool_call_output")[0]["progress"], "NaN" in done.stdout) == (None, False)
     for said in ("printed by the agent's module\n", "printed by a tool\n", "printed by a program\n"):
         assert said in done.stderr
 
