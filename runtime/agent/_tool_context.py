@@ -76,7 +76,8 @@ class ToolContext(CallContext, Protocol):
         """Report progress to the consumer, as a `ToolCallOutput` event.
 
         Never waits, and may be called from any thread and from a coroutine. A consumer that is 64 of these events
-        behind misses some. Progress that is reported after the end of the call is dropped.
+        behind misses some. Progress that is reported after the end of the call is dropped, and so are numbers that are
+        not finite.
         """
 
     def elicit(

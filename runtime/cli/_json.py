@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -22,14 +21,7 @@ class JsonLines:
 
     def write(self, event: Event) -> None:
         """Write the event. In ASCII: nothing in it is anything to a terminal, whatever the locale."""
-        said = event.to_dict()
-        try:
-            line = json.dumps(said, default=repr, allow_nan=False)
-        except ValueError:  # a tool's progress that is no number, which JSON has no word for
-            line = json.dumps(
-                {name: None if _is_endless(value) else value for name, value in said.items()}, default=repr
-            )
-        self._write(line + "\n")
+        self._write(json.dumps(event.to_dict(), default=repr) + "\n")
 
     def show(self, event: Event) -> None:
         """Nothing is shown."""
@@ -37,10 +29,6 @@ class JsonLines:
     def wait(self) -> None:
         """Say on standard error, when it takes long, that the run goes on."""
         self._terminal.waiting("running")
-
-
-def _is_endless(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import functools
 import json
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     import asyncio
 
 _AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent's worker
+
+
+def _finite(number: float | None) -> float | None:
+    """A number of progress, of which there is none where it is not finite: JSON has no word for that, so a client that
+    is sent events could not read them.
+    """
+    return number if number is None or math.isfinite(number) else None
 
 
 class StreamContext:
@@ -60,7 +68,8 @@ class StreamContext:
             self._progress_credits = Channel(_AHEAD, name="progress credits")
         with contextlib.suppress(WouldBlock, ChannelClosed):
             self._progress_credits.try_send(None)
-            self._inbox.try_send(Progress(self.call_id, output, progress, total, self._progress_credits))
+            made = Progress(self.call_id, output, _finite(progress), _finite(total), self._progress_credits)
+            self._inbox.try_send(made)
 
     def run_agent(self, agent: Agent, task: str | Session) -> RunResult[Any]:
         refuse_on_the_loop("run_agent", "await context.arun_agent(...)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import stat
 import threading
 import uuid
@@ -362,6 +363,19 @@ def test_progress() -> None:
     ]
     assert isinstance(events[2], ToolCallResponse)
     contexts[0].progress("late")
+
+
+def test_progress_is_a_number_that_json_has_a_word_for() -> None:
+    @tool(read_only=True)
+    def work(context: ToolContext) -> str:
+        """Works."""
+        context.progress("some", math.nan, math.inf)
+        return "ok"
+
+    with Runtime(Agent("a", Scripted([call("work")], say("ok")), tools=[work])) as runtime:
+        events = list(runtime.run_stream(Session.from_user("go")))
+    [told] = [event for event in events if isinstance(event, ToolCallOutput)]
+    assert (told.output, told.progress, told.total) == ("some", None, None)
 
 
 def test_progress_never_waits_for_a_slow_consumer() -> None:
