@@ -312,9 +312,9 @@ def _expire(ref: weakref.ref[_Cancellation], timeout: float | None) -> None:
 
 def _no_parent(parent: object) -> str:
     if isinstance(parent, (int, float)):
-        return f"the parent of a CancelToken is another one, not {parent!r}: for a deadline say timeout={parent!r}"
+        return f"the parent of a CancelToken must be another one, not {parent!r}: for a deadline say timeout={parent!r}"
     token = "; pass its token" if isinstance(getattr(parent, "token", None), CancelToken) else ""
-    return f"the parent of a CancelToken is another one or None, not {parent!r}{token}"
+    return f"the parent of a CancelToken must be another one or None, not {parent!r}{token}"
 
 
 def _expired(timeout: float | None) -> TimeoutError:

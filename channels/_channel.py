@@ -69,7 +69,7 @@ class Channel(Rescue, Generic[T]):
     def __init__(self, capacity: int = 0, *, name: str | None = None) -> None:
         capacity = operator.index(capacity)
         if capacity < 0:
-            raise ValueError(f"capacity is 0 or more, not {capacity}")
+            raise ValueError(f"capacity must be 0 or more, not {capacity}")
         self.name = name
         self._capacity = capacity
         # An empty deque is 0.76 KB: queues are made when something has to wait.
@@ -573,7 +573,7 @@ class Channel(Rescue, Generic[T]):
     def _take_many(self, limit: int | None) -> list[Any]:
         """The values that are there, up to ``limit``, which may be none. Raises `ChannelClosed`."""
         if limit is not None and (operator.index(limit) < 1 or isinstance(limit, bool)):
-            raise ValueError(f"limit is a number of values, 1 or more, or None for all, not {limit!r}")
+            raise ValueError(f"limit must be a number of values, 1 or more, or None for all, not {limit!r}")
         if _fork.forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock

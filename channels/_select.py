@@ -182,7 +182,7 @@ def _channel_of(case: Any) -> Channel[Any]:
         return case._channel  # type: ignore[no-any-return]
     except AttributeError:
         raise TypeError(
-            f"a case of select is a receiver or channel, channel.sending(value) or None, not {case!r}"
+            f"a case of select must be a receiver or channel, channel.sending(value) or None, not {case!r}"
         ) from None
 
 

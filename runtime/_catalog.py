@@ -62,7 +62,7 @@ class Price:
     def __post_init__(self) -> None:
         for amount in (self.input, self.output, self.cached_input, self.cache_write):
             if amount is not None and not is_number(amount, least=0):
-                raise ValueError(f"a price is a number of dollars per million tokens, 0 or more, not {amount!r}")
+                raise ValueError(f"a price must be a number of dollars per million tokens, 0 or more, not {amount!r}")
         if self.above is not None:
             check("above", self.above, tuple, "a pair, (tokens, Price)")
 

@@ -16,7 +16,7 @@ def is_number(value: object, *, least: float | None = None, above: float | None 
 def check(what: str, value: object, kind: type[Any] | tuple[type[Any], ...], wanted: str) -> None:
     """Raise `TypeError` where ``value`` is not of its ``kind``; ``wanted`` says what that is."""
     if not isinstance(value, kind):
-        raise TypeError(f"{what} is {wanted}, not {value!r:.200}")
+        raise TypeError(f"{what} must be {wanted}, not {value!r:.200}")
 
 
 def check_number(
@@ -34,7 +34,7 @@ def check_number(
         return
     bounds = f", {least:g} or more" if least is not None else f" above {above:g}" if above is not None else ""
     kind = "whole number" if whole else "number"
-    raise ValueError(f"{what} is a {kind} of {unit}{bounds}{', or None' if optional else ''}, not {value!r:.200}")
+    raise ValueError(f"{what} must be a {kind} of {unit}{bounds}{', or None' if optional else ''}, not {value!r:.200}")
 
 
 def check_items(what: str, values: object, kind: Any, wanted: str) -> tuple[Any, ...]:
@@ -43,9 +43,9 @@ def check_items(what: str, values: object, kind: Any, wanted: str) -> tuple[Any,
     A text, and a single item, are no list: each has been given in place of one.
     """
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable) or isinstance(values, kind):
-        raise TypeError(f"{what} is {wanted}, not {values!r:.200}")
+        raise TypeError(f"{what} must be {wanted}, not {values!r:.200}")
     items = tuple(values)
     for each in items:
         if not isinstance(each, kind):
-            raise TypeError(f"{what} is {wanted}; {each!r:.200} is none")
+            raise TypeError(f"{what} must be {wanted}; {each!r:.200} is none")
     return items

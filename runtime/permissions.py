@@ -39,7 +39,7 @@ class Decision:
 
     def __post_init__(self) -> None:
         if self.scope not in ("once", "tool", "session"):
-            raise ValueError(f"an approval is for once, tool or session, not {self.scope!r}")
+            raise ValueError(f"an approval must be for once, tool or session, not {self.scope!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,9 @@ class Rule:
         """
         tool, *rest = _ARGUMENT.split(text)
         if not tool or (_NO_NAME.search(tool) and not tool.startswith("mcp:")) or "=" in tool:
-            raise ValueError(f"a permission is TOOL or TOOL:ARGUMENT=PATTERN, such as 'shell:cmd=git*', not {text!r}")
+            raise ValueError(
+                f"a permission must be TOOL or TOOL:ARGUMENT=PATTERN, such as 'shell:cmd=git*', not {text!r}"
+            )
         return cls(tool, tuple(zip(rest[::2], rest[1::2], strict=True)))
 
     @classmethod

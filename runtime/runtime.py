@@ -109,22 +109,26 @@ class Runtime:
     ) -> None:
         for name, seconds in (("grace", grace), ("answer_timeout", answer_timeout)):
             if not is_number(seconds, least=0) and not (name == "answer_timeout" and seconds is None):
-                raise ValueError(f"{name} is a number of seconds, 0 or more, not {seconds!r}")
+                raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
         if stall_after is not None and not (is_number(stall_after, least=0) and stall_after > 0):
-            raise ValueError(f"stall_after is a number of seconds, more than 0, or None, not {stall_after!r}")
+            raise ValueError(f"stall_after must be a number of seconds, more than 0, or None, not {stall_after!r}")
         if on_stall is not None and not callable(on_stall):
-            raise TypeError(f"on_stall is a function that is given a Stall, not {on_stall!r}")
+            raise TypeError(f"on_stall must be a function that is given a Stall, not {on_stall!r}")
         if on_stall is not None and stall_after is None:
             raise ValueError("on_stall needs stall_after=, the seconds without progress after which it is called")
         if not is_number(event_capacity, least=0, whole=True):
-            raise ValueError(f"event_capacity is a whole number, 0 or more, not {event_capacity!r}")
+            raise ValueError(f"event_capacity must be a whole number, 0 or more, not {event_capacity!r}")
         if result_limit is not None and not is_number(result_limit, least=1, whole=True):
-            raise ValueError(f"result_limit is a whole number of characters, or None for all, not {result_limit!r}")
+            raise ValueError(
+                f"result_limit must be a whole number of characters, or None for all, not {result_limit!r}"
+            )
         check("listen", listen, bool, "True or False")
         if listen and store is None:
             raise ValueError("listen=True needs a store, through which other processes say something: store=...")
         if park_after is not None and (store is None or not is_number(park_after, least=0)):
-            raise ValueError(f"park_after is a number of seconds, 0 or more, and needs a store, not {park_after!r}")
+            raise ValueError(
+                f"park_after must be a number of seconds, 0 or more, and needs a store, not {park_after!r}"
+            )
         check("permissions", permissions or Permissions(), Permissions, "made with Permissions(allow=[...], ...)")
         self._team = agent if isinstance(agent, Team) else Team((agent,))
         roster = Roster(self._team.agents)

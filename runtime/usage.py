@@ -66,7 +66,7 @@ class Prices:
         self._own = dict(own or {})
         for pattern, price in self._own.items():
             if not isinstance(price, Price):
-                raise TypeError(f"prices[{pattern!r}] is a Price, not {price!r}")
+                raise TypeError(f"prices[{pattern!r}] must be a Price, not {price!r}")
 
     def find(self, model: str) -> Price | None:
         """The price of ``model``; None if it has none."""

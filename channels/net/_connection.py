@@ -134,7 +134,7 @@ class Listener:
         if not all(isinstance(each, int) and each >= 1 for pair in self._capacities for each in pair):
             raise ValueError(f"over a network a channel has a capacity of 1 or more, not {self._capacities}")
         if not heartbeat > 0:
-            raise ValueError(f"heartbeat is a number of seconds, more than 0, not {heartbeat!r}")
+            raise ValueError(f"heartbeat must be a number of seconds, more than 0, not {heartbeat!r}")
         self._heartbeat, self._limit, self._name = float(heartbeat), limit, name
         #: The key for the one connection.
         self.key = new_key()

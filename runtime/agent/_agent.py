@@ -96,9 +96,9 @@ class Agent:
         if self.background_agents and not self.sub_agents:
             raise ValueError(f"agent {self.name!r} has no sub_agents to run in the background")
         if not is_number(self.max_iterations, least=1, whole=True):
-            raise ValueError(f"max_iterations is a whole number, 1 or more, not {self.max_iterations!r}")
+            raise ValueError(f"max_iterations must be a whole number, 1 or more, not {self.max_iterations!r}")
         if self.max_repeated_calls is not None and not is_number(self.max_repeated_calls, least=2, whole=True):
-            raise ValueError(f"max_repeated_calls is 2 or more, or None, not {self.max_repeated_calls!r}")
+            raise ValueError(f"max_repeated_calls must be 2 or more, or None, not {self.max_repeated_calls!r}")
         tools = tuple(each if isinstance(each, Tool) else tool(each) for each in given)
         for each in tools:
             if each.unbound:

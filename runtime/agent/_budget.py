@@ -23,4 +23,4 @@ class Budget:
         for name in ("tokens", "cost", "seconds"):
             limit = getattr(self, name)
             if limit is not None and not is_number(limit, above=0):
-                raise ValueError(f"a budget's {name} is a number above 0, or None for no limit, not {limit!r}")
+                raise ValueError(f"a budget's {name} must be a number above 0, or None for no limit, not {limit!r}")

@@ -34,7 +34,7 @@ class Compaction:
         if not numbers or not 0 < self.keep < self.at <= 1:
             raise ValueError(f"keep is less than at, and both from 0 to 1, not keep={self.keep!r} and at={self.at!r}")
         if self.window is not None and not is_number(self.window, least=1, whole=True):
-            raise ValueError(f"a window is a whole number of tokens, 1 or more, not {self.window!r}")
+            raise ValueError(f"a window must be a whole number of tokens, 1 or more, not {self.window!r}")
         if not is_number(self.result_limit, least=0, whole=True):
-            raise ValueError(f"result_limit is a whole number of characters, 0 or more, not {self.result_limit!r}")
+            raise ValueError(f"result_limit must be a whole number of characters, 0 or more, not {self.result_limit!r}")
         check("the model of a compaction", self.model, (Model, NoneType), "an object with an id and a stream method")

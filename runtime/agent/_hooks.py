@@ -130,11 +130,13 @@ class Hook:
         if not callable(command) and not (
             isinstance(command, Sequence) and command and all(isinstance(each, str) and each for each in command)
         ):
-            raise TypeError(f"a hook is a callable, a text for the shell or a list of arguments, not {self.target!r}")
+            raise TypeError(
+                f"a hook must be a callable, a text for the shell or a list of arguments, not {self.target!r}"
+            )
         if not isinstance(self.matcher, str):
-            raise TypeError(f"a hook's matcher is text, such as 'shell|write_*', not {self.matcher!r}")
+            raise TypeError(f"a hook's matcher must be text, such as 'shell|write_*', not {self.matcher!r}")
         if not is_number(self.timeout, above=0):
-            raise ValueError(f"a hook's timeout is a number of seconds above 0, not {self.timeout!r}")
+            raise ValueError(f"a hook's timeout must be a number of seconds above 0, not {self.timeout!r}")
 
     @property
     def name(self) -> str:
@@ -183,7 +185,7 @@ class Hook:
             if said == each.default:
                 continue
             if not isinstance(said, _ANSWERS[each.name]):
-                raise HookFailed(f"hook {self.name}: {each.name} is {_ANSWERS[each.name].__name__}, not {said!r}")
+                raise HookFailed(f"hook {self.name}: {each.name} must be {_ANSWERS[each.name].__name__}, not {said!r}")
             if each.name not in ("reason", *taken):
                 raise HookFailed(f"{point} accepts {', '.join(taken) or 'nothing'}, not {each.name}")
         return value
@@ -198,7 +200,7 @@ class Hooks:
             if point not in HOOK_POINTS:
                 raise ValueError(f"unknown hook point {point!r}; known are {', '.join(HOOK_POINTS)}")
             if isinstance(targets, (str, Hook)) or callable(targets):
-                raise TypeError(f"hooks[{point!r}] is a list of callables and commands, not {targets!r}")
+                raise TypeError(f"hooks[{point!r}] must be a list of callables and commands, not {targets!r}")
             self._hooks[point] = [each if isinstance(each, Hook) else Hook(each) for each in targets]
             for hook in self._hooks[point]:
                 if hook.matcher != "*" and not HOOK_POINTS[point].has_matchers:

@@ -25,7 +25,7 @@ class Instructions:
             return
         if not callable(given) or isinstance(given, type):
             raise TypeError(
-                f"instructions is text, or a function that returns it, not {given!r:.200}; "
+                f"instructions must be text, or a function that returns it, not {given!r:.200}; "
                 "pass tools by keyword: Agent(name, model, tools=[...])"
             )
         self.function = _taking_session(given)

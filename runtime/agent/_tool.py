@@ -41,7 +41,7 @@ class Answer:
 
     def __post_init__(self) -> None:
         if self.action not in get_args(Action):
-            raise ValueError(f"an answer is one of {', '.join(get_args(Action))}, not {self.action!r:.200}")
+            raise ValueError(f"an answer must be one of {', '.join(get_args(Action))}, not {self.action!r:.200}")
         check("the content of an answer", self.content, Mapping, "a mapping, such as {'size': 'large'}")
 
     @property
@@ -138,9 +138,11 @@ class Tool:
         if read_only and destructive:
             raise ValueError(f"tool {name!r} cannot be both read_only and destructive")
         if timeout is not None and not is_number(timeout, above=0):
-            raise ValueError(f"the timeout of tool {name!r} is a number of seconds above 0, not {timeout!r}")
+            raise ValueError(f"the timeout of tool {name!r} must be a number of seconds above 0, not {timeout!r}")
         if result_limit is not None and not is_number(result_limit, least=1, whole=True):
-            raise ValueError(f"the result_limit of tool {name!r} is a whole number of characters, not {result_limit!r}")
+            raise ValueError(
+                f"the result_limit of tool {name!r} must be a whole number of characters, not {result_limit!r}"
+            )
         if name.startswith("mcp:") or ":" in server:  # it would pass for a tool of another server
             raise ValueError(f"no tool is named 'mcp:...', and no server has a colon in its name: {server!r}, {name!r}")
         self.name = name

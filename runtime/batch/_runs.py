@@ -74,7 +74,9 @@ class Runs(Generic[T]):
         if isinstance(sessions, (str, bytes, Session)) or not isinstance(sessions, (Iterable, Channel, Receiver)):
             raise TypeError(f"map takes many sessions or prompts, such as a list of them, not {sessions!r:.200}")
         if on_request is not None and not callable(on_request):
-            raise TypeError(f"on_request is a function that is given the event of a request, not {on_request!r:.200}")
+            raise TypeError(
+                f"on_request must be a function that is given the event of a request, not {on_request!r:.200}"
+            )
         self._results = _results(start, sessions, limit, on_request, shown(sessions) if progress else None)
 
     def __iter__(self) -> Runs[T]:

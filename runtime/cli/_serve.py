@@ -159,7 +159,7 @@ def _serve_mcp(args: argparse.Namespace, teams: Sequence[Team], permissions: Per
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise argparse.ArgumentTypeError(f"an address is PORT or HOST:PORT, not {text!r}")
+        raise argparse.ArgumentTypeError(f"an address must be PORT or HOST:PORT, not {text!r}")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 

@@ -96,13 +96,17 @@ class OAuth:
         check("client_name", client_name, str, "text")
         for name, value in (("client_id", client_id), ("client_secret", client_secret)):
             if value is not None and not isinstance(value, str):  # which is not shown: it may be the secret
-                raise TypeError(f"{name} is text, not {type(value).__name__}")
+                raise TypeError(f"{name} must be text, not {type(value).__name__}")
         if client_secret is not None and client_id is None:
             raise ValueError("a client_secret belongs to a client_id")
         if client_metadata_url is not None and not re.match(r"https://[^/?#\s]+/[^\s]+$", client_metadata_url):
-            raise ValueError(f"client_metadata_url is the https address of a document, not {client_metadata_url!r}")
+            raise ValueError(
+                f"client_metadata_url must be the https address of a document, not {client_metadata_url!r}"
+            )
         if isinstance(redirect_port, bool) or not isinstance(redirect_port, int) or not 0 <= redirect_port < 65536:
-            raise ValueError(f"redirect_port is a number up to 65535, or 0 for any that is free, not {redirect_port!r}")
+            raise ValueError(
+                f"redirect_port must be a number up to 65535, or 0 for any that is free, not {redirect_port!r}"
+            )
         check_number("timeout", timeout, "seconds", above=0)
         self.client_name = client_name
         self.client_id = client_id

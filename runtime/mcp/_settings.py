@@ -25,7 +25,7 @@ def checked_command(
     """The command, and the name that it gives to the server."""
     for name, value in (env or {}).items():
         if not isinstance(value, str):  # which is not shown: it may be a secret
-            raise TypeError(f"env[{name!r}] is text, not {type(value).__name__}")
+            raise TypeError(f"env[{name!r}] must be text, not {type(value).__name__}")
     if isinstance(command, (str, bytes)):
         raise TypeError(f"the command is a list, such as {str(command).split()!r}, not one text")
     parts = tuple(os.fspath(part) for part in command or ())
@@ -57,14 +57,16 @@ def check_headers(headers: Mapping[str, str] | None) -> None:
         if not isinstance(name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
             raise ValueError(f"{name!r:.100} is not the name of a header")
         if not isinstance(value, str):
-            raise TypeError(f"headers[{name!r}] is text, not {type(value).__name__}")
+            raise TypeError(f"headers[{name!r}] must be text, not {type(value).__name__}")
         if not value.isascii() or any(each < " " or each == "\x7f" for each in value):
             raise ValueError(f"headers[{name!r}] has characters in it that no header can have")
 
 
 def check_auth(auth: Any, url: str) -> None:
     if auth is not None and not isinstance(auth, OAuth) and not hasattr(auth, "async_auth_flow"):
-        raise TypeError(f"auth is OAuth() or an httpx2.Auth, not {type(auth).__name__}; a token goes into headers=")
+        raise TypeError(
+            f"auth must be OAuth() or an httpx2.Auth, not {type(auth).__name__}; a token goes into headers="
+        )
     parts = urlsplit(url)
     if isinstance(auth, OAuth) and parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
         raise ValueError("auth=OAuth() needs https: what it sends over http, everyone on the way can use")

@@ -185,7 +185,7 @@ def checked_url(url: str) -> str:
     """Raises `ValueError` unless it is an http or https address."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(f"base_url is an http:// or https:// address, not {address(url)!r}")
+        raise ValueError(f"base_url must be an http:// or https:// address, not {address(url)!r}")
     return url
 
 

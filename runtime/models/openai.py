@@ -83,7 +83,7 @@ class OpenAIModel:
     ) -> None:
         check_settings(model, max_tokens, timeout, options)
         if temperature is not None and not is_number(temperature, least=0):
-            raise ValueError(f"temperature is a number, 0 or more, not {temperature!r}")
+            raise ValueError(f"temperature must be a number, 0 or more, not {temperature!r}")
         #: How many tokens it takes, as the protocol `Model` has it; None where that is not known.
         self.context_window = window_of(model, context_window)
         base_url = checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)

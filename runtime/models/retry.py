@@ -60,7 +60,7 @@ class Retry(Wrapper):
         when: Callable[[Exception], bool] = is_passing,
     ) -> None:
         if not is_number(attempts, least=1, whole=True):
-            raise ValueError(f"attempts is a whole number, 1 or more, not {attempts!r}")
+            raise ValueError(f"attempts must be a whole number, 1 or more, not {attempts!r}")
         check_number("patience", patience, "seconds", least=0)
         super().__init__(model)
         self._model = model

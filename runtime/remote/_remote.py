@@ -73,9 +73,9 @@ class Remote:
             check_store(store)
         for name, value in (("start_timeout", start_timeout), ("heartbeat", heartbeat), ("grace", grace)):
             if not is_number(value, above=0) and not (name == "start_timeout" and value is None):
-                raise ValueError(f"{name} is a number of seconds, more than 0, not {value!r}")
+                raise ValueError(f"{name} must be a number of seconds, more than 0, not {value!r}")
         if not is_number(capacity, least=1, whole=True):
-            raise ValueError(f"capacity is a whole number of events, 1 or more, not {capacity!r}")
+            raise ValueError(f"capacity must be a whole number of events, 1 or more, not {capacity!r}")
         host = address if isinstance(address, str) else address[0]
         if host in ("", "0.0.0.0", "::") and advertise is None:
             raise ValueError(

@@ -44,7 +44,7 @@ def name_of(kind: Any) -> str:
     """The name under which a worker finds a type. Raises `TypeError`."""
     module, name = getattr(kind, "__module__", None), getattr(kind, "__qualname__", None)
     if module == "builtins" or not (isinstance(module, str) and isinstance(name, str)):
-        raise TypeError(f"output_type is a class of a module, which the worker imports too, not {kind!r}")
+        raise TypeError(f"output_type must be a class of a module, which the worker imports too, not {kind!r}")
     check_name(f"{module}:{name}")
     return f"{module}:{name}"
 
@@ -52,7 +52,7 @@ def name_of(kind: Any) -> str:
 def check_store(name: str) -> None:
     """Raise `ValueError` for what names no store."""
     if not name.startswith(("sqlite:", "postgresql://", "postgres://")):
-        raise ValueError(f"store= is 'sqlite:/path/to/the/file' or 'postgresql://...', not {name!r}")
+        raise ValueError(f"store= must be 'sqlite:/path/to/the/file' or 'postgresql://...', not {name!r}")
 
 
 def open_store(name: str) -> Store:

@@ -88,9 +88,9 @@ class Application:
         if token is not None and not _is_token(token):
             raise ValueError("token is a text of ASCII characters without spaces around it; leave it out for none")
         if user is not None and not callable(user):
-            raise TypeError(f"user is a function from a request to the name of its owner, not {user!r:.200}")
+            raise TypeError(f"user must be a function from a request to the name of its owner, not {user!r:.200}")
         if isinstance(hosts, str):
-            raise TypeError(f"hosts is a list of names, such as ['agents.example.org'], not {hosts!r:.200}")
+            raise TypeError(f"hosts must be a list of names, such as ['agents.example.org'], not {hosts!r:.200}")
         self._alone = store is None or isinstance(store, MemoryStore)  # its sessions are in this process only
         workers, threads = _gunicorn()
         if workers > 1 and self._alone:

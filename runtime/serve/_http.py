@@ -117,7 +117,7 @@ def object_of(request: Request, limit: int, known: Sequence[str] = ()) -> dict[s
     """The body as a JSON object. Raises `Problem`, also for a field that is none of the ``known``, if given."""
     body = body_of(request, limit)
     if not isinstance(body, dict):
-        raise Problem(400, "bad_request", f"the body is a JSON object, not {_kind(body)}")
+        raise Problem(400, "bad_request", f"the body must be a JSON object, not {_kind(body)}")
     others = [name for name in body if known and name not in known]
     if others:
         raise Problem(400, "bad_request", f"{', '.join(map(_quoted, others[:5]))} is no field here; {_names(known)}")
@@ -132,7 +132,7 @@ def field(body: Mapping[str, Any], name: str, kind: type[Any], default: Any = No
             raise Problem(400, "bad_request", f"the field {name} is missing: {_KINDS[kind]}")
         return default
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise Problem(400, "bad_request", f"the field {name} is {_KINDS[kind]}, not {_kind(value)}")
+        raise Problem(400, "bad_request", f"the field {name} must be {_KINDS[kind]}, not {_kind(value)}")
     return value
 
 
@@ -140,7 +140,7 @@ def one_of(body: Mapping[str, Any], name: str, choices: Sequence[str]) -> str:
     """A field whose value is one of some texts. Raises `Problem`."""
     value = field(body, name, str, required=True)
     if value not in choices:
-        raise Problem(400, "bad_request", f"the field {name} is one of {', '.join(choices)}, not {_quoted(value)}")
+        raise Problem(400, "bad_request", f"the field {name} must be one of {', '.join(choices)}, not {_quoted(value)}")
     return str(value)
 
 
@@ -172,7 +172,9 @@ def number_of(request: Request, name: str, *, default: float | None = None, most
         return default
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)(ms|s|m|)", text, re.ASCII)
     if match is None:
-        raise Problem(400, "bad_request", f"{name} in the query is a number, such as {name}=10, not {_quoted(text)}")
+        raise Problem(
+            400, "bad_request", f"{name} in the query must be a number, such as {name}=10, not {_quoted(text)}"
+        )
     value = float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}[match[2]]
     return min(value, most)
 
@@ -188,7 +190,7 @@ def since_of(request: Request) -> int:
         if text is None or text == "":
             continue
         if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
-            raise Problem(400, "bad_request", f"{name} is the id of an event, a whole number, not {_quoted(text)}")
+            raise Problem(400, "bad_request", f"{name} must be the id of an event, a whole number, not {_quoted(text)}")
         return int(text)
     return 0
 

@@ -92,7 +92,7 @@ class Image:
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, bytes):
-            raise TypeError(f"the data of an image are the bytes of its file, not {type(self.data).__name__}")
+            raise TypeError(f"the data of an image must be the bytes of its file, not {type(self.data).__name__}")
         check("the media type of an image", self.media_type, str, "text, such as 'image/png'")
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,7 +155,9 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
-            raise ValueError(f"the role of a message is one of {', '.join(get_args(Role))}, not {self.role!r:.200}")
+            raise ValueError(
+                f"the role of a message must be one of {', '.join(get_args(Role))}, not {self.role!r:.200}"
+            )
         check("the content of a message", self.content, str, "text")
         if not self.content.isascii():
             object.__setattr__(self, "content", well_formed(self.content))

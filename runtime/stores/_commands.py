@@ -13,7 +13,7 @@ from ..session._journal import Mailed, MailPoint
 def checked_mail(id: str, point: MailPoint, text: str) -> Mailed:
     """The message, ready to be written. Raises `ValueError` and `TypeError`."""
     if point not in get_args(MailPoint):
-        raise ValueError(f"a message is for {' or '.join(get_args(MailPoint))}, not {point!r}")
+        raise ValueError(f"a message must be for {' or '.join(get_args(MailPoint))}, not {point!r}")
     check("what the user says", text, str, "text")
     return Mailed(id, point, well_formed(text))
 

@@ -44,4 +44,4 @@ def _pair(each: Any) -> tuple[int, str]:
     match each:
         case (int(number), str(text)) if not isinstance(number, bool):
             return number, text
-    raise TypeError(f"an event of a log is a pair of a number and a text, not {each!r:.200}")
+    raise TypeError(f"an event of a log must be a pair of a number and a text, not {each!r:.200}")

@@ -48,7 +48,7 @@ def _settle(stream: Answering, request: RequestEvent, answer: Any) -> None:
         if answer is None:
             answer = Answer("decline")
         elif isinstance(answer, int):
-            raise TypeError(f"the answer to a question is its content or an Answer, not {answer!r}")
+            raise TypeError(f"the answer to a question must be its content or an Answer, not {answer!r}")
         elif not isinstance(answer, Answer):
             answer = Answer("accept", answer)
         stream.respond(request, answer.action, answer.content)

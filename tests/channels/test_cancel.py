@@ -569,7 +569,7 @@ def test_a_cancelled_wait_in_a_callback_is_logged_like_any_failure(caplog):
         (5, "for a deadline say timeout=5"),
         (0.5, "for a deadline say timeout=0.5"),
         ("x", "not 'x'"),
-        (CancelToken().done, "is another one or None"),
+        (CancelToken().done, "must be another one or None"),
         (WorkerGroup(), "pass its token"),
     ],
 )
@@ -753,7 +753,7 @@ def test_numbers_that_are_registered_as_such_are_timeouts():
 @pytest.mark.parametrize("wrong", ["1", timedelta(seconds=1), True, 1j, b"", [1]])
 def test_a_timeout_is_a_number(wrong):
     hint = r": say \.total_seconds\(\)" if isinstance(wrong, timedelta) else ""
-    with pytest.raises(TypeError, match=f"timeout is a number of seconds or None, not .*{hint}$"):
+    with pytest.raises(TypeError, match=f"timeout must be a number of seconds or None, not .*{hint}$"):
         Channel().recv(timeout=wrong)
 
 

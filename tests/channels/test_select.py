@@ -56,7 +56,7 @@ def test_a_parked_select_tells_what_was_done(threads):
 @pytest.mark.parametrize("case", ["x", 1, object(), CancelToken(), threading.Lock(), [Channel()]])
 def test_a_case_is_a_case(case):
     channel = Channel(1)
-    with pytest.raises(TypeError, match="a case of select is"):
+    with pytest.raises(TypeError, match="a case of select must be"):
         select(channel, case, timeout=0)
 
 

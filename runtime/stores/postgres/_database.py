@@ -63,7 +63,7 @@ class Database:
 
     def __init__(self, dsn: str, schema: str) -> None:
         if not isinstance(dsn, str):
-            raise TypeError(f"the connection string of a PostgreSQL database is text, not {type(dsn).__name__}")
+            raise TypeError(f"the connection string of a PostgreSQL database must be text, not {type(dsn).__name__}")
         if not _SCHEMA.fullmatch(schema):
             raise ValueError(
                 f"the name of a schema is made of lower-case letters, digits and underscores, not {schema!r}"

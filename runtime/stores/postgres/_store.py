@@ -84,7 +84,7 @@ class PostgresStore:
     def __init__(self, dsn: str, *, schema: str = "lockgate", lease: float = LEASE, patience: float = PATIENCE) -> None:
         for name, seconds in (("lease", lease), ("patience", patience)):
             if not is_number(seconds, least=0) or (name == "lease" and not seconds):
-                raise ValueError(f"{name} is a number of seconds, not {seconds!r}")
+                raise ValueError(f"{name} must be a number of seconds, not {seconds!r}")
         self._lease = lease
         self._database = Database(dsn, schema)
         try:

@@ -43,10 +43,14 @@ class StoreFile:
     def __init__(self, path: str | os.PathLike[str], durability: Durability) -> None:
         check("the path of a store", path, (str, os.PathLike), "text or a Path")
         if durability not in get_args(Durability):
-            raise ValueError(f"durability is {' or '.join(map(repr, get_args(Durability)))}, not {durability!r:.200}")
+            raise ValueError(
+                f"durability must be {' or '.join(map(repr, get_args(Durability)))}, not {durability!r:.200}"
+            )
         said = os.fspath(path)
         if said in ("", ":memory:"):
-            raise ValueError(f"the path of a store is that of a file, not {said!r}; in memory there is MemoryStore()")
+            raise ValueError(
+                f"the path of a store must be that of a file, not {said!r}; in memory there is MemoryStore()"
+            )
         if "\0" in said:
             raise ValueError(f"the path of a store has no NUL in it, as {said!r} has")
         self.path = os.path.realpath(said)  # of now: the current directory may change

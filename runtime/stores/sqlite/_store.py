@@ -114,7 +114,9 @@ class SQLiteStore:
         try:
             session.id.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"the id of a session is text that UTF-8 can write, not {session.id!r:.200}") from None
+            raise ValueError(
+                f"the id of a session must be text that UTF-8 can write, not {session.id!r:.200}"
+            ) from None
         core = self._core()
         return open_session(self, core.writer, core.fts5, session, parent, listens)
 

@@ -248,7 +248,7 @@ def test_what_the_model_hooks_are_told() -> None:
         ("turn_start", HookResult(block=True), "turn_start accepts context, not block"),
         ("session_end", HookResult(context="x"), "session_end accepts nothing, not context"),
         ("before_llm_call", HookResult(updated_input={}), "before_llm_call accepts block, not updated_input"),
-        ("stop", HookResult(block="yes"), "block is bool, not 'yes'"),  # type: ignore[arg-type]
+        ("stop", HookResult(block="yes"), "block must be bool, not 'yes'"),  # type: ignore[arg-type]
     ],
 )
 def test_an_answer_that_its_point_does_not_take(point: str, result: HookResult, said: str) -> None:

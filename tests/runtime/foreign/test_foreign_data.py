@@ -398,8 +398,8 @@ OBJECT: dict[str, Any] = {"type": "object"}
 @pytest.mark.parametrize(
     ("parameters", "arguments", "function", "said"),
     [
-        (OBJECT, "{}", lambda: ToolResult(None), "ToolResult is text, not None"),  # type: ignore[arg-type]
-        (OBJECT, "{}", lambda: ToolResult({"a": 1}), "ToolResult is text"),  # type: ignore[arg-type]
+        (OBJECT, "{}", lambda: ToolResult(None), "ToolResult must be text, not None"),  # type: ignore[arg-type]
+        (OBJECT, "{}", lambda: ToolResult({"a": 1}), "ToolResult must be text"),  # type: ignore[arg-type]
         (OBJECT, "{}", lambda: ToolResult("a", images=[None]), "tuple of images"),  # type: ignore[arg-type]
         (OBJECT, "{}", mute, "Mute, whose text cannot be had"),
         (OBJECT, deep(90), lambda x: "ran", "ran"),

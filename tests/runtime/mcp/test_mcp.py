@@ -1040,15 +1040,15 @@ def test_wrong_arguments() -> None:
         MCPToolSet("npx server")
     with pytest.raises(ValueError, match="the command is empty"):
         MCPToolSet([])
-    with pytest.raises(ValueError, match="startup_timeout is a number of seconds above 0, not -1"):
+    with pytest.raises(ValueError, match="startup_timeout must be a number of seconds above 0, not -1"):
         MCPToolSet(["x"], startup_timeout=-1)
-    with pytest.raises(ValueError, match="call_timeout is a number of seconds above 0, or None, not 0"):
+    with pytest.raises(ValueError, match="call_timeout must be a number of seconds above 0, or None, not 0"):
         MCPToolSet(["x"], call_timeout=0)
     with pytest.raises(ValueError, match=r"mode is .* not 'new'"):
         MCPToolSet(["x"], mode="new")
     with pytest.raises(TypeError, match="tools is a list of names"):
         MCPToolSet(["x"], tools="search")
-    with pytest.raises(TypeError, match=r"env\['KEY'\] is text, not int"):
+    with pytest.raises(TypeError, match=r"env\['KEY'\] must be text, not int"):
         MCPToolSet(["x"], env={"KEY": 1})  # type: ignore[dict-item]
 
 

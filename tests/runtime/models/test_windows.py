@@ -47,7 +47,7 @@ def test_a_provider_says_how_much_its_model_takes(provider: Any) -> None:
 def test_whoever_knows_better_says_so(provider: Any) -> None:
     assert provider("mine", context_window=5000).context_window == 5000
     assert provider("gpt-4o", context_window=5000).context_window == 5000
-    with pytest.raises(ValueError, match="context_window is a whole number of tokens, 1 or more, or None, not 0"):
+    with pytest.raises(ValueError, match="context_window must be a whole number of tokens, 1 or more, or None, not 0"):
         provider("mine", context_window=0)
 
 

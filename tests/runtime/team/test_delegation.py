@@ -731,7 +731,7 @@ def test_names_that_lead_nowhere_or_to_two() -> None:
         Runtime(Team([Agent("a", model, handoffs=["b"]), Agent("c", model)]))
     with pytest.raises(ValueError, match="two different agents are named 'b'"):
         Runtime(Agent("a", model, sub_agents=[Agent("b", model)], handoffs=[Agent("b", model)]))
-    with pytest.raises(TypeError, match="sub_agents is a list of agents and names of agents, not 'b'"):
+    with pytest.raises(TypeError, match="sub_agents must be a list of agents and names of agents, not 'b'"):
         Agent("a", model, sub_agents="b")
     with pytest.raises(ValueError, match="agent 'a' has no sub_agents to run in the background"):
         Agent("a", model, background_agents=True)
