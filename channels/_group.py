@@ -392,8 +392,8 @@ class _Member:
 def _check_executor(executor: object) -> None:
     if not callable(getattr(executor, "submit", None)):
         raise TypeError(
-            f"executor is one of concurrent.futures, such as ThreadPoolExecutor(), whose submit takes a function, not"
-            f" {executor!r}"
+            f"executor must be one of concurrent.futures, such as ThreadPoolExecutor(), whose submit takes a function,"
+            f" not {executor!r}"
         )
     for module, name in (("process", "ProcessPoolExecutor"), ("interpreter", "InterpreterPoolExecutor")):
         kind = getattr(sys.modules.get(f"concurrent.futures.{module}"), name, None)  # imported, if there is one

@@ -27,7 +27,7 @@ def checked_command(
         if not isinstance(value, str):  # which is not shown: it may be a secret
             raise TypeError(f"env[{name!r}] must be text, not {type(value).__name__}")
     if isinstance(command, (str, bytes)):
-        raise TypeError(f"the command is a list, such as {str(command).split()!r}, not one text")
+        raise TypeError(f"the command must be a list, such as {str(command).split()!r}, not one text")
     parts = tuple(os.fspath(part) for part in command or ())
     if not parts:
         raise ValueError("the command is empty")

@@ -119,7 +119,7 @@ class MCPToolSet:
         for what in ("required", "resource_tools", "prompt_tools", "sampling"):
             check(what, locals()[what], bool, "True or False")
         if isinstance(tools, str):
-            raise TypeError(f"tools is a list of names, such as [{tools!r}], not one text")
+            raise TypeError(f"tools must be a list of names, such as [{tools!r}], not one text")
         if (command is None) == (url is None):
             given = "neither is given" if command is None else "both are given"
             raise TypeError(f"an MCP server is a command to start or the url of one that runs, and {given}")

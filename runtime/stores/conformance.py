@@ -266,7 +266,7 @@ class StoreConformance:
     @pytest.mark.parametrize("id", [None, 5, b"x", ["x"]])
     def test_an_id_is_text(self, store: Store, id: Any) -> None:
         for call in (store.load, store.info, store.delete, store.export, store.branch, store.cancel, store.events):
-            with pytest.raises(TypeError, match="the id of a session is text"):
+            with pytest.raises(TypeError, match="the id of a session must be text"):
                 call(id)
 
     def test_lists_before_the_ends_of_the_calendar(self, store: Store, held: Any) -> None:

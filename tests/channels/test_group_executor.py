@@ -287,7 +287,7 @@ def test_an_executor_that_pickles_fails_the_group():
 
 @pytest.mark.parametrize("wrong", [7, "pool", print])
 def test_an_executor_is_one_of_concurrent_futures(wrong):
-    with pytest.raises(TypeError, match="executor is one of"):
+    with pytest.raises(TypeError, match="executor must be one of"):
         WorkerGroup(executor=wrong)
 
 

@@ -80,7 +80,7 @@ def test_what_a_call_costs() -> None:
     assert price.cost(Usage(1001, 100, 300)) == pytest.approx((1001 * 20 + 100 * 30) / 1e6)
     with pytest.raises(ValueError, match="0 or more, not"):
         Price(-1, 1)
-    with pytest.raises(TypeError, match="is a Price"):
+    with pytest.raises(TypeError, match="must be a Price"):
         approving(Agent("a", Scripted()), prices={"x": 3})  # type: ignore[dict-item]
 
 

@@ -1036,7 +1036,7 @@ def test_only_the_last_of_what_a_server_complains_about_is_kept() -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(TypeError, match=r"the command is a list, such as \['npx', 'server'\]"):
+    with pytest.raises(TypeError, match=r"the command must be a list, such as \['npx', 'server'\]"):
         MCPToolSet("npx server")
     with pytest.raises(ValueError, match="the command is empty"):
         MCPToolSet([])
@@ -1046,7 +1046,7 @@ def test_wrong_arguments() -> None:
         MCPToolSet(["x"], call_timeout=0)
     with pytest.raises(ValueError, match=r"mode is .* not 'new'"):
         MCPToolSet(["x"], mode="new")
-    with pytest.raises(TypeError, match="tools is a list of names"):
+    with pytest.raises(TypeError, match="tools must be a list of names"):
         MCPToolSet(["x"], tools="search")
     with pytest.raises(TypeError, match=r"env\['KEY'\] must be text, not int"):
         MCPToolSet(["x"], env={"KEY": 1})  # type: ignore[dict-item]

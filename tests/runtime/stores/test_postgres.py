@@ -87,7 +87,7 @@ def test_what_is_no_connection_string() -> None:
         ValueError, match="no connection string of PostgreSQL, such as 'postgresql://user@host/database'"
     ):
         PostgresStore("lockgate.db")
-    with pytest.raises(TypeError, match="is text, not PosixPath"):
+    with pytest.raises(TypeError, match="must be text, not PosixPath"):
         PostgresStore(Path("lockgate.db"))  # type: ignore[arg-type]
 
 

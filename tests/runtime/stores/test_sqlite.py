@@ -929,7 +929,7 @@ def test_two_stores_on_one_file_take_turns(path: Path, threads: Any) -> None:
 
 @pytest.mark.parametrize("call", ["load", "delete", "export", "branch", "pending"])
 def test_what_is_no_id_is_named(path: Path, call: str) -> None:
-    with SQLiteStore(path) as store, pytest.raises(TypeError, match="id of a session is text"):
+    with SQLiteStore(path) as store, pytest.raises(TypeError, match="id of a session must be text"):
         getattr(store, call)(Session())
 
 
