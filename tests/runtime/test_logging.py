@@ -64,7 +64,7 @@ def test_there_is_one_logger_a_package() -> None:
         for name in re.findall(r"(?:getLogger|lazy_logger)\((\"[^)]*)\)", path.read_text(encoding="utf-8"))
     }
     assert {package for package, _ in names} == {"runtime", "channels"}
-    for package, name in names:
+    for package, name in names - {("runtime", '"waitress"')}:  # the server's own, which is made quieter
         assert name.strip('"') in LOGGERS, name
         assert name.strip('"').partition(".")[0] == package
 
