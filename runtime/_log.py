@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
     logging = lazy("logging")
 
-LOGGERS: Final = ("runtime", "runtime.mcp", "runtime.serve", "channels")
+LOGGERS: Final = ("runtime", "runtime.mcp", "runtime.serve", "runtime.remote", "channels")
 _FIELDS: Final = ("session_id", "agent_name")
 _LONGEST: Final = 20_000  # characters of a message, or of a traceback, that are looked through for secrets and kept
 _NOWHERE: Final[Mapping[str, object]] = {}
