@@ -266,7 +266,7 @@ def test_a_server_that_does_not_let_its_session_end_holds_nobody_up(bad_url: str
         ({"url": "http://x", "transport": "sse", "mode": "2026-07-28"}, "older generation"),
         ({"url": "http://x", "headers": {"a b": "c"}}, "name of a header"),
         ({"url": "http://x", "headers": {"a": "secret\n"}}, r"^headers\['a'\] has characters in it that"),
-        ({"url": "http://x", "headers": {"a": 5}}, "is text"),
+        ({"url": "http://x", "headers": {"a": 5}}, "must be text"),
         ({"url": "http://x", "auth": "token"}, "a token goes into headers="),
     ],
 )

@@ -326,10 +326,10 @@ def test_without_a_keyring_there_is_a_file_in_the_user_s_data(tmp_path: Path, mo
     ("options", "problem"),
     [
         ({"client_secret": "s"}, "belongs to a client_id"),
-        ({"client_id": 5}, "client_id is text"),
+        ({"client_id": 5}, "client_id must be text"),
         ({"redirect_port": 70_000}, "redirect_port"),
         ({"timeout": 0}, "timeout"),
-        ({"client_metadata_url": "http://x/y"}, "client_metadata_url is the https"),
+        ({"client_metadata_url": "http://x/y"}, "client_metadata_url must be the https"),
     ],
 )
 def test_wrong_settings_are_refused(options: dict[str, Any], problem: str) -> None:

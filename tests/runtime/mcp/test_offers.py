@@ -240,8 +240,8 @@ def test_results_are_held_against_their_schema(tmp_path: Path, caplog: pytest.Lo
     ("options", "problem"),
     [
         ({"roots": "/srv"}, r"roots is a list of directories, such as \['/srv'\]"),
-        ({"sampling": "yes"}, "sampling is True or False"),
-        ({"required": None}, "required is True or False"),
+        ({"sampling": "yes"}, "sampling must be True or False"),
+        ({"required": None}, "required must be True or False"),
     ],
 )
 def test_wrong_settings_are_refused(options: dict[str, Any], problem: str) -> None:

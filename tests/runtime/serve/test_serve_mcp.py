@@ -414,14 +414,14 @@ def test_the_command_serves_agents(script: Path) -> None:
         (["{script}:waiter", "--http", "8000"], "--http goes with --mcp"),
         (["{script}:waiter", "--mcp", "--listen", "8000"], "--listen does not go with --mcp"),
         (["{script}:waiter", "--listen", "0.0.0.0:8000"], "LOCKGATE_TOKEN in the environment"),
-        (["{script}:waiter", "--listen", "x"], "an address is PORT or HOST:PORT"),
+        (["{script}:waiter", "--listen", "x"], "an address must be PORT or HOST:PORT"),
         (["{script}:waiter", "--linger", "-1"], "a number of seconds, or forever"),
         (["{script}:waiter", "--no-store", "--store", "s.db"], "leave one of them out"),
         (["{script}:waiter", "{script}:waiter", "--no-store"], "two agents are named 'waiter'"),
         (["nothing.py", "--mcp"], "there is no file nothing.py"),
         (["{script}:waiter", "{script}:waiter", "--mcp"], "two agents are named 'waiter'"),
         (["{script}:waiter", "--mcp", "--http", "0.0.0.0:8000"], "LOCKGATE_TOKEN in the environment"),
-        (["{script}:waiter", "--mcp", "--http", "x"], "an address is PORT or HOST:PORT"),
+        (["{script}:waiter", "--mcp", "--http", "x"], "an address must be PORT or HOST:PORT"),
     ],
 )
 def test_what_the_command_cannot_serve(script: Path, arguments: list[str], problem: str) -> None:

@@ -435,7 +435,7 @@ ANSWERS: list[tuple[str, bool, str]] = [
     ('{"hookSpecificOutput": {"permissionDecision": "allow"}}', True, ""),
     # what cannot be read
     ('{"blcok": true}', False, "there is no field 'blcok'"),
-    ('{"block": "yes"}', False, "block is bool, not 'yes'"),
+    ('{"block": "yes"}', False, "block must be bool, not 'yes'"),
     ('[{"block": true}]', False, "it is a list"),
     ('{"block": true', False, "it is not JSON"),
     ('{"decision": "maybe"}', False, "there is no decision 'maybe'"),
