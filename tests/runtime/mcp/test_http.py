@@ -140,6 +140,7 @@ def test_a_server_that_dies_and_comes_back(kind: str, mode: str, threads: Any) -
             waiting = threads.go(call, desk, "wait_for_table", context, seconds=60)
             assert eventually(lambda: context.told)
             process.kill()
+            process.wait()  # its connections are closed one after the other
             with pytest.raises(MCPServerError, match=r"did not answer|closed the connection|stream ended|reached"):
                 waiting.result()
             with pytest.raises(MCPServerError, match="cannot be reached"):
