@@ -408,7 +408,8 @@ class _One:
             assert self.touched, "law 2: nobody cancelled it"
         if self.whole:
             errors = [e.code for e in self.events if isinstance(e, Error) and e.session_id == self.session.id]
-            assert bool(errors) == (reason in ("error", "hook_blocked")) or self.touched, (reason, errors)
+            failed = reason in ("error", "hook_blocked", "loop_detected")
+            assert bool(errors) == failed or self.touched, (reason, errors)
         assert not self.runtime._shared.asks.pending(core), "law 6"
         assert self.session._lease is None, "law 15"
         made = [call.id for message in self.session.messages for call in message.tool_calls]
