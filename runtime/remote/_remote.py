@@ -94,7 +94,7 @@ class Remote:
         self._grace = grace
         self._closed = False
         self._runs: weakref.WeakSet[RemoteRun] = weakref.WeakSet()
-        self._lock = threading.Lock()  # of the set above
+        self._lock = threading.RLock()  # of the set above; a signal handler may close what its thread has just locked
 
     def run_stream(
         self,
@@ -146,6 +146,8 @@ class Remote:
         with self._lock:
             self._runs.add(run)
         try:
+            if self._closed:  # in the meantime: `close` may have come before this run was there to be cancelled
+                raise RuntimeError("this Remote is closed")
             spec = {
                 "version": VERSION,
                 "address": [self._advertise or listener.address[0], listener.address[1]],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import weakref
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
@@ -235,6 +236,22 @@ def test_an_engine_that_fails() -> None:
             assert events[1].code == "not_started"
             with pytest.raises(RunError, match=text):
                 stream.result()
+    assert session._lease is None
+
+
+def test_a_close_while_a_run_is_opened_leaves_no_run() -> None:
+    """In a signal handler, at the worst moment: it does not wait for the thread that it interrupts."""
+    remote = Remote(lambda *_: pytest.fail("submitted"), f"{AGENTS}:few")
+
+    class Interrupted(weakref.WeakSet[Any]):
+        def add(self, item: Any) -> None:
+            remote.close()
+            super().add(item)
+
+    remote._runs = Interrupted()
+    session = Session.from_user("go")
+    with pytest.raises(RuntimeError, match="closed"):
+        remote.run_stream(session)
     assert session._lease is None
 
 
