@@ -6,6 +6,7 @@ worker to hand the interpreter to, several times a turn: that took longer than t
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Final, Literal
 
 from channels import Channel, ChannelClosed
 from channels._lazy import lazy_logger
-from channels._timer import call_at
+from channels._timer import call_apart, call_at
 
 from ..execution._helpers import HelperPool
 
@@ -60,7 +61,8 @@ class Finisher:
                 return
             self._state = "due"
         try:
-            call_at(time.monotonic() + _GATHER, self._start)
+            # Apart: an executor of the user's, or an exporter where there is no helper, would hold up every timer.
+            call_at(time.monotonic() + _GATHER, functools.partial(call_apart, self._start))
         except RuntimeError:  # the interpreter exits, or there is no thread to be had
             self._start()
         except BaseException:

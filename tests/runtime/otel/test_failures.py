@@ -15,8 +15,12 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 
+from channels import Channel
+from channels._timer import THREAD_NAME
 from runtime import Agent, Runtime, Session, tool
+from runtime.execution._helpers import HelperPool
 from runtime.otel import instrument
+from runtime.otel._finisher import Finisher
 from support.scripted import Scripted, Stall, call, say
 from support.telemetry import Telemetry
 
@@ -216,3 +220,12 @@ os.waitpid(pid, 0)
         stderr=None,
     )
     assert said.split() == ["4", "True"]
+
+
+def test_spans_are_never_ended_on_the_timer_thread() -> None:
+    """There an exporter that stands still would hold up every timer of the process."""
+    helpers = HelperPool()
+    helpers.close()  # as those of a runtime that was closed: the job is done without one
+    names: Channel[str] = Channel(1)
+    Finisher(helpers, lambda what: None).put(lambda: names.send(threading.current_thread().name))
+    assert names.recv(timeout=5) != THREAD_NAME
