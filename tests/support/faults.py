@@ -186,7 +186,7 @@ class Outside:
         self.threads: list[threading.Thread] = []
         self.sessions: list[Session] = []  # of nested streams, put here by the scenario
         self.told: list[str] = []  # what the stream has taken of what was said to it meanwhile
-        self.left_out = False  # an observer that took longer than the grace time: it is told no more
+        self.left_out: list[Any] = []  # observers that took longer than the grace time: they are told no more
         self._counts: collections.Counter[str] = collections.Counter()
         self._lock = threading.Lock()
 
@@ -487,7 +487,8 @@ def _patched(outside: Outside) -> Iterator[None]:
             return getattr(logging.getLogger("runtime"), name)
 
         def warning(self, text: str, *args: Any) -> None:
-            outside.left_out = outside.left_out or "in time" in text
+            if "in time" in text:
+                outside.left_out.append(args[0])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forwarder_module, "_logger", Log())
@@ -888,9 +889,16 @@ def scenario_observed(this: Run) -> bool:
     """Whether there are observers, who have to see the end by now."""
     if not this.scenario.observed or (this.outside.anywhere and this.outside.fault.kind == "raise"):  # type: ignore[union-attr]
         return False
-    if not _eventually(lambda: bool(this.recorder.events) and isinstance(this.recorder.events[-1], StreamStopped)):
+    if not _eventually(lambda: _told_the_end(this)):
         this.wrong("law 9: the observer did not see the end")
     return True
+
+
+def _told_the_end(this: Run) -> bool:
+    recorder = this.recorder
+    return recorder in this.outside.left_out or (
+        bool(recorder.events) and isinstance(recorder.events[-1], StreamStopped)
+    )
 
 
 def _check_store(this: Run, store: NumberedStore) -> None:
@@ -1005,11 +1013,12 @@ def _check_calls(this: Run, session: Session) -> None:
 
 
 def _check_observer(this: Run, core: StreamCore) -> None:
-    """Law 9: every event once, in order."""
+    """Law 9: every event once, in order; all of them, unless the observer took longer than the grace time."""
     recorded = this.recorder.events
+    left_out = this.recorder in this.outside.left_out
     if this.recorder.starts != 1:
         this.wrong(f"law 9: on_run_start was called {this.recorder.starts} times")
-    if [e for e in recorded if isinstance(e, StreamStopped)] != recorded[-1:]:
+    if [e for e in recorded if isinstance(e, StreamStopped)] != recorded[-1:] and not left_out:
         this.wrong(f"law 9: the observer saw {[event.type for event in recorded]}")
     if len({id(event) for event in recorded}) != len(recorded):
         this.wrong("law 9: the observer saw an event twice")
@@ -1017,7 +1026,7 @@ def _check_observer(this: Run, core: StreamCore) -> None:
     if told != len(recorded) and not this.outside.left_out:
         this.wrong(f"law 9: one observer was told of {told} events, the other of {len(recorded)}")
     got = iter(recorded)
-    if not all(any(event is each for each in got) for event in this.events):
+    if not left_out and not all(any(event is each for each in got) for event in this.events):
         this.wrong("law 9: the observer did not see what the consumer saw, in that order")
 
 
@@ -1058,6 +1067,10 @@ def _check_threads(this: Run, before: set[threading.Thread]) -> None:
 
 def inject(scenario: Scenario, choose: Callable[[Point], Iterable[Fault]]) -> list[str]:
     """Run the scenario without a fault, then with each of ``choose(point)`` at each point; what went wrong."""
+    # What the tests before have left is set aside: each consumer that forgets its stream has a collection of the whole
+    # heap after it, which took as long as the grace time of observers at the end of a long run.
+    gc.collect()
+    gc.freeze()
     quiet = run(scenario)
     wrong = [f"without a fault: {each}" for each in quiet.faults]
     for point in quiet.outside.points:
