@@ -160,7 +160,7 @@ class Api:
         limit = int(number_of(request, "limit", default=100, most=1000) or 1)
         query = request.args.get("q", "")[:1000]
         live = self._backend.runs.ids()
-        found = self._backend.infos(owner, query, limit)
+        found = list(self._backend.infos(owner, query, limit))
         if request.args.get("active") == "true":
             found = [info for info in found if info.status == "running"]
         said = [info_json(info) for info in found]
@@ -459,8 +459,7 @@ class Api:
 
     def waiting(self, request: Request, owner: str) -> Response:
         form = form_of(request)
-        found = [each for each in self._backend.store.pending() if each.root_id.startswith(owner)]
-        return reply([request_json(each, form) for each in found])
+        return reply([request_json(each, form) for each in self._backend.store.pending(prefix=owner)])
 
     def resume(self, request: Request, owner: str, id: str) -> Response:
         body = self._object(request)

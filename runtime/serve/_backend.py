@@ -8,7 +8,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from .. import events
@@ -28,8 +28,6 @@ from ._store_log import StoreLog
 #: is buffered, and written together.
 DEFAULTS: Final[Mapping[str, Any]] = {"titles": True, "answer_timeout": None, "event_capacity": 512}
 SESSIONS: Final = 500  # that are kept without a store
-_SCANNED: Final = 20_000  # sessions of others that are passed over in a list
-_PAGE: Final = 200
 _LOOK_BACK: Final = 1000  # events in which the beginning of a run is looked for at once
 
 
@@ -183,17 +181,9 @@ class Backend:
                 self.store.delete(info.id)
                 self.log.end(info.id)
 
-    def infos(self, owner: str, query: str, limit: int) -> list[SessionInfo]:
+    def infos(self, owner: str, query: str, limit: int) -> Sequence[SessionInfo]:
         """The sessions of an owner, those that changed last first."""
-        found: list[SessionInfo] = []
-        before = None
-        for _ in range(_SCANNED // _PAGE):
-            some = self.store.sessions(query, limit=limit if not owner else _PAGE, before=before)
-            found += [info for info in some if info.id.startswith(owner)]
-            if not owner or len(found) >= limit or len(some) < _PAGE:
-                break
-            before = some[-1].updated_at
-        return found[:limit]
+        return self.store.sessions(query, limit=limit, prefix=owner)
 
     def info(self, id: str) -> SessionInfo | None:
         """What the store knows of a session without loading it."""

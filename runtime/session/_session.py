@@ -44,6 +44,8 @@ from ._outbox import Outbox
 
 if TYPE_CHECKING:
     import uuid
+
+    from ._idempotency import IdempotencyKey
 else:
     uuid = lazy("uuid")
 
@@ -116,6 +118,7 @@ class Session:
         self._sizes: Any = None  # how long the messages are: the next stream on the session goes on from there
         self._stored: Stored | None = None
         self._unfinished: Unfinished | None = None  # what its last stream has left to do, as its store has it
+        self._idempotency: IdempotencyKey | None = None  # of the request whose stream is the next to open it
         self._leases: dict[None, SessionLog] = {}  # the one there is: who puts it there has it, in a single step
         self._lock = threading.Lock()  # for _permissions, which several workers may write
 

@@ -16,6 +16,15 @@ def checked_id(id: str, of: str = "session") -> str:
     return well_formed(id)
 
 
+def behind(prefix: str) -> str:
+    """The first text behind all that begin with ``prefix``, in the order of their bytes; empty if there is none."""
+    kept = prefix.rstrip("\U0010ffff")
+    if not kept:
+        return ""
+    following = ord(kept[-1]) + 1
+    return kept[:-1] + chr(0xE000 if 0xD800 <= following < 0xE000 else following)  # no surrogates: they are no text
+
+
 def in_utc(moment: datetime) -> datetime:
     """The same moment in UTC. The ends of the calendar are not the end of a list of sessions."""
     try:

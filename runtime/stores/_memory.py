@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
+import time
 import uuid
 import weakref
 from collections import deque
@@ -19,6 +21,8 @@ from .._dataclasses import replace
 from .._errors import NotPending, SessionBusy, SessionNotFound, StoreError
 from .._public import publish
 from ..foreign._sound import well_formed
+from ..session import _idempotency
+from ..session._idempotency import IdempotencyKey
 from ..session._journal import (
     Allowed,
     Began,
@@ -61,6 +65,20 @@ class _Kept:
         self.looked_at: datetime | None = None
         self.last_event = 0
         self.events: deque[tuple[int, str]] = deque(maxlen=EVENTS)
+        self.keys: dict[str, tuple[float, IdempotencyKey]] = {}  # of requests, with their moments, the oldest first
+
+    def know(self, given: IdempotencyKey) -> None:
+        """Note the key of a request that takes effect now."""
+        now = time.monotonic()
+        self.keys.pop(given.key, None)
+        for key in [key for key, (then, _) in self.keys.items() if then < now - _idempotency.KEPT]:
+            del self.keys[key]
+        self.keys[given.key] = now, replace(given, since=max(given.since, self.last_event))
+
+    def known(self, key: str) -> IdempotencyKey | None:
+        """The request with this key."""
+        then, found = self.keys.get(key, (-math.inf, None))
+        return found if then > time.monotonic() - _idempotency.KEPT else None
 
     # -- entries -------------------------------------------------------------------------------------------------------
 
@@ -237,16 +255,23 @@ class MemoryStore:
             session._stored = Stored(snapshot.epoch, len(snapshot.messages))
             session._unfinished = snapshot.unfinished()
             kept.journal, kept.listens, kept.cancel = MemoryJournal(self, kept, session._stored), listens, None
+            if session._idempotency is not None:
+                kept.know(session._idempotency)
+                session._idempotency = None
             self._touch(kept)
             return kept.journal
 
-    def sessions(self, query: str = "", *, limit: int = 50, before: datetime | None = None) -> Sequence[SessionInfo]:
+    def sessions(
+        self, query: str = "", *, limit: int = 50, before: datetime | None = None, prefix: str = ""
+    ) -> Sequence[SessionInfo]:
         """The sessions, those that changed last first, as `Store.sessions` says."""
         wanted = set(words(query))
         before = None if before is None else in_utc(before)
         found: list[SessionInfo] = []
+        prefix = checked_id(prefix)
         with self._using():
-            for kept in sorted(self._sessions.values(), key=lambda each: each.snapshot.updated_at, reverse=True):
+            own = (kept for id, kept in self._sessions.items() if id.startswith(prefix))
+            for kept in sorted(own, key=lambda each: each.snapshot.updated_at, reverse=True):
                 snapshot = kept.snapshot
                 if snapshot.parent is not None or (before is not None and snapshot.updated_at >= before):
                     continue
@@ -306,12 +331,13 @@ class MemoryStore:
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
-    def pending(self, id: str | None = None) -> Sequence[Request]:
+    def pending(self, id: str | None = None, *, prefix: str = "") -> Sequence[Request]:
         """The requests that wait for an answer, as `Store.pending` says."""
         id = None if id is None else checked_id(id)
         with self._using():
             wanted = list(self._sessions) if id is None else self._family(id)
-            return [request for each in wanted for request in self._open_requests(each)]
+            found = [request for each in wanted for request in self._open_requests(each)]
+            return [request for request in found if request.root_id.startswith(prefix)]
 
     def answer(self, request_id: str, answer: Mapping[str, Any], *, by: str = "") -> Request:
         """Answer a request; the first answer counts. Raises `NotPending` and `InvalidAnswer`."""
@@ -340,14 +366,23 @@ class MemoryStore:
 
     # -- other processes, or so ----------------------------------------------------------------------------------------
 
-    def mail(self, id: str, point: MailPoint, text: str) -> Mailed:
+    def mail(self, id: str, point: MailPoint, text: str, *, key: IdempotencyKey | None = None) -> Mailed:
         """Put a message into the mailbox of the session, as `Store.mail` says."""
         mailed = checked_mail(uuid.uuid4().hex, point, text)
         with self._using():
+            if key is not None and self._find(id).known(key.key) is not None:
+                return mailed
             kept = self._commanded(id)
+            if key is not None:
+                kept.know(key)
             kept.write(mailed)
             self._tell(Notice("mailed", id))
         return mailed
+
+    def idempotency_key(self, id: str, key: str) -> IdempotencyKey | None:
+        """The request with this key, as `Store.idempotency_key` says."""
+        with self._using():
+            return self._find(id).known(key)
 
     def cancel(self, id: str, reason: str = "") -> None:
         """Ask the stream of the session to end, as `Store.cancel` says."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from channels import Receiver, SupportsDone
 
 from .._dataclasses import dataclass
+from ..session._idempotency import IdempotencyKey
 from ..session._journal import Journal, Mailed, MailPoint, Request, Status
 from ..session._session import Session
 
@@ -81,17 +82,20 @@ class Store(Protocol):
         (``Session._unfinished``) is read anew: its questions may have been answered since it was loaded.
 
         A sub-session says which call of its ``parent`` runs it; a call may run several, one after the other. With
-        ``listens``, the stream takes `commands`; without, `mail` and `cancel` are refused while it runs.
+        ``listens``, the stream takes `commands`; without, `mail` and `cancel` are refused while it runs. If the session
+        says which request opens it (``Session._idempotency``), that is noted in the same step (`idempotency_key`).
         Raises `SessionBusy`, naming the process and its host, while another stream has it, here or elsewhere, and
         `SessionChanged` where the store has more of the session than this copy knows. The lease of a process that has
         died is taken over.
         """
         ...
 
-    def sessions(self, query: str = "", *, limit: int = 50, before: datetime | None = None) -> Sequence[SessionInfo]:
+    def sessions(
+        self, query: str = "", *, limit: int = 50, before: datetime | None = None, prefix: str = ""
+    ) -> Sequence[SessionInfo]:
         """The sessions, the most recently changed first, without sub-sessions. With ``query``, only the sessions that
         have its words in their title or messages. ``before`` continues a list: give the ``updated_at`` of its last
-        session.
+        session. With ``prefix``, only the sessions whose ids begin with it; those of others cost nothing then.
         """
         ...
 
@@ -120,9 +124,10 @@ class Store(Protocol):
         """
         ...
 
-    def pending(self, id: str | None = None) -> Sequence[Request]:
-        """The open requests, the oldest first, of the session with this id and its sub-sessions, or of all sessions. A
-        request is open until it is answered or its time is over.
+    def pending(self, id: str | None = None, *, prefix: str = "") -> Sequence[Request]:
+        """The open requests, the oldest first, of the session with this id and its sub-sessions, or of all sessions; or
+        of those whose ids (``root_id``) begin with ``prefix``. A request is open until it is answered or its time is
+        over.
         """
         ...
 
@@ -141,12 +146,20 @@ class Store(Protocol):
         runs."""
         ...
 
-    def mail(self, id: str, point: MailPoint, text: str) -> Mailed:
+    def mail(self, id: str, point: MailPoint, text: str, *, key: IdempotencyKey | None = None) -> Mailed:
         """Put a message of the user into the mailbox of the session, for the stream that runs it, in any process: it
         takes the message as if it had been steered there (`Runtime.steer`, `Runtime.follow_up`). A message that comes
-        too late for this stream is not lost: the next stream of the session takes it.
+        too late for this stream is not lost: the next stream of the session takes it. A message whose ``key`` the
+        session knows already is not put in again.
 
         Raises `SessionNotFound`, and `NotRunning` if no stream runs on the session, or one that does not listen.
+        """
+        ...
+
+    def idempotency_key(self, id: str, key: str) -> IdempotencyKey | None:
+        """The request with this key that has opened the session, or put a message into its mailbox, within the last 24
+        hours; None if there was none. It is noted in the same step in which the request takes effect, so a process
+        that dies leaves both, or neither. Raises `SessionNotFound`.
         """
         ...
 

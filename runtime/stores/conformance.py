@@ -40,6 +40,7 @@ from .._errors import (
     StoreError,
 )
 from ..permissions import Permissions, Rule
+from ..session._idempotency import IdempotencyKey
 from ..session._journal import (
     Allowed,
     Began,
@@ -612,6 +613,27 @@ class StoreConformance:
         journal.release("waiting", "waiting")
         assert store.sessions()[0].status == "waiting"
 
+    def test_the_sessions_whose_ids_begin_alike(self, store: Store, held: Any) -> None:
+        """An owner's among those of others: a list of them, a search, a page after the other, and what they ask."""
+        ids = ["an-1", "ann-1", "ann-2", "ann-\U0010ffff1", "ann-%_", "ann.1", "anm-1", "Ann-1", "bob-1", "ann-3"]
+        journals = {id: held(id=id, title="bill")[1] for id in ids}
+        own = ["ann-3", "ann-%_", "ann-\U0010ffff1", "ann-2", "ann-1"]
+        for query in ("", "bill"):
+            assert [info.id for info in store.sessions(query, prefix="ann-")] == own
+        assert [info.id for info in store.sessions(prefix="ann-\U0010ffff")] == ["ann-\U0010ffff1"]
+        assert [info.id for info in store.sessions(prefix="ann-2")] == ["ann-2"]
+        assert list(store.sessions(prefix="ann-%%")) == list(store.sessions(prefix="x")) == []
+        first = store.sessions(prefix="ann-", limit=2)
+        rest = store.sessions(prefix="ann-", before=first[-1].updated_at)
+        assert [info.id for info in (*first, *rest)] == own
+        for id in ("an-1", "ann-1", "ann.1", "ann-3"):
+            journals[id].append(Requested(_request(store.load(id), f"of {id}")))
+        assert [each.id for each in store.pending(prefix="ann-")] == ["of ann-1", "of ann-3"]
+        assert [each.id for each in store.pending("ann-1", prefix="ann-")] == ["of ann-1"]
+        assert list(store.pending("bob-1", prefix="ann-")) == list(store.pending(prefix="x")) == []
+        for journal in journals.values():
+            journal.release("idle")
+
     def test_what_is_known_of_one_session(self, store: Store, held: Any) -> None:
         """As in the list, and of sub-sessions, which are not there."""
         session, journal = held(_calling("1"), title=_ODD)
@@ -996,6 +1018,60 @@ class StoreConformance:
         with pytest.raises(ValueError, match="user_followup_submit"):
             store.mail(session.id, wrong_point, "x")
 
+    def test_the_key_of_a_request_is_noted_with_the_stream_that_it_opens(self, store: Store) -> None:
+        session = Session.from_user("hello")
+        session._idempotency = IdempotencyKey(_ODD, "fingerprint")
+        journal = store.open(session)
+        assert session._idempotency is None
+        assert store.idempotency_key(session.id, _ODD) == IdempotencyKey(_ODD, "fingerprint")
+        assert store.idempotency_key(session.id, "another") is None
+        store.append_events(session, [(1, "a"), (2, "b")])
+        journal.release("idle")
+        again = store.load(session.id)
+        again._idempotency = IdempotencyKey("another", "x", 1)
+        store.open(again).release("idle")
+        assert store.idempotency_key(session.id, "another") == IdempotencyKey("another", "x", 2)  # it knows better
+        assert store.idempotency_key(session.id, _ODD) == IdempotencyKey(_ODD, "fingerprint")
+        # A stream that is refused was not opened.
+        late = store.load(session.id)
+        late._idempotency = IdempotencyKey("late", "x")
+        store.open(again).release("idle")
+        with pytest.raises(SessionChanged):
+            store.open(late)
+        assert store.idempotency_key(session.id, "late") is None
+        with pytest.raises(SessionNotFound):
+            store.idempotency_key("nobody", _ODD)
+        store.delete(session.id)
+        with pytest.raises(SessionNotFound):
+            store.idempotency_key(session.id, _ODD)
+
+    def test_a_message_is_put_into_the_mailbox_once_for_a_key(self, store: Store) -> None:
+        session = Session.from_user("hello")
+        journal = store.open(session, listens=True)
+        key = IdempotencyKey("k", "fingerprint")
+        mailed = store.mail(session.id, "user_followup_submit", "and then?", key=key)
+        store.mail(session.id, "user_followup_submit", "and then?", key=key)
+        assert store.commands(session.id).mail == (mailed,)
+        journal.append(Said(Message("user", mailed.text), mailed.id))
+        store.mail(session.id, "user_followup_submit", "and then?", key=key)  # nor once it was taken
+        assert store.commands(session.id).mail == ()
+        journal.release("idle")
+        store.mail(session.id, "user_followup_submit", "and then?", key=key)  # nor once the stream is over
+        with pytest.raises(NotRunning):
+            store.mail(session.id, "user_followup_submit", "and then?", key=IdempotencyKey("other", ""))
+        assert store.idempotency_key(session.id, "other") is None
+        assert store.idempotency_key(session.id, "k") == key
+
+    def test_of_many_messages_with_one_key_one_is_put_in(self, store: Store) -> None:
+        session = Session.from_user("hello")
+        journal = store.open(session, listens=True)
+        key = IdempotencyKey("k", "fingerprint")
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(8):
+                pool.submit(store.mail, session.id, "user_followup_submit", "and then?", key=key)
+        assert len(store.commands(session.id).mail) == 1
+        journal.release("idle")
+
     # -- two processes -------------------------------------------------------------------------------------------------
 
     def test_another_process_sees_what_is_written(self, store: Store, other: Store, held: Any) -> None:
@@ -1035,6 +1111,17 @@ class StoreConformance:
         assert _next(notices) == Notice("events", session.id)
         assert list(other.events(session.id, 1)) == [(2, "b"), (3, "c")]
         token.cancel()
+        journal.release("idle")
+
+    def test_another_process_knows_which_requests_were_carried_out(self, store: Store, other: Store) -> None:
+        session = Session.from_user("hello")
+        session._idempotency = IdempotencyKey("run", "x")
+        journal = store.open(session, listens=True)
+        assert other.idempotency_key(session.id, "run") == IdempotencyKey("run", "x")
+        key = IdempotencyKey("mail", "y")
+        mailed = other.mail(session.id, "user_followup_submit", "and then?", key=key)
+        store.mail(session.id, "user_followup_submit", "and then?", key=key)
+        assert store.commands(session.id).mail == (mailed,)
         journal.release("idle")
 
     def test_another_process_says_something_to_a_stream(self, store: Store, other: Store) -> None:

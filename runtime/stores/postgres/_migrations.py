@@ -156,7 +156,22 @@ CREATE TABLE @events (
 );
 """
 
-STEPS: Final = (_FIRST, _SERVING)  # step n makes version n + 1; what was released is never changed
+#: Which requests were carried out, and the lists of one owner among many, by the bytes of the ids.
+_REQUESTED: Final = """
+CREATE TABLE @idempotency (
+    session_id text REFERENCES @sessions ON DELETE CASCADE,
+    key text,
+    fingerprint text NOT NULL,
+    since bigint NOT NULL,
+    used_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (session_id, key)
+);
+CREATE INDEX ON @idempotency (used_at);
+CREATE INDEX ON @sessions (id text_pattern_ops) WHERE parent_id IS NULL;
+CREATE INDEX ON @requests (root_id text_pattern_ops) WHERE answer IS NULL AND withdrawn_at IS NULL;
+"""
+
+STEPS: Final = (_FIRST, _SERVING, _REQUESTED)  # step n makes version n + 1; what was released is never changed
 
 
 def migrate(database: Database) -> None:

@@ -16,6 +16,7 @@ from channels import Receiver, SupportsDone
 from ..._checks import check_number, is_number
 from ..._errors import NotPending, SessionBusy, SessionNotFound
 from ..._public import publish
+from ...session._idempotency import IdempotencyKey
 from ...session._journal import Ended, Mailed, MailPoint, Request, Said, Unfinished
 from ...session._message import Message
 from ...session._session import Session, Stored
@@ -23,12 +24,13 @@ from ...usage import Usage
 from .._answers import checked
 from .._commands import checked_mail, not_running, reason_for
 from .._events import numbered
-from .._ids import checked_id, in_utc
+from .._ids import behind, checked_id, in_utc
 from .._owner import Owner
 from .._search_terms import words
 from .._snapshot import Snapshot, branched, permissions_of, to_write
 from .._store import Commands, Notice, Parent, SessionInfo, Store
 from .._transfer import exported, imported
+from . import _keys
 from ._database import Again, Connection, Database
 from ._events import Batch
 from ._migrations import migrate
@@ -122,6 +124,8 @@ class PostgresStore:
         def take(connection: Connection) -> tuple[Head, int, Unfinished]:
             with connection.transaction():
                 head, appends = self._take(connection, session, owner, parent)
+                if session._idempotency is not None:
+                    _keys.know(self._database, connection, head.session_id, session._idempotency)
                 snapshot = snapshot_of(self._database, connection, session.id, messages=False)
                 assert snapshot is not None
                 head.calls = {call.call_id: call.seq for call in snapshot.calls}
@@ -129,6 +133,7 @@ class PostgresStore:
 
         head, appends, left = self._database.run(take)
         session._stored, session._unfinished = Stored(head.epoch, head.messages), left
+        session._idempotency = None
         return self._writer.journal(head, session._stored, appends, session.id)
 
     def _take(
@@ -270,19 +275,24 @@ class PostgresStore:
 
     # -- the sessions --------------------------------------------------------------------------------------------------
 
-    def sessions(self, query: str = "", *, limit: int = 50, before: datetime | None = None) -> Sequence[SessionInfo]:
+    def sessions(
+        self, query: str = "", *, limit: int = 50, before: datetime | None = None, prefix: str = ""
+    ) -> Sequence[SessionInfo]:
         """See `Store.sessions`."""
         found = (
             " AND (s.words @@ %s::tsquery"
             " OR EXISTS (SELECT FROM @items i WHERE i.session_id = s.id AND i.words @@ %s::tsquery))"
         )
         wanted = [f"'{word}'" for word in words(query)]
+        own, bounds = _beginning("s.id", prefix)
+        # The sum keeps PostgreSQL from going through the sessions of all by their age.
+        age = "s.updated_at + interval '0'" if prefix else "s.updated_at"
         text = (
-            f"{_INFO} WHERE s.parent_id IS NULL AND (%s::timestamptz IS NULL OR s.updated_at < %s)"
-            f"{found * len(wanted)} ORDER BY s.updated_at DESC, s.id LIMIT %s"
+            f"{_INFO} WHERE s.parent_id IS NULL{own} AND (%s::timestamptz IS NULL OR s.updated_at < %s)"
+            f"{found * len(wanted)} ORDER BY {age} DESC, s.id LIMIT %s"
         )
         before = None if before is None else in_utc(before)
-        values = (before, before, *(word for word in wanted for _ in range(2)), limit)
+        values = (*bounds, before, before, *(word for word in wanted for _ in range(2)), limit)
 
         def read(connection: Connection) -> list[Any]:
             return connection.execute(self._database.sql(text), values).fetchall()
@@ -399,21 +409,23 @@ class PostgresStore:
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
-    def pending(self, id: str | None = None) -> Sequence[Request]:
+    def pending(self, id: str | None = None, *, prefix: str = "") -> Sequence[Request]:
         """See `Store.pending`."""
         id = None if id is None else checked_id(id)
+        own, bounds = _beginning("r.root_id", prefix)
 
         def read(connection: Connection) -> list[Any]:
             if id is None:
                 return connection.execute(
-                    self._database.sql(f"SELECT {REQUEST} FROM @requests r WHERE {_OPEN} ORDER BY r.number")
+                    self._database.sql(f"SELECT {REQUEST} FROM @requests r WHERE {_OPEN}{own} ORDER BY r.number"),
+                    bounds,
                 ).fetchall()
             return connection.execute(
                 self._database.sql(
-                    f"{_BELOW} SELECT {REQUEST} FROM @requests r JOIN tree t ON t.id = r.session_id WHERE {_OPEN}"
+                    f"{_BELOW} SELECT {REQUEST} FROM @requests r JOIN tree t ON t.id = r.session_id WHERE {_OPEN}{own}"
                     " ORDER BY r.number"
                 ),
-                (column(id),),
+                (column(id), *bounds),
             ).fetchall()
 
         return [request_of(row) for row in self._database.run(read)]
@@ -483,7 +495,7 @@ class PostgresStore:
 
     # -- other processes -----------------------------------------------------------------------------------------------
 
-    def mail(self, id: str, point: MailPoint, text: str) -> Mailed:
+    def mail(self, id: str, point: MailPoint, text: str, *, key: IdempotencyKey | None = None) -> Mailed:
         """See `Store.mail`."""
         id = checked_id(id)
         mailed = checked_mail(uuid.uuid4().hex, point, text)
@@ -492,8 +504,19 @@ class PostgresStore:
             "INSERT INTO @mailbox (session_id, id, point, text, mailed_at) VALUES (%s, %s, %s, %s, clock_timestamp())"
             " ON CONFLICT DO NOTHING",
             (column(id), mailed.id, mailed.point, column(mailed.text)),
+            key,
         )
         return mailed
+
+    def idempotency_key(self, id: str, key: str) -> IdempotencyKey | None:
+        """See `Store.idempotency_key`."""
+        id = checked_id(id)
+
+        def read(connection: Connection) -> IdempotencyKey | None:
+            self._row(connection, id, "id")
+            return _keys.known(self._database, connection, column(id), key)
+
+        return self._database.run(read)
 
     def cancel(self, id: str, reason: str = "") -> None:
         """See `Store.cancel`."""
@@ -504,16 +527,22 @@ class PostgresStore:
             (column(reason_for(reason)), column(id)),
         )
 
-    def _command(self, id: str, text: str, values: tuple[Any, ...]) -> None:
-        """Write a command for the stream of the session. Raises `SessionNotFound` and `NotRunning`."""
+    def _command(self, id: str, text: str, values: tuple[Any, ...], key: IdempotencyKey | None = None) -> None:
+        """Write a command for the stream of the session, unless its ``key`` is known. Raises `SessionNotFound` and
+        `NotRunning`.
+        """
 
         def write(connection: Connection) -> None:
             with connection.transaction():
                 owner, live = self._row(connection, id, "owner, lease_until > clock_timestamp()", lock=True)
+                if key is not None and _keys.known(self._database, connection, column(id), key.key):
+                    return
                 if owner is None or not live or Owner.from_dict(owner).gone:
                     raise not_running(id, None)
                 if not owner.get("listens"):
                     raise not_running(id, Owner.from_dict(owner))
+                if key is not None:
+                    _keys.know(self._database, connection, column(id), key)
                 connection.execute(self._database.sql(text), values)
                 connection.execute(*ring(self._database.schema))
 
@@ -606,6 +635,17 @@ class PostgresStore:
 
     def __repr__(self) -> str:
         return f"<PostgresStore {self._database}, schema {self._database.schema}>"
+
+
+def _beginning(name: str, prefix: str) -> tuple[str, tuple[str, ...]]:
+    """The condition that a column begins with ``prefix``, and its values. An id with a NUL is written in another way
+    (`column`), and begins with nothing.
+    """
+    prefix = checked_id(prefix)
+    end = behind(prefix)
+    if not prefix or not end:
+        return "", ()
+    return f" AND {name} ~>=~ %s AND {name} ~<~ %s", (column(prefix), column(end))
 
 
 def _waiting(request_id: str, row: Any) -> Request:

@@ -24,7 +24,7 @@ from ...usage import Usage
 from .._owner import Owner
 from .._snapshot import permissions_of, to_write
 from .._store import Parent
-from . import _search
+from . import _keys, _search
 from ._file import Connection
 from ._rows import (
     Head,
@@ -254,6 +254,8 @@ def open_session(
             lease_until=now + int(writer.lease * 1e6),
         )
         update_session(connection, head.number, changed)
+        if session._idempotency is not None:
+            _keys.know(connection, head.number, session._idempotency, now)
         snapshot = snapshot_of(connection, session.id, messages=False)
         assert snapshot is not None
         journal = SQLiteJournal(store, writer, head, epoch)
@@ -264,7 +266,7 @@ def open_session(
             writer.hold(job.result[0].lease)
 
     journal, unfinished = writer.send(Job(take, taken)).wait()
-    session._stored, session._unfinished = journal.stored, unfinished
+    session._stored, session._unfinished, session._idempotency = journal.stored, unfinished, None
     assert isinstance(journal, SQLiteJournal)
     return journal
 

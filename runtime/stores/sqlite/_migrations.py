@@ -136,13 +136,28 @@ CREATE TABLE event_logs (
 CREATE INDEX event_logs_by_change ON event_logs (changed_at);
 """
 
-STEPS: Final = [_FIRST, _SERVING]  # step n makes version n + 1; what was released is never changed
+#: Which requests were carried out, and the lists of one owner among many.
+_REQUESTED: Final = """
+CREATE TABLE idempotency (
+    session INTEGER NOT NULL REFERENCES sessions (number) ON DELETE CASCADE,
+    key TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    since INTEGER NOT NULL,
+    used_at INTEGER NOT NULL,
+    PRIMARY KEY (session, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX idempotency_by_age ON idempotency (used_at);
+CREATE INDEX requests_open_by_root ON requests (root_id) WHERE answer IS NULL AND withdrawn_at IS NULL;
+"""
+
+STEPS: Final = [_FIRST, _SERVING, _REQUESTED]  # step n makes version n + 1; what was released is never changed
 
 
 def migrate(file: StoreFile, connection: Connection) -> None:
     """Bring the tables up to date. Raises `StoreTooNew`, `StoreError`, `sqlite3.Error`."""
+    first_version = _version(connection)
     while (version := _version(connection)) < len(STEPS):
-        if version:
+        if version and version == first_version:  # of the file as it was, and not of each step on the way
             back_up(file, connection, _backup_path(file, version))
         connection.execute("BEGIN IMMEDIATE")
         try:

@@ -22,18 +22,19 @@ from ..._checks import check, check_number
 from ..._dataclasses import asdict
 from ..._errors import NotPending, SessionNotFound, StoreError
 from ..._public import publish
+from ...session._idempotency import IdempotencyKey
 from ...session._journal import Entry, Mailed, MailPoint, Request, Status
 from ...session._session import Session
 from .._answers import checked
 from .._commands import checked_mail, not_running, reason_for
 from .._events import EVERY, numbered
-from .._ids import checked_id, in_utc
+from .._ids import behind, checked_id, in_utc
 from .._notices import NOTICES
 from .._owner import Owner
 from .._snapshot import Snapshot, branched
 from .._store import Commands, Notice, Parent, SessionInfo, Store
 from .._transfer import exported, imported
-from . import _search
+from . import _keys, _search
 from ._events import append_events, events_of, forget_events
 from ._file import Connection, Durability, StoreFile
 from ._journal import SQLiteJournal, is_held, open_session, refuse_busy
@@ -120,7 +121,9 @@ class SQLiteStore:
         core = self._core()
         return open_session(self, core.writer, core.fts5, session, parent, listens)
 
-    def sessions(self, query: str = "", *, limit: int = 50, before: datetime | None = None) -> Sequence[SessionInfo]:
+    def sessions(
+        self, query: str = "", *, limit: int = 50, before: datetime | None = None, prefix: str = ""
+    ) -> Sequence[SessionInfo]:
         """The sessions, those that changed last first, as `Store.sessions` says."""
         check("query", query, str, "text")
         check_number("limit", limit, "sessions", least=0, whole=True)
@@ -130,11 +133,17 @@ class SQLiteStore:
                 pass
         found, values = _search.condition(query, core.fts5)
         check("before", before, (datetime, NoneType), "a datetime, or None")
+        # The plus keeps SQLite from going through the sessions of all by their age.
+        age = "s.updated_at"
+        if prefix:
+            age = "+s.updated_at"
+            found += " AND s.id >= ? AND s.id < ?"
+            values += _between(checked_id(prefix))
         if before is not None:
-            found += " AND s.updated_at < ?"
+            found += f" AND {age} < ?"
             values.append(micros(in_utc(before)))
         now = micros(datetime.now(UTC))
-        statement = f"{_INFO} WHERE s.parent IS NULL{found} ORDER BY s.updated_at DESC, s.number DESC LIMIT ?"
+        statement = f"{_INFO} WHERE s.parent IS NULL{found} ORDER BY {age} DESC, s.number DESC LIMIT ?"
         rows = self._read(
             lambda connection: connection.execute(statement, (now, *values, min(limit, 2**62))).fetchall()
         )
@@ -218,7 +227,7 @@ class SQLiteStore:
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
-    def pending(self, id: str | None = None) -> Sequence[Request]:
+    def pending(self, id: str | None = None, *, prefix: str = "") -> Sequence[Request]:
         """The requests that wait for an answer, as `Store.pending` says."""
         id = None if id is None else checked_id(id)
         statement = (
@@ -227,10 +236,13 @@ class SQLiteStore:
         )
 
         def read(connection: Connection) -> list[Request]:
-            which, values = "", [micros(datetime.now(UTC))]
+            which, values = "", [micros(datetime.now(UTC))]  # type: str, list[Any]
             if id is not None:
                 family = [number for number, _ in family_of(connection, id)]
                 which = f" AND session IN ({', '.join(map(str, family))})"
+            if prefix:
+                which += " AND root_id >= ? AND root_id < ?"
+                values += _between(checked_id(prefix))
             rows = connection.execute(f"{statement}{which} ORDER BY requests.number", values)
             return [request_of(row) for row in rows]
 
@@ -275,12 +287,16 @@ class SQLiteStore:
 
     # -- other processes -----------------------------------------------------------------------------------------------
 
-    def mail(self, id: str, point: MailPoint, text: str) -> Mailed:
+    def mail(self, id: str, point: MailPoint, text: str, *, key: IdempotencyKey | None = None) -> Mailed:
         """Put a message into the mailbox of the session, as `Store.mail` says."""
         mailed = checked_mail(uuid.uuid4().hex, point, text)
 
         def write(connection: Connection, now: int) -> None:
+            if key is not None and _keys.known(connection, self._row(connection, id, "number")[0], key.key, now):
+                return
             number = _commanded(connection, id, now)
+            if key is not None:
+                _keys.know(connection, number, key, now)
             connection.execute(
                 "INSERT INTO mailbox (session, id, point, text) VALUES (?, ?, ?, ?)",
                 (number, mailed.id, mailed.point, mailed.text),
@@ -290,6 +306,16 @@ class SQLiteStore:
         id = checked_id(id)
         self._core().writer.do(write)
         return mailed
+
+    def idempotency_key(self, id: str, key: str) -> IdempotencyKey | None:
+        """The request with this key, as `Store.idempotency_key` says."""
+        id = checked_id(id)
+
+        def read(connection: Connection) -> IdempotencyKey | None:
+            (number,) = self._row(connection, id, "number")
+            return _keys.known(connection, number, key, micros(datetime.now(UTC)))
+
+        return self._read(read)
 
     def cancel(self, id: str, reason: str = "") -> None:
         """Ask the stream of the session to end, as `Store.cancel` says."""
@@ -551,6 +577,13 @@ def _info(row: Sequence[Any], now: int) -> SessionInfo:
         branch_of=branch_of,
         waiting=waiting,
     )
+
+
+def _between(prefix: str) -> tuple[str, str | bytes]:
+    """The first text that begins with ``prefix``, and the first value behind all of them, as SQLite orders them: texts
+    by their bytes, and bytes behind all texts.
+    """
+    return prefix, behind(prefix) or b""
 
 
 def _text(by: str) -> str:
