@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import io
 import os
 import pathlib
 import signal
@@ -114,11 +113,6 @@ def nothing_left_behind() -> Iterator[None]:
         )
 
     def unraisable(args: Any) -> None:
-        pipe = isinstance(args.object, io.FileIO) and isinstance(args.object.name, int)
-        if pipe and args.exc_type is ResourceWarning:
-            # A pipe that `asyncio` has not connected yet when the start of its process is cut off: it closes those only
-            # that it has, and the rest when they are collected, in whichever test that is.
-            return
         lost.append(
             f"{args.err_msg or 'ignored'} in {args.object!r}: "
             + "".join(traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -23,6 +22,7 @@ from mcp.shared.message import SessionMessage
 from mcp.types import JSONRPCError, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse, jsonrpc_message_adapter
 
 from .._orphans import tied
+from ._child import KILLED, Child
 from ._messages import ANSWER, failed, has_many_values, mended, refused
 from ._sound import sound
 
@@ -31,9 +31,6 @@ TAIL: Final = 8 << 10  # bytes of its standard error that are kept
 # Seconds.
 POLITE: Final = 2.0  # a server has to end by itself when its input ends, and as long again after SIGTERM
 HASTY: Final = 0.2  # the same for one that never answered
-# Until the loop has seen the end of a process that was killed. On a busy machine that takes its time, and asyncio warns
-# on standard error of a transport that is closed before.
-KILLED: Final = 1.0
 LAST_WORDS: Final = 0.1  # until what a server that has ended wrote last has arrived
 MUTE: Final = 1.5  # a server has to answer the newer handshake, before it is asked in the older one
 
@@ -193,10 +190,9 @@ class Process:
         self.exit_code: int | None = None  # where it ended by itself
         self.rubbish = ""
         self.babbles = False  # more than can be read
-        self._process: asyncio.subprocess.Process | None = None
+        self._child: Child | None = None
         self._reading: asyncio.Task[None] | None = None
         self._errors = b""
-        self._parent = os.getpid()
         self._forced = False  # it did not end by itself
 
     @contextlib.asynccontextmanager
@@ -213,82 +209,41 @@ class Process:
         program, *arguments = tied(self.command, env)
         if sys.platform == "win32":
             program = shutil.which(program) or program  # npx is npx.cmd there
-        starting = asyncio.ensure_future(
-            asyncio.create_subprocess_exec(
-                program,
-                *arguments,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                limit=ANSWER,
-                env=env,
-                cwd=self.cwd,
-                start_new_session=True,  # a Ctrl-C in the terminal is ours, and signals reach its children too
-            )
-        )
+        child = self._child = Child([program, *arguments], env, self.cwd, ANSWER)
+        await child.start()
+        self._reading = asyncio.create_task(self._read_errors(child.stderr))
         try:
-            process = self._process = await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            # Cancelled half-way, asyncio leaves the pipes to nobody, and the process if it was quick.
-            while not starting.done():  # cancelled once more, and awaited by itself, it would be cut off all the same
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.shield(starting)
-            process = self._process = starting.result()
-            try:
-                self.kill()
-                with anyio.CancelScope(shield=True):
-                    await self._exits(KILLED)
-            finally:
-                _close(process)
-            raise
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        self._reading = asyncio.create_task(self._read_errors(process.stderr))
-        try:
-            source = _FromServer(process.stdout, self, on_end)
-            yield source, _ToServer(process.stdin, source, on_end)
+            source = _FromServer(child.stdout, self, on_end)
+            yield source, _ToServer(child.stdin, source, on_end)
         finally:
             try:
-                process.stdin.close()
+                child.stdin.close()
                 with anyio.CancelScope(shield=True):
-                    await self._end(process)
+                    await self._end(child)
             finally:
                 self._reading.cancel()
-                _close(process)
+                child.close()
 
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
+    async def _end(self, child: Child) -> None:
         """End the process: wait, ask, force. Cancelled (the loop is closed), it forces at once."""
         try:
-            if not await self._exits(self.grace):
+            if not await child.exits(self.grace):
                 self._forced = True
-                self._signal(signal.SIGTERM)
-                await self._exits(self.grace)
+                child.signal(signal.SIGTERM)
+                await child.exits(self.grace)
         finally:
-            if process.returncode is None:
+            if child.returncode is None:
                 self._forced = True
-                self.kill()
-                await self._exits(KILLED)
+                child.kill()
+                await child.exits(KILLED)
         await self.last_words()
-
-    async def _exits(self, seconds: float) -> bool:
-        """Whether it ends. (``Process.wait`` also waits for the pipes, which a child of the server may have.)"""
-        assert self._process is not None
-        deadline = asyncio.get_running_loop().time() + seconds
-        pause = 0.001
-        while self._process.returncode is None:
-            if asyncio.get_running_loop().time() >= deadline:
-                return False
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 0.02)
-        return True
 
     async def last_words(self) -> None:
         """Wait, not for long, for what a server that ended leaves: its exit code, the rest of its standard error."""
-        assert self._process is not None
+        assert self._child is not None
         assert self._reading is not None
-        if await self._exits(LAST_WORDS) and not self._forced:
-            self.exit_code = self._process.returncode
+        if await self._child.exits(LAST_WORDS) and not self._forced:
+            self.exit_code = self._child.returncode
         await asyncio.wait([self._reading], timeout=LAST_WORDS)
 
     async def _read_errors(self, stderr: asyncio.StreamReader) -> None:
@@ -360,22 +315,6 @@ class Process:
         return f"did not start: {type(error).__name__}: {error}.{self.evidence()}"
 
     def kill(self) -> None:
-        """Kill the process, with what it started, if it has not ended."""
-        self._signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        process = self._process
-        if process is None or process.returncode is not None or os.getpid() != self._parent:
-            return  # a forked child leaves its parent's servers alone
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if sys.platform == "win32":
-                process.terminate()
-            else:
-                os.killpg(process.pid, number)
-
-
-def _close(process: asyncio.subprocess.Process) -> None:
-    """Close its pipes, which stay open else as long as a child of the server has them. Nothing public does."""
-    transport = getattr(process, "_transport", None)
-    if transport is not None:
-        transport.close()
+        """Kill the process, with what it started, if it has not ended. Any thread."""
+        if self._child is not None:
+            self._child.kill()

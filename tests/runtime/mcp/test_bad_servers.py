@@ -5,8 +5,8 @@ HTTP in test_http.py.)
 
 from __future__ import annotations
 
-import asyncio
 import gc
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -147,14 +147,12 @@ def test_a_flood_at_the_start_is_bounded_by_the_time_to_start(tmp_path: Path) ->
 def test_a_start_that_is_given_up_while_the_system_makes_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = asyncio.create_subprocess_exec
-
-    async def slow(*args: Any, **options: Any) -> Any:
-        process = await make(*args, **options)
-        await asyncio.sleep(0.5)
+    def slow(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(*args, **options)
+        time.sleep(0.5)  # as long as that takes here
         return process
 
-    monkeypatch.setattr("runtime.mcp._stdio.asyncio.create_subprocess_exec", slow)
+    monkeypatch.setattr("runtime.mcp._child.Popen", slow)
     toolset = MCPToolSet(small_server(tmp_path, DEAF), name="slow", startup_timeout=0.1)
     with pytest.raises(MCPServerError, match=r"no answer within 0\.1 s"):
         toolset.start()
