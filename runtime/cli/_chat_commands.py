@@ -116,7 +116,7 @@ def _sessions(chat: Chat, rest: str) -> None:
 
 def _branch(chat: Chat, rest: str) -> None:
     session = chat.session
-    if session is None:
+    if session is None or not _of_user(session):
         raise WrongUse("There is nothing to branch from yet: say something first.")
     at = None
     if rest:

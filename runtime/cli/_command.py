@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from ._place import opened
 from ._sessions import add_store, last_id, session_id, short
 from ._show import Screen
 from ._steps import cause_of, close_stream, is_over, load_model, problem_of, show_traceback
-from ._terminal import Guarded, Terminal
+from ._terminal import CannotWrite, Guarded, Terminal, open_standard_streams
 
 OK: Final = 0
 FAILED: Final = 1
@@ -87,9 +88,13 @@ Example:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
+    open_standard_streams()
     parser = _parser()
     args, behind = parser.parse_known_args(argv)
     if behind and not _take(args, behind):
+        if args.command == "run" and not any(word.startswith("-") for word in behind):
+            prompt = shlex.quote(" ".join([args.prompt, *behind]))
+            parser.error(f"the prompt has to be in quotes: lockgate run {args.agent} {prompt}")
         parser.error(f"unrecognized arguments: {' '.join(behind)}")
     if args.command is None:
         parser.print_help()
@@ -108,9 +113,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             terminal.note(f"stopped: {interrupts.cause}", "yellow")
             return interrupts.status
         except BrokenPipeError:  # what we print is not wanted any more, as with `| head`
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _close_output()
             return 141
+        except CannotWrite as error:
+            _close_output()
+            with contextlib.suppress(CannotWrite):
+                terminal.note(f"error: {error}", "red")
+            return FAILED
+
+
+def _close_output() -> None:
+    """Drop what could not be written: the interpreter would try again as it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from ..events import Event
-from ._terminal import Terminal
+from ._terminal import CannotWrite, Terminal
 
 
 class JsonLines:
@@ -49,8 +49,13 @@ def standard_output() -> Iterator[Callable[[str], object]]:
 
         def write(text: str) -> None:
             left = text.encode("ascii")
-            while left:
-                left = left[os.write(own, left) :]
+            try:
+                while left:
+                    left = left[os.write(own, left) :]
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise CannotWrite(error) from error
 
         try:
             yield write

@@ -63,16 +63,19 @@ def _run_file(source: str) -> ModuleType:
     sys.modules[module.__name__] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _explained(error, source, path) from error
     return module
 
 
 def _import(source: str) -> ModuleType:
+    if not source or source.startswith("."):
+        what = f"a Python file that defines {DEFAULT!r}, or module:attribute"
+        raise CannotLoad(f"an agent must be {what}, not {source!r}")
     sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(source)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{source}.".startswith(f"{error.name}."):
             hint = f"; a file is named with its ending: {source}.py" if Path(f"{source}.py").is_file() else ""
             raise CannotLoad(f"there is no module {error.name!r} here{hint}") from None
@@ -121,16 +124,20 @@ def with_recorded_tools(team: Team, recording: Recording) -> Team:
     return team.map(lambda agent: dataclasses.replace(agent, tools=recording.tools(agent.name), toolsets=()))
 
 
-def _explained(error: Exception, source: str, path: Path | None) -> CannotLoad:
+def _explained(error: BaseException, source: str, path: Path | None) -> CannotLoad:
     """The error that a module raised when it ran, with the line of it."""
     if isinstance(error, MissingExtra) or type(error).__name__ == "ModelUnavailable":
         return CannotLoad(_one_line(error))
     place = source
     if isinstance(error, SyntaxError):
-        return CannotLoad(f"{error.filename or source}, line {error.lineno}: {error.msg}")
+        line = "" if error.lineno is None else f", line {error.lineno}"
+        return CannotLoad(f"{error.filename or source}{line}: {error.msg}")
     for frame in traceback.extract_tb(error.__traceback__):
         if path is not None and Path(frame.filename).resolve() == path.resolve():
             place = f"{source}, line {frame.lineno}"
+    if isinstance(error, SystemExit):  # whose status would pass for that of a run
+        hint = "what a script does by itself belongs below: if __name__ == '__main__':"
+        return CannotLoad(f"{place}: the program ends itself when it is loaded; {hint}")
     return CannotLoad(f"{place}: {type(error).__name__}: {_one_line(error)}")
 
 

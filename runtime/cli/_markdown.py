@@ -20,9 +20,10 @@ from typing import ClassVar, Final
 from markdown_it import MarkdownIt
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.markdown import Heading, Markdown, MarkdownElement, TextElement
+from rich.markdown import Heading, Markdown, MarkdownElement, TableElement, TextElement
 from rich.segment import Segment
 from rich.syntax import Syntax
+from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
 
@@ -155,6 +156,16 @@ class _Code(TextElement):
         yield Text(self.text.plain.rstrip("\n").expandtabs(4), style="cyan", overflow="fold")
 
 
+class _Table(TableElement):
+    """A table whose cells are folded where they are too wide: a number without its last digits is another one."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for table in super().__rich_console__(console, options):
+            for column in table.columns if isinstance(table, Table) else ():
+                column.overflow = "fold"
+            yield table
+
+
 class _Block(Markdown):
     """A block of Markdown, whose HTML is text."""
 
@@ -163,6 +174,7 @@ class _Block(Markdown):
         "heading_open": _Heading,
         "fence": _Code,
         "code_block": _Code,
+        "table_open": _Table,
     }
     _parser: ClassVar[MarkdownIt] = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
 

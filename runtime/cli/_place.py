@@ -67,6 +67,7 @@ def _open(given: str | None, make: bool) -> Store:
         from ..stores.sqlite import SQLiteStore
     except ImportError as error:
         raise CannotLoad(f"this Python comes without SQLite ({error}): --store postgresql://... needs none") from None
+    path: Path | None = None
     try:
         path = Path(said) if said else default_path()
         if not path.exists():
@@ -77,4 +78,7 @@ def _open(given: str | None, make: bool) -> Store:
         return SQLiteStore(path)
     except (StoreError, OSError, RuntimeError, ValueError) as error:  # no home, no permission, a name with a NUL in it
         way_out = "; --store FILE keeps sessions elsewhere, --no-store keeps none" if make else ""
-        raise CannotLoad(f"{' '.join(str(error).split())}{way_out}") from error
+        why = " ".join(str(error).split())
+        if isinstance(error, OSError) and not isinstance(error, StoreError):
+            why = f"the sessions cannot be kept in {path}: {error.strerror or error}"
+        raise CannotLoad(f"{why}{way_out}") from error

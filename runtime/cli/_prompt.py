@@ -27,6 +27,7 @@ from prompt_toolkit.filters import Condition, has_focus
 from prompt_toolkit.formatted_text import ANSI, StyleAndTextTuples, to_formatted_text
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import ColorDepth, Output, create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import PromptSession
@@ -276,6 +277,10 @@ class Prompt:
         @keys.add("c-z", filter=typing & Condition(lambda: hasattr(signal, "SIGTSTP")))
         def _(event: KeyPressEvent) -> None:
             self._send(SUSPEND)
+
+        @keys.add(Keys.Vt100MouseEvent)
+        def _(event: KeyPressEvent) -> None:
+            """Nothing: the mouse is not asked for, and a colour that is pasted raw looks like a report of it."""
 
         @keys.add("escape", "enter", filter=typing)
         def _(event: KeyPressEvent) -> None:

@@ -90,6 +90,12 @@ def serve(args: argparse.Namespace) -> int:
         raise CannotLoad("--no-store keeps no sessions, and --store says where they are kept: leave one of them out")
     with contextlib.redirect_stdout(sys.stderr):  # which is the protocol's: nothing else may be written there
         teams = [load(each) for each in args.agents]
+    known: dict[str, str] = {}
+    for given, team in zip(args.agents, teams, strict=True):
+        name = team.root.name
+        if name in known:
+            raise CannotLoad(f"two agents are named {name!r}, {known[name]} and {given}: give one another name")
+        known[name] = given
     permissions = Permissions(approve_all=True) if args.yes else None
     try:
         return _serve_mcp(args, teams, permissions) if args.mcp else _serve_http(args, teams, permissions)
@@ -112,16 +118,17 @@ def _serve_http(args: argparse.Namespace, teams: Sequence[Team], permissions: Pe
         linger = None if args.linger < 0 else args.linger
         application = Application(teams, store=store, token=token, linger=linger, permissions=permissions)
 
-        def ready(address: str) -> None:
-            print(f"serving {', '.join(args.agents)} on {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-
         try:
-            application.run(host, port, ready=ready)
+            application.run(host, port, ready=lambda address: _tell(args, address))
         except KeyboardInterrupt:
             pass  # as it is meant to end
         except OSError as error:
             raise CannotLoad(f"cannot listen on {shown}:{port}: {error.strerror or error}") from None
     return 0
+
+
+def _tell(args: argparse.Namespace, address: str) -> None:
+    print(f"serving {', '.join(args.agents)} on {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
 
 
 def _load_models(teams: Sequence[Team]) -> None:
@@ -151,8 +158,10 @@ def _serve_mcp(args: argparse.Namespace, teams: Sequence[Team], permissions: Per
                 f"on {host} everybody in reach could use the agents: {TOKEN} in the environment says who may"
             )
         shown = f"[{host}]" if ":" in host else host
-        print(f"serving {', '.join(args.agents)} on http://{shown}:{port}/mcp", file=sys.stderr, flush=True)
-        server.run_http(host, port, token=token)
+        try:
+            server.run_http(host, port, token=token, ready=lambda address: _tell(args, address))
+        except OSError as error:
+            raise CannotLoad(f"cannot listen on {shown}:{port}: {error.strerror or error}") from None
     return 0
 
 

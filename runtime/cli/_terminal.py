@@ -28,6 +28,32 @@ class Over(Exception):
     """The question is over: nobody waits for an answer any more."""
 
 
+class CannotWrite(Exception):
+    """The output cannot be written, for another reason than that nobody reads it: the disk is full."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"the output cannot be written: {error.strerror or error}")
+
+
+def open_standard_streams() -> None:
+    """Open those of standard input, output and error that the shell has closed (``>&-``), on nothing. The next file
+    that is opened would get the number, and what tools and their children print would go into it: into the store.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            with contextlib.suppress(OSError):
+                opened = os.open(os.devnull, os.O_RDWR)
+                os.dup2(opened, number)
+                os.set_inheritable(number, True)
+                if opened != number:
+                    os.close(opened)
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 def bounded(text: str) -> str:
     """``text`` with the middle of overlong lines left out."""
     if len(text) <= _LINE:
@@ -115,7 +141,7 @@ class _Stream:
             raise
         except OSError as error:
             if error.errno != errno.EIO:  # the terminal is gone, and the run shall end in good order all the same
-                raise
+                raise CannotWrite(error) from error
 
     def styled(self, text: str, style: str) -> str:
         return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if style and self.colour else text

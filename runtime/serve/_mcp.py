@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import re
 import secrets
 import signal
+import socket
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
@@ -128,12 +130,20 @@ class MCPServer:
             self._run(lambda: serve(descriptors))
 
     def run_http(
-        self, host: str = "127.0.0.1", port: int = 8000, *, path: str = "/mcp", token: str | None = None
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        *,
+        path: str = "/mcp",
+        token: str | None = None,
+        ready: Callable[[str], object] | None = None,
     ) -> None:
         """Serve clients over streamable HTTP, until SIGINT or SIGTERM. Then everything is closed.
 
-        With a ``token``, clients have to send ``Authorization: Bearer TOKEN``. Raises `ValueError` where there is none
-        and ``host`` is not this machine alone: everybody in reach could have the agents work.
+        With a ``token``, clients have to send ``Authorization: Bearer TOKEN``. ``ready`` is called with the address
+        once it can be asked (with port 0 the system chooses the port). Raises `ValueError` where there is no token and
+        ``host`` is not this machine alone: everybody in reach could have the agents work. Raises `OSError` if the
+        address cannot be had.
         """
         if token is None and host not in ("127.0.0.1", "::1", "localhost"):
             raise ValueError(f"on {host!r} everybody in reach could use the agents: token= says who may")
@@ -156,7 +166,14 @@ class MCPServer:
         def stop() -> None:
             server.should_exit = True
 
-        self._run(server.serve, stop)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
+            # Not left to uvicorn, which exits where it cannot have the address, with a status that says something else.
+            sockets = [stack.enter_context(each) for each in _listening(host, port)]
+            if ready is not None:
+                shown = f"[{host}]" if ":" in host else host
+                ready(f"http://{shown}:{sockets[0].getsockname()[1]}{path}")
+            self._run(lambda: server.serve(sockets), stop)
 
     def app(self, *, path: str = "/mcp", host: str = "127.0.0.1", token: str | None = None) -> Any:
         """An ASGI application, for a server of your own. When that has ended, call `close`."""
@@ -404,6 +421,28 @@ class MCPServer:
     def _forget(self, run: ServedRun) -> None:
         with self._lock:
             self._runs.discard(run)
+
+
+def _listening(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen at all addresses of ``host``. Raises `OSError`."""
+    found: list[socket.socket] = []
+    failed: OSError | None = None
+    try:
+        known = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in known:
+            try:
+                found.append(socket.create_server(address[:2], family=family, backlog=2048))
+            except OSError as error:
+                failed = error
+                if error.errno == errno.EADDRINUSE:
+                    raise
+        if not found:
+            raise failed or OSError(f"{host} has no address")
+    except BaseException:
+        for each in found:
+            each.close()
+        raise
+    return found
 
 
 class _Refused(Exception):

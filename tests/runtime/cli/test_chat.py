@@ -305,6 +305,16 @@ def test_pasted_lines_are_one_message_and_its_control_characters_are_shown(chat:
     screen.end()
 
 
+def test_colours_that_are_pasted_raw_are_no_error(chat: Callable[..., Emulator]) -> None:
+    screen = chat()
+    screen.at_prompt()
+    screen.type("a \x1b[31mred\x1b[0m word")  # which begins as a report of the mouse does
+    screen.enter()
+    screen.until("Number 1: a red")
+    screen.enter("/quit")
+    screen.end()
+
+
 # -- while it works ----------------------------------------------------------------------------------------------------
 
 

@@ -514,12 +514,18 @@ def test_the_code_of_an_error(lockgate: Any, agent: str, said: str) -> None:
     (["garbled.py", "Go"], "garbled.py, line 1: invalid syntax"),
     (["wanting.py", "Go"], "a thing needs an extra: pip install 'lockgate[thing]'"),
     (["agents.py"], 'no prompt: say what to do after the agent, in quotes, such as "Book a table at Luigi\'s"'),
+    (["", "Go"], "an agent must be a Python file that defines 'agent', or module:attribute, not ''"),
+    (["binary.py", "Go"], "binary.py: source code string cannot contain null bytes"),
+    (["ending.py", "Go"], "ending.py, line 2: the program ends itself when it is loaded; what a script does by itself"
+                          " belongs below: if __name__ == '__main__':"),
 ])  # fmt: skip
 def test_what_cannot_begin_says_why_in_one_line(lockgate: Any, place: Path, args: list[str], said: str) -> None:
     if "--model" in args and find_spec("xllamacpp") is None:
         pytest.skip("needs the extra local")
     (place / "wrong.py").write_text("agent = None\n1 / 0\n")
     (place / "garbled.py").write_text("agent = = 1\n")
+    (place / "binary.py").write_bytes(b"agent = 1\0")
+    (place / "ending.py").write_text("import sys\nsys.exit()\n")
     (place / "wanting.py").write_text("from runtime import MissingExtra\nraise MissingExtra('a thing', 'thing')\n")
     done = lockgate("run", *args, status=2)
     assert done.stderr.splitlines()[-1].endswith(said)
@@ -540,6 +546,48 @@ def test_an_extra_that_is_missed_only_when_the_run_begins(lockgate: Any, place: 
 def test_an_answer_has_a_name(lockgate: Any) -> None:
     done = lockgate("run", "agents.py", "Go", "--answer", "four", status=2)
     assert "an answer must have the form NAME=VALUE, not 'four'" in done.stderr
+
+
+def test_a_prompt_without_quotes_is_told_so(lockgate: Any) -> None:
+    done = lockgate("run", "agents.py", "Book", "Ann's", "table", status=2)
+    assert """has to be in quotes: lockgate run agents.py 'Book Ann'"'"'s table'""" in done.stderr
+
+
+def test_a_folder_of_sessions_that_cannot_be_made_is_told_with_the_way_out(lockgate: Any, place: Path) -> None:
+    (place / "data").write_text("")
+    done = lockgate("run", "agents.py", "Go", status=2, XDG_DATA_HOME=str(place / "data"))
+    assert f"the sessions cannot be kept in {place}/data/lockgate/sessions.db: Not a directory; --store" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full disk")
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_output_that_cannot_be_written_is_an_error_in_one_line(place: Path, more: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("run", "agents.py", "Go", "--no-store", *more),
+            stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, timeout=LONG, cwd=place,
+            env=environment(),
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "error: the output cannot be written: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_streams_that_are_closed_go_nowhere(place: Path, closed: str) -> None:
+    """The next file to be opened would have the number, and what children print would go into it: into the store."""
+    (place / "printing.py").write_text(
+        "import subprocess\nfrom runtime import Agent, tool\nfrom support.scripted import Scripted, call, say\n"
+        "@tool(read_only=True)\n"
+        "def echo() -> str:\n    subprocess.run('echo out; echo err >&2', shell=True)\n    return 'echoed'\n"
+        "agent = Agent('cook', Scripted([call('echo')], say('Done.')), tools=[echo])\n"
+    )
+    store = place / "sessions.db"
+    run = " ".join((*command("run", "printing.py", "Go", "--store", str(store)), closed))
+    done = subprocess.run(run, shell=True, timeout=LONG, cwd=place, env=environment(), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    kept = subprocess.run(
+        command("sessions", "--store", str(store)), capture_output=True, text=True, cwd=place, env=environment()
+    )
+    assert " idle            4  Go\n" in kept.stdout, kept
 
 
 def test_help(lockgate: Any) -> None:

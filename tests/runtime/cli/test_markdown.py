@@ -177,6 +177,18 @@ def test_the_rows_of_a_long_table_have_its_head_and_none_is_lost() -> None:
     assert shown.count(" n     m") + shown.count(" n    m") >= 2
 
 
+def test_a_cell_that_is_too_wide_is_folded_and_loses_nothing() -> None:
+    stream = MarkdownStream(paint())
+    columns = ["item", "1000000", "9999999", "abcdefghij", "klmnopqrst", "uvwxyz0123", "4567890"]
+    stream.feed(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n| {' | '.join(columns)} |\n")
+    stream.paint.width = 30
+    shown = plain(stream.finish())
+    assert max(map(len, shown.splitlines())) < 30
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+    written = "".join(shown.split()).replace("\N{BOX DRAWINGS LIGHT HORIZONTAL}", "")
+    assert sorted(written) == sorted("".join(columns * 2))
+
+
 def test_what_is_foreign_is_made_printable_whatever_it_is_in() -> None:
     evil = "\x1b[2J\x1b]0;title\x07\u202e&#x202e;&#27;[2J\x9b31m [red]x[/red] [link=file:///]y[/link] :smile:"
     for frame in ("{}", "**{}**", "`{}`", "# {}", "- {}", "> {}", "[{}](http://x/{})", "```\n{}\n```", "```{}\nx\n```",

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -419,16 +420,20 @@ def test_the_command_serves_agents(script: Path) -> None:
         (["{script}:waiter", "--no-store", "--store", "s.db"], "leave one of them out"),
         (["{script}:waiter", "{script}:waiter", "--no-store"], "two agents are named 'waiter'"),
         (["nothing.py", "--mcp"], "there is no file nothing.py"),
-        (["{script}:waiter", "{script}:waiter", "--mcp"], "two agents are named 'waiter'"),
+        (["{script}:waiter", "{script}:waiter", "--mcp"], "two agents are named 'waiter', .*: give one another name"),
+        (["{script}:waiter", "--mcp", "--http", "{taken}"], "^error: cannot listen on 127.0.0.1:{taken}: Addr"),
+        (["{script}:waiter", "--no-store", "--listen", "{taken}"], "^error: cannot listen on 127.0.0.1:{taken}: Addr"),
         (["{script}:waiter", "--mcp", "--http", "0.0.0.0:8000"], "LOCKGATE_TOKEN in the environment"),
         (["{script}:waiter", "--mcp", "--http", "x"], "an address must be PORT or HOST:PORT"),
     ],
 )
 def test_what_the_command_cannot_serve(script: Path, arguments: list[str], problem: str) -> None:
-    filled = [each.replace("{script}", str(script)) for each in arguments]
-    command = [sys.executable, "-m", "runtime.cli", "serve", *filled]
-    env = {name: value for name, value in os.environ.items() if name != "LOCKGATE_TOKEN"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=env, stdin=subprocess.DEVNULL)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = str(other.getsockname()[1])
+        filled = [each.replace("{script}", str(script)).replace("{taken}", taken) for each in arguments]
+        command = [sys.executable, "-m", "runtime.cli", "serve", *filled]
+        env = {name: value for name, value in os.environ.items() if name != "LOCKGATE_TOKEN"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=env, stdin=subprocess.DEVNULL)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert re.search(problem, done.stderr), done.stderr
+    assert re.search(problem.replace("{taken}", taken), done.stderr), done.stderr
