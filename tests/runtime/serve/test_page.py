@@ -247,6 +247,36 @@ def test_markdown_is_made_of_nodes(serve: Callable[..., Place]) -> None:
     assert all(tab.run("[...document.querySelectorAll('.text a')].map((a) => a.rel === 'noopener noreferrer')"))
 
 
+def test_lists_within_lists_and_tables(serve: Callable[..., Place]) -> None:
+    """A table that is wider than the page is moved in its own place, and the page is not."""
+    tab = serve().tab()
+    text = (
+        "- one\n  - two\n    - three\n  goes on\n- four\n\n  ```\n  x = 1\n\n  y\n  ```\n1. a\n   - b\n2. c\n\n"
+        "> - said\n\n"
+        "Text:\n| n\\|m | `b` |\n|---|--:|\n| 1 | <b>2</b> |\n| only\n- after\n\n"
+        "a | b\n--- | :-:\n1 | 2 | 3\n\n"
+        f"| {'long' * 100} | x |\n|-|-|\n\n| no | table |\n|---|\n\n~~struck~~"
+    )
+    tab.type(text)
+    tab.press("Enter")
+    idle(tab)
+    shown = tab.run("""(function shown(at) {
+        return at.nodeType === 3 ? at.data : at.tagName.toLowerCase() + (at.className && "." + at.className)
+            + "(" + [...at.childNodes].map(shown).join("") + ")";
+    })(document.querySelector(".text"))""")
+    assert shown == (
+        "div.text(div.text("
+        "ul(li(oneul(li(twoul(li(three\ngoes on)))))li(fourpre(code(x = 1\n\ny))))ol(li(aul(li(b)))li(c))"
+        "blockquote(ul(li(said)))p(Text:)"
+        "div.table(table(thead(tr(th(n|m)th.right(code(b))))"
+        "tbody(tr(td(1)td.right(<b>2</b>))tr(td(only)td()))))ul(li(after))"
+        "div.table(table(thead(tr(th(a)th.middle(b)))tbody(tr(td(1)td.middle(2)))))"
+        f"div.table(table(thead(tr(th({'long' * 100})th(x)))tbody()))p(| no | table |\n|---|)"
+        ")div.text(p(del(struck) )))"
+    )
+    assert tab.run("document.querySelector('#log').scrollWidth <= document.querySelector('#log').clientWidth")
+
+
 def test_a_call_is_approved(serve: Callable[..., Place]) -> None:
     place = serve()
     tab = place.tab()
