@@ -26,7 +26,7 @@ from ._store_log import StoreLog
 
 #: Of the runtimes. A question waits as long as its user: the run is parked meanwhile. What comes while a store writes
 #: is buffered, and written together.
-DEFAULTS: Final[Mapping[str, Any]] = {"titles": True, "answer_timeout": None, "event_capacity": 512}
+DEFAULTS: Final[Mapping[str, Any]] = {"titles": True, "answer_timeout": None, "event_capacity": 512, "listen": True}
 SESSIONS: Final = 500  # that are kept without a store
 _LOOK_BACK: Final = 1000  # events in which the beginning of a run is looked for at once
 
@@ -58,7 +58,7 @@ class Backend:
         self._streams = 0
         self.closed = False
         # Made here: settings that are wrong are an error where they are given. A runtime starts no thread before a run.
-        settings = {**DEFAULTS, "listen": store is not None, **settings}
+        settings = {**DEFAULTS, **settings}
         self._runtimes = {name: Runtime(team, store=self.store, **settings) for name, team in teams.items()}
         self.runs: Final = Runs(
             self.runtime, self.store, self.log, linger=linger, max_runs=max_runs, shared=store is not None

@@ -11,9 +11,11 @@ from werkzeug.wrappers import Request
 
 from .._errors import SessionBusy, SessionChanged, SessionNotFound
 from ..runtime import Runtime
+from ..session._idempotency import IdempotencyKey
 from ..session._session import Session
 from ._backend import Backend
 from ._http import Problem, object_of
+from ._idempotency import key_reused
 
 TITLE: Final = 1000  # characters of a title that are kept
 
@@ -64,6 +66,18 @@ class Handlers:
             return self.backend.store.load(id)
         except SessionNotFound:
             raise unknown() from None
+
+    def known(self, id: str, key: IdempotencyKey | None) -> IdempotencyKey | None:
+        """The earlier request with this key, if there was one: it was carried out. Raises `Problem` if that request was
+        another one.
+        """
+        try:
+            found = None if key is None else self.backend.store.idempotency_key(id, key.key)
+        except SessionNotFound:
+            raise unknown() from None
+        if found is not None and key is not None and found.fingerprint != key.fingerprint:
+            raise key_reused()
+        return found
 
     def write(self, session: Session) -> None:
         """Write what was changed in a session that has no run."""

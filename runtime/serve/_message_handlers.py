@@ -2,75 +2,82 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final
 
 from werkzeug.wrappers import Request, Response
 
-from .._errors import NotRunning
-from ._backend import Backend
+from .._errors import NotRunning, SessionNotFound
+from ..session._idempotency import IdempotencyKey
+from ..session._journal import MailPoint
 from ._bodies import messages_of
-from ._handlers import Handlers
+from ._handlers import Handlers, unknown
 from ._http import Problem, field, reply
+from ._idempotency import key_of, part_of
 
 QUEUED: Final = 100  # messages to a run that it has not taken
-KEYS: Final = 10_000  # of messages that were sent, so that one that is sent again is not said twice
-_KEY: Final = 200  # characters of such a key
 
 
 class MessageHandlers(Handlers):
     """Messages to runs."""
 
-    def __init__(self, backend: Backend, *, max_body: int, knows_clients: bool) -> None:
-        super().__init__(backend, max_body=max_body, knows_clients=knows_clients)
-        self._lock = threading.Lock()
-        self._keys: OrderedDict[tuple[str, str], None] = OrderedDict()
-
     def steer(self, request: Request, owner: str, id: str) -> Response:
+        """Say something to the live run, for its next model call."""
         body = self.object_of(request)
         framing = field(body, "framing", str, "plain")
         if framing not in ("plain", "instruction"):
             raise Problem(422, "no_framing", "a message to a run is said as it is: leave framing out")
-        said = self._texts(body)
+        said, key = self._texts(body), key_of(request, "steer", body)
         self._check_room(id)
         self.load(id)
-        if self._repeated(request, id):
+        if self.known(id, key) is not None:
             return reply({"status": "duplicate", "duplicate": True}, 202)
-        try:
-            for text in said:
-                self.runtime(id).steer(id, text)
-        except NotRunning:
-            self._forget_key(request, id)
-            raise Problem(
-                409, "not_running", "the session has no run to steer: POST the message to its agent instead"
-            ) from None
+        if self._mail(id, "user_steering_messages_submit", said, key):
+            raise Problem(409, "not_running", "the session has no run to steer: POST the message to its agent instead")
         return reply({"status": "queued"}, 202)
 
     def followup(self, request: Request, owner: str, id: str) -> Response:
-        said = self._texts(self.object_of(request))
+        """Say something to the live run, for when it has nothing more to do; or to the session, for its next run."""
+        body = self.object_of(request)
+        said, key = self._texts(body), key_of(request, "followup", body)
         self._check_room(id)
-        session = self.load(id)
-        if self._repeated(request, id):
+        self.load(id)
+        if self.known(id, key) is not None:
             return reply({"status": "duplicate", "duplicate": True}, 202)
-        try:
-            for text in said:
-                self.runtime(id).follow_up(id, text)
+        left = self._mail(id, "user_followup_submit", said, key)
+        if not left:
             return reply({"status": "queued_streaming", "duplicate": False}, 202)
-        except NotRunning:
-            pass
+        session = self.load(id)
+        if session.waiting:
+            raise Problem(409, "waiting", "the session waits for its user: answer what it asks before you say more")
+        for text in left:
+            session.add_user(text)
+        session._idempotency = key
         try:
-            if session.waiting:
-                raise Problem(409, "waiting", "the session waits for its user: answer what it asks before you say more")
-            session = self.load(id)
-            for text in said:
-                session.add_user(text)
             self.write(session)
         except Problem:
-            self._forget_key(request, id)
-            raise
+            if self.known(id, key) is None:
+                raise
+            return reply({"status": "duplicate", "duplicate": True}, 202)  # it was sent twice at the same moment
         return reply({"status": "queued_idle", "duplicate": False}, 202)
+
+    def _mail(self, id: str, point: MailPoint, texts: list[str], key: IdempotencyKey | None) -> list[str]:
+        """Give the texts to the live run, wherever that is; those that came too late."""
+        for number, text in enumerate(texts, 1):
+            try:
+                if key is not None:  # with its key, in one step
+                    part = part_of(key, number, number == len(texts))
+                    self.backend.store.mail(id, point, text, key=part)
+                elif point == "user_steering_messages_submit":
+                    self.runtime(id).steer(id, text)
+                else:
+                    self.runtime(id).follow_up(id, text)
+            except NotRunning:
+                return texts[number - 1 :]
+            except SessionNotFound:
+                raise unknown() from None
+        self.known(id, key)  # another request with this key may have come at the same moment, and have been first
+        return []
 
     def _texts(self, body: Mapping[str, Any]) -> list[str]:
         said = messages_of(field(body, "messages", list, required=True))
@@ -86,28 +93,3 @@ class MessageHandlers(Handlers):
         if len(box._steering) + len(box._following) >= QUEUED:
             text = f"{QUEUED} messages wait to be heard: wait a moment"
             raise Problem(429, "queue_full", text, headers={"Retry-After": "1"})
-
-    def _repeated(self, request: Request, id: str) -> bool:
-        """Whether a message with this key was sent before."""
-        key = self._key(request)
-        if not key:
-            return False
-        with self._lock:
-            if (id, key) in self._keys:
-                return True
-            self._keys[id, key] = None
-            if len(self._keys) > KEYS:
-                self._keys.popitem(last=False)
-        return False
-
-    def _forget_key(self, request: Request, id: str) -> None:
-        """The message was not taken: it may be sent again."""
-        with self._lock:
-            self._keys.pop((id, self._key(request)), None)
-
-    @staticmethod
-    def _key(request: Request) -> str:
-        key = request.headers.get("Idempotency-Key", "")
-        if len(key) > _KEY:
-            raise Problem(400, "bad_request", f"an Idempotency-Key has {_KEY} characters at most")
-        return key

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
 from werkzeug.wrappers import Request, Response
 
+from .._dataclasses import replace
 from .._errors import NotRunning, SessionBusy, SessionChanged
+from ..session._idempotency import IdempotencyKey
 from ..session._session import Session
 from ._bodies import messages_of, new_messages
 from ._handlers import Handlers, Stream, running
 from ._http import Problem, body_of, busy, field, form_of, number_of, reply, since_of
-from ._runs import AlreadyRunning, LiveRun, TooManyRuns
+from ._idempotency import key_of
+from ._runs import PARKING, AlreadyRunning, LiveRun, TooManyRuns
+
+_EVERY: Final = 1.0  # seconds between two looks whether a run of another process is over
 
 
 class RunHandlers(Handlers):
@@ -26,11 +36,31 @@ class RunHandlers(Handlers):
             )
         if field(body, "model", str, ""):
             raise Problem(422, "no_model_switch", "the model of an agent is what its program says: leave model out")
-        said = messages_of(field(body, "messages", list, []))
-        form, streams = form_of(request), request.args.get("stream") != "false"
-        if self.backend.runs.get(id) is not None:
+        messages_of(field(body, "messages", list, []))
+        live = self.backend.runs.get(id)
+        session = self.load(id)  # before its keys are looked at: a run that another process starts now makes it stale
+        key = key_of(request, f"run {agent}/{name or ''}", body)
+        if (known := self.known(id, key)) is not None:
+            return self._again(request, id, known)
+        if live is not None:
             raise running(id)
-        session = self.load(id)
+        try:
+            return self._run(request, session, key, body, agent, name)
+        except Problem:
+            if (known := self.known(id, key)) is None:
+                raise
+            return self._again(request, id, known)  # it was sent twice at the same moment
+
+    def _run(
+        self,
+        request: Request,
+        session: Session,
+        key: IdempotencyKey | None,
+        body: dict[str, Any],
+        agent: str,
+        name: str | None,
+    ) -> Response | Stream:
+        id, said = session.id, messages_of(field(body, "messages", list, []))
         info = self.backend.info(id)
         if info is not None and info.parent_id is not None:
             raise Problem(409, "sub_session", f"the session belongs to a run of session {info.parent_id}: use that one")
@@ -49,7 +79,9 @@ class RunHandlers(Handlers):
             raise Problem(400, "nothing_to_do", 'say something: {"messages": [{"role": "user", "content": "hello"}]}')
         if name is not None:
             session._agent_name = name
-        if not streams:
+        if key is not None:
+            session._idempotency = replace(key, since=self.backend.log.last(id))
+        if request.args.get("stream") == "false":
             run = self.start(agent, session)
             return reply({"status": "running", "session_id": id, "since": run.before}, 202)
         self.backend.open_stream(id)  # before it begins; the body closes it
@@ -58,9 +90,37 @@ class RunHandlers(Handlers):
         except BaseException:
             self.backend.close_stream(id)
             raise
-        return Stream(id, run.before, form, lambda: run.over.closed)
+        return Stream(id, run.before, form_of(request), lambda: run.over.closed)
+
+    def _again(self, request: Request, id: str, known: IdempotencyKey) -> Response | Stream:
+        """The same run once more: its events, from the first one on. It may be over, and may be another process's."""
+        if request.args.get("stream") == "false":
+            said = {"status": "running", "session_id": id, "since": known.since, "duplicate": True}
+            return reply(said, 202)
+        self.backend.open_stream(id)
+        return Stream(id, known.since, form_of(request), self._is_over(id))
+
+    def _is_over(self, id: str) -> Callable[[], bool]:
+        """A function that says whether no run is under way, whose last event could come: that reaches the log a moment
+        after the run is over. Of a run whose process has died its reader is told otherwise.
+        """
+        look_at, over_at = 0.0, math.inf
+
+        def is_over() -> bool:
+            nonlocal look_at, over_at
+            now = time.monotonic()
+            if now >= look_at and over_at == math.inf:
+                look_at = now + _EVERY
+                info = self.backend.info(id)
+                lives = info is not None and info.status in ("running", "interrupted")
+                if not lives and self.backend.runs.get(id) is None:
+                    over_at = now + PARKING
+            return now >= over_at
+
+        return is_over
 
     def start(self, agent: str, session: Session) -> LiveRun:
+        """Start a run. Raises `Problem`."""
         try:
             return self.backend.runs.start(agent, session)
         except AlreadyRunning:

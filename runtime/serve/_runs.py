@@ -53,6 +53,7 @@ class LiveRun:
         last = session.messages[-1] if session.messages else None
         #: How many messages the session had before what the events of the run tell of.
         self.messages = len(session.messages) - (1 if last is not None and last.role == "user" else 0)
+        self.opened: Channel[None] = Channel(name="served run opened")  # closes, also if it cannot be opened
         self.over: Channel[None] = Channel(name="served run over")  # closes
         self.clock: CancelToken | None = None
         self.ending = False
@@ -125,10 +126,14 @@ class Runs:
         with self._lock:
             if self._closed or len(self._live) >= self._max_runs:
                 raise TooManyRuns
-            if self._live.setdefault(session.id, run) is not run:
-                raise AlreadyRunning(session.id)
+            other = self._live.setdefault(session.id, run)
+        if other is not run:  # who is told so finds it in the store, with the key of its request
+            with contextlib.suppress(ChannelClosed, TimeoutError):
+                other.opened.recv(timeout=PARKING)
+            raise AlreadyRunning(session.id)
         try:
             run._stream = self._runtimes(agent).run_stream(session)
+            run.opened.close()
             run.before = self._log.last(session.id)  # with the lease of the session: nobody else adds to its log now
             _threads.start(lambda: self._read(run), f"lockgate-serve-{session.id[:8]}")
         except BaseException:
@@ -166,6 +171,7 @@ class Runs:
             clock, run.clock = run.clock, None
         if clock is not None:
             clock.cancel()
+        run.opened.close()
         run.over.close()
 
     def go_on(self, session_id: str, agent: str) -> bool:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 import uuid
 
 from werkzeug.wrappers import Request, Response
 
-from .._errors import NotRunning, SessionBusy, SessionNotFound
+from .._errors import NotRunning, SessionBusy, SessionChanged, SessionNotFound
 from ..permissions import Permissions
+from ..session._idempotency import IdempotencyKey
 from ..session._session import Session
 from ..stores._snapshot import branched
 from ._bodies import messages_of
 from ._handlers import TITLE, Handlers
 from ._http import Problem, field, form_of, number_of, reply
+from ._idempotency import key_of, key_reused
 from ._open_requests import asked_by
 from ._session_json import info_json, session_json
 
@@ -40,12 +43,29 @@ class SessionHandlers(Handlers):
         approved = field(body, "tools_approved", bool, False)
         if approved:
             self.refuse_unknown("tools_approved")
-        session = Session(id=f"{owner}{uuid.uuid4().hex}", title=title, permissions=Permissions(approve_all=approved))
+        key, id = key_of(request, "create", body), f"{owner}{uuid.uuid4().hex}"
+        if key is not None:  # a session that is made twice is one, by its id
+            id = f"{owner}{hashlib.sha256(f'{owner}{key.key}'.encode()).hexdigest()[:32]}"
+            if self.backend.info(id) is not None:
+                return self._made_before(request, id, key)
+        session = Session(id=id, title=title, permissions=Permissions(approve_all=approved))
+        session._idempotency = key
         if field(body, "messages", list, []):
             for text, images in messages_of(body["messages"]):
                 session.add_user(text, images=images)
-        self.backend.keep(session)
+        try:
+            self.backend.keep(session)
+        except (SessionBusy, SessionChanged):  # somebody else was faster
+            if key is None:
+                raise
+            return self._made_before(request, id, key)
         return reply(session_json(session, None, form_of(request)))
+
+    def _made_before(self, request: Request, id: str, key: IdempotencyKey) -> Response:
+        """The session that an earlier request with this key has made."""
+        if self.known(id, key) is None:  # a day ago
+            raise key_reused()
+        return reply(session_json(self.load(id), self.backend.info(id), form_of(request)))
 
     def session(self, request: Request, owner: str, id: str) -> Response:
         session = self.load(id)

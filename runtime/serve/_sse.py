@@ -72,6 +72,7 @@ class EventBody:
         self._on_close: Callable[[], None] | None = on_close
         self._watcher: Watcher = log.watch(session_id)
         self._begun = self._over = self._lost = False
+        self._started = False  # the run whose events these are
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -104,6 +105,7 @@ class EventBody:
                 if self._tell() != self._lost:
                     self._lost = not self._lost
                     if self._lost:
+                        self._over = self._run_is_over is not None
                         return self._lost_run()
             left = quiet_until - now
             if self._watcher.wait(max(0.0, min(left, LOOK, self._tell_every))):
@@ -121,6 +123,11 @@ class EventBody:
         """The entries of a page as they are sent."""
         lines = ['data: {"type":"gap"}\n\n'] if page.gap else []
         for entry in page.entries:
+            if self._run_is_over is not None and entry.type == events.StreamStarted.type:
+                if self._started:  # the next run: the process of this one has died, and not told of its end
+                    self._over = True
+                    return ("".join(lines)).encode("utf-8", "replace") + self._lost_run()
+                self._started = True
             lines.append(f"id: {entry.id}\ndata: {entry.text(self._form)}\n\n")
             if self._run_is_over is not None and entry.type == events.StreamStopped.type:
                 self._over = True
