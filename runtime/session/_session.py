@@ -226,17 +226,24 @@ class Session:
         """
         log = SessionLog(self)
         deadline: CancelToken | None = None
-        while (holder := self._leases.setdefault(None, log)) is not log:
-            if holder.process != log.process:  # forked in the middle: whoever has it is not here
-                self._lock = threading.Lock()
+        try:
+            while (holder := self._leases.setdefault(None, log)) is not log:
+                if holder.process != log.process:  # forked in the middle: whoever has it is not here
+                    self._lock = threading.Lock()
+                    self._leases.pop(None, None)
+                    continue
+                if holder.is_ending and not (deadline is not None and deadline.cancelled):
+                    deadline = deadline or CancelToken(timeout=LEAVING)
+                    with contextlib.suppress(ChannelClosed, Cancelled):
+                        holder.released.recv(cancel=deadline)
+                    continue
+                raise SessionBusy(
+                    f"session {self.id} has a live stream; wait for its end, or close it, before the next"
+                )
+        except BaseException:  # Ctrl-C as it was taken: nobody would ever give it back
+            if self._leases.get(None) is log:
                 self._leases.pop(None, None)
-                continue
-            if holder.is_ending and not (deadline is not None and deadline.cancelled):
-                deadline = deadline or CancelToken(timeout=LEAVING)
-                with contextlib.suppress(ChannelClosed, Cancelled):
-                    holder.released.recv(cancel=deadline)
-                continue
-            raise SessionBusy(f"session {self.id} has a live stream; wait for its end, or close it, before the next")
+            raise
         return log
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import random
@@ -29,6 +30,7 @@ from runtime import (
 )
 from runtime.schema._checking import problems
 from runtime.session._session import Compacted, settled
+from support.interrupts import between, press_ctrl_c
 from support.scripted import Scripted
 
 SAMPLES: dict[str, Any] = {
@@ -248,6 +250,24 @@ def test_settling_gives_every_call_a_result() -> None:
     before = session.messages
     log.settle("late")
     assert session.messages == before
+
+
+def test_ctrl_c_as_a_lease_is_taken_leaves_the_session_free() -> None:
+    number = 0
+    while True:
+        session, taken = Session.from_user("hi"), False
+
+        def take() -> None:
+            nonlocal taken
+            with contextlib.suppress(KeyboardInterrupt):
+                session.lease()
+                taken = True
+
+        if not between(number, take, press_ctrl_c):
+            break
+        assert taken or session._lease is None, number
+        number += 1
+    assert number > 10
 
 
 @pytest.mark.parametrize("seed", range(40))

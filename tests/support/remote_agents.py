@@ -156,6 +156,11 @@ def raises() -> Agent:
     raise RuntimeError("the agent cannot be made")
 
 
+def exits() -> Agent:
+    """As a module does that parses the command line when it is imported."""
+    sys.exit(2)
+
+
 says_a_place = Agent("says_a_place", SaysAPlace())
 echoes = Agent("echoes", Echoes())
 not_an_agent = 5

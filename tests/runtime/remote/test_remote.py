@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import sys
 import time
 import weakref
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from channels import merge, select
+from channels.net._link import live
 from runtime import InvalidAnswer, NotPending, NotRunning, RunError, Runtime, Session, SessionBusy
 from runtime.events import (
     AgentChoice,
@@ -26,7 +29,9 @@ from runtime.remote import Remote, RemoteError, RemoteStream, work
 from runtime.stream._any_stream import AnyStream
 from runtime.stream._event_stream import EventStream
 from support import remote_agents
+from support.interrupts import between, press_ctrl_c
 from support.remote_agents import Place, Processes
+from support.waiting import eventually
 
 AGENTS = "support.remote_agents"
 
@@ -198,7 +203,7 @@ def test_what_an_agent_raises_has_its_traceback(pool: ProcessPoolExecutor) -> No
     assert "remote_agents.py" in str(caught.value.__cause__)
 
 
-@pytest.mark.parametrize("name", ["raises", "not_an_agent", "nobody"])
+@pytest.mark.parametrize("name", ["raises", "exits", "not_an_agent", "nobody"])
 def test_an_agent_that_is_not_there(pool: ProcessPoolExecutor, name: str) -> None:
     with Remote(pool.submit, f"{AGENTS}:{name}") as remote, remote.run_stream(Session.from_user("go")) as stream:
         first, error, last = stream
@@ -253,6 +258,27 @@ def test_a_close_while_a_run_is_opened_leaves_no_run() -> None:
     with pytest.raises(RuntimeError, match="closed"):
         remote.run_stream(session)
     assert session._lease is None
+
+
+def test_an_interrupt_anywhere_leaves_no_run_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two steps of opening, reading and leaving a stream: the session is free again, the sockets are
+    closed."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: None)  # in a finalizer it is lost, as everything there
+    number, happened = 0, True
+    with ThreadPoolExecutor(4) as pool, Remote(pool.submit, f"{AGENTS}:few", grace=0.5) as remote:
+        remote.run(Session.from_user("go"))
+        while happened:
+            session = Session.from_user("go")
+
+            def consume() -> None:
+                with contextlib.suppress(KeyboardInterrupt), remote.run_stream(session) as stream:
+                    list(stream)
+
+            happened = between(number, consume, press_ctrl_c)
+            gc.collect()  # a stream that was not handed over yet is cancelled where it is dropped
+            assert eventually(lambda: session._lease is None and not live), number
+            number += 1 if number < 40 else 9
+    assert number > 200
 
 
 def test_a_run_may_wait_behind_another() -> None:
