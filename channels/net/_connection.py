@@ -10,16 +10,20 @@ import socket
 import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import ChannelClosed
 from .._park import monotonic
 from .._views import Receiver, SupportsDone
 from ._errors import ConnectionLost, HelloFailed
-from ._hello import Challenge, introduce, new_key
+from ._hello import Challenge, introduce, introduce_within, new_key
 from ._inherited import ours
 from ._lane import Codec, LaneReceiver, LaneSender
 from ._link import Link, Selector
+from ._tls import Tls, checked, explained
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 CAPACITY: Final = 128
 HEARTBEAT: Final = 30.0
@@ -27,6 +31,8 @@ LIMIT: Final = 64 * 1024 * 1024
 HELLO: Final = 5.0  # seconds that a peer may take for its hello
 STRANGERS: Final = 64  # peers that are in the middle of it, at most
 GOODBYE: Final = 2.0
+SHORT: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+RESTS: Final = 0.1  # seconds that nobody is let in, where this process or machine is short of these
 
 Address = tuple[str, int]
 
@@ -110,10 +116,13 @@ class Listener:
     peer is refused, also one who knows the key.
 
     ``address`` is where it listens: this machine only, unless told otherwise; port 0 is any free port. `address` and
-    `key` are for the peer. The key is a secret; the connection is not encrypted. ``capacity`` is the number of values
+    `key` are for the peer. The key is a secret. ``capacity`` is the number of values
     that each direction holds, at least 1, ``heartbeat`` the number of seconds after which a peer that is not heard of
     is lost, ``limit`` the longest value in bytes. Peers that do not know the key, say something else or nothing at all
     are turned away, and do not hold up others.
+
+    With ``ssl``, a server's `ssl.SSLContext`, the connection is encrypted, the hello too; a peer without TLS is a
+    stranger.
 
     ``codecs`` and ``capacities`` (to the peer, and from it) make lanes.
     """
@@ -127,8 +136,10 @@ class Listener:
         limit: int = LIMIT,
         codecs: Sequence[Codec] | None = None,
         capacities: Sequence[tuple[int, int]] | None = None,
+        ssl: SSLContext | None = None,
         name: str = "channels-net",
     ) -> None:
+        self._ssl = None if ssl is None else checked(ssl, server_side=True)
         self._codecs = codecs or [Codec()]
         self._capacities = list(capacities or [(capacity, capacity)] * len(self._codecs))
         if not all(isinstance(each, int) and each >= 1 for pair in self._capacities for each in pair):
@@ -180,7 +191,7 @@ class Listener:
         self._taken = True
         deadline = None if timeout is None else monotonic() + timeout
 
-        def opening(link: Link) -> socket.socket:
+        def opening(link: Link) -> tuple[socket.socket, Tls | None]:
             try:
                 return self._welcome(link, deadline, timeout, excused)
             finally:
@@ -192,9 +203,11 @@ class Listener:
 
     def _welcome(
         self, link: Link, deadline: float | None, timeout: float | None, excused: Callable[[], bool]
-    ) -> socket.socket:
+    ) -> tuple[socket.socket, Tls | None]:
         """On the thread of the connection: the socket of the first peer that knows the key."""
         strangers: dict[socket.socket, Challenge] = {}
+        turned_away = ""  # why the last one was
+        resting: float | None = None  # until when nobody is let in
         try:
             with Selector() as selector:
                 selector.register(link.bell.ears, selectors.EVENT_READ)
@@ -211,19 +224,33 @@ class Listener:
                     now = monotonic()
                     if deadline is not None and timeout is not None and now >= deadline:
                         if not excused():
-                            raise TimeoutError(f"nobody connected within {timeout:g} s")
+                            raise TimeoutError(
+                                f"nobody connected within {timeout:g} s"
+                                + (f"; the last one who tried was turned away: {turned_away}" if turned_away else "")
+                            )
                         deadline = now + timeout
+                    if resting is not None and now >= resting:
+                        selector.register(self._sock, selectors.EVENT_READ)
+                        resting = None
                     for sock, each in list(strangers.items()):
                         if now >= each.deadline:
+                            turned_away = f"nothing of use was heard within {HELLO:g} s"
                             forget(sock)
                     ends = [each.deadline for each in strangers.values()]
-                    if deadline is not None:
-                        ends.append(deadline)
+                    ends += [each for each in (deadline, resting) if each is not None]
                     for key, _ in selector.select(max(min(ends) - now, 0.0) if ends else None):
                         if key.fileobj is link.bell.ears:
                             link.bell.hear()
                         elif key.fileobj is self._sock:
-                            new = self._stranger(strangers, forget)
+                            try:
+                                new = self._stranger(strangers, forget)
+                            except OSError as error:
+                                if error.errno not in SHORT:
+                                    raise
+                                # Whoever waits there makes the socket ready, all the time, and is let in later.
+                                selector.unregister(self._sock)
+                                resting = now + RESTS
+                                continue
                             if new is not None:
                                 selector.register(new, selectors.EVENT_READ)
                         elif key.fileobj in strangers:
@@ -233,25 +260,27 @@ class Listener:
                                 if nonce is None:
                                     continue
                                 strangers[sock].accept(self.key, nonce, self._settings())
-                            except OSError:  # also HelloFailed
+                            except OSError as error:  # also HelloFailed, and those of TLS
+                                turned_away = explained(error)
                                 forget(sock)
                                 continue
-                            del strangers[sock]
                             prepare(sock)
-                            return sock
+                            return sock, strangers.pop(sock).tls
         finally:
             for sock in strangers:
                 sock.close()
 
     def _stranger(self, strangers: dict[socket.socket, Challenge], forget: Any) -> socket.socket | None:
+        """Let one in who waits. Raises `OSError` where nobody can be let in now."""
         try:
             sock = ours(self._sock.accept()[0])
         except OSError as error:
-            if error.errno in (errno.EBADF, errno.EINVAL):
+            if error.errno in SHORT or error.errno in (errno.EBADF, errno.EINVAL):
                 raise
-            return None  # it has hung up meanwhile, or there are no more files
+            return None  # it has hung up meanwhile
         try:
-            challenge = Challenge(sock, monotonic() + HELLO)
+            tls = None if self._ssl is None else Tls(self._ssl)
+            challenge = Challenge(sock, monotonic() + HELLO, tls)
         except OSError:
             sock.close()
             return None
@@ -286,18 +315,32 @@ def connect(
     *,
     timeout: float = 10.0,
     codecs: Sequence[Codec] | None = None,
+    ssl: SSLContext | None = None,
+    server_hostname: str | None = None,
     name: str = "channels-net",
 ) -> Connection:
     """Connect to a `Listener`, within ``timeout`` seconds. The listener decides about capacity, heartbeat and limit.
 
-    Raises `HelloFailed` if the key is wrong or was used before, `ConnectionRefusedError` if nobody listens there (any
-    more), `TimeoutError`, and other `OSError`.
+    ``ssl`` is a client's `ssl.SSLContext`, for a listener that has one. The certificate has to be that of
+    ``server_hostname``, by default the host of the address, unless the context does not check names.
+
+    Raises `HelloFailed` if the key is wrong or was used before, or TLS fails, `ConnectionRefusedError` if nobody
+    listens there (any more), `TimeoutError`, and other `OSError`.
     """
+    if ssl is not None:
+        checked(ssl, server_side=False)
+    elif server_hostname is not None:
+        raise ValueError("server_hostname= is for a certificate: it needs ssl=, a client's SSLContext")
     codecs = codecs or [Codec()]
     deadline = monotonic() + timeout
     sock = ours(socket.create_connection((address[0], address[1]), timeout))
+    tls: Tls | None = None
     try:
-        settings = introduce(sock, key, deadline)
+        if ssl is None:
+            settings = introduce(sock, key, deadline)
+        else:
+            tls = Tls(ssl, server_hostname or address[0])
+            settings = introduce_within(tls, sock, key, deadline)
         capacities = [(there, here) for here, there in settings["capacities"]]
         if len(capacities) != len(codecs):
             raise HelloFailed(f"the listener has {len(capacities)} lanes, and this side {len(codecs)}")
@@ -308,7 +351,7 @@ def connect(
             capacities,
             heartbeat=settings["heartbeat"],
             limit=settings["limit"],
-            open=lambda link: sock,
+            open=lambda link: (sock, tls),
         )
         link.start()
     except BaseException:

@@ -27,6 +27,7 @@ from ._bell import Bell
 from ._errors import ConnectionLost, ProtocolError
 from ._frames import ALIVE, Parser, frame
 from ._lane import Codec, Lane
+from ._tls import Tls
 
 PIECE: Final = 262_144  # bytes that are read at a time
 ENOUGH: Final = 1_048_576  # bytes that wait for the socket, from which on no values are taken
@@ -49,7 +50,7 @@ class Link:
         *,
         heartbeat: float,
         limit: int,
-        open: Callable[[Link], socket.socket],
+        open: Callable[[Link], tuple[socket.socket, Tls | None]],
     ) -> None:
         self.name = name
         self.heartbeat = heartbeat
@@ -65,8 +66,9 @@ class Link:
         self.established = False  # never taken back
         self.forked = False  # inherited by a forked child
         self.leaving = False  # receive no more, and send what is there
-        self._open: Callable[[Link], socket.socket] | None = open
+        self._open: Callable[[Link], tuple[socket.socket, Tls | None]] | None = open
         self._sock: socket.socket | None = None
+        self._tls: Tls | None = None
         self._unsent: deque[memoryview] = deque()
         self._bytes = 0  # in there
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -117,7 +119,7 @@ class Link:
         try:
             opening, self._open = self._open, None
             assert opening is not None
-            self._sock = opening(self)
+            self._sock, self._tls = opening(self)
             opening = None
             self.established = True
             self.opened.close()
@@ -154,12 +156,16 @@ class Link:
     def _serve(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         parser = Parser(self.limit)
+        tls = self._tls
+        if tls is not None:  # what has come with the hello: the socket does not have it any more
+            self._take_in(parser, tls.decrypt(b""))
         with Selector() as selector:
             selector.register(self.bell.ears, selectors.EVENT_READ)
             selector.register(sock, selectors.EVENT_READ)
             watched = selectors.EVENT_READ
             heard = sent = monotonic()
             goodbye: float | None = None  # until when the peer may hang up
+            ended = False  # this side of TLS
             while True:
                 if self.aborted is not None:
                     raise self.aborted
@@ -167,12 +173,16 @@ class Link:
                 if goodbye is None:
                     frames, asking = self._frames(sent)
                     if frames:
-                        self._unsent.append(memoryview(b"".join(frames)))
-                        self._bytes += len(self._unsent[-1])
+                        data = b"".join(frames)
+                        self._put(data if tls is None else tls.encrypt(data))
                     if self._unsent:
                         sent = monotonic()
                         self._send(sock)
-                    if not self._unsent and all(lane.sent_close and lane.got_close for lane in self.lanes):
+                    if self._is_through() and tls is not None and not ended:
+                        ended = True
+                        self._put(tls.end())
+                        self._send(sock)
+                    if self._is_through():
                         goodbye = monotonic() + min(LINGER, self.heartbeat)
                         sock.shutdown(socket.SHUT_WR)
                 wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
@@ -202,12 +212,17 @@ class Link:
                             if goodbye is not None:
                                 return  # both have said goodbye before
                             raise
-                        if not data:
+                        if data:
+                            heard = monotonic()
+                            if tls is None:
+                                self._take_in(parser, data)
+                            elif goodbye is None:
+                                self._take_in(parser, tls.decrypt(data))
+                                self._put(tls.outgoing())
+                        if not data or (tls is not None and tls.ended):
                             if goodbye is not None or self._is_through():
                                 return
                             raise ConnectionLost("the peer has hung up without a goodbye")
-                        heard = monotonic()
-                        self._take_in(parser, data)
 
     def _frames(self, sent: float) -> tuple[list[bytes], float | None]:
         """What is to be sent now, and when a lane may have something to ask."""
@@ -229,6 +244,12 @@ class Link:
 
     def _is_through(self) -> bool:
         return not self._unsent and all(lane.sent_close and lane.got_close for lane in self.lanes)
+
+    def _put(self, data: bytes) -> None:
+        """To be sent next."""
+        if data:
+            self._unsent.append(memoryview(data))
+            self._bytes += len(data)
 
     def _send(self, sock: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError, InterruptedError):

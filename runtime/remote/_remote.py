@@ -6,9 +6,10 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from types import NoneType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from channels.net import Listener
+from channels.net import ConnectionLost, Listener
+from channels.net._tls import checked as checked_context
 
 from .._checks import check, is_number
 from .._dataclasses import asdict
@@ -26,6 +27,9 @@ from ._target import check_name, check_store, name_of
 from ._wire import REQUESTS, VERSION, job_of
 from ._work import carrier, work
 
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
 
 class Remote:
     """Runs the agent ``target`` on the workers of an engine, one job a run. ``submit(function, spec)`` is the engine's:
@@ -41,6 +45,9 @@ class Remote:
     - ``settings`` are those of the `Runtime` in the worker, such as ``{"answer_timeout": 60}``.
     - ``address`` is where this process listens, and what workers connect to: this machine only, unless told otherwise.
       Where workers know it under another name, ``advertise`` is that name.
+    - ``ssl``, a server's `ssl.SSLContext` with a certificate for the name that workers connect to, encrypts the
+      connections. ``worker_ssl`` is ``package.module:name`` of a client's context, or of a function that returns one,
+      which the worker imports; without it, the worker trusts the authorities that its system trusts.
     - ``capacity`` is the number of events that are on their way or wait for the consumer.
     - ``start_timeout``: seconds after which a run that no worker has begun fails (None: never). As long as another run
       of this `Remote` is under way, a run may wait behind it, and does not fail.
@@ -48,7 +55,7 @@ class Remote:
     - ``grace``: seconds that a worker may take to end a cancelled run, before it is cut off.
 
     A job is run at most once: its key is spent by the first worker that connects, so an engine that runs it again is
-    refused before the agent is called. The connection is not encrypted. All methods may be called from any thread.
+    refused before the agent is called. All methods may be called from any thread.
     """
 
     def __init__(
@@ -60,6 +67,8 @@ class Remote:
         settings: Mapping[str, Any] | None = None,
         address: str | tuple[str, int] = "127.0.0.1",
         advertise: str | None = None,
+        ssl: SSLContext | None = None,
+        worker_ssl: str | None = None,
         capacity: int = 128,
         start_timeout: float | None = 60.0,
         heartbeat: float = 30.0,
@@ -82,6 +91,15 @@ class Remote:
                 f"address={host!r} is every address of this machine: say with advertise= which of them workers are to"
                 " connect to"
             )
+        if ssl is not None:
+            checked_context(ssl, server_side=True)
+        check("worker_ssl", worker_ssl, (str, NoneType), "named, as 'package.module:context'")
+        if worker_ssl is not None:
+            check_name(worker_ssl)
+            if ssl is None:
+                raise ValueError("worker_ssl= is what workers connect with: it needs ssl=, the SSLContext of this side")
+        self._ssl = ssl
+        self._worker_ssl = worker_ssl
         self._submit = submit
         self._target = target
         self._store = store
@@ -120,13 +138,14 @@ class Remote:
         check("what to run", session, Session, "a Session, such as Session.from_user('hello')")
         job = {**settings, "carrier": carrier()}
         log = session.lease()
-        run = RemoteRun(session, log, self._grace)
         try:
+            run = RemoteRun(session, log, self._grace)
             listener = Listener(
                 self._address,
                 heartbeat=self._heartbeat,
                 codecs=run.codecs,
                 capacities=[(4, self._capacity), (REQUESTS, REQUESTS)],
+                ssl=self._ssl,
                 name="lockgate-remote",
             )
         except BaseException:
@@ -140,12 +159,13 @@ class Remote:
         except BaseException as error:
             listener.close()
             if run.link is not None:
+                run.link.abort(ConnectionLost("it could not be started"))  # Ctrl-C may have come as its thread began
                 run.link.discard(error)
             log.release()
             raise
-        with self._lock:
-            self._runs.add(run)
         try:
+            with self._lock:
+                self._runs.add(run)
             if self._closed:  # in the meantime: `close` may have come before this run was there to be cancelled
                 raise RuntimeError("this Remote is closed")
             spec = {
@@ -156,6 +176,7 @@ class Remote:
                 "target": self._target,
                 "store": self._store,
                 "settings": self._settings,
+                "ssl": None if self._ssl is None else self._worker_ssl or "",
             }
             run.job = self._submit(work, spec)
             stream = RemoteStream(run, output)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from channels.net._tls import checked
 
 from ..agent._agent import Agent, Team
 from ..runtime import Runtime
 from ..stores._store import Store
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 
 def check_name(name: str) -> None:
@@ -38,6 +43,19 @@ def find_agent(name: str) -> Agent | Team | Runtime:
     if not isinstance(found, (Agent, Team, Runtime)):
         raise TypeError(f"{name} is of type {type(found).__name__}, not an Agent, a Team or a Runtime")
     return found
+
+
+def find_context(name: str | None) -> SSLContext | None:
+    """The client's context of TLS of this name, or what the function of this name returns; the system's for an empty
+    one."""
+    if name is None:
+        return None
+    if not name:
+        from ssl import create_default_context
+
+        return create_default_context()
+    found = find(name)
+    return checked(found() if callable(found) else found, server_side=False)
 
 
 def name_of(kind: Any) -> str:

@@ -13,7 +13,7 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, net, select
 from channels._lazy import lazy_logger
@@ -32,8 +32,11 @@ from ..session._session import Session
 from ..stores._store import Store
 from ..stream._event_stream import EventStream
 from ..stream._private_events import ConsumerCall
-from ._target import find, find_agent, open_store
+from ._target import find, find_agent, find_context, open_store
 from ._wire import VERSION, End, Job, changes, read, session_of, write
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 CALLS: Final = 1000  # of tools for the thread of the job, that wait for it
 FIRST: Final = 30.0  # seconds that the caller may take to say what to run
@@ -43,9 +46,10 @@ Lanes: TypeAlias = Sequence[tuple[net.LaneSender[Any], net.LaneReceiver[Any]]]
 _logger = lazy_logger("runtime.remote")
 
 
-def work(spec: Mapping[str, Any]) -> dict[str, Any]:
+def work(spec: Mapping[str, Any], *, ssl: SSLContext | None = None) -> dict[str, Any]:
     """Run the job that ``spec`` names, and send its events to the caller. What an engine runs: it is imported by its
-    name, and ``spec`` and the result are JSON.
+    name, and ``spec`` and the result are JSON. Where a task of yours calls it, it may give it a client's context of
+    ``ssl``, with which it connects then, in place of the one that the caller has named.
 
     A job is run once: whoever connects a second time with the key of a job is refused, and nothing is run. Then the
     result has the reason as ``refused``. Otherwise it has the id of the session and how the run ended. Raises nothing
@@ -60,9 +64,14 @@ def work(spec: Mapping[str, Any]) -> dict[str, Any]:
     worker = _Worker(spec)
     try:
         connection = net.connect(
-            (host, port), spec["key"], timeout=spec["timeout"], codecs=worker.codecs, name="lockgate-worker"
+            (host, port),
+            spec["key"],
+            timeout=spec["timeout"],
+            codecs=worker.codecs,
+            ssl=ssl or find_context(spec.get("ssl")),
+            name="lockgate-worker",
         )
-    except OSError as error:  # also HelloFailed
+    except (Exception, SystemExit) as error:  # of the network, or of the module that has the context
         _logger.warning("a job of %s was refused by its caller at %s:%s: %s", spec["target"], host, port, error)
         return {"refused": f"{type(error).__name__}: {error}"}
     try:
@@ -105,8 +114,11 @@ class _Worker:
                 return {"refused": f"the caller has gone: {error}"}
             try:
                 stuck = self._run(job, session)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # of a module that parses a command line as it is imported
                 self._fail(error, session)
+            except BaseException as error:  # Ctrl-C, which processes of one terminal get together
+                self._fail(error, session)
+                raise
             finally:
                 with contextlib.suppress(ChannelClosed, Cancelled, TimeoutError):
                     lanes[1][0].send({"over": stuck}, timeout=1.0)
@@ -225,7 +237,7 @@ class _Worker:
         cause = "".join(traceback.format_exception(failure))
         return lane.framed(End(stopped, "internal", f"the run could not be sent: {describe(failure)}", cause))
 
-    def _fail(self, error: Exception, session: Session) -> None:
+    def _fail(self, error: BaseException, session: Session) -> None:
         """The run could not be begun."""
         _logger.info("a job of %s could not be begun", self._spec["target"], exc_info=error)
         if self._stream is not None:  # it has an end of its own, which says more

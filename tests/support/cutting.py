@@ -9,19 +9,28 @@ import threading
 from typing import Literal
 
 Way = Literal["up", "down"]  # from who connects to the listener, and back
-How = Literal["reset", "end", "silence"]
+How = Literal["reset", "end", "silence", "flip"]
 HELLO = {"up": 72, "down": 40 + 32 + 2}  # bytes before the first frame; the settings come on top, in "down"
 
 
 class Network:
     """Passes one connection to ``target`` on. Cuts it after the frame number ``after`` that went ``way``, and
-    ``extra`` bytes of the next: with a reset, an end in both directions, or by passing nothing on any more.
+    ``extra`` bytes of the next: with a reset, an end in both directions, or by passing nothing on any more. Where
+    frames cannot be told, that is after so many ``octets``; a flip changes a bit of the next one, and passes all on.
     """
 
     def __init__(
-        self, target: tuple[str, int], *, way: Way = "up", after: int | None = None, extra: int = 0, how: How = "reset"
+        self,
+        target: tuple[str, int],
+        *,
+        way: Way = "up",
+        after: int | None = None,
+        extra: int = 0,
+        how: How = "reset",
+        octets: int | None = None,
     ) -> None:
         self._target = target
+        self._octets = octets
         self._way, self._after, self._extra, self._how = way, after, extra, how
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
@@ -50,7 +59,29 @@ class Network:
         back.start()
         self._pass_on(near, far, "up")
 
+    def _pass_octets(self, source: socket.socket, sink: socket.socket, way: Way, left: int) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if self.cut.is_set() and self._how != "flip":
+                    if self._how == "silence":
+                        continue
+                    return
+                if way == self._way and not self.cut.is_set():
+                    if len(data) > left:
+                        if self._how != "flip":
+                            sink.sendall(data[:left])
+                            self._end()
+                            return
+                        data = data[:left] + bytes([data[left] ^ 1]) + data[left + 1 :]
+                        self.cut.set()
+                    left -= len(data)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
     def _pass_on(self, source: socket.socket, sink: socket.socket, way: Way) -> None:
+        if self._octets is not None:
+            self._pass_octets(source, sink, way, self._octets)
+            return
         head, rest = b"", b""
         hello = HELLO[way]
         with contextlib.suppress(OSError):

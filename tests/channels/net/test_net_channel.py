@@ -16,19 +16,23 @@ import pytest
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock, merge, select
 from channels.aio import to_async
 from channels.net import Codec, Connection, ConnectionLost, Listener, connect
+from support.certificates import certificates
 
 Pair = Callable[..., tuple[Connection, Connection]]
 
 
-@pytest.fixture
-def pair(threads: Any) -> Iterator[Pair]:
+@pytest.fixture(params=["plain", "tls"])
+def pair(request: pytest.FixtureRequest, threads: Any) -> Iterator[Pair]:
     """The two ends of a connection."""
     made: list[Connection] = []
+    here = there = None
+    if request.param == "tls":
+        here, there = certificates().server(), certificates().client()
 
     def pair(**settings: Any) -> tuple[Connection, Connection]:
-        with Listener(**settings) as listener:
+        with Listener(**settings, ssl=here) as listener:
             codecs = settings.get("codecs")
-            other = threads.go(connect, listener.address, listener.key, codecs=codecs)
+            other = threads.go(connect, listener.address, listener.key, codecs=codecs, ssl=there)
             made.append(listener.accept(timeout=5))
         made.append(other.result())
         return made[-2], made[-1]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import resource
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -17,20 +20,25 @@ from channels.net import Connection, ConnectionLost, HelloFailed, Listener, Prot
 from channels.net import _connection as connection_module
 from channels.net._frames import ALIVE, CLOSE, CREDIT, DATA, STOP, WANT, frame
 from channels.net._hello import ANSWER, CHALLENGE, MAGIC, introduce
+from support.certificates import certificates
 from support.cutting import How, Network, Way
 
 Raw = Callable[..., tuple[Connection, socket.socket]]
 
 
-@pytest.fixture
-def raw(threads: Any) -> Iterator[Raw]:
-    """A connection, and the bare socket of its peer, which has said hello."""
+@pytest.fixture(params=["plain", "tls"])
+def raw(request: pytest.FixtureRequest, threads: Any) -> Iterator[Raw]:
+    """A connection, and the bare socket of its peer, which has said hello; or a socket of `ssl`."""
+    here = certificates().server() if request.param == "tls" else None
     with contextlib.ExitStack() as stack:
 
         def raw(**settings: Any) -> tuple[Connection, socket.socket]:
-            with Listener(**settings) as listener:
+            with Listener(**settings, ssl=here) as listener:
                 accepting = threads.go(listener.accept, 5)
                 sock = stack.enter_context(socket.create_connection(listener.address, 5))
+                if here is not None:
+                    context = certificates().client()
+                    sock = stack.enter_context(context.wrap_socket(sock, server_hostname="127.0.0.1"))
                 introduce(sock, listener.key, monotonic() + 5)
                 connection: Connection = accepting.result()
             stack.callback(connection.close)
@@ -87,6 +95,29 @@ def test_more_silent_strangers_than_are_waited_for(monkeypatch: pytest.MonkeyPat
         while crowd[-1].recv(100):
             pass
         assert time.monotonic() - began < 5
+        with connect(listener.address, listener.key), accepting.result():
+            pass
+
+
+def test_without_files_the_listener_rests_and_goes_on_when_there_are_some(threads: Any) -> None:
+    """Whoever waits to be let in makes the socket of the listener ready all the time: it must not be looked at all the
+    time."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(Listener())
+        accepting = threads.go(listener.accept, 20)
+        assert stack.enter_context(socket.create_connection(listener.address, 5)).recv(1)  # it has begun
+        waiting = stack.enter_context(socket.socket())
+        with contextlib.ExitStack() as full:
+            full.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 10, hard))
+            with contextlib.suppress(OSError):
+                while True:
+                    full.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+            waiting.connect(listener.address)
+            before = time.process_time()
+            time.sleep(0.5)
+            assert time.process_time() - before < 0.25
         with connect(listener.address, listener.key), accepting.result():
             pass
 
@@ -211,7 +242,8 @@ MISTAKES: dict[str, bytes] = {
 def test_a_peer_that_breaks_the_protocol(raw: Raw, said: bytes) -> None:
     """The connection ends with an error that says so; what came before can be received."""
     connection, sock = raw(capacity=4, limit=1000)
-    sock.sendall(frame(DATA, 0, b'"before"') + said)
+    with contextlib.suppress(OSError):  # it may be hung up on before all is sent
+        sock.sendall(frame(DATA, 0, b'"before"') + said)
     assert connection.receiver.recv(timeout=5) == "before"
     with contextlib.suppress(ChannelClosed):
         connection.done.recv(timeout=5)
@@ -304,17 +336,35 @@ def test_a_conversation_is_whole_or_ends_with_an_error(threads: Any) -> None:
     assert cuts >= 50
 
 
-def _cut(threads: Any, way: Way, after: int, extra: int, how: How) -> bool:
+def test_a_conversation_over_tls_is_whole_or_ends_with_an_error(threads: Any) -> None:
+    """The same, where the network is cut in the middle of TLS's own records, or has changed a bit of them."""
+    cuts = 0
+    for how in ("reset", "end", "flip"):
+        for way in ("up", "down"):
+            octets = 1
+            while _cut(threads, way, None, 0, how, octets):  # type: ignore[arg-type]
+                octets += 131
+                cuts += 1
+            assert octets > 700
+    assert cuts >= 50
+
+
+def _cut(threads: Any, way: Way, after: int | None, extra: int, how: How, octets: int | None = None) -> bool:
     heartbeat = 0.3 if how == "silence" else 10.0
+    here = there = None
+    if octets is not None:
+        here, there = certificates().server(), certificates().client()
     with (
-        Listener(heartbeat=heartbeat) as listener,
-        Network(listener.address, way=way, after=after, extra=extra, how=how) as network,
+        Listener(heartbeat=heartbeat, ssl=here) as listener,
+        Network(listener.address, way=way, after=after, extra=extra, how=how, octets=octets) as network,
     ):
-        accepting = threads.go(listener.accept, 1)
+        token = CancelToken()
+        accepting = threads.go(listener.accept, 1, token)
         try:
-            far = connect(network.address, listener.key, timeout=0.5)
+            far = connect(network.address, listener.key, timeout=0.5, ssl=there)
         except (HelloFailed, TimeoutError):  # in the middle of the hello: each side has heard the other's, or not
-            with contextlib.suppress(TimeoutError):
+            token.cancel()
+            with contextlib.suppress(TimeoutError, Cancelled):
                 near: Connection = accepting.result()
                 near.abort()
                 near.close()
@@ -331,3 +381,114 @@ def _cut(threads: Any, way: Way, after: int, extra: int, how: How) -> bool:
         if not network.cut.is_set() and how != "silence":  # a machine that is busy is silent, too
             assert near.error is far.error is None
         return network.cut.is_set()
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", STRANGERS.values(), ids=STRANGERS.keys())
+def test_strangers_without_tls_hold_up_nobody(said: bytes, threads: Any) -> None:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(Listener(ssl=certificates().server()))
+        strangers = [stack.enter_context(socket.create_connection(listener.address, 5)) for _ in range(20)]
+        accepting = threads.go(listener.accept, 10)
+        for each in strangers:
+            with contextlib.suppress(OSError):
+                each.sendall(said)
+        with (
+            connect(listener.address, listener.key, ssl=certificates().client()) as far,
+            accepting.result() as near,
+        ):
+            far.sender.send("it is me")
+            assert near.receiver.recv(timeout=5) == "it is me"
+
+
+def test_who_is_not_trusted_is_refused_and_told_why(threads: Any) -> None:
+    """And does not spend the key, nor does who has the wrong one within TLS."""
+    made = certificates()
+    with Listener(ssl=made.server(wants=made.authority)) as listener:
+        accepting = threads.go(listener.accept, 20)
+        ours = made.client(path=made.here)
+        for context, name, key, text in (
+            (made.client(made.other, made.here), None, listener.key, "does not trust the certificate"),
+            (made.client(path=made.stranger), None, listener.key, "does not trust the certificate of this one"),
+            (made.client(), None, listener.key, "wants a certificate"),
+            (ours, "elsewhere.example", listener.key, "another host"),
+            (ours, None, "wrong", "refused"),
+        ):
+            with pytest.raises(HelloFailed, match=text):
+                connect(listener.address, key, ssl=context, server_hostname=name)
+        with connect(listener.address, listener.key, ssl=ours, server_hostname="localhost"), accepting.result():
+            pass
+
+
+def test_a_listener_that_is_not_trusted_is_sent_nothing(threads: Any) -> None:
+    """Not the key's proof either, which somebody in the middle could pass on."""
+    made = certificates()
+    with Listener(ssl=made.server(made.stranger)) as listener:
+        accepting = threads.go(listener.accept, 0.5)
+        with pytest.raises(HelloFailed, match="CERTIFICATE_VERIFY_FAILED"):
+            connect(listener.address, listener.key, ssl=made.client())
+        assert "does not trust the certificate of this one" in str(accepting.raises(TimeoutError))
+
+
+@pytest.mark.parametrize("encrypted", ["the listener", "the peer"])
+def test_tls_on_one_side_only(encrypted: str, threads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "HELLO", 0.3)
+    here, there = certificates().server(), certificates().client()
+    with Listener(ssl=here if encrypted == "the listener" else None) as listener:
+        accepting = threads.go(listener.accept, 1)
+        with pytest.raises(HelloFailed, match="TLS"):
+            connect(listener.address, listener.key, timeout=5, ssl=there if encrypted == "the peer" else None)
+        assert "turned away" in str(accepting.raises(TimeoutError))
+
+
+def test_nothing_that_is_said_can_be_read_on_the_way(threads: Any) -> None:
+    heard = bytearray()
+
+    class Overhears(Network):
+        def _pass_on(self, source: socket.socket, sink: socket.socket, way: Way) -> None:
+            while data := source.recv(65536):
+                heard.extend(data)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    with Listener(ssl=certificates().server()) as listener, Overhears(listener.address) as network:
+        accepting = threads.go(listener.accept, 5)
+        with (
+            connect(network.address, listener.key, ssl=certificates().client()) as far,
+            accepting.result() as near,
+        ):
+            far.sender.close(final="a secret that is long enough")
+            assert list(near.receiver) == ["a secret that is long enough"]
+            near.sender.close()
+    assert len(heard) > 1000
+    assert b"secret" not in heard
+    assert MAGIC not in heard
+
+
+def test_a_peer_that_ends_tls_without_a_goodbye_is_lost(raw: Raw) -> None:
+    """Somebody in the middle may have cut what was to come: the end of TLS is not the end of a lane."""
+    connection, sock = raw()
+    sock.sendall(frame(DATA, 0, b"1"))
+    if isinstance(sock, ssl.SSLSocket):
+        with contextlib.suppress(OSError):
+            sock.settimeout(0)
+            sock.unwrap()
+    else:
+        sock.shutdown(socket.SHUT_WR)
+    assert connection.receiver.recv(timeout=5) == 1
+    with pytest.raises(ConnectionLost, match="goodbye"):
+        connection.receiver.recv(timeout=5)
+
+
+def test_contexts_of_the_other_side_are_refused_where_they_are_given() -> None:
+    made = certificates()
+    with pytest.raises(ValueError, match="load_cert_chain"):
+        Listener(ssl=made.client())
+    with pytest.raises(ValueError, match="create_default_context"):
+        connect(("127.0.0.1", 1), "key", ssl=made.server())
+    with pytest.raises(TypeError, match="SSLContext"):
+        Listener(ssl=True)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="needs ssl="):
+        connect(("127.0.0.1", 1), "key", server_hostname="localhost")
