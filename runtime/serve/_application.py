@@ -185,6 +185,8 @@ class Application:
         return Response(page(), headers=dict(page_headers()))
 
     def _stream(self, wanted: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        from werkzeug.wrappers import Response
+
         from ._sse import HEADERS, EventBody, worker_is_ending
 
         backend, ending = self._backend, worker_is_ending()
@@ -192,6 +194,9 @@ class Application:
         def close() -> None:
             backend.close_stream(wanted.session_id)
 
+        if environ["REQUEST_METHOD"] == "HEAD":  # with a length: waitress would send the end of a body that is none
+            close()
+            return Response(headers=HEADERS)(environ, start_response)
         try:
             body = EventBody(
                 backend.log,
@@ -214,8 +219,6 @@ class Application:
         except BaseException:
             body.close()
             raise
-        if environ["REQUEST_METHOD"] == "HEAD":
-            body.close()
         return body
 
     # -- serving -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ._event_log import as_json
 OURS: Final = "application/x-lockgate+json"
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _LOCAL: Final = re.compile(r"127(\.\d{1,3}){3}|::1|::ffff:127(\.\d{1,3}){3}")
-_SAFE: Final = ("GET", "HEAD", "OPTIONS")
+_HOST: Final = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\],\s]*))(?::\d*)?")
 _HEADERS: Final = (("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
 #: Of which a proxy that passes requests on adds one: then the address of the peer is not that of the client.
 _FORWARDED: Final = ("HTTP_FORWARDED", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_REAL_IP", "HTTP_VIA")
@@ -268,7 +268,7 @@ def _check_origin(request: Request) -> None:
     if origin is not None:
         same = _place(origin.partition("://")[2]) == _place(request.environ.get("HTTP_HOST", ""))
     else:
-        same = request.method in _SAFE or request.headers.get("Sec-Fetch-Site") not in ("cross-site", "same-site")
+        same = request.headers.get("Sec-Fetch-Site") not in ("cross-site", "same-site")
     if not same:
         raise Problem(403, "cross_origin", "pages of other sites may not use this server")
 
@@ -278,6 +278,7 @@ def _place(host: str) -> str:
 
 
 def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower() if host.count(":") < 2 else host.lower()
+    match = _HOST.fullmatch(host)
+    if match is None:  # an IPv6 address, as settings have it; or no name at all, and then none that is served
+        return host.lower()
+    return (match[1] or match[2] or "").lower()

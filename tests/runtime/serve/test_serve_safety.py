@@ -49,6 +49,10 @@ def test_without_a_token_only_this_machine_is_served_under_its_own_name(client: 
         (f"evil.example:{client.port}", 403),
         ("localhost.evil.example", 403),
         ("localhost@evil.example", 403),
+        ("localhost:evil.example", 403),
+        ("localhost, evil.example", 403),
+        ("localhost:80, evil.example", 403),
+        ("[::1]evil.example", 403),
         ("", 403),
     ):
         found, body = raw(client.port, f"GET /api/sessions HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
@@ -74,6 +78,7 @@ def test_pages_of_other_sites_are_refused(client: Client) -> None:
         ({"Sec-Fetch-Site": "same-site"}, 403),
     ):
         assert client.ask("POST", "/api/sessions", {}, headers)[0] == status, headers
+        assert client.ask("GET", "/api/sessions", headers=headers)[0] == status, headers
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
         found, said = client.ask("POST", "/api/sessions", {}, {"Content-Type": kind})
         assert (found, said["code"]) == (415, "not_json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -380,6 +381,52 @@ def test_waitress_ends_its_streams_and_says_when_to_come_back(desk: tuple[Applic
         threading.Thread(target=application.close).start()
         assert list(events) == []
         assert events.retry
+
+
+def test_requests_that_do_not_arrive_and_replies_that_are_not_taken_are_given_up(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Also where a byte comes now and then. A stream on which nothing happens is left alone."""
+    monkeypatch.setattr("runtime.serve._server.ARRIVAL", 1.0)
+    monkeypatch.setattr("runtime.serve._server.STUCK", 1.0)
+    application, _, client = request.getfixturevalue("desk")
+    much = client.session()
+    for _ in range(7):  # more than fits into the buffers of the system
+        with client.run(much, " ".join(["x" * 5000] * 180)) as events:
+            assert events.until("stream_stopped")["reason"] == "normal"
+    address = ("127.0.0.1", client.port)
+    with client.events(client.session()) as quiet, socket.socket() as full:
+        full.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        full.connect(address)
+        full.sendall(b"GET /api/sessions/%b/events HTTP/1.1\r\nHost: localhost\r\n\r\n" % much.encode())
+        assert eventually(lambda: application._backend.streams == 2)
+        assert eventually(lambda: application._backend.streams == 1)
+        with socket.create_connection(address, 20) as silent, socket.create_connection(address, 20) as slow:
+            slow.sendall(b"POST /api/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+            assert silent.recv(1) == b""
+            begun = time.monotonic()
+            with contextlib.suppress(OSError):
+                while not select.select([slow], [], [], 0.05)[0]:
+                    assert time.monotonic() < begun + 10
+                    slow.sendall(b" ")
+            with contextlib.suppress(ConnectionError):
+                assert slow.recv(1) == b""
+        assert application._backend.streams == 1
+        next(iter(quiet.answer))
+
+
+def test_a_head_of_a_stream_has_no_body(desk: tuple[Application, Any, Client]) -> None:
+    """What came behind it would be read as the next reply."""
+    _, _, client = desk
+    id = client.session()
+    with socket.create_connection(("127.0.0.1", client.port), 20) as connection:
+        host = b"Host: localhost\r\n"
+        connection.sendall(b"HEAD /api/sessions/%b/events HTTP/1.1\r\n%b\r\n" % (id.encode(), host))
+        connection.sendall(b"GET /health HTTP/1.1\r\n%bConnection: close\r\n\r\n" % host)
+        said = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, rest = said.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert rest.startswith(b"HTTP/1.1 200 "), rest
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
