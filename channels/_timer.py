@@ -20,7 +20,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from ._channel import Channel
 from ._errors import ChannelClosed, WouldBlock
@@ -42,6 +42,10 @@ class Timer:
 
     __slots__ = ("_function", "_key", "_owner", "deadline")
 
+    #: Those that have neither fired nor been cancelled. Kept by the class: weak references call back until the very end
+    #: of the interpreter, when the globals of this module are gone.
+    pending: ClassVar[set[Timer]] = set()
+
     def __init__(self, deadline: float, function: Callable[[], object], owner: object = None) -> None:
         self.deadline = deadline
         self._function: Callable[[], object] | None = function
@@ -55,7 +59,7 @@ class Timer:
     def cancel(self, _: object = None) -> None:
         """Let go of the function; it will not be called unless that has begun."""
         self._function = self._owner = None
-        _clock.pending.discard(self)
+        self.pending.discard(self)
 
     _disown = cancel
 
@@ -73,7 +77,6 @@ class _Clock:
     """The thread, and the queue that leads to it."""
 
     def __init__(self) -> None:
-        self.pending: set[Timer] = set()  # neither fired nor cancelled
         self._over = False
         self._reset()
         atexit.register(self._at_exit)
@@ -88,7 +91,7 @@ class _Clock:
 
     def _forked(self) -> None:
         self._reset()
-        timers = list(self.pending)
+        timers = list(Timer.pending)
         for timer in timers:
             self._inbox.put(timer)
         if timers:
@@ -222,7 +225,7 @@ def call_at(deadline: float, function: Callable[[], object], owner: object = Non
     """
     timer = Timer(deadline, function, owner)
     _clock.start()
-    _clock.pending.add(timer)
+    Timer.pending.add(timer)
     _clock.put(timer)
     return timer
 

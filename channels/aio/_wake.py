@@ -15,7 +15,7 @@ import operator
 import socket
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import janus
 
@@ -70,18 +70,21 @@ class LoopWaiter(Waiter):
 
     def end(self) -> bool:
         """Withdraw and wake the task; whether it had not been served. Any thread."""
-        self.withdraw()
-        park = self.park
-        if self.channel is not None or park is None:
+        park = self.park  # before the waiter is served: then its task goes on, and severs it
+        try:
+            del self.ticket[0]  # type: ignore[union-attr]
+            self.done = True
+        except IndexError:
             return False
         park.release()
         return True
 
     def sever(self) -> None:
         """Break the cycle, now that the waiter is done and once its server has let go of it."""
-        park, self.park = self.park, None
+        park = self.park
         if park is not None:
-            park.acquire()
+            park.acquire()  # first: its server looks for `park` after it has set `done`, without the GIL even later
+            self.park = None
 
 
 class _Park:
@@ -111,6 +114,10 @@ class _Bell:
 
     __slots__ = ("__weakref__", "_armed", "_ears", "_loop", "_mouth", "_ring", "_served", "_watch", "waiting")
 
+    # Held here until a bell is gone. Where it is part of a cycle, the garbage collector may come to the sockets before
+    # it comes to the bell (without the GIL it does), and they complain that nobody has closed them.
+    _open: ClassVar[set[socket.socket]] = set()
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.waiting: dict[LoopWaiter, _Wait] = {}  # until their tasks have gone on
         self._served: dict[LoopWaiter, bool] = {}
@@ -119,6 +126,7 @@ class _Bell:
         self._ears.setblocking(False)
         self._mouth.setblocking(False)
         self._ring = (functools.partial(self._armed.pop, "bell", None), functools.partial(self._mouth.send, b"\0"))
+        self._open.update((self._ears, self._mouth))
         self._loop = weakref.ref(loop)
         watch = _Watch(self)
         loop.add_reader(self._ears, watch)
@@ -160,8 +168,9 @@ class _Bell:
             waiter.let_go()
 
     def __del__(self) -> None:  # no waiter is left that might ring
-        self._ears.close()
-        self._mouth.close()
+        for each in (self._ears, self._mouth):
+            each.close()
+            self._open.discard(each)
 
 
 class _Watch:

@@ -1678,6 +1678,50 @@ def test_waking_a_task_calls_nothing_but_c():
     asyncio.run(main())
 
 
+def test_a_task_that_is_served_waits_for_its_server_before_it_lets_go_of_the_waiter():
+    """The server says that it has served, then looks for what it has to release."""
+    from channels.aio._wake import LoopWaiter
+
+    async def main():
+        waiter = LoopWaiter(Channel(), "recv")
+        there = []
+
+        class Serving:
+            def acquire(self):
+                there.append(waiter.park is not None)
+
+            def _is_owned(self):
+                return False
+
+        waiter.park._lock = Serving()
+        waiter.done = True
+        await waiter.served()
+        assert there == [True]
+        assert waiter.park is None
+
+    asyncio.run(main())
+
+
+def test_the_sockets_of_a_loop_are_held_until_what_closes_them_is_gone():
+    """Otherwise the garbage collector may come to them first, and they complain that nobody has closed them."""
+    from channels.aio._wake import _Bell
+
+    def open_and_drop():
+        with contextlib.closing(asyncio.new_event_loop()) as loop:
+            bell = _Bell(loop)
+            bell._armed["cycle"] = bell
+            sockets = bell._ears, bell._mouth
+            assert _Bell._open.issuperset(sockets)
+            return weakref.ref(bell), sockets
+
+    gone, sockets = open_and_drop()
+    deadline = time.monotonic() + LONG
+    while gone() is not None and time.monotonic() < deadline:  # the timer thread is told that the loop is closed
+        gc.collect()
+    assert [each.fileno() for each in sockets] == [-1, -1]
+    assert _Bell._open.isdisjoint(sockets)
+
+
 class BlindLoop(asyncio.SelectorEventLoop):
     """A loop that cannot watch a socket, as the one of Windows."""
 

@@ -313,16 +313,16 @@ def test_there_is_a_timer_only_while_streams_live(reports: Reports) -> None:
     with Stall() as stall, Runtime(Agent("a", Scripted([stall], [stall])), stall_after=60) as runtime:
         watch: Any = runtime._shared.watch
         assert watch._timer == {}
-        before = len(_timer._clock.pending)
+        before = len(_timer.Timer.pending)
         one = runtime.run_stream(Session.from_user("go"))
         two = runtime.run_stream(Session.from_user("go"))
         assert len(watch._timer) == 1
-        assert len(_timer._clock.pending) == before + 1
+        assert len(_timer.Timer.pending) == before + 1
         stall.go_on.set()
         one.result()
         two.result()
         assert eventually(lambda: watch._timer == {})
-        assert eventually(lambda: len(_timer._clock.pending) == before)
+        assert eventually(lambda: len(_timer.Timer.pending) == before)
 
 
 def test_streams_that_begin_and_end_at_once_never_lose_the_timer(threads: Any) -> None:
