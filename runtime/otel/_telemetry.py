@@ -1,14 +1,17 @@
 """The spans and metrics of the streams of one runtime.
 
-A span is started where its work begins, since what runs in that has to find it. It is ended elsewhere (`_finisher`),
-at the time that was noted: what the SDK does then is foreign code, and the worker of a stream only notes what it has to
-say. Each span is in its stream's table of open ones until that was noted, and the end of the stream empties the table:
-so none is left open, whatever way the work has taken.
+The worker of a stream only notes what happens, and when. What the SDK does with that is foreign code and takes its
+time: spans are started and ended elsewhere (`_finisher`), many at once, at the times that were noted. A span that
+something asks for earlier, such as a tool which starts a span of its own, is started at that moment (`_Within`).
+
+Each operation is in its stream's table of open ones until its end is noted, and the end of the stream empties the
+table: so no span is left open, whatever way the work has taken.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
@@ -17,6 +20,7 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
+from opentelemetry.context import Context as OtelContext
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode, set_span_in_context
 
 from channels import Cancelled
@@ -33,12 +37,12 @@ from ..stream._tracing import UNTRACED, Batches, Traced
 from ._attributes import Attributes, error_type, of_model, of_request, of_usage, provider_and_model
 from ._content import Content, is_wanted
 from ._finisher import Finisher
+from ._providers import has_processors, has_readers, is_sdk
 
 _logger = logging.getLogger("runtime")
 SCOPE: Final = "lockgate"
 #: The conventions that the names here are of: the last that were released.
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.41.0"
-_UNHEARD: Final = ("opentelemetry.trace", "opentelemetry.metrics")
 _LONGEST: Final = 500  # characters of a description
 #: Reasons for which a stream ends that are no failure: it is done, or parked until the user has answered.
 _NO_FAILURE: Final[Mapping[str, str]] = {"normal": "", "waiting": ""}
@@ -91,12 +95,17 @@ class Telemetry:
             self.failed("the start of a stream")
 
     def _is_heard(self) -> bool:
-        """Whether anybody takes spans or metrics: an SDK, which may be set after `instrument` was called. The providers
-        that the API has itself stand for none.
-        """
+        """Whether anybody takes spans or metrics: an SDK, which may be set after `instrument` was called."""
         tracers, meters = self._providers
-        providers = tracers or trace.get_tracer_provider(), meters or metrics.get_meter_provider()
-        return any(not type(each).__module__.startswith(_UNHEARD) for each in providers)
+        return is_sdk(tracers or trace.get_tracer_provider()) or is_sdk(meters or metrics.get_meter_provider())
+
+    def has_processors(self) -> bool:
+        """Whether a span would be told to anybody, unless something asks for it."""
+        return has_processors(self._providers[0] or trace.get_tracer_provider())
+
+    def has_readers(self) -> bool:
+        """Whether a measurement would be told to anybody."""
+        return has_readers(self._providers[1] or metrics.get_meter_provider())
 
     def failed(self, what: str) -> None:
         """Log the exception that is being handled: once, for the next is likely to be the same."""
@@ -115,8 +124,10 @@ class StreamSpans:
         self.telemetry = telemetry
         self.core = core
         self.open: dict[_Operation, None] = {}
-        self.current: Any = None  # OpenTelemetry's context, with the span of the agent in it
+        self.current: OtelContext | None = None  # with the span of the agent in it
         self._agent: _AgentRun | None = None
+        self.starting = threading.RLock()  # for _unstarted of all operations, and while a span is started
+        self.ending = threading.Lock()  # for _taken and _failure of all operations
         self._models: dict[int, tuple[Attributes, Attributes]] = {}
 
     def begin(self) -> None:
@@ -126,18 +137,10 @@ class StreamSpans:
         except Exception:
             self.telemetry.failed("the start of a span")
         self._agent = _AgentRun(self, core.agent, core.session.messages[-1:] if self.telemetry.content else ())
-        if self._agent.current is not None:
-            self.current = self._agent.current
+        self._agent.start_now()  # what comes later is in it
+        self.current = self._agent.current
+        if self.current is not None:
             core.context.run(otel_context.attach, self.current)
-
-    def common(self, operation: str) -> Attributes:
-        """What every span says."""
-        core = self.core
-        return {
-            "gen_ai.operation.name": operation,
-            "gen_ai.conversation.id": core.session.id,
-            "gen_ai.agent.name": core.agent.name,
-        }
 
     def known(self, model: Model) -> tuple[Attributes, Attributes]:
         """What is the same for all calls of a model: in metrics, and on spans."""
@@ -155,18 +158,23 @@ class StreamSpans:
     def model_call(
         self, model: Model, messages: Sequence[Message], tools: Sequence[ToolDefinition], *, typed: bool = False
     ) -> _ModelCall:
-        return _ModelCall(self, model, messages, tools, typed)
+        call = _ModelCall(self, model, messages, tools, typed)
+        call.start_later()
+        return call
 
     def tool_call(
         self, call: ToolCall, tool: Tool, arguments: Mapping[str, Any], waited: float | None = None
     ) -> _ToolCall:
-        return _ToolCall(self, call, tool, arguments, waited)
+        made = _ToolCall(self, call, tool, arguments, waited)
+        made.start_later()
+        return made
 
     def refused(
         self, call: ToolCall, tool: Tool | None, why: str, result: ToolResult, waited: float | None = None
     ) -> None:
         refused = _ToolCall(self, call, tool, {}, waited)
         refused.made = False
+        self.telemetry.finisher.put(refused.take)
         refused.close(why, result.content)
 
     def act(self, agent: Agent) -> None:
@@ -191,40 +199,154 @@ class StreamSpans:
         return f"<StreamSpans {len(self.open)} open>"
 
 
+class _Within(OtelContext):
+    """OpenTelemetry's context inside of an operation. Its span is started when the context is first read.
+
+    Until then, and where the span cannot be started, it holds what is outside of the operation. Reading it in a way
+    that Python does not tell of, such as ``dict(context)``, finds the span of the agent then.
+    """
+
+    operation: _Operation | None = None  # whose span is not started yet
+
+    def _start(self) -> None:
+        operation = self.operation
+        if operation is not None:
+            operation.start()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._start()
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self._start()
+        return super().__getitem__(key)
+
+    def items(self) -> Any:
+        self._start()
+        return super().items()
+
+    def values(self) -> Any:
+        self._start()
+        return super().values()
+
+    def copy(self) -> dict[str, Any]:
+        self._start()
+        return super().copy()
+
+    def become(self, context: OtelContext | None) -> None:
+        """Hold what is in ``context`` from now on, and let go of the operation, which holds this."""
+        if context is not None:
+            dict.update(self, context)
+        self.operation = None
+
+
 class _Operation:
-    """A span that is open, and what it will say."""
+    """A piece of work that is told as a span. The worker notes here what happens; the rest is done elsewhere.
 
-    metric: str
+    Invariant: an operation that is taken and closed is finished, or to be: by whichever of the two was the later.
+    """
 
-    def __init__(self, stream: StreamSpans, name: str, kind: SpanKind, attributes: Attributes) -> None:
+    __slots__ = (
+        "_agent_name",
+        "_began",
+        "_ended",
+        "_events",
+        "_failure",
+        "_recording",
+        "_span",
+        "_stream",
+        "_taken",
+        "_unfinished",
+        "_unstarted",
+        "_wall",
+        "_within",
+        "context",
+        "current",
+    )
+
+    def __init__(self, stream: StreamSpans, agent: str) -> None:
         self._stream = stream
+        self._agent_name = agent
         self._wall = time.time_ns()
         self._began = time.perf_counter_ns()
         self._ended: int | None = None
+        self._failure: tuple[str, str] | None = None  # ``error.type`` and a description, once it is closed
         self._events: list[tuple[str, int, Attributes]] = []
-        self._unclaimed = [None]
-        self.span: Span = INVALID_SPAN
-        self.current: Any = None  # OpenTelemetry's context, with this span in it
+        self._unstarted = True
+        self._unfinished = True
+        self._taken = False  # by the finisher, which is then told when it is closed
+        self._within: _Within | None = None
+        self._span: Span = INVALID_SPAN
+        self._recording = False  # whether anybody is told of the span
+        self.current = stream.current  # OpenTelemetry's context, with the span in it once that is started
         self.context: Context | None = None
-        self._recording = False  # whether anybody is told of it
         stream.open[self] = None
+
+    def start_later(self) -> None:
+        """Have the span started, on the helper or before by what runs inside of the operation and asks for it."""
+        stream = self._stream
         try:
-            self.span = stream.telemetry.tracer.start_span(
-                name,
-                stream.current,
-                kind,
-                attributes,
-                start_time=self._wall,
-                record_exception=False,
-                set_status_on_exception=False,
-            )
-            self.current = set_span_in_context(self.span, stream.current)
+            within = _Within(stream.current or ())
+            within.operation = self
             context = stream.core.context.copy()
-            context.run(otel_context.attach, self.current)
-            self.context = context
-            self._recording = self.span.is_recording()
+            context.run(otel_context.attach, within)
+            self._within, self.context = within, context
         except Exception:
             stream.telemetry.failed("the start of a span")
+        stream.telemetry.finisher.put(self.take)
+
+    def start_now(self) -> None:
+        self._taken = True
+        self.start()
+
+    def take(self) -> None:
+        """On the helper: start the span, and end it if the operation is over by now, as short ones are."""
+        if self._stream.telemetry.has_processors():
+            self.start()
+        with self._stream.ending:
+            self._taken = True
+            closed = self._failure is not None
+        if closed:
+            self._finish()
+
+    def start(self) -> None:
+        """Start the span, as of when the operation began. Once: others wait until it is started. In any thread."""
+        telemetry, starting = self._stream.telemetry, self._stream.starting
+        # Held while foreign code runs, so that no thread sees an operation without its span. A processor that stands
+        # still holds up whoever asks for a span of this stream, for the grace time. One that asks for the span of which
+        # it is being told finds what is outside.
+        if not starting.acquire(timeout=min(telemetry.grace, threading.TIMEOUT_MAX)):
+            return
+        try:
+            if not self._unstarted:
+                return
+            self._unstarted = False
+            try:
+                self._start()
+            except Exception:
+                telemetry.failed("the start of a span")
+            finally:
+                if self._within is not None:
+                    self._within.become(self.current)
+        finally:
+            starting.release()
+
+    def _start(self) -> None:
+        name, kind, attributes = self.early()
+        outside = self.current
+        # In the context of the work, which samplers and processors may look at.
+        self._span = self._stream.core.context.copy().run(
+            self._stream.telemetry.tracer.start_span,
+            name,
+            outside,
+            kind,
+            attributes,
+            start_time=self._wall,
+            record_exception=False,
+            set_status_on_exception=False,
+        )
+        self._recording = self._span.is_recording()
+        self.current = set_span_in_context(self._span, outside)
 
     def note(self, name: str, attributes: Attributes) -> None:
         """An event of the span."""
@@ -240,19 +362,22 @@ class _Operation:
         if self not in self._stream.open:
             return
         self.let_go()
-        if self._recording:
-            self._stream.telemetry.finisher.put(lambda: self._finish(error, description))
-        else:  # it calls no processor, and metrics are quick
-            self._finish(error, description)
+        with self._stream.ending:
+            self._failure = self._failure or (error, description)
+            taken = self._taken
+        if taken:
+            self._stream.telemetry.finisher.put(self._finish)
         self._stream.open.pop(self, None)
 
-    def _finish(self, error: str, description: str) -> None:
+    def _finish(self) -> None:
         """On the helper, where everything may take its time."""
-        try:
-            self._unclaimed.pop()
-        except IndexError:  # an exception came in after this was put, and it was put again
+        if not self._unfinished:  # it was put twice: an exception came in, or it was closed while it was taken
             return
+        self._unfinished = False
         telemetry = self._stream.telemetry
+        if telemetry.has_processors():
+            self.start()
+        error, description = self._failure or ("", "")
         took = (self._ended or self._began) - self._began
         failed: Attributes = {"error.type": error} if error else {}
         try:
@@ -261,24 +386,38 @@ class _Operation:
                     self._tell(failed, description)
                 except Exception:
                     telemetry.failed("the attributes of a span")
-            self.span.end(self._wall + took)
+            self._span.end(self._wall + took)
         except Exception:
             telemetry.failed("the end of a span")
         try:
-            self.measure(took / 1e9, failed)
+            if telemetry.has_readers():
+                self.measure(took / 1e9, failed)
         except Exception:
             telemetry.failed("a metric")
 
     def _tell(self, failed: Attributes, description: str) -> None:
-        telemetry = self._stream.telemetry
-        self.span.set_attributes({**self.late(), **failed})
-        for name, at, attributes in list(self._events):  # a late answer may add one
-            self.span.add_event(name, attributes, at)
+        telemetry, span = self._stream.telemetry, self._span
+        if attributes := {**self.late(), **failed}:
+            span.set_attributes(attributes)
+        for name, at, given in list(self._events):  # a late answer may add one
+            span.add_event(name, given, at)
         if failed:
             text = telemetry.redaction.text(description[:_LONGEST]) if self.may_say(failed["error.type"]) else ""
-            self.span.set_status(Status(StatusCode.ERROR, text or None))
+            span.set_status(Status(StatusCode.ERROR, text or None))
         if telemetry.content is not None:
-            self.span.set_attributes(self.content(telemetry.content))
+            span.set_attributes(self.content(telemetry.content))
+
+    def common(self, operation: str) -> Attributes:
+        """What every span says."""
+        return {
+            "gen_ai.operation.name": operation,
+            "gen_ai.conversation.id": self._stream.core.session.id,
+            "gen_ai.agent.name": self._agent_name,
+        }
+
+    def early(self) -> tuple[str, SpanKind, Attributes]:
+        """The span's name and kind, and what is known at the start."""
+        raise NotImplementedError
 
     def late(self) -> Attributes:
         """What is known at the end."""
@@ -300,18 +439,23 @@ class _Operation:
 class _AgentRun(_Operation):
     """``invoke_agent``: a stream."""
 
+    __slots__ = ("_agent", "_asked", "_ending", "_first", "_session")
+
     def __init__(self, stream: StreamSpans, agent: Agent, asked: Sequence[Message]) -> None:
-        self._name = agent.name
+        self._agent = agent
         self._asked = asked
         core = stream.core
-        known, _ = stream.known(agent.model)
-        attributes = {**stream.common("invoke_agent"), **known}
-        if agent.description:
-            attributes["gen_ai.agent.description"] = agent.description[:_LONGEST]
         self._ending = core.ending
         self._session = core.session
         self._first = len(core.session.messages) if stream.telemetry.content else 0
-        super().__init__(stream, f"invoke_agent {agent.name}", SpanKind.INTERNAL, attributes)
+        super().__init__(stream, agent.name)
+
+    def early(self) -> tuple[str, SpanKind, Attributes]:
+        known, _ = self._stream.known(self._agent.model)
+        attributes = {**self.common("invoke_agent"), **known}
+        if self._agent.description:
+            attributes["gen_ai.agent.description"] = self._agent.description[:_LONGEST]
+        return f"invoke_agent {self._agent_name}", SpanKind.INTERNAL, attributes
 
     def late(self) -> Attributes:
         return {"lockgate.stop_reason": self._ending.reason}
@@ -326,12 +470,14 @@ class _AgentRun(_Operation):
         return self._ending.reason == "error" or self._stream.telemetry.content is not None
 
     def measure(self, seconds: float, failed: Attributes) -> None:
-        attributes = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": self._name, **failed}
+        attributes = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": self._agent_name, **failed}
         self._stream.telemetry.agent_seconds.record(seconds, attributes, self.current)
 
 
 class _ModelCall(_Operation):
     """``chat``: a model call, with all attempts that were made at it."""
+
+    __slots__ = ("_asked", "_first", "_model", "_reply", "_typed")
 
     def __init__(
         self,
@@ -341,16 +487,21 @@ class _ModelCall(_Operation):
         tools: Sequence[ToolDefinition],
         typed: bool,
     ) -> None:
-        self._known, request = stream.known(model)
+        self._model = model
+        self._typed = typed
         self._asked = (messages, tools) if stream.telemetry.content is not None else ((), ())
         self._first: int | None = None
         self._reply: Message | None = None
-        attributes = {**stream.common("chat"), **self._known, **request}
-        if typed:
+        super().__init__(stream, stream.core.agent.name)
+
+    def early(self) -> tuple[str, SpanKind, Attributes]:
+        known, request = self._stream.known(self._model)
+        attributes = {**self.common("chat"), **known, **request}
+        if self._typed:
             attributes["gen_ai.output.type"] = "json"
         # The model of `runtime.models.local` computes in this process.
-        kind = SpanKind.INTERNAL if self._known["gen_ai.provider.name"] == "local" else SpanKind.CLIENT
-        super().__init__(stream, f"chat {self._known['gen_ai.request.model']}", kind, attributes)
+        kind = SpanKind.INTERNAL if known["gen_ai.provider.name"] == "local" else SpanKind.CLIENT
+        return f"chat {known['gen_ai.request.model']}", kind, attributes
 
     def watch(self, batches: Batches) -> Batches:
         try:
@@ -370,12 +521,15 @@ class _ModelCall(_Operation):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is None:
+            self.close()
+            return
         if isinstance(error, Cancelled):
             self.let_go()
             return
         if isinstance(error, StopRun):
             error = error.__cause__ or error
-        self.close("" if error is None else error_type(error), "" if error is None else describe(error))
+        self.close(error_type(error), describe(error))
 
     def late(self) -> Attributes:
         found: Attributes = {}
@@ -397,10 +551,10 @@ class _ModelCall(_Operation):
 
     def measure(self, seconds: float, failed: Attributes) -> None:
         telemetry, reply = self._stream.telemetry, self._reply
-        attributes = {"gen_ai.operation.name": "chat", **self._known}
+        attributes = {"gen_ai.operation.name": "chat", **self._stream.known(self._model)[0]}
         if reply is not None and reply.model:
             attributes["gen_ai.response.model"] = provider_and_model(reply.model)[1]
-        telemetry.model_seconds.record(seconds, {**attributes, **failed}, self.current)
+        telemetry.model_seconds.record(seconds, {**attributes, **failed} if failed else attributes, self.current)
         if self._first is not None:
             telemetry.first_seconds.record((self._first - self._began) / 1e9, attributes, self.current)
         if reply is not None and reply.usage is not None:
@@ -411,6 +565,8 @@ class _ModelCall(_Operation):
 class _ToolCall(_Operation):
     """``execute_tool``: a tool call; one of an MCP server is told in the words for these as well."""
 
+    __slots__ = ("_arguments", "_call", "_result", "_tool", "_waited", "made")
+
     def __init__(
         self,
         stream: StreamSpans,
@@ -419,16 +575,21 @@ class _ToolCall(_Operation):
         arguments: Mapping[str, Any],
         waited: float | None,
     ) -> None:
+        self._call = call
+        self._tool = tool
         self._arguments = arguments
+        self._waited = waited
         self._result: ToolResult | None = None
         self.made = True
-        attributes = stream.common("execute_tool")
-        attributes["gen_ai.tool.call.id"] = call.id
+        super().__init__(stream, stream.core.agent.name)
+
+    def early(self) -> tuple[str, SpanKind, Attributes]:
+        tool = self._tool
+        attributes = self.common("execute_tool")
+        attributes["gen_ai.tool.call.id"] = self._call.id
         name, kind = "execute_tool", SpanKind.INTERNAL  # a tool that is not there has any name
-        self._tool = ""
         if tool is not None:
             name = f"execute_tool {tool.name}"
-            self._tool = tool.name
             attributes["gen_ai.tool.name"] = tool.name
             attributes["gen_ai.tool.type"] = "extension" if tool.server else "function"
             if tool.description:
@@ -438,9 +599,9 @@ class _ToolCall(_Operation):
             if method := tool.traced.get("mcp.method.name"):  # one span is both, as the conventions want it
                 name, kind = f"{method} {tool.name}", SpanKind.CLIENT
             attributes |= tool.traced
-        if waited is not None:
-            attributes["lockgate.approval.wait"] = waited
-        super().__init__(stream, name, kind, attributes)
+        if self._waited is not None:
+            attributes["lockgate.approval.wait"] = self._waited
+        return name, kind, attributes
 
     def asked(self) -> Callable[[str], None]:
         began = time.perf_counter_ns()
@@ -472,5 +633,6 @@ class _ToolCall(_Operation):
     def measure(self, seconds: float, failed: Attributes) -> None:
         if not self.made:
             return
-        attributes = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": self._tool, **failed}
+        name = "" if self._tool is None else self._tool.name
+        attributes = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": name, **failed}
         self._stream.telemetry.tool_seconds.record(seconds, attributes, self.current)

@@ -3,7 +3,7 @@ here is one of `UNTRACED`, which does nothing.
 
 The worker says when a piece of work begins and how it ends. What begins may bring a context, in which the foreign code
 of that work runs: spans that a tool or a model opens are then its children. None of these methods raises, none waits,
-and none calls foreign code, but for ``begin`` and what starts a span.
+and none calls foreign code, but for ``begin``.
 """
 
 from __future__ import annotations

@@ -24,6 +24,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.trace import TracerProvider
 
 ROOT = Path(__file__).resolve().parents[2]
 # In this order: this file has the name of a package.
@@ -34,6 +39,7 @@ from results import write  # noqa: E402
 
 from runtime import Agent, Runtime, Session, TextDelta, tool  # noqa: E402
 from runtime.events import AgentChoice, Event, StreamStopped  # noqa: E402
+from runtime.otel import instrument  # noqa: E402
 from support.scripted import AsyncScripted, Scripted, Stall, call  # noqa: E402
 
 DELTAS = 2000
@@ -114,16 +120,15 @@ def tool_turns(
         return (time.perf_counter() - start) / TURNS * 1e3
 
 
-def telemetry() -> dict[str, Callable[[Runtime], object]]:
-    """Ways to instrument a runtime: without an SDK, with one that exports to nobody, and one that gives all away."""
+def telemetry() -> dict[str, dict[str, Any]]:
+    """Providers to instrument a runtime with: of no SDK, of one that exports to nobody, and of those that export all
+    but nobody keeps it."""
     try:
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import InMemoryMetricReader
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-        from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-
-        from runtime.otel import instrument
+        from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
     except ImportError:
         return {}
 
@@ -131,25 +136,25 @@ def telemetry() -> dict[str, Callable[[Runtime], object]]:
         def export(self, spans: object) -> SpanExportResult:
             return SpanExportResult.SUCCESS
 
-    batch = TracerProvider()
-    batch.add_span_processor(BatchSpanProcessor(Away()))
-    sets = {
+    def exporting(*sampler: Sampler) -> dict[str, Any]:
+        tracers = TracerProvider(*sampler)
+        tracers.add_span_processor(BatchSpanProcessor(Away()))
+        return {"tracer_provider": tracers, "meter_provider": MeterProvider([InMemoryMetricReader()])}
+
+    return {
         "no SDK": {},
-        "sampled out": {"tracer_provider": TracerProvider(ALWAYS_OFF), "meter_provider": MeterProvider()},
         "SDK": {"tracer_provider": TracerProvider(), "meter_provider": MeterProvider()},
-        "exported": {"tracer_provider": batch, "meter_provider": MeterProvider([InMemoryMetricReader()])},
+        "sampled out": exporting(ALWAYS_OFF),
+        "exported": exporting(),
     }
-    return {name: functools.partial(instrument, **providers) for name, providers in sets.items()}
 
 
-def floor_telemetry() -> float:
+def turns_by_hand(tracer_provider: TracerProvider, meter_provider: MeterProvider) -> float:
     """Milliseconds that the SDK takes for the spans and metrics of a turn, made by hand."""
-    from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import set_span_in_context
 
-    tracer = TracerProvider().get_tracer("by hand")
-    histogram = MeterProvider().get_meter("by hand").create_histogram("duration")
+    tracer = tracer_provider.get_tracer("by hand")
+    histogram = meter_provider.get_meter("by hand").create_histogram("duration")
     run = {"gen_ai.conversation.id": "s", "gen_ai.agent.name": "a"}
     model = {"gen_ai.provider.name": "scripted", "gen_ai.request.model": "scripted", "gen_ai.operation.name": "chat"}
     asked = {**run, **model, "gen_ai.request.stream": True}
@@ -382,10 +387,10 @@ def main() -> None:
             note("first text ms", text)
             note("tool turn ms", tool_turns())
             note("  watched ms", tool_turns(stall_after=60.0))
-            for name, instrument in traced.items():
-                note(f"  {name} ms", tool_turns(instrument))
-            if traced:
-                note("  SDK by hand ms", floor_telemetry())
+            for name, providers in traced.items():
+                note(f"  {name} ms", tool_turns(functools.partial(instrument, **providers)))
+                if providers:
+                    note(f"  {name} by hand", turns_by_hand(**providers))
             note("floor paced us", paced(None))
             note("sync paced us", paced(Scripted))
             note("async paced us", paced(AsyncScripted))
