@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from types import TracebackType
@@ -271,11 +272,11 @@ class _Operation:
         self._began = time.perf_counter_ns()
         self._ended: int | None = None
         self._failure: tuple[str, str] | None = None  # ``error.type`` and a description, once it is closed
-        self._events: list[tuple[str, int, Attributes]] = []
+        self._events: list[tuple[str, int, Attributes]] | None = None
         self._unstarted = True
         self._unfinished = True
         self._taken = False  # by the finisher, which is then told when it is closed
-        self._within: _Within | None = None
+        self._within: weakref.ref[_Within] | None = None  # held by what runs in it, while there is something
         self._span: Span = INVALID_SPAN
         self._recording = False  # whether anybody is told of the span
         self.current = stream.current  # OpenTelemetry's context, with the span in it once that is started
@@ -290,7 +291,7 @@ class _Operation:
             within.operation = self
             context = stream.core.context.copy()
             context.run(otel_context.attach, within)
-            self._within, self.context = within, context
+            self._within, self.context = weakref.ref(within), context
         except Exception:
             stream.telemetry.failed("the start of a span")
         stream.telemetry.finisher.put(self.take)
@@ -326,8 +327,9 @@ class _Operation:
             except Exception:
                 telemetry.failed("the start of a span")
             finally:
-                if self._within is not None:
-                    self._within.become(self.current)
+                within = None if self._within is None else self._within()
+                if within is not None:
+                    within.become(self.current)
         finally:
             starting.release()
 
@@ -350,6 +352,8 @@ class _Operation:
 
     def note(self, name: str, attributes: Attributes) -> None:
         """An event of the span."""
+        if self._events is None:
+            self._events = []
         self._events.append((name, self._wall + time.perf_counter_ns() - self._began, attributes))
 
     def let_go(self) -> None:
@@ -368,6 +372,7 @@ class _Operation:
         if taken:
             self._stream.telemetry.finisher.put(self._finish)
         self._stream.open.pop(self, None)
+        self.context = None  # by far the largest part: many wait to be finished
 
     def _finish(self) -> None:
         """On the helper, where everything may take its time."""
@@ -375,7 +380,7 @@ class _Operation:
             return
         self._unfinished = False
         telemetry = self._stream.telemetry
-        if telemetry.has_processors():
+        if self._unstarted and telemetry.has_processors():
             self.start()
         error, description = self._failure or ("", "")
         took = (self._ended or self._began) - self._began
@@ -386,7 +391,8 @@ class _Operation:
                     self._tell(failed, description)
                 except Exception:
                     telemetry.failed("the attributes of a span")
-            self._span.end(self._wall + took)
+            if not self._unstarted:
+                self._span.end(self._wall + took)
         except Exception:
             telemetry.failed("the end of a span")
         try:
@@ -399,7 +405,7 @@ class _Operation:
         telemetry, span = self._stream.telemetry, self._span
         if attributes := {**self.late(), **failed}:
             span.set_attributes(attributes)
-        for name, at, given in list(self._events):  # a late answer may add one
+        for name, at, given in list(self._events or ()):  # a late answer may add one
             span.add_event(name, given, at)
         if failed:
             text = telemetry.redaction.text(description[:_LONGEST]) if self.may_say(failed["error.type"]) else ""
