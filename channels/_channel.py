@@ -320,15 +320,20 @@ class Channel(Rescue, Generic[T]):
         This costs as much as one `recv`. Raises what `recv` raises, and loses no value either: after an asynchronous
         exception (Ctrl-C) the values are back in the channel, in front of the others.
         """
-        if timeout is not None:
-            deadline_after(timeout)  # a wrong timeout is an error, even if nothing has to be waited for
-        if cancel is not None:
-            _look_at(cancel)
-        try:
-            values: list[T] = self._take_many(limit)
-        except ChannelClosed:
-            values = []  # `recv` says so, with the failure of a feed
-        return values or [self.recv(timeout, cancel)]
+        if limit is not None and (operator.index(limit) < 1 or isinstance(limit, bool)):
+            raise _no_limit(limit)
+        if self._buffer or self._senders:  # a look without the lock: what comes in this moment is for `recv`
+            if timeout is not None:
+                deadline_after(timeout)  # a wrong timeout is an error, even if nothing has to be waited for
+            if cancel is not None:
+                _look_at(cancel)
+            try:
+                values: list[T] = self._take_many(limit)
+                if values:
+                    return values
+            except ChannelClosed:
+                pass  # `recv` says so, with the failure of a feed
+        return [self.recv(timeout, cancel)]
 
     @final
     def try_recv_many(self, limit: int | None = None) -> list[T]:
@@ -573,7 +578,7 @@ class Channel(Rescue, Generic[T]):
     def _take_many(self, limit: int | None) -> list[Any]:
         """The values that are there, up to ``limit``, which may be none. Raises `ChannelClosed`."""
         if limit is not None and (operator.index(limit) < 1 or isinstance(limit, bool)):
-            raise ValueError(f"limit must be a number of values, 1 or more, or None for all, not {limit!r}")
+            raise _no_limit(limit)
         if _fork.forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
@@ -935,7 +940,10 @@ class Channel(Rescue, Generic[T]):
 
 def _look_at(cancel: SupportsDone) -> None:
     """Raise `Cancelled` if ``cancel`` is done, and an error if it cannot be waited for."""
-    channel = _done_of(cancel)
+    try:
+        channel: Channel[Any] = cancel.done._channel  # type: ignore[assignment] # there is no other
+    except AttributeError:
+        channel = _done_of(cancel)  # which says what is wrong with it
     if channel._closed:
         raise _cancelled(cancel)
     if channel._lock._is_owned():
@@ -957,6 +965,10 @@ def _done_of(cancel: SupportsDone) -> Channel[Any]:
         raise TypeError(
             f"cancel= takes a CancelToken, or an object whose done is a receiver, not {cancel!r}{hint}"
         ) from None
+
+
+def _no_limit(limit: object) -> ValueError:
+    return ValueError(f"limit must be a number of values, 1 or more, or None for all, not {limit!r}")
 
 
 def _cancelled(cancel: SupportsDone | None) -> Cancelled:

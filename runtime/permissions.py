@@ -152,15 +152,17 @@ def decide(
         call = names, arguments
         return next((rule for rule in rules if rule.matches(*call, owner=owner, ignore_case=ignore_case)), None)
 
+    approved = False
     for level in levels:
-        if rule := first(level.deny):
+        if level.deny and (rule := first(level.deny)):
             return "deny", rule
-    if any(level.approve_all for level in levels):
+        approved = approved or level.approve_all
+    if approved:
         return "allow", None
     for level in levels:
-        if rule := first(level.allow, ignore_case=False):
+        if level.allow and (rule := first(level.allow, ignore_case=False)):
             return "allow", rule
-        if rule := first(level.ask):
+        if level.ask and (rule := first(level.ask)):
             return "ask", rule
     return ("allow" if read_only else "ask"), None
 

@@ -267,9 +267,11 @@ class Runtime:
         and is raised.
         """
         refuse_on_the_loop("Runtime.run", IN_A_COROUTINE)
+        check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
+        output = None if output_type is None else Output(output_type)
         interactive = on_request is not None
-        with self.run_stream(
-            session, interactive=interactive, budget=budget, output_type=output_type, record=record
+        with self._open(  # quiet: each event that is only dropped here would wake this thread for nothing
+            session, interactive=interactive, budget=budget, output=output, record=record, quiet=True
         ) as stream:
             for event in stream:
                 if on_request is not None and isinstance(event, RequestEvent):

@@ -17,6 +17,8 @@ class Spending:
         self.usage: Usage | None = None
         self._above = above
         self._blind: set[str] = set()
+        #: Whether there is a budget at all, of this stream or one around it.
+        self.bounded: bool = bool(self.budgets) or (above is not None and above.bounded)
         self._lock = threading.Lock()
 
     @property
@@ -38,7 +40,9 @@ class Spending:
 
     def is_blind(self, model: str) -> bool:
         """Whether a budget cannot be kept because ``model`` reports no usage. True once for each model."""
-        if model in self._blind or all(each.tokens is None and each.cost is None for each in self._all_budgets()):
+        if not self.bounded or model in self._blind:
+            return False
+        if all(each.tokens is None and each.cost is None for each in self._all_budgets()):
             return False
         self._blind.add(model)
         return True

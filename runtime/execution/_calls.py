@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Container, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
@@ -93,7 +94,8 @@ class Call:
     def __init__(self, what: str, inbox: Inbox) -> None:
         self.what = what
         self.inbox = inbox
-        self.done: Channel[None] = Channel(name=f"{what} done")
+        self._over = False
+        self._done: dict[None, Channel[None]] = {}  # made for the first who waits, whom most calls do not have
         self.thread: threading.Thread | None = None
         self.task: TaskHandle | None = None
         self.feed: Feed[Any] | None = None
@@ -103,6 +105,31 @@ class Call:
         self.traceback = ""  # where it failed
         self.said = ""  # and the exception in one line
         self._unclaimed = [None]
+
+    @property
+    def done(self) -> Channel[None]:
+        """Closes when the call is over."""
+        done = self._done.get(None)
+        if done is None:
+            done = self._done.setdefault(None, Channel(name=f"{self.what} done"))
+            if self._over:  # looked at when the channel is there; `end` looks for the channel when this is written
+                done.close()
+        return done
+
+    @done.setter
+    def done(self, done: Channel[None]) -> None:
+        self._done[None] = done
+
+    @property
+    def over(self) -> bool:
+        """Whether it is over, as far as one knows without waiting."""
+        return self._over or (bool(self._done) and self._done[None].closed)
+
+    def end(self) -> None:
+        """The call is over. Harmless when it is said again."""
+        self._over = True
+        if self._done:
+            self._done[None].close()
 
     def claim(self) -> bool:
         """Claim the call: True for the one caller that has to make it, else False. A single step."""
@@ -126,7 +153,7 @@ class Call:
             self.inbox.close()  # rather than let the worker wait for ever
             _logger.exception("%r could not say that it is over", self)
         finally:
-            self.done.close()
+            self.end()
 
     def cancel(self) -> None:
         """Ask the call to end: a task is cancelled, a job that has not begun is dropped, a thread cannot be
@@ -134,7 +161,7 @@ class Call:
         if self.task is not None:
             self.task.cancel()
         if self.future is not None and self.future.cancel():
-            self.done.close()
+            self.end()
 
     def stack(self) -> str:
         """The stack of the call, for a report."""
@@ -146,7 +173,7 @@ class Call:
     def __repr__(self) -> str:
         on_loop = self.task is not None or self.feed is not None
         where = "event loop" if on_loop else self.thread.name if self.thread is not None else "waiting"
-        return f"<Call {self.what} on {where}{', done' if self.done.closed else ''}>"
+        return f"<Call {self.what} on {where}{', done' if self.over else ''}>"
 
 
 def _failed(what: str, error: BaseException) -> str:
@@ -180,6 +207,54 @@ class Finished(Outcome):
     call: Call
 
 
+class After:
+    """What has to be done with the items of `Calls.batches` when the last of them is put, on the helper that they come
+    from: it is at work, and another would have to be woken. The items are taken meanwhile. An asynchronous source runs
+    on no helper, so then it is not done at all; nor is it where the items are not taken to their end.
+    """
+
+    kind: type  # of the items that it has to see
+    what: str  # it does, for reports
+
+    def __init__(self) -> None:
+        self._call: Call | None = None
+
+    def see(self, item: Any) -> None:
+        """An item of its ``kind``. On the helper."""
+        raise NotImplementedError
+
+    def act(self) -> None:
+        """The last item was put. On the helper."""
+        raise NotImplementedError
+
+    def feed(
+        self, call: Call, pump: Pump[Any], source: AbstractContextManager[Iterator[Any]], context: Context
+    ) -> None:
+        """The function of ``call``: put the items, say that this was all, and do the rest, in a copy of ``context``.
+        On the helper.
+        """
+        self._call = call
+        kind, see, put = self.kind, self.see, pump.put
+        with source as items:
+            for item in items:
+                try:
+                    put(item)
+                except ChannelClosed:
+                    return
+                if item.__class__ is kind:
+                    see(item)
+        if pump.end():
+            call.what = self.what
+            context.copy().run(self.act)
+
+    def wait(self, cancel: CancelToken) -> None:
+        """Wait until all is done. On the thread that has taken the items. Raises `Cancelled`."""
+        call = self._call
+        if call is not None and not call.over:
+            with contextlib.suppress(ChannelClosed):
+                call.done.recv(cancel=cancel)
+
+
 class Calls:
     """The foreign calls of one stream. Used by its worker."""
 
@@ -210,12 +285,15 @@ class Calls:
         fails, and not the stream.
         """
         call = Call(what, inbox)
+        self._started(call, functools.partial(function, *args, **kwargs) if args or kwargs else function, within)
+        return call
+
+    def _started(self, call: Call, function: Callable[[], Any], within: Context | None) -> None:
         try:
-            self.begin(call, functools.partial(function, *args, **kwargs) if args or kwargs else function, within)
+            self.begin(call, function, within)
         except BaseException:
             self.withdraw(call)
             raise
-        return call
 
     def begin(self, call: Call, function: Callable[[], Any], within: Context | None = None) -> None:
         """`launch`, but where that fails the call has failed: it is told so by its last message."""
@@ -236,7 +314,7 @@ class Calls:
                 context=context,
             )
         else:
-            call.future = self._helpers.submit(lambda: self._help(call, context, function))
+            call.future = self._helpers.submit(functools.partial(self._help, call, context, function))
 
     def withdraw(self, call: Call) -> None:
         """Take back a call that could not be launched, unless it has begun all the same."""
@@ -263,16 +341,25 @@ class Calls:
         return finished.result()
 
     def batches(
-        self, what: str, function: Callable[..., Any], /, *args: Any, within: Context | None = None, **kwargs: Any
+        self,
+        what: str,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        within: Context | None = None,
+        after: After | None = None,
+        **kwargs: Any,
     ) -> Batches:
         """Iterate over what ``function`` returns, an iterator or an asynchronous one, in batches: an item comes with
         those that have come with it, and never waits for another. ``within`` is as in `start`.
+
+        ``after`` is something to do behind the last item, on the same helper: see there.
         """
         source = functools.partial(function, *args, **kwargs)
         return (
             self._iterate_async(what, source, within)
             if inspect.isasyncgenfunction(function)
-            else self._iterate_sync(what, source, within)
+            else self._iterate_sync(what, source, within, after)
         )
 
     def _iterate_async(
@@ -284,14 +371,25 @@ class Calls:
             call.done, call.feed = items.done._channel, items  # type: ignore[assignment]
             self._live.add(call)  # leaving the block cancels the task; `join` waits for its end
             yield from _small(items.batches())
-        if call.done.closed:
+        if call.over:
             self._live.discard(call)
 
-    def _iterate_sync(self, what: str, source: Callable[[], Any], within: Context | None) -> Batches:
+    def _iterate_sync(
+        self, what: str, source: Callable[[], Any], within: Context | None, after: After | None
+    ) -> Batches:
         pump: Pump[Any] = Pump(DELTAS, what)
-        self.start(what, pump, pump.feed, reading(source, self._loop, self.token), within=within)
-        with contextlib.closing(pump.batches(self.token)) as batches:
+        call = Call(what, pump)
+        items = reading(source, self._loop, self.token)
+        if after is None:
+            feed = functools.partial(pump.feed, items)
+        else:
+            feed = functools.partial(after.feed, call, pump, items, self._context)
+        self._started(call, feed, within)
+        batches = pump.batches(self.token)
+        try:
             yield from _small(batches)
+        finally:
+            batches.close()
 
     def _help(self, call: Call, context: Context, function: Callable[[], Any]) -> None:
         if not call.claim():
@@ -299,7 +397,7 @@ class Calls:
         call.thread = threading.current_thread()
         try:
             value, error = context.run(function), None
-            if inspect.isawaitable(value):  # a plain function that returns a coroutine
+            if value is not None and inspect.isawaitable(value):  # a plain function that returns a coroutine
                 value = self._loop().call(value, cancel=self.token, context=context)
         except BaseException as caught:  # SystemExit too: it ends the call, not the helper
             value, error = None, caught
@@ -327,9 +425,9 @@ class Calls:
 
     def ended(self, call: Call) -> None:
         """The expected stream is over. The calls that it leaves behind are this stream's to wait for, and to name."""
-        call.done.close()
+        call.end()
         for each, calls in list(self._nested.items()):
-            if each.done.closed and all(left.done.closed for left in calls._all_live()):
+            if each.over and all(left.over for left in calls._all_live()):
                 self._nested.pop(each, None)
 
     @contextlib.contextmanager
@@ -398,6 +496,6 @@ def _join(under_way: Callable[[], Iterator[Call]], deadline: CancelToken) -> lis
             except ChannelClosed:
                 pass
             except Cancelled:
-                if not call.done.closed:
+                if not call.over:
                     stuck.append(call)
     return stuck

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ class HelperPool:
     def __init__(self, executor: Executor | None = None) -> None:
         self._executor = executor
         self._closed = False
-        self._running: weakref.WeakSet[_threads.Running] = weakref.WeakSet()  # held by their threads
+        self._running: set[_threads.Running] = set()  # each takes itself out
 
     def submit(self, job: Job) -> Future[None] | None:
         """Run ``job``, which must not raise. The future is the executor's, if there is one."""
@@ -33,7 +32,7 @@ class HelperPool:
             return self._executor.submit(job)
         if self._closed:
             raise RuntimeError("the runtime is closed")
-        self._running.add(_threads.start(job))
+        _threads.start(job, among=self._running)
         return None
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """A pump: what one thread produces, such as the deltas of a model, is taken by another.
 
 Invariant: the consumer gets what was put before the end, in order, and then the end, once: the producer is through, or
-the exception that it failed with, whichever was said first (`Pump.end`). A channel that is closed before an end was
-said is no end: it raises `ChannelClosed`.
+the exception that it failed with, whichever was said first (`Pump.end`). The end is the last value of the channel,
+which is closed with it: it comes with the items before it, and costs no exception. A channel that is closed before an
+end was said is no end: it raises `ChannelClosed`.
 
 Up to ``ahead`` items wait for the consumer, in the channel or, taken from there together, in its hand. A producer that
 is further ahead is parked.
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from channels import CancelToken, Channel, ChannelClosed, SupportsDone
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from channels.aio import LoopThread
 
 T = TypeVar("T")
+
+_END: Final[Any] = object()
 
 
 class _Ended(Protocol):
@@ -70,14 +73,14 @@ class Pump(Generic[T]):
         finally:
             del error  # it holds this frame
 
-    def end(self, error: BaseException | None = None) -> None:
+    def end(self, error: BaseException | None = None) -> bool:
         """No more items. With ``error``, that is raised where they are taken. Any thread; never waits. The first end
-        counts, and none does once the consumer has left.
+        counts, and none does once the consumer has left. Returns whether this one does.
         """
         if not self._ended and not self._items.closed:
             self._error = error
         self._ended = True
-        self._items.close()
+        return self._items.close(final=_END)
 
     # A pump is an inbox to the call that is its producer: the last message of the call is the end.
 
@@ -130,9 +133,10 @@ class Pump(Generic[T]):
                     items = recv_many(limit, timeout, cancel)
                 except TimeoutError:
                     raise late() from None
-                except ChannelClosed:
-                    if not self._ended:
-                        raise
+                if items[-1] is _END:
+                    del items[-1]
+                    if items:
+                        yield items
                     break
                 yield items
         finally:

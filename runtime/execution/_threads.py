@@ -43,10 +43,11 @@ _numbers = itertools.count(1)
 class Running:
     """A function that runs on a thread of the cache, with what is known of it as of a `threading.Thread`."""
 
-    __slots__ = ("__weakref__", "_alive", "_ended", "_function", "_thread", "name")
+    __slots__ = ("__weakref__", "_alive", "_among", "_ended", "_function", "_thread", "name")
 
-    def __init__(self, function: Callable[[], object], name: str) -> None:
+    def __init__(self, function: Callable[[], object], name: str, among: set[Running] | None = None) -> None:
         self.name = name
+        self._among = among
         self._function: Callable[[], object] | None = function
         self._thread: threading.Thread | None = None
         self._alive = True
@@ -84,6 +85,8 @@ class Running:
                 thread.name = IDLE_NAME
             finally:
                 self._alive = False
+                if self._among is not None:
+                    self._among.discard(self)
                 self._ended.release()
 
     def __repr__(self) -> str:
@@ -128,16 +131,23 @@ class _Idle:
 _idle = _Idle()
 
 
-def start(function: Callable[[], object], name: str | None = None) -> Running:
+def start(
+    function: Callable[[], object], name: str | None = None, *, among: set[Running] | None = None
+) -> Running:
     """Run ``function`` on a thread of its own. Raises `RuntimeError` where none can be had.
 
-    ``name`` is that of the thread meanwhile; helpers, which have none, are numbered.
+    ``name`` is that of the thread meanwhile; helpers, which have none, are numbered. It is ``among`` others as long as
+    it runs.
     """
-    running = Running(function, name or f"lockgate-helper-{next(_numbers)}")
+    running = Running(function, name or f"lockgate-helper-{next(_numbers)}", among)
     if not _idle.give(running):
         jobs: Channel[Running] = Channel(1, name="threads of the cache")
         jobs.try_send(running)  # not as an argument: the thread would hold that as long as it lives
         threading.Thread(target=_work, args=(jobs,), name=running.name, daemon=True).start()
+    if among is not None:
+        among.add(running)
+        if not running._alive:  # it was over before it was there
+            among.discard(running)
     return running
 
 

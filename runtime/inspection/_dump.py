@@ -90,7 +90,7 @@ def _stream(
 
 def calls_of(core: StreamCore) -> list[Call]:
     """The calls of a stream that are under way, those that run longest first."""
-    calls = snapshot(core.calls._live) + [call for call in snapshot(core.calls._nested) if not call.done.closed]
+    calls = snapshot(core.calls._live) + [call for call in snapshot(core.calls._nested) if not call.over]
     return sorted(calls, key=lambda call: call.began)
 
 

@@ -93,6 +93,8 @@ def _awaited(core: StreamCore, answers: Channel[Answer]) -> Answer:
 
 def check_budget(core: StreamCore) -> None:
     """End the stream (`StopRun`) if it has used up its budget, or if its cost cannot be known."""
+    if not core.spending.bounded:
+        return
     model = core.agent.model.id
     if core.spending.counts_cost and core.shared.prices.find(model) is None:
         raise StopRun(

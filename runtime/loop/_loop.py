@@ -23,6 +23,7 @@ from ..stream._ending import time_is_up
 from ..stream._private_events import UserMailed
 from ..team import _delegation
 from ..toolcalls._dispatch import dispatch
+from ..toolcalls._resolve import ReadEarly
 from ._compact import OVERFLOWS, after_overflow, conversation
 from ._limits import ask_for_more, check_budget, loop_detected, over_budget
 from ._model_call import take_turn
@@ -146,8 +147,9 @@ class _Run:
         system = _system(core, [*self._context, *self._tools.notes, *context])
         shown, before = conversation(core, system, definitions), len(core.session._messages)
         for left in range(OVERFLOWS, -1, -1):
+            early = ReadEarly(tools, core.token)
             try:
-                reply = take_turn(core, shown, definitions)
+                reply = take_turn(core, shown, definitions, early)
                 break
             except StopRun as failure:
                 less = after_overflow(core, failure, before, shown, definitions) if left else None
@@ -156,17 +158,23 @@ class _Run:
                 shown = less
         core.fire("after_llm_call", model=model, iteration=self.iteration, response=reply.content, usage=reply.usage)
         if reply.tool_calls:
-            return self._calls(reply, tools)
+            return self._calls(reply, tools, early=early)
         if not (self._is_asked_again(reply) or self._stop_is_blocked(reply) or self._hear(core.next_mail())):
             return False
         check_budget(core)
         return True
 
-    def _calls(self, reply: Message, tools: Mapping[str, Tool], left: Mapping[str, CallState] | None = None) -> bool:
+    def _calls(
+        self,
+        reply: Message,
+        tools: Mapping[str, Tool],
+        left: Mapping[str, CallState] | None = None,
+        early: ReadEarly | None = None,
+    ) -> bool:
         """Make the calls of the reply, or those that an earlier stream has ``left``."""
         core = self._core
         check_budget(core)  # calls may have effects, and nobody would see their results
-        made = dispatch(core, reply, tools, left)
+        made = dispatch(core, reply, tools, left, early)
         self._next, self._successor = made.contexts, made.successor
         results = core.session._messages[-len(reply.tool_calls) :]
         repeated = self._repeats.look(reply.tool_calls, made.compared, results, tools)

@@ -12,6 +12,7 @@ from channels import Cancelled
 from .. import events
 from .._errors import describe
 from ..agent._output import output_for
+from ..execution._calls import After
 from ..foreign._sound import TextPieces
 from ..human._mailbox import Mail
 from ..model import (
@@ -37,19 +38,26 @@ SKETCH: Final = 0.5  # seconds from one time that a store is told of a reply tha
 LONG: Final = 1024  # characters of a piece after which no other is waited for: what is done with it takes its time
 
 
-def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> Message:
-    """Call the model, send its deltas to the stream, record its message, and return the message.
+def take_turn(
+    core: StreamCore, messages: Sequence[Message], tools: Sequence[ToolDefinition], after: After | None = None
+) -> Message:
+    """Call the model, send its deltas to the stream, record its message, and return the message. ``after`` is done
+    behind its deltas.
 
     If the model fails, the run ends (`StopRun`, code ``model_error``). The part of the reply that arrived before a
     failure or a cancel is recorded, because the consumer has seen it.
     """
     typed = core.output is not None and core.output.schema is not None
     with core.trace.model_call(core.agent.model, messages, tools, typed=typed) as trace:
-        return _take_turn(core, messages, tools, trace)
+        return _take_turn(core, messages, tools, trace, after)
 
 
 def _take_turn(
-    core: StreamCore, messages: Sequence[Message], tools: Sequence[ToolDefinition], trace: ModelTrace
+    core: StreamCore,
+    messages: Sequence[Message],
+    tools: Sequence[ToolDefinition],
+    trace: ModelTrace,
+    after: After | None,
 ) -> Message:
     model = core.agent.model
     answering = model.id
@@ -65,8 +73,9 @@ def _take_turn(
     if core.recorded:
         core.emit(ModelAsked(model.id, tuple(messages), tuple(tools), **core.tags))
     wanted = output_for(model, None if core.output is None else core.output.schema)
+    given = messages, tools
     produced = core.calls.batches(
-        f"model {model.id}", model.stream, messages, tools, cancel=core.token, within=trace.context, **wanted
+        f"model {model.id}", model.stream, *given, cancel=core.token, within=trace.context, after=after, **wanted
     )
     batches = trace.watch(produced)
     tags, recorded = core.tags, core.recorded

@@ -21,6 +21,7 @@ else:
     base64 = lazy("base64")
 
 Role = Literal["system", "user", "assistant", "tool"]
+_ROLES: Final = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,9 @@ class ToolCall:
     _read: ReadArguments | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for what in ("id", "name", "arguments"):
-            text = getattr(self, what)
-            check(f"the {what} of a call", text, str, "text")
+        for what, text in (("id", self.id), ("name", self.name), ("arguments", self.arguments)):
+            if not isinstance(text, str):
+                check(f"the {what} of a call", text, str, "text")
             if not text.isascii():
                 object.__setattr__(self, what, well_formed(text))
 
@@ -58,6 +59,10 @@ class ToolCall:
     def sound_arguments(self) -> str:
         """The arguments as text that every JSON parser accepts: an empty object if they are broken."""
         return self._reading.text
+
+    def read_as(self, other: ToolCall) -> None:
+        """Take over what was read of another call with the same arguments."""
+        object.__setattr__(self, "_read", other._reading)
 
     @property
     def _reading(self) -> ReadArguments:
@@ -154,10 +159,8 @@ class Message:
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self) -> None:
-        if self.role not in get_args(Role):
-            raise ValueError(
-                f"the role of a message must be one of {', '.join(get_args(Role))}, not {self.role!r:.200}"
-            )
+        if self.role not in _ROLES:
+            raise ValueError(f"the role of a message must be one of {', '.join(_ROLES)}, not {self.role!r:.200}")
         check("the content of a message", self.content, str, "text")
         if not self.content.isascii():
             object.__setattr__(self, "content", well_formed(self.content))

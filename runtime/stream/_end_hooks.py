@@ -83,8 +83,8 @@ class _Stage:
         self.point = point
         self.reason = ""  # until they are due
         self._fields = fields
-        self._commands = CancelToken()
-        self.runs = [HookRun(hook, self._commands) for hook in hooks]  # not seen to end
+        self._commands = commands = CancelToken() if hooks else None  # most turns have none
+        self.runs = [] if commands is None else [HookRun(hook, commands) for hook in hooks]  # not seen to end
         self._to_start = self.runs[:]
 
     def _starting(self, core: StreamCore) -> Iterator[Hook]:
@@ -102,6 +102,8 @@ class _Stage:
 
     def run(self, core: StreamCore) -> None:
         """Start the hooks, and wait for each of them up to its timeout. Raises `Cancelled`."""
+        if self._commands is None:
+            return
         for hook in self._starting(core):
             tell_started(core, self.point, hook)
         while self.runs:
@@ -113,6 +115,8 @@ class _Stage:
 
     def finish(self, core: StreamCore) -> None:
         """Start the hooks that were not started, and give all of them the grace time."""
+        if self._commands is None:
+            return
         for _ in self._starting(core):
             pass
         deadline = CancelToken(timeout=core.shared.grace)

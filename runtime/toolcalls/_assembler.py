@@ -30,7 +30,7 @@ else:
 # What a reply ends with that has come to its own end. After anything else, `length` above all, a call without arguments
 # is one that was cut off before its first letter.
 _ENDED: Final = (None, "", "stop", "tool_calls")
-_NOTHING: Final = ("", "null")
+NOTHING: Final = ("", "null")
 
 
 class _Call:
@@ -48,7 +48,7 @@ class _Call:
         self._looked_at = 0
 
     def add(self, arguments: str) -> None:
-        if not self.begun and arguments.strip() in _NOTHING:
+        if not self.begun and arguments.strip() in NOTHING:
             return
         if self._pieces == ["{}"] and arguments.lstrip().startswith("{"):  # which stood for what was to come
             self._pieces, self._object, self._looked_at = [], WholeObject(), 0

@@ -60,7 +60,7 @@ class StreamContext:
         self._nested = iter(state.nested)  # the sessions that it ran agents on, in an earlier stream
         self._kept = dict(state.kept)
         self._agents = agents  # the worker looks whether there are any
-        self._credits: Channel[None] = Channel(_AHEAD, name="credits")
+        self._credits: dict[None, Channel[None]] = {}  # made for the first event that is forwarded
         self._progress_credits: Channel[None] | None = None
 
     def progress(self, output: str = "", progress: float | None = None, total: float | None = None) -> None:
@@ -135,8 +135,9 @@ class StreamContext:
         self._forward(event)
 
     def _forward(self, event: events.Event) -> None:
-        self._credits.send(None, cancel=self.cancel)
-        self._post(Forwarded(event, self._credits))
+        credits = self._credits.get(None) or self._credits.setdefault(None, Channel(_AHEAD, name="credits"))
+        credits.send(None, cancel=self.cancel)
+        self._post(Forwarded(event, credits))
 
     def _fire(self, point: str, **fields: Any) -> None:
         done: Channel[None] = Channel(name=f"{point} hooks done")

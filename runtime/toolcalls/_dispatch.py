@@ -32,7 +32,7 @@ from ..stream._run_hooks import HookRun, firing
 from ._approval import remember_late
 from ._elicitation import elicitation
 from ._messages import Asked, Decided, Fire, Forwarded, Late, NestedParked, Park, Progress, Resumed, posting
-from ._resolve import Read, Resolved, read
+from ._resolve import Read, ReadEarly, Resolved, read
 from ._running import OVER, Approval, Steps, Turn
 from ._tool_run import tool_run
 
@@ -49,10 +49,15 @@ class Made:
 
 
 def dispatch(
-    core: StreamCore, reply: Message, tools: Mapping[str, Tool], left: Mapping[str, CallState] | None = None
+    core: StreamCore,
+    reply: Message,
+    tools: Mapping[str, Tool],
+    left: Mapping[str, CallState] | None = None,
+    early: ReadEarly | None = None,
 ) -> Made:
     """Make the calls of the reply and record their results. If a tool raises, the error is its result, which the model
-    reads. With ``left``, only these calls are made, which an earlier stream has left unfinished.
+    reads. With ``left``, only these calls are made, which an earlier stream has left unfinished. ``early`` may have
+    read them already.
 
     Raises `Cancelled` if the stream is cancelled first, and `StopRun` if a hook ends it. Results that have arrived by
     then are recorded.
@@ -61,7 +66,7 @@ def dispatch(
     calls = [call for call in reply.tool_calls if left is None or call.id in left]
     dispatcher = _Dispatcher(turn, calls)
     try:
-        compared = dispatcher.run(reply)
+        compared = dispatcher.run(reply, early)
     finally:
         dispatcher.close()
     core.stop_if_blocked("post_tool_use", turn.blocked)
@@ -82,12 +87,15 @@ class _Dispatcher:
         self.waits: dict[Call | Ask[ToolCall, Decision], tuple[Steps[Any], CancelToken | None]] = {}
         self.asks_since: float | None = None  # when nothing was left under way but questions
 
-    def run(self, reply: Message) -> Mapping[str, str]:
+    def run(self, reply: Message, early: ReadEarly | None) -> Mapping[str, str]:
         """Make the calls. Returns what they are compared by."""
         # The schemas are from servers and the arguments from a model: checking them may take long, so a helper does it.
         # All that is to be known of them is read at once: another way to a helper costs as much as the rest.
-        given = reply, self.calls, self.turn.tools, self.turn.states, self.core.token
-        said: Read = self.core.calls.run("reading the arguments", read, *given)
+        said: Read | None = None if early is None else early.take(reply, self.core.token)
+        if said is None:
+            given = reply, self.calls, self.turn.tools, self.turn.states, self.core.token
+            said = self.core.calls.run("reading the arguments", read, *given)
+        assert said is not None
         parking = self.core.parking
         if parking is None:
             self._make(said.resolved)

@@ -83,15 +83,18 @@ class Running:
     left: float | None = None
     deadline: float | None = None
     waits: int = 1  # it begins
+    state: CallState = field(init=False)  # how far an earlier stream had come with the call
+
+    def __post_init__(self) -> None:
+        self.state = self.turn.states.get(self.call.id) or CallState(self.call.id)
 
     @property
     def tool(self) -> Tool:
         return self.ready.tool
 
-    @property
-    def state(self) -> CallState:
-        """How far an earlier stream had come with the call."""
-        return self.turn.states.get(self.call.id) or CallState(self.call.id)
+    def hooked(self, point: str) -> bool:
+        """Whether there are hooks at ``point`` for this call, so that there is something to `fire`."""
+        return bool(self.turn.core.hooks.at(point, self.ready.tool.name))
 
     def fire(self, point: str, **fields: Any) -> Steps[HookResult]:
         """Run the hooks at ``point`` for this call."""

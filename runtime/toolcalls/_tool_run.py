@@ -62,7 +62,9 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
         return
 
     # Check: hooks may refuse the call, or change its arguments, as long as the user has not seen them.
-    hooks = (yield from running.fire("pre_tool_use")) if running.state.phase == "open" else nothing()
+    hooks = nothing()
+    if running.state.phase == "open" and running.hooked("pre_tool_use"):
+        hooks = yield from running.fire("pre_tool_use")
     refused: ToolResult | None = None
     if hooks.block:
         reason = hooks.reason or "a pre_tool_use hook blocks it"
@@ -79,8 +81,9 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
     # Permit, and ask where that is to be decided by the user.
     if refused is None:
         decision = yield from approval(running)
-        verdict = "allow" if decision.approved else "deny"
-        yield from running.fire("on_tool_approval_decision", decision=verdict, reason=decision.reason)
+        if running.hooked("on_tool_approval_decision"):
+            verdict = "allow" if decision.approved else "deny"
+            yield from running.fire("on_tool_approval_decision", decision=verdict, reason=decision.reason)
         if not decision.approved:
             refused = _refusal(decision.reason)
     if refused is not None:
@@ -101,8 +104,11 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
 
     # Transform: hooks may change what the model reads.
     said, failed = returned.content, returned.is_error
-    hooks = yield from running.fire("tool_response_transform", tool_response=said, is_error=failed)
-    result = returned if hooks.updated_response is None else replace(returned, content=hooks.updated_response)
+    result = returned
+    if running.hooked("tool_response_transform"):
+        hooks = yield from running.fire("tool_response_transform", tool_response=said, is_error=failed)
+        if hooks.updated_response is not None:
+            result = replace(returned, content=hooks.updated_response)
 
     # Record: in the session first, then as an event.
     result = _record(turn, call, result)
@@ -110,7 +116,9 @@ def tool_run(turn: Turn, call: ToolCall, resolved: Resolved) -> Steps[None]:
         core.emit(ToolReturned(call, said, failed, **core.tags))
 
     # The hooks after it: the call keeps its place until they have ended.
-    hooks = yield from running.fire("post_tool_use", tool_response=result.content, is_error=result.is_error)
+    hooks = nothing()
+    if running.hooked("post_tool_use"):
+        hooks = yield from running.fire("post_tool_use", tool_response=result.content, is_error=result.is_error)
     del turn.running[call.id]
     if hooks.block and not turn.blocked.block:
         turn.blocked = hooks
@@ -206,7 +214,8 @@ def _record(turn: Turn, call: ToolCall, result: ToolResult) -> ToolResult:
     core.log.add_result(message, turn.order)  # before anyone sees it: who saves the session then has it
     if isinstance(result, HandOff) and result.agent is not None:
         core.log.hand_over(result.agent.name)  # whatever ends the stream now
-    result = replace(result, content=message.content)
+    if message.content is not result.content:
+        result = replace(result, content=message.content)
     core.emit(events.ToolCallResponse(call, result.content, result.is_error, result.images, **core.tags))
     return result
 

@@ -78,9 +78,12 @@ def on_the_worker(*parts: str) -> Iterator[None]:
         made.finish(function(*args), None)
         return made
 
-    def batches(calls: Calls, what: str, function: Any, /, *args: Any, within: Any = None, **more: Any) -> Any:
+    def batches(
+        calls: Calls, what: str, function: Any, /, *args: Any, within: Any = None, after: Any = None, **more: Any
+    ) -> Any:
         if "model" not in parts:
-            return kept[2](calls, what, function, *args, within=within, **more)
+            after = None if "reading" in parts else after
+            return kept[2](calls, what, function, *args, within=within, after=after, **more)
         return ([delta] for delta in function(*args, **more))
 
     with mock.patch.multiple(Calls, run=run, start=started, batches=batches):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from interleave import CHANNELS, World, explore
 
 MODULES = (*CHANNELS, "runtime/human/_bridge.py", "runtime/stream/_scope.py", "runtime/human/_asks.py")
 PUMP = (*CHANNELS, "runtime/execution/_pump.py")
+CALLS = (*PUMP, "runtime/execution/_calls.py")
 
 
 def streams_and_a_question(world: World) -> Callable[[], None]:
@@ -201,6 +203,92 @@ def batches_and_a_cancel(world: World, ahead: int) -> Callable[[], None]:
         assert ended == ["Cancelled"] or len(taken) == 3
 
     return check
+
+
+def waiting_for_a_call(world: World) -> Callable[[], None]:
+    """Whoever waits for the end of a call makes the channel that tells of it, in the moment when the call ends too."""
+    channels, module = world.load("channels"), world.load("runtime.execution._calls")
+    call = module.Call("work", module.Kept())
+    woken: list[str] = []
+
+    def wait(name: str) -> None:
+        try:
+            call.done.recv()
+        except channels.ChannelClosed:
+            woken.append(name)
+
+    world.spawn("H", lambda: call.finish("value", None))
+    for name in "VW":
+        world.spawn(name, lambda name=name: wait(name))
+
+    def check() -> None:
+        assert not world.stuck
+        assert sorted(woken) == ["V", "W"]
+        assert call.over
+        assert call.inbox.outcome.value == "value"
+
+    return check
+
+
+def something_after_the_items(world: World, leaves: bool) -> Callable[[], None]:
+    """It is done when all items were taken, and waited for; where their consumer leaves before, it is not begun."""
+    module, pump_module = world.load("runtime.execution._calls"), world.load("runtime.execution._pump")
+    channels = world.load("channels")
+    pump, token = pump_module.Pump(2, "test"), channels.CancelToken()
+    done: list[Any] = []
+
+    class Sum(module.After):  # type: ignore[misc,name-defined]
+        kind, what = int, "adding up"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[int] = []
+
+        def see(self, item: int) -> None:
+            self.seen.append(item)
+
+        def act(self) -> None:
+            done.append(sum(self.seen))
+
+    after, call = Sum(), module.Call("model", pump)
+    context = contextvars.copy_context()
+
+    def produce() -> None:
+        after.feed(call, pump, contextlib.nullcontext(iter([1, "x", 2])), context)
+        call.finish(None, None)
+
+    taken: list[Any] = []
+
+    def take() -> None:
+        for batch in pump.batches(token):
+            taken.extend(batch)
+            if leaves:
+                break
+        if not leaves:
+            after.wait(token)
+            assert done == [3]
+        pump.close()
+
+    world.spawn("H", produce)
+    world.spawn("W", take)
+
+    def check() -> None:
+        assert not world.stuck
+        assert call.over
+        if not leaves:
+            assert taken == [1, "x", 2]
+        assert done in ([], [3])
+
+    return check
+
+
+def test_waiting_for_a_call() -> None:
+    assert explore(waiting_for_a_call, preemptions=1, modules=CALLS).complete
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_something_after_the_items(leaves: bool) -> None:
+    assert explore(partial(something_after_the_items, leaves=leaves), preemptions=1, modules=CALLS).complete
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2])

@@ -61,7 +61,7 @@ def test_a_long_piece_is_not_kept_for_others(kind: type[Scripted], monkeypatch: 
     batches = Batches(monkeypatch)
     steps = [TextDelta("x" * (LONG + 1)) for _ in range(10)]
     with Runtime(Agent("a", kind([*steps, batches.through.set]))) as runtime:
-        runtime.run(Session.from_user("go"))
+        runtime.run_stream(Session.from_user("go")).result()
     assert [len(batch) for batch in batches.sent] == [1] * 10
 
 

@@ -752,7 +752,7 @@ def test_a_result_is_in_the_session_before_its_event_is_sent(monkeypatch: pytest
 
     monkeypatch.setattr(StreamCore, "emit", watched)
     with approving(Agent("a", Scripted([call("f", "{}")], say("ok")), tools=[tool(lambda: "x", name="f")])) as runtime:
-        runtime.run(session)
+        runtime.run_stream(session).result()
     assert had == [True]
 
 
