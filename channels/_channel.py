@@ -110,7 +110,8 @@ class Channel(Rescue, Generic[T]):
         """
         deadline = None
         if timeout is not cancel:  # type: ignore[comparison-overlap]  # in one test: not both None
-            deadline = deadline_after(timeout)
+            if timeout is not None:
+                deadline = deadline_after(timeout)
             if cancel is not None:
                 _look_at(cancel)
         if _fork.forked and self._epoch is not _fork.epoch:
@@ -232,7 +233,8 @@ class Channel(Rescue, Generic[T]):
         """
         deadline = None
         if timeout is not cancel:  # type: ignore[comparison-overlap]  # in one test: not both None
-            deadline = deadline_after(timeout)
+            if timeout is not None:
+                deadline = deadline_after(timeout)
             if cancel is not None:
                 _look_at(cancel)
         if _fork.forked and self._epoch is not _fork.epoch:

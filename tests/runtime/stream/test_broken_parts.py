@@ -83,7 +83,7 @@ def test_an_event_that_cannot_be_sent_is_not_the_models_fault(monkeypatch: pytes
     error = MemoryError("no room")
     _fail_once(monkeypatch, StreamCore, "emit", error, lambda core, event: event.type == "agent_choice")
     with Runtime(Agent("a", Scripted(say("x")))) as runtime, pytest.raises(RunError) as raised:
-        runtime.run(Session.from_user("go"))
+        runtime.run_stream(Session.from_user("go")).result()
     assert raised.value.code == "internal"
     assert raised.value.__cause__ is error
 
