@@ -75,8 +75,9 @@ class ToolResult:
 
     def __post_init__(self) -> None:
         check("the content of a ToolResult", self.content, str, "text")
-        images = check_items("the images of a ToolResult", self.images, Image, "a tuple of images")
-        object.__setattr__(self, "images", images)
+        if self.images or type(self.images) is not tuple:
+            images = check_items("the images of a ToolResult", self.images, Image, "a tuple of images")
+            object.__setattr__(self, "images", images)
 
 
 class CallContext(Protocol):
@@ -151,6 +152,8 @@ class Tool:
         #: Without what JSON cannot say, such as a default of infinity: no request could be sent.
         self.parameters: Mapping[str, Any] = sound(parameters) or {"type": "object", "properties": {}}
         self.schema = Schema(self.parameters)
+        properties = properties_of(self.parameters).items()
+        self._defaults = {name: each["default"] for name, each in properties if "default" in each}
         self.read_only = read_only
         self.destructive = destructive
         self.parallel = parallel
@@ -205,8 +208,7 @@ class Tool:
     @property
     def defaults(self) -> dict[str, Any]:
         """The default values of the arguments that a call leaves out, as far as they are known."""
-        properties = properties_of(self.parameters).items()
-        return {**{name: schema["default"] for name, schema in properties if "default" in schema}, **self.given}
+        return {**self._defaults, **self.given}
 
     def values(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments, converted to what the function takes. This runs foreign code. Raises `BadArguments`."""

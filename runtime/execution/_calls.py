@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Container, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from contextvars import Context
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed
@@ -48,6 +49,9 @@ BATCH: Final = 32
 
 Batches: TypeAlias = Generator[Sequence[Any], None, None]
 
+
+_COROUTINE: Final = 0x80  # `inspect.CO_COROUTINE` and `CO_ASYNC_GENERATOR`, flags of the code of a function
+_ASYNC_GENERATOR: Final = 0x200
 
 FRAMES: Final = 20  # of a stack or a traceback, the innermost: enough to find the place, few enough to be read
 
@@ -285,12 +289,15 @@ class Calls:
         fails, and not the stream.
         """
         call = Call(what, inbox)
-        self._started(call, functools.partial(function, *args, **kwargs) if args or kwargs else function, within)
+        self._start(call, functools.partial(function, *args, **kwargs) if args or kwargs else function, within)
         return call
 
-    def _started(self, call: Call, function: Callable[[], Any], within: Context | None) -> None:
+    def _start(self, call: Call, function: Callable[[], Any], within: Context | None) -> None:
         try:
-            self.begin(call, function, within)
+            self.launch(call, function, within)
+        except Exception as error:
+            if call.claim():
+                self._done(call, None, error)
         except BaseException:
             self.withdraw(call)
             raise
@@ -307,7 +314,7 @@ class Calls:
         """Make ``call``. Launching it twice makes it once, for a worker that was interrupted and cannot know."""
         self._live.add(call)
         context = (within or self._context).copy()
-        if inspect.iscoroutinefunction(function):
+        if _is_coroutine_function(function):
             call.task = self._loop().start(
                 lambda: _claimed(call, function),
                 on_done=lambda value, error: None if value is _ELSEWHERE else self._done(call, value, error),
@@ -358,7 +365,7 @@ class Calls:
         source = functools.partial(function, *args, **kwargs)
         return (
             self._iterate_async(what, source, within)
-            if inspect.isasyncgenfunction(function)
+            if _is_async_generator_function(function)
             else self._iterate_sync(what, source, within, after)
         )
 
@@ -384,12 +391,8 @@ class Calls:
             feed = functools.partial(pump.feed, items)
         else:
             feed = functools.partial(after.feed, call, pump, items, self._context)
-        self._started(call, feed, within)
-        batches = pump.batches(self.token)
-        try:
-            yield from _small(batches)
-        finally:
-            batches.close()
+        self._start(call, feed, within)
+        yield from pump.batches(self.token, most=BATCH)
 
     def _help(self, call: Call, context: Context, function: Callable[[], Any]) -> None:
         if not call.claim():
@@ -475,6 +478,27 @@ def _small(batches: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
         else:
             for first in range(0, len(batch), BATCH):
                 yield batch[first : first + BATCH]
+
+
+def _is_coroutine_function(function: Any) -> bool:
+    """`inspect.iscoroutinefunction`, which takes its time to find out that a plain function is none."""
+    plain = _plain(function)
+    return inspect.iscoroutinefunction(function) if plain is None else bool(plain.__code__.co_flags & _COROUTINE)
+
+
+def _is_async_generator_function(function: Any) -> bool:
+    """`inspect.isasyncgenfunction`, likewise."""
+    plain = _plain(function)
+    return inspect.isasyncgenfunction(function) if plain is None else bool(plain.__code__.co_flags & _ASYNC_GENERATOR)
+
+
+def _plain(function: Any) -> FunctionType | None:
+    """The function that is called, where it is one that is written in Python, and not marked as anything else."""
+    while type(function) is functools.partial:
+        function = function.func
+    if type(function) is MethodType:
+        function = function.__func__
+    return function if type(function) is FunctionType and not function.__dict__ else None
 
 
 async def _claimed(call: Call, function: Callable[[], Any]) -> Any:

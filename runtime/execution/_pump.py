@@ -122,23 +122,29 @@ class Pump(Generic[T]):
         *,
         timeout: float | None = None,
         late: Callable[[], BaseException] = TimeoutError,
+        most: int | None = None,
     ) -> Generator[list[T], None, None]:
-        """What `take` yields, in lists: each has the items that have come by then, at least one. None of them waits
-        for another.
+        """What `take` yields, in lists: each has the items that have come by then, at least one, and ``most``. None of
+        them waits for another.
         """
         recv_many, limit = self._items.recv_many, self._batch
+        most = most or limit
         try:
             while True:
                 try:
                     items = recv_many(limit, timeout, cancel)
                 except TimeoutError:
                     raise late() from None
-                if items[-1] is _END:
+                ended = items[-1] is _END
+                if ended:
                     del items[-1]
-                    if items:
-                        yield items
+                if 0 < len(items) <= most:
+                    yield items
+                else:
+                    for first in range(0, len(items), most):
+                        yield items[first : first + most]
+                if ended:
                     break
-                yield items
         finally:
             self._items.close()
         error, self._error = self._error, None

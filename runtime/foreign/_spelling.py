@@ -24,7 +24,8 @@ def spelled(value: Any, depth: int = _DEPTH) -> Any:
     with a zone is in UTC. A value of an unknown type is spelt by its ``str``. This runs foreign code, so it is for a
     helper thread. Raises nothing.
     """
-    if value is None or isinstance(value, bool):
+    kind = type(value)  # not what it says of itself
+    if kind is str or kind is int or value is None or isinstance(value, bool):
         return value
     if isinstance(value, enum.Enum):
         return spelled(value.value, depth)
@@ -36,8 +37,8 @@ def spelled(value: Any, depth: int = _DEPTH) -> Any:
         return int(value) if value.is_integer() else float(value) if math.isfinite(value) else str(value)
     if not depth:
         return "..."
-    if isinstance(value, Mapping):
-        return {_key(key): spelled(each, depth - 1) for key, each in value.items()}
+    if kind is dict or isinstance(value, Mapping):
+        return {key if type(key) is str else _key(key): spelled(each, depth - 1) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [spelled(each, depth - 1) for each in value]
     if isinstance(value, Set):

@@ -69,7 +69,7 @@ def trajectory(recording: Recording) -> Trajectory:
         mine = event.session_id == root
         if isinstance(event, events.ToolCallStarted):
             who = "" if event.agent_name == recording.agent_name else f"{event.agent_name}: "
-            calls.append(f"{who}{event.tool_call.name}({canonical(event.tool_call)})")
+            calls.append(f"{who}{event.tool_call.name}({canonical(event.tool_call, event.tool_call.parsed)})")
             if mine:
                 said.clear()
         elif isinstance(event, events.AgentChoice) and mine:

@@ -238,9 +238,9 @@ class _Results:
 
         def likeness(each: list[Any]) -> int:
             made: ToolCall = each[0]
-            return 2 * (canonical(made) == arguments) + (made.id == call.id)
+            return 2 * (canonical(made, made.parsed) == arguments) + (made.id == call.id)
 
-        arguments = canonical(call)
+        arguments = canonical(call, call.parsed)
         with self._lock:
             known = [each for each in self._left if each[0].name == call.name and each[1] is not None]
             found = max(known, key=likeness, default=None)  # the first of those

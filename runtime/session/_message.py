@@ -75,9 +75,10 @@ class ToolCall:
 _sorted: Final = json.JSONEncoder(sort_keys=True)
 
 
-def canonical(call: ToolCall) -> str:
-    """Arguments in canonical JSON, so that whitespace and the order of keys make no difference."""
-    arguments = call.parsed
+def canonical(call: ToolCall, arguments: Mapping[str, Any] | None) -> str:
+    """The ``arguments`` of the call, as they are `parsed`, in canonical JSON, so that whitespace and the order of keys
+    make no difference.
+    """
     return call.arguments if arguments is None else _sorted.encode(arguments)
 
 
@@ -161,7 +162,8 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in _ROLES:
             raise ValueError(f"the role of a message must be one of {', '.join(_ROLES)}, not {self.role!r:.200}")
-        check("the content of a message", self.content, str, "text")
+        if not isinstance(self.content, str):
+            check("the content of a message", self.content, str, "text")
         if not self.content.isascii():
             object.__setattr__(self, "content", well_formed(self.content))
         if self.tool_call_id is not None and not self.tool_call_id.isascii():

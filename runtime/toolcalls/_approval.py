@@ -93,6 +93,8 @@ def _permitted(running: Running) -> Steps[tuple[Verdict, Rule | None]]:
 def _earlier(running: Running) -> tuple[Request | None, Decision | None]:
     """The request that an earlier stream has made for the approval of the call, and what was decided by then."""
     state = running.state
+    if state.phase == "open" and not state.requests:  # as where there was no earlier stream
+        return None, None
     asked = next((each for each in reversed(state.requests) if each.kind == "approval"), None)
     if state.phase == "began":
         return asked, Decision(True, reason="it had been approved")

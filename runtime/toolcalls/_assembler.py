@@ -44,14 +44,14 @@ class _Call:
         self.begun = False  # whether there are arguments
         self.size = 0
         self._pieces: list[str] = []
-        self._object = WholeObject()
+        self._object: WholeObject | None = None  # for `whole`, which few calls are asked
         self._looked_at = 0
 
     def add(self, arguments: str) -> None:
         if not self.begun and arguments.strip() in NOTHING:
             return
         if self._pieces == ["{}"] and arguments.lstrip().startswith("{"):  # which stood for what was to come
-            self._pieces, self._object, self._looked_at = [], WholeObject(), 0
+            self._pieces, self._object, self._looked_at = [], None, 0
         self.begun = True
         if self.size <= LONGEST:  # one that is longer is refused: nobody needs all of it
             self._pieces.append(arguments)
@@ -64,6 +64,8 @@ class _Call:
     @property
     def whole(self) -> bool:
         """Whether the arguments are a complete object. Used only if a piece may begin another call."""
+        if self._object is None:
+            self._object = WholeObject()
         for piece in self._pieces[self._looked_at :]:
             self._object.add(piece)
         self._looked_at = len(self._pieces)

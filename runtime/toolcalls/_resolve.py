@@ -63,8 +63,9 @@ def read(
     process it may be, means what was shown.
     """
     finish = reply.finish_reason
-    resolved = {call.id: _resolve(_as_shown(call, states), finish, tools, cancel) for call in calls}
-    return Read(resolved, {call.id: _compared(call) for call in reply.tool_calls})
+    compared = {call.id: _compared(call, call.parsed) for call in reply.tool_calls}
+    made = {call.id: _as_shown(call, states) for call in calls}
+    return Read({id: _resolve(each, each.parsed, finish, tools, cancel) for id, each in made.items()}, compared)
 
 
 class ReadEarly(After):
@@ -98,7 +99,9 @@ class ReadEarly(After):
         for name, pieces in self._pieces.values():
             text = "".join(pieces)
             call = ToolCall("", name, "{}" if text.strip() in NOTHING else text)
-            made = call, _resolve(call, None, self._tools, self._cancel), _compared(call)
+            arguments = call.parsed
+            compared = _compared(call, arguments)  # first: what a tool makes of its arguments may change them
+            made = call, _resolve(call, arguments, None, self._tools, self._cancel), compared
             self._read.setdefault((call.name, call.arguments), []).append(made)
 
     def take(self, reply: Message, cancel: CancelToken) -> Read | None:
@@ -117,8 +120,8 @@ class ReadEarly(After):
         return Read(resolved, compared)
 
 
-def _compared(call: ToolCall) -> str:
-    return canonical(call) if len(call.arguments) < _LONG else call.arguments
+def _compared(call: ToolCall, arguments: Mapping[str, Any] | None) -> str:
+    return canonical(call, arguments) if len(call.arguments) < _LONG else call.arguments
 
 
 def _as_shown(call: ToolCall, states: Mapping[str, CallState]) -> ToolCall:
@@ -126,16 +129,22 @@ def _as_shown(call: ToolCall, states: Mapping[str, CallState]) -> ToolCall:
     return call if shown is None else replace(call, arguments=shown)
 
 
-def _resolve(call: ToolCall, finish: str | None, tools: Mapping[str, Tool], cancel: CancelToken) -> Resolved:
-    """The tool and its arguments, or, if the call is wrong or was cut off, an error with which the model can correct
-    it."""
+def _resolve(
+    call: ToolCall,
+    arguments: Mapping[str, Any] | None,
+    finish: str | None,
+    tools: Mapping[str, Tool],
+    cancel: CancelToken,
+) -> Resolved:
+    """The tool and its ``arguments``, which belong to it from then on; or, if the call is wrong or was cut off, an error
+    with which the model can correct it.
+    """
     if too_early := cut_off(call, finish):
         return ToolResult(too_early, is_error=True)
     tool = tools.get(call.name)
     if tool is None:
         known = ", ".join(sorted(tools)) or "none"
         return ToolResult(f"there is no tool {call.name!r:.200}; there are: {known}", is_error=True)
-    arguments = call.parsed
     if arguments is None:
         return ToolResult(call.problem, is_error=True)
     return given(tool, arguments, cancel, call.sound_arguments)
