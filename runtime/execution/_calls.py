@@ -369,9 +369,7 @@ class Calls:
             else self._iterate_sync(what, source, within, after)
         )
 
-    def _iterate_async(
-        self, what: str, source: Callable[[], AsyncIterator[Any]], within: Context | None
-    ) -> Batches:
+    def _iterate_async(self, what: str, source: Callable[[], AsyncIterator[Any]], within: Context | None) -> Batches:
         call = Call(what, Channel(name=what))
         context = (within or self._context).copy()
         with self._loop().iterate(source, cancel=self.token, buffer=DELTAS, context=context) as items:

@@ -131,9 +131,7 @@ class _Idle:
 _idle = _Idle()
 
 
-def start(
-    function: Callable[[], object], name: str | None = None, *, among: set[Running] | None = None
-) -> Running:
+def start(function: Callable[[], object], name: str | None = None, *, among: set[Running] | None = None) -> Running:
     """Run ``function`` on a thread of its own. Raises `RuntimeError` where none can be had.
 
     ``name`` is that of the thread meanwhile; helpers, which have none, are numbered. It is ``among`` others as long as

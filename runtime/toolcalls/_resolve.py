@@ -136,7 +136,7 @@ def _resolve(
     tools: Mapping[str, Tool],
     cancel: CancelToken,
 ) -> Resolved:
-    """The tool and its ``arguments``, which belong to it from then on; or, if the call is wrong or was cut off, an error
+    """The tool and its ``arguments``, which belong to it from then on. If the call is wrong or was cut off, an error
     with which the model can correct it.
     """
     if too_early := cut_off(call, finish):
