@@ -51,7 +51,9 @@ def processor(work: Callable[[], object], count: int) -> float:
 # -- a turn with a tool call -------------------------------------------------------------------------------------------
 
 
-def turns(model: type[Scripted] = Scripted) -> float:
+def turns(model: type[Scripted] = Scripted, *, reads: bool = True) -> float:
+    """Of processor time. A consumer ``reads`` the events, or waits for the result."""
+
     @tool(read_only=True)
     def nothing(n: int) -> str:
         """Does nothing."""
@@ -60,7 +62,10 @@ def turns(model: type[Scripted] = Scripted) -> float:
     said = [[call("nothing", f'{{"n": {n}}}', id=f"call-{n}")] for n in range(TURNS)]
     agent = Agent("a", model(*said, [TextDelta("done")]), tools=[nothing], max_iterations=TURNS + 1)
     with Runtime(agent) as runtime:
-        return processor(lambda: runtime.run(Session.from_user("go")), TURNS)
+        run: Callable[[Session], object] = runtime.run
+        if reads:
+            run = lambda session: list(runtime.run_stream(session))  # noqa: E731
+        return processor(lambda: run(Session.from_user("go")), TURNS)
 
 
 @contextlib.contextmanager
@@ -109,6 +114,7 @@ def way_to_a_helper() -> float:
 
 TOOL_TURN: Figures = {
     "as it is": turns,
+    "with run(), which reads no events": lambda: turns(reads=False),
     "its calls read on the worker": lambda: turns_without("reading"),
     "and the tool called there": lambda: turns_without("reading", "tool"),
     "and the model asked there": lambda: turns_without("reading", "tool", "model"),

@@ -102,9 +102,12 @@ def stream_first(runtime: Runtime) -> tuple[float, float]:
 
 
 def tool_turns(
-    instrument: Callable[[Runtime], object] = lambda runtime: None, stall_after: float | None = None
+    instrument: Callable[[Runtime], object] = lambda runtime: None,
+    stall_after: float | None = None,
+    *,
+    reads: bool = True,
 ) -> float:
-    """Milliseconds per turn with one tool call."""
+    """Milliseconds per turn with one tool call. A consumer ``reads`` the events, or waits for the result."""
 
     @tool(read_only=True)
     def nothing(n: int) -> str:
@@ -116,7 +119,11 @@ def tool_turns(
     with Runtime(agent, stall_after=stall_after) as runtime:
         instrument(runtime)
         start = time.perf_counter()
-        runtime.run(Session.from_user("go"))
+        if reads:
+            for _ in runtime.run_stream(Session.from_user("go")):
+                pass
+        else:
+            runtime.run(Session.from_user("go"))
         return (time.perf_counter() - start) / TURNS * 1e3
 
 
@@ -386,6 +393,7 @@ def main() -> None:
             note("first event ms", first)
             note("first text ms", text)
             note("tool turn ms", tool_turns())
+            note("  with run() ms", tool_turns(reads=False))
             note("  watched ms", tool_turns(stall_after=60.0))
             for name, providers in traced.items():
                 note(f"  {name} ms", tool_turns(functools.partial(instrument, **providers)))
