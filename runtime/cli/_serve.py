@@ -111,7 +111,7 @@ def _serve_http(args: argparse.Namespace, teams: Sequence[Team], permissions: Pe
     if token is None and host not in LOCAL:
         raise CannotLoad(f"on {host} everybody in reach could use the agents: {TOKEN} in the environment says who may")
     _load_models(teams)
-    logging.basicConfig(format="%(message)s")  # what goes wrong while nobody sees a run
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")  # what goes wrong while nobody sees a run
     shown = f"[{host}]" if ":" in host else host
     with contextlib.ExitStack() as stack:
         store = None if args.no_store else stack.enter_context(opened(args.store, make=True))

@@ -161,6 +161,10 @@ class Runs:
             run.stream.close()
         except StreamStuck as stuck:
             _logger.warning("a run of session %s has ended, but: %s", id, stuck)
+        core = run.stream._core
+        if core.ending.reason == "error":  # its client may see it, but who looks after the server does not
+            what = f"{core.ending.code}: {core.ending.message}"
+            _logger.warning("a run of session %s has failed: %s", id, what, extra=core.tags)
         if parked:
             self.go_on(id, run.agent)  # an answer may have come at the same moment
 

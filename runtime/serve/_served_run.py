@@ -9,6 +9,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
+from channels._lazy import lazy_logger
+
 from .. import events
 from .._dataclasses import dataclass, field
 from .._errors import InvalidAnswer, NotPending, RunError, describe
@@ -17,6 +19,7 @@ from ..runtime import Runtime
 from ..session._session import Session
 from ..stream._event_stream import EventStream
 
+_logger = lazy_logger("runtime.serve")
 MORE: Final = 10  # turns that a user adds
 SHOWN: Final = 2000  # characters of a call's arguments, or of progress
 TRIES: Final = 3  # times that a question is asked whose answers are wrong
@@ -79,6 +82,7 @@ class ServedRun:
             structured: dict[str, Any] = {"conversation": self.session.id}
             self._tell(Done(result.text or "[no text]", structured=structured))
         except RunError as error:
+            _logger.warning("a run of session %s has failed: %s", self.session.id, error, extra=self._stream._core.tags)
             self._tell(Done(f"the run has failed: {error}", True, {"conversation": self.session.id}))
         except BaseException as error:
             self._tell(Done(f"the run has failed: {describe(error)}", True))

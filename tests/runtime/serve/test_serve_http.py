@@ -539,6 +539,24 @@ while not live.stream.pending:
         assert (waits.kind, store.info(waits.root_id).status) == ("approval", "waiting")
 
 
+def test_a_run_that_fails_is_logged_for_who_looks_after_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    class Fails:
+        id = "fails"
+
+        def stream(self, messages: Any, tools: Any, *, cancel: Any) -> Iterator[Any]:
+            raise RuntimeError("the quota is used up")
+            yield
+
+    with serving(Agent("waiter", Fails())) as client:
+        id = client.session()
+        with client.run(id, "hello") as events:
+            assert events.until("error")["code"] == "model_error"
+    [record] = [each for each in caplog.records if each.name == "runtime.serve"]
+    what = "model_error: fails: RuntimeError: the quota is used up"
+    assert record.getMessage() == f"a run of session {id} has failed: {what}"
+    assert (record.levelname, record.session_id) == ("WARNING", id)  # type: ignore[attr-defined]
+
+
 def test_a_store_that_fails_ends_the_streams_of_its_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     agent = waiter()
     with SQLiteStore(tmp_path / "s.db") as store, serving(agent, store=store) as client:
