@@ -212,7 +212,8 @@ class ElicitationRequest(Event):
     """A tool asks the user a question. Answer with `EventStream.respond`.
 
     ``mode`` is ``form`` (``schema`` is the JSON schema of the answer) or ``url`` (the user is asked to visit ``url``).
-    ``tool_name`` is the tool that asks, ``server`` the MCP server that the tool belongs to, or empty.
+    ``tool_name`` is the tool that asks, ``server`` the MCP server that the tool belongs to, or empty. ``tool_call_id``
+    is the call that asks; it is empty for a server that asks while it is being started.
     """
 
     type: ClassVar[str] = "elicitation_request"
@@ -224,6 +225,24 @@ class ElicitationRequest(Event):
     url: str = ""
     tool_name: str = ""
     server: str = ""
+    tool_call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSettled(Event):
+    """A question, an approval or a request for more turns is not open any more: it was answered, by this consumer or
+    another, or its time is over, or it was withdrawn.
+
+    ``request_id`` is its ``elicitation_id``, ``confirmation_id`` or ``request_id``. ``outcome`` is ``approved`` or
+    ``rejected`` for an approval, else ``accept``, ``decline`` or ``cancel``; ``reason`` is what was said with it, such
+    as that nobody answered in time. Only runs that several consumers may look at send it (`runtime.serve`).
+    """
+
+    type: ClassVar[str] = "request_settled"
+
+    request_id: str
+    outcome: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

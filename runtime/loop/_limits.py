@@ -16,8 +16,7 @@ from ..session._journal import Request
 from ..stream._core import StreamCore
 from ..stream._end_reason import StopRun
 from ..stream._parking import parked
-from ..stream._private_events import UserAnswered
-from ..stream._requests import answer_of, keep, keep_answer, seconds_left
+from ..stream._requests import answer_of, keep, keep_answer, seconds_left, tell, tell_consumers
 
 #: The schema of the answer to `MaxIterationsReached`.
 MORE: Final[Mapping[str, Any]] = {
@@ -38,7 +37,8 @@ def ask_for_more(core: StreamCore, limit: int, before: Request | None = None) ->
         core.fire("on_max_iterations", reason=reason)
     answer = Answer("decline")
     earlier = None if before is None else answer_of(before)
-    if earlier is not None:
+    if before is not None and earlier is not None:
+        tell_consumers(core, before.id, earlier)
         answer = earlier
     elif core.interactive:
         answers: Channel[Answer] = Channel(1, name="more turns")
@@ -59,8 +59,7 @@ def ask_for_more(core: StreamCore, limit: int, before: Request | None = None) ->
         core.emit(ask.event)
         core.fire("on_user_input", reason=reason)
         answer = _awaited(core, answers)
-        if core.recorded:
-            core.emit(UserAnswered(ask.id, **core.tags))
+        tell(core, ask.id, answer)
     else:
         core.emit(events.MaxIterationsReached(limit, **core.tags))
     if answer.accepted:

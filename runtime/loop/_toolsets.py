@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from channels import Cancelled, CancelToken, Channel, ChannelClosed
+from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock
 
 from .. import events
 from .._errors import describe
@@ -16,6 +16,7 @@ from ..execution._calls import INBOX, Finished
 from ..human._asks import Ask
 from ..stream._core import StreamCore
 from ..stream._end_reason import StopRun
+from ..stream._requests import settled_event
 
 
 class AgentTools:
@@ -101,7 +102,7 @@ class AgentTools:
                 if isinstance(message, events.Event):
                     core.emit(message)
                 else:
-                    self._ask(stream, name, *message)
+                    self._ask(stream, name, inbox, *message)
             found: Sequence[Tool] = message.result()
             return found
         finally:
@@ -109,7 +110,13 @@ class AgentTools:
             core.shared.asks.withdraw(stream, "the stream does not wait for these tools any more")
 
     def _ask(
-        self, stream: _WaitingStream, name: str, question: Question, settled: Callable[[Answer], object], dropped: Any
+        self,
+        stream: _WaitingStream,
+        name: str,
+        inbox: Channel[Any],
+        question: Question,
+        settled: Callable[[Answer], object],
+        dropped: Any,
     ) -> None:
         """Send the question to the consumer. Its waiter is registered before anyone can see it."""
         core = self._core
@@ -117,7 +124,14 @@ class AgentTools:
             settled(Answer("decline", note="nobody is there to be asked, this run is not interactive"))
             return
         asks = core.shared.asks
-        ask = Ask(core, core.root, stream, question, settled)
+
+        def told(answer: Answer) -> None:
+            if core.shared.tells_settled:
+                with contextlib.suppress(ChannelClosed, WouldBlock):  # the tools are not waited for any more
+                    inbox.try_send(settled_event(ask.id, answer, **core.tags))
+            settled(answer)
+
+        ask = Ask(core, core.root, stream, question, told)
         said = question.message, question.mode, question.schema or {}, question.url
         ask.event = events.ElicitationRequest(ask.id, *said, server=name, **core.tags)
         asks.register(ask, core.shared.answer_timeout if question.timeout is None else question.timeout)

@@ -11,7 +11,7 @@ from .._errors import InvalidAnswer, NotPending, SessionNotFound
 from ._handlers import Handlers, unknown
 from ._http import Problem, field, form_of, one_of, reply
 from ._open_requests import answer_live, open_request
-from ._session_json import request_json
+from ._session_json import request_json, settled_event
 
 MORE: Final = 10  # turns that a user adds by approving
 _SCOPES: Final = {"approve": "once", "approve-tool": "tool", "approve-session": "session"}
@@ -90,9 +90,10 @@ class AnswerHandlers(Handlers):
 
     def _answer(self, id: str, asked: Mapping[str, Any], answer: Mapping[str, Any], owner: str) -> None:
         run = self.backend.runs.get(id)
+        settled = None
         try:
             if run is None or not answer_live(run, asked, answer):
-                self.backend.store.answer(asked["id"], answer, by="http")
+                settled = self.backend.store.answer(asked["id"], answer, by="http")
         except InvalidAnswer as error:
             problems = str(error).split("; ")
             raise Problem(422, "invalid_answer", str(error), problems=problems) from None
@@ -102,7 +103,9 @@ class AnswerHandlers(Handlers):
             raise unknown() from None
         self.backend.runs.answered(id)
         if self.backend.runs.get(id) is None:  # it was parked, before or meanwhile
-            self.backend.runs.go_on(id, self.backend.agent_of(self.load(id)))
+            goes_on = self.backend.runs.go_on(id, self.backend.agent_of(self.load(id)))
+            if not goes_on and settled is not None and self.backend.own_store:  # of others, the log watches
+                self.backend.log.tell(id, settled_event(settled))
 
 
 def not_pending() -> Problem:

@@ -60,6 +60,8 @@ class Backend:
         # Made here: settings that are wrong are an error where they are given. A runtime starts no thread before a run.
         settings = {**DEFAULTS, **settings}
         self._runtimes = {name: Runtime(team, store=self.store, **settings) for name, team in teams.items()}
+        for runtime in self._runtimes.values():
+            runtime._shared.tells_settled = True  # whoever looks may answer, and the others have to know
         self.runs: Final = Runs(
             self.runtime, self.store, self.log, linger=linger, max_runs=max_runs, shared=store is not None
         )

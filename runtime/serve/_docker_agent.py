@@ -91,7 +91,7 @@ def _elicitation(event: events.ElicitationRequest) -> JSON:
         asked["schema"] = event.to_dict()["schema"]
     if event.url:
         asked["url"] = event.url
-    return {**asked, "tool_name": event.tool_name, "server": event.server}
+    return {**asked, "tool_name": event.tool_name, "server": event.server, "tool_call_id": event.tool_call_id}
 
 
 def _authorization(event: events.AuthorizationEvent) -> JSON:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Protocol
@@ -27,6 +27,7 @@ from ._docker_agent import docker_agent_json
 KEPT: Final = 10_000  # entries of a session
 ENTRIES: Final = 100_000  # of all sessions together, of those that were written to last
 PAGE: Final = 256  # entries that are read at once
+TOLD: Final = 100  # events of no log that a reader is told
 
 OURS: Final = "lockgate"
 #: The forms that a client may have events in: docker-agent's JSON, and ours.
@@ -112,6 +113,7 @@ class Watcher:
 
     def __init__(self, forget: Callable[[Watcher], None]) -> None:
         self._woken: Channel[None] = Channel(1, name="log of a session")
+        self._told: deque[Event] = deque(maxlen=TOLD)
         self._forget = forget
 
     def wait(self, timeout: float) -> bool:
@@ -129,6 +131,19 @@ class Watcher:
         if not len(self._woken):  # what is in there has yet to be taken, and the log is read after that
             with contextlib.suppress(WouldBlock, ChannelClosed):
                 self._woken.try_send(None)
+
+    def tell(self, event: Event) -> None:
+        """Let the reader have an event that is in no log. Does not wait."""
+        self._told.append(event)
+        self.wake()
+
+    def told(self) -> list[Event]:
+        """The events that the reader was told, each once."""
+        told: list[Event] = []
+        with contextlib.suppress(IndexError):
+            while True:
+                told.append(self._told.popleft())
+        return told
 
     def close(self) -> None:
         """Forget the reader. Twice is harmless."""
@@ -161,6 +176,11 @@ class EventLog(Protocol):
 
     def watch(self, session_id: str) -> Watcher:
         """A watcher that is woken by everything that is new in the log from now on."""
+        ...
+
+    def tell(self, session_id: str, event: Event) -> None:
+        """Tell who reads the log now of something that happened while no run had the session, whose events alone are in
+        the log."""
         ...
 
     def end(self, session_id: str) -> None:
@@ -255,6 +275,16 @@ class MemoryLog:
             self._ring(session_id).watchers.append(watcher)
         return watcher
 
+    def tell(self, session_id: str, event: Event) -> None:
+        """Tell the readers of one log."""
+        for each in self._watchers(session_id):
+            each.tell(event)
+
+    def _watchers(self, session_id: str) -> tuple[Watcher, ...]:
+        with self._lock:
+            ring = self._rings.get(session_id)
+            return () if ring is None else tuple(ring.watchers)
+
     def end(self, session_id: str) -> None:
         """Forget the log of a session that was deleted."""
         with self._lock:
@@ -277,10 +307,7 @@ class MemoryLog:
 
     def wake_one(self, session_id: str) -> None:
         """Wake the readers of one log."""
-        with self._lock:
-            ring = self._rings.get(session_id)
-            watchers = () if ring is None else tuple(ring.watchers)
-        for each in watchers:
+        for each in self._watchers(session_id):
             each.wake()
 
     def close(self) -> None:

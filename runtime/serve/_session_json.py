@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ..events import Event
+from ..events import Event, RequestSettled
 from ..session._journal import Request
 from ..session._message import Message
 from ..session._session import Session
@@ -89,6 +89,16 @@ def request_json(request: Request, form: str) -> JSON:
         "event": stored_event(request.event, form),
         "expires_at": None if request.expires_at is None else request.expires_at.isoformat(),
     }
+
+
+def settled_event(request: Request) -> RequestSettled:
+    """The event that tells of the answer which a store has for a request."""
+    said = request.answer or {}
+    if request.kind == "approval":
+        outcome = "approved" if said.get("approved") else "rejected"
+    else:
+        outcome = str(said.get("action", "cancel"))
+    return RequestSettled(request.id, outcome, str(said.get("reason") or ""), session_id=request.session_id)
 
 
 def stored_event(wire: Mapping[str, Any], form: str) -> JSON:

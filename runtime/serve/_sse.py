@@ -12,7 +12,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from .. import events
@@ -93,9 +93,12 @@ class EventBody:
                 self._over = True
                 return AGAIN
             over = self._run_is_over is not None and self._run_is_over()  # first: its last event is there by then
+            told = self._told_now()
             page = self._read()
             if page.entries or page.gap or page.over:
-                return self._chunk(page)
+                return self._chunk(page) + told
+            if told:
+                return told
             if over:  # its events could not be kept
                 self._over = True
                 raise StopIteration
@@ -141,11 +144,18 @@ class EventBody:
             self._over = True
         return "".join(lines).encode("utf-8", "replace")
 
+    def _told_now(self) -> bytes:
+        """What has happened while no run had the session. Without ids: no log has these events."""
+        return self._without_ids(self._watcher.told())
+
+    def _without_ids(self, told: Sequence[events.Event]) -> bytes:
+        return "".join(f"data: {as_json(FORMS[self._form](each))}\n\n" for each in told).encode("utf-8", "replace")
+
     def _lost_run(self) -> bytes:
         """The end of a run whose process has died before it could tell. Without ids: no log has these events."""
         said = events.Error(_LOST, "interrupted", session_id=self._session_id)
         end = events.StreamStopped("error", session_id=self._session_id)
-        return "".join(f"data: {as_json(FORMS[self._form](each))}\n\n" for each in (said, end)).encode()
+        return self._without_ids((said, end))
 
     def _bound_writes(self) -> None:
         """A client that takes nothing would keep the thread for ever."""

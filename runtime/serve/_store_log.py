@@ -6,6 +6,7 @@ too, also where this one is killed. What this process has written it also keeps 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,11 +15,13 @@ from typing import Final
 from channels import CancelToken, Receiver
 from channels._lazy import lazy_logger
 
-from .._errors import SessionNotFound
+from .._errors import SessionNotFound, StoreError
 from ..events import Event
+from ..session._journal import Request
 from ..session._session import Session
 from ..stores._store import Notice, Store
 from ._event_log import OURS, PAGE, Entry, MemoryLog, Page, Watcher
+from ._session_json import settled_event
 
 HERE: Final = 1000  # entries of a session that are also kept in memory
 EPOCHS: Final = 500  # sessions whose last epoch here is known
@@ -78,6 +81,10 @@ class StoreLog:
         self._listen()
         return self._here.watch(session_id)
 
+    def tell(self, session_id: str, event: Event) -> None:
+        """Tell the readers of one log, in this process."""
+        self._here.tell(session_id, event)
+
     def end(self, session_id: str) -> None:
         """Forget the log of a session that was deleted."""
         self._here.end(session_id)
@@ -106,6 +113,12 @@ class StoreLog:
                 )
                 self._thread.start()
 
+    def _tell_of_answer(self, request: Request) -> None:
+        """A live run tells of the answers to its requests itself."""
+        with contextlib.suppress(StoreError, SessionNotFound):
+            if self._store.info(request.root_id).status == "waiting":
+                self._here.tell(request.root_id, settled_event(request))
+
     def _wake_readers(self, notices: Receiver[Notice]) -> None:
         try:
             for notice in notices:
@@ -113,5 +126,7 @@ class StoreLog:
                     self._here.end(notice.session_id)
                 elif notice.kind in ("events", "released"):
                     self._here.wake_one(notice.session_id)
+                elif notice.kind == "answered" and notice.request is not None:
+                    self._tell_of_answer(notice.request)
         except BaseException:
             _logger.exception("events of other processes are shown late: the store cannot be watched")

@@ -113,6 +113,7 @@ class Shared:
     listener: Listener | None = field(default=None, init=False)  # where there is a store
     cores: set[StreamCore] = field(default_factory=set, init=False)  # the live streams
     tracing: Tracing = field(default=UNTRACED, init=False)  # of streams that begin from now on
+    tells_settled: bool = field(default=False, init=False)  # several may answer: all are told of an answer
     #: Set when the runtime closes, before it ends the live streams, so that no other stream starts from then on. It is
     #: a plain flag, so that a signal handler can set it at any moment.
     closed: bool = field(default=False, init=False)

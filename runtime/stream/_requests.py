@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from .. import events
 from ..agent._tool import Answer
 from ..human._asks import Ask
 from ..human._listener import answer_from, decision_from
 from ..permissions import Decision
 from ..session._journal import Request, Requested, RequestKind
 from ._core import StreamCore
+from ._private_events import UserAnswered
 
 _IN_TIME: Final = "nobody answered in time"
 
@@ -39,6 +41,28 @@ def keep_answer(core: StreamCore, ask: Ask[Any, Any], request: Request) -> None:
             core.calls.run("listening to the store", listener.listen)
         core.requested[ask.id] = request
         ask.keep = lambda answer: store.answer(ask.id, form(answer))
+
+
+def tell(core: StreamCore, request_id: str, answer: Answer | Decision) -> None:
+    """Tell the record, and the consumers where there may be several, that the stream goes on with this answer."""
+    if core.recorded:
+        core.emit(UserAnswered(request_id, **core.tags))
+    tell_consumers(core, request_id, answer)
+
+
+def tell_consumers(core: StreamCore, request_id: str, answer: Answer | Decision) -> None:
+    """Tell the consumers, where there may be several, that a request is not open any more."""
+    if core.shared.tells_settled:
+        core.emit(settled_event(request_id, answer, **core.tags))
+
+
+def settled_event(request_id: str, answer: Answer | Decision, **tags: Any) -> events.RequestSettled:
+    """The event that tells of the answer to a request."""
+    if isinstance(answer, Decision):
+        outcome, reason = "approved" if answer.approved else "rejected", answer.reason
+    else:
+        outcome, reason = answer.action, answer.note
+    return events.RequestSettled(request_id, outcome, reason, **tags)
 
 
 def form(answer: Answer | Decision) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from ..human._asks import Ask
 from ..permissions import Decision, Rule, Verdict, decide
 from ..session._journal import Request
 from ..session._message import ToolCall
-from ..stream._private_events import UserAnswered
-from ..stream._requests import decision_of, keep, keep_answer, seconds_left
+from ..stream._requests import decision_of, keep, keep_answer, seconds_left, tell, tell_consumers
 from ._messages import Decided
 from ._running import Approval, Running, Steps
 
@@ -41,6 +40,8 @@ def approval(running: Running) -> Steps[Decision]:
         return Decision(False, reason=f"it is denied by the permission {str(rule)!r}")
     asked, earlier = _earlier(running)  # 2
     if earlier is not None:
+        if asked is not None and running.state.phase != "began":  # it was answered while no stream was there
+            tell_consumers(core, asked.id, earlier)
         remember(running, earlier)
         return earlier
     if verdict == "allow":
@@ -58,8 +59,7 @@ def approval(running: Running) -> Steps[Decision]:
         told = running.fire("on_user_input", reason=f"approval of {tool.name}")
         decision: Decision = yield Approval(ask, told)
         running.waited = time.monotonic() - began
-        if core.recorded:
-            core.emit(UserAnswered(ask.id, **core.tags))
+        tell(core, ask.id, decision)
         remember(running, decision)
         return decision
 

@@ -27,7 +27,7 @@ from ..session._journal import CallState
 from ..session._message import Message, ToolCall
 from ..stream._core import StreamCore
 from ..stream._parking import parked
-from ..stream._private_events import UserAnswered
+from ..stream._requests import tell
 from ..stream._run_hooks import HookRun, firing
 from ._approval import remember_late
 from ._elicitation import elicitation
@@ -271,8 +271,8 @@ class _Dispatcher:
         running = self.turn.running.get(message.call_id)
         if running is not None and not message.taken:
             message.taken = True
-            if message.request_id and self.core.recorded:
-                self.core.emit(UserAnswered(message.request_id, **self.core.tags))
+            if message.request_id and message.answer is not None:
+                tell(self.core, message.request_id, message.answer)
             running.resume()
 
     def _progress(self, message: Progress) -> None:

@@ -9,7 +9,7 @@ from .. import events
 from ..agent._tool import Answer, Question
 from ..human._asks import Ask
 from ..session._journal import Request
-from ..stream._requests import answer_of, keep, keep_answer, seconds_left
+from ..stream._requests import answer_of, keep, keep_answer, seconds_left, tell_consumers
 from ._messages import Asked, Resumed, posting
 from ._running import OVER, Running, Steps, Turn
 
@@ -36,6 +36,8 @@ def elicitation(turn: Turn, message: Asked) -> Steps[None]:
         answer = Answer("decline", note=_NOBODY)
     if answer is not None:
         running.questions += 1
+        if before is not None:  # it was answered while no stream was there
+            tell_consumers(core, before.id, answer)
         settled(answer)
         return
     asks = core.shared.asks
@@ -49,6 +51,7 @@ def elicitation(turn: Turn, message: Asked) -> Steps[None]:
         question.url,
         running.tool.name,
         running.tool.server,
+        message.call_id,
         **core.tags,
     )
     timeout = core.shared.answer_timeout if question.timeout is None else question.timeout
@@ -88,6 +91,7 @@ def _settling(
     goes_on = posting(running.turn.inbox, resumed)
 
     def settled(answer: Answer) -> None:
+        resumed.answer = answer
         goes_on()
         traced(answer.action)
         told = message.dropped.cancelled or answer.note in running.notes  # it took the question back; said twice

@@ -42,6 +42,7 @@ class Resumed:
 
     call_id: str
     request_id: str = ""  # of the question that was answered
+    answer: Answer | None = None
     taken: bool = False
 
 

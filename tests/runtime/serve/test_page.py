@@ -132,6 +132,14 @@ class Tools:
             return "all of it"
 
         @tool(read_only=True)
+        def book(context: ToolContext) -> str:
+            """Book."""
+            form = {"type": "object", "properties": {"seat": {"type": "integer"}}}
+            answer = context.elicit("Which seat?", form)
+            self.goes_on.wait(20)
+            return f"{answer.action} {answer.content.get('seat')}"
+
+        @tool(read_only=True)
         def fail() -> str:
             """Fail."""
             raise ValueError(f"it broke {EVIL}")
@@ -141,7 +149,7 @@ class Tools:
             """Draw."""
             return ["a picture", Image(PNG), Image(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml")]
 
-        return [pay, order, visit, work, fail, draw]
+        return [pay, order, visit, work, book, fail, draw]
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +197,7 @@ def say(tab: Tab, text: str) -> None:
 def idle(tab: Tab) -> None:
     """Wait until what was said last has been taken, and the run has ended."""
     tab.wait(
-        "document.querySelector('#stop').hidden && document.querySelector('#state').innerText === ''"
+        "!view.running && document.querySelector('#stop').hidden && document.querySelector('#state').innerText === ''"
         " && !document.querySelector('.mine.sent, [aria-busy]') && !document.querySelector('#prompt').value"
     )
 
@@ -523,6 +531,8 @@ def test_two_tabs(serve: Callable[..., Place]) -> None:
         idle(tab)
         assert tab.count(".mine") == 2
     assert place.tools.paid == 1
+    assert one.text(".call .asked.done .from") == "Approved elsewhere."
+    assert two.text(".call .asked.done .from") == "Approved."
     say(two, "second wait third")
     one.see("second")
     say(one, "meanwhile")
@@ -530,6 +540,69 @@ def test_two_tabs(serve: Callable[..., Place]) -> None:
     for tab in (one, two):
         idle(tab)
         tab.wait("document.querySelectorAll('.mine').length === 4")
+
+
+def test_an_answer_in_one_tab_closes_the_form_in_the_other(serve: Callable[..., Place]) -> None:
+    """At once, and not with the next event: the tool works on silently. The question stands where its call does."""
+    place = serve()
+    one = place.tab()
+    say(one, "hello")
+    idle(one)
+    two = place.tab(one.run("location.hash"))
+    two.see("hello", ".text")
+    say(one, "!book")
+    for tab in (one, two):
+        tab.see("Which seat?", ".call .asked")
+        assert tab.text(".call .how") == "asks you"
+        assert tab.count("#log > .asked") == 0
+    one.run("document.querySelector('.asked input').focus()")
+    one.type("5")
+    one.click(".asked button", "Answer")
+    one.see("Answered - seat: 5.", ".call .asked.done")
+    two.see("Answered elsewhere.", ".call .asked.done")
+    two.see("Answered elsewhere.", "#said")
+    two.wait("document.querySelector('#state').innerText === 'working'")
+    for tab in (one, two):
+        assert tab.count(".asked :is(button, input)") == 0
+        assert tab.text(".call .how") == "runs"
+    two.reload()  # which is then no news
+    two.see("Answered.", ".call .asked.done")
+    place.tools.goes_on.set()
+    for tab in (one, two):
+        idle(tab)
+        tab.see("It said: accept 5")
+
+
+def test_a_question_whose_time_is_over_is_closed(serve: Callable[..., Place]) -> None:
+    place = serve(answer_timeout=1.0)
+    tab = place.tab()
+    say(tab, "!book")
+    tab.see("Declined: nobody answered within 1 s.", ".call .asked.done")
+    assert tab.count(".asked :is(button, input)") == 0
+    place.tools.goes_on.set()
+    idle(tab)
+
+
+def test_a_tab_is_told_of_one_of_two_answers_to_a_parked_run(serve: Callable[..., Place]) -> None:
+    """Nothing runs, so no event comes before the last answer."""
+    place = serve(linger=0.2)
+    one = place.tab()
+    say(one, "!pay !pay")
+    one.wait("document.querySelectorAll('.asked:not(.done)').length === 2")
+    id = one.run("location.hash.slice(1)")
+    [run] = [place.application._backend.runs.get(id)]
+    run.stream.park()
+    one.see("The run waits for an answer.")
+    two = place.tab(one.run("location.hash"))
+    two.wait("document.querySelectorAll('.asked:not(.done)').length === 2")
+    one.click(".asked button", "Reject")
+    two.see("Rejected elsewhere.", ".asked.done")
+    assert two.count(".asked:not(.done)") == 1
+    two.click(".asked:not(.done) button", "Approve")
+    for tab in (one, two):
+        idle(tab)
+        assert tab.count(".asked:not(.done)") == 0
+    assert place.tools.paid == 1
 
 
 @pytest.mark.parametrize("how", ["Escape", "Stop"])

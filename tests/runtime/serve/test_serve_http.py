@@ -367,6 +367,51 @@ def test_a_run_is_steered_and_a_message_that_is_sent_twice_is_said_once() -> Non
         assert (last["role"], last["content"]) == ("user", "and then?")
 
 
+def test_all_who_look_are_told_of_an_answer(client: Client) -> None:
+    """By whom it was given does not matter, nor whether anybody has: before anything else that the call does."""
+    id = client.session()
+    with client.run(id, "!pay order") as events, client.events(id, **OURS) as others:
+        ids = [events.until("tool_call_confirmation")["confirmation_id"] for _ in range(2)]
+        for confirmation_id, said, outcome in ((ids[0], "reject", "rejected"), (ids[1], "approve", "approved")):
+            answer = {"confirmation": said, "reason": "no", "confirmation_id": confirmation_id}
+            client.post(f"/api/sessions/{id}/resume", answer)
+            for each in (events, others):
+                told = each.until("request_settled")
+                assert (told["request_id"], told["outcome"]) == (confirmation_id, outcome)
+                assert told["reason"] == ("no" if said == "reject" else "")
+        question, _ = events.until("elicitation_request"), others.until("elicitation_request")
+        assert question["tool_call_id"] == "c1-1"
+        client.post(f"/api/sessions/{id}/elicitation", {"action": "accept", "content": {"dish": "soup"}})
+        for each in (events, others):
+            told = each.until("request_settled")
+            assert (told["request_id"], told["outcome"]) == (question["elicitation_id"], "accept")
+            assert "soup" not in str(told)
+            assert each.until("tool_call_response")["response"] == "ordered soup"
+        events.until("stream_stopped")
+    with serving(answer_timeout=0.1) as quick:
+        id = quick.session()
+        with quick.run(id, "!pay") as events:
+            told = events.until("request_settled")
+            assert (told["outcome"], told["reason"]) == ("rejected", "nobody answered within 0.1 s")
+            events.until("stream_stopped")
+
+
+def test_a_request_for_more_turns_is_settled() -> None:
+    @tool(read_only=True)
+    def look() -> str:
+        """Look."""
+        return "seen"
+
+    with serving(Agent("waiter", Waiter(), tools=[look], max_iterations=1)) as client:
+        id = client.session()
+        with client.run(id, "!look") as events:
+            asked = events.until("max_iterations_reached")
+            client.post(f"/api/sessions/{id}/resume", {"confirmation": "approve"})
+            told = events.until("request_settled")
+            assert (told["request_id"], told["outcome"]) == (asked["request_id"], "accept")
+            events.until("stream_stopped")
+
+
 def test_a_run_is_cancelled(client: Client) -> None:
     id = client.session()
     with client.run(id, "one wait") as events:

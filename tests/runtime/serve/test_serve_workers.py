@@ -19,7 +19,7 @@ import pytest
 
 from runtime.serve import Application
 from runtime.stores import SQLiteStore
-from support.serving import Client, serving, waiter
+from support.serving import Client, listening, serving, waiter
 from support.waiting import eventually
 
 pytest.importorskip("werkzeug")
@@ -124,6 +124,44 @@ def test_a_run_of_one_process_is_shown_answered_and_steered_in_another(two: tupl
         assert elsewhere.until("stream_stopped")["reason"] == "normal"
         assert elsewhere.last == events.last
     assert second.get(f"/api/sessions/{id}")["messages"][4]["message"]["content"] == "and then?"
+
+
+@pytest.mark.parametrize("kind", ["one process", "two"])
+def test_an_answer_to_a_parked_run_is_told_to_all_who_look(tmp_path: Path, kind: str) -> None:
+    """Also where another request is still open, so that nothing runs which could tell; in every process."""
+    with contextlib.ExitStack() as stack:
+        stores: list[SQLiteStore | None] = [None]
+        if kind == "two":
+            stores = [stack.enter_context(SQLiteStore(tmp_path / "s.db")) for _ in range(2)]
+        applications = [Application(waiter(), store=store, ping=0.1) for store in stores]
+        clients = [stack.enter_context(listening(each)) for each in applications]
+        first, second = clients[0], clients[-1]
+        id = first.session()
+        with first.run(id, "!pay pay") as events:
+            asked = [events.until("tool_call_confirmation")["confirmation_id"] for _ in range(2)]
+            run = applications[0]._backend.runs.get(id)
+            assert run is not None
+            run.stream.park()
+            events.until("stream_stopped")
+        here, there = stack.enter_context(first.events(id)), stack.enter_context(second.events(id))
+        for each in (here, there):
+            assert each.until("stream_stopped")["reason"] == "waiting"
+        answer = {"confirmation": "approve", "confirmation_id": asked[0]}
+        second.post(f"/api/sessions/{id}/resume", answer)
+        for each in (here, there):
+            at, told = next(iter(each))
+            assert (at, told["type"], told["request_id"], told["outcome"]) == (
+                0,
+                "request_settled",
+                asked[0],
+                "approved",
+            )
+        second.post(f"/api/sessions/{id}/resume", {**answer, "confirmation_id": asked[1]})
+        for each in (here, there):
+            each.until("stream_started")
+            told_ids = {each.until("request_settled")["request_id"] for _ in range(2)}
+            assert told_ids == set(asked)
+            assert each.until("stream_stopped")["reason"] == "normal"
 
 
 def test_a_run_of_another_process_is_cancelled_and_its_session_deleted(two: tuple[Client, Client]) -> None:
