@@ -157,6 +157,16 @@ class StoreFile:
                 f"the file system of {self} does not lock files or share memory as SQLite needs it ({error}), as on a"
                 " network or in a shared folder: put it on a local disk, or use PostgresStore"
             )
+        if primary == sqlite3.SQLITE_IOERR and self.inode is not None and not os.path.exists(f"{self.path}-wal"):
+            return StoreError(
+                f"a part of {self}, {self.path + '-wal'!r}, was moved or deleted while it was open, so nothing more is"
+                f" written: put it back, or close the store, and open it again without what was in there ({name})"
+            )
+        if name == "SQLITE_IOERR_WRITE":  # the reason is not told: EIO as well as EDQUOT and EFBIG
+            return StoreError(
+                f"{self} could not be written ({name}: {error}), so nothing was: a quota or a limit of file sizes is"
+                " used up, or the disk has failed"
+            )
         if primary == sqlite3.SQLITE_IOERR:
             return StoreError(f"the disk of {self} has failed ({name}: {error}): nothing was written; look at the disk")
         return StoreError(f"{self} could not be used: {error}")
@@ -171,6 +181,8 @@ class StoreFile:
         """The right that this user lacks."""
         path = Path(self.path)
         closed = next((each for each in reversed(path.parents) if not os.access(each, os.X_OK)), None)
+        if closed is not None and not os.path.lexists(closed):
+            return f"there is no directory {str(closed)!r} any more: put it back"
         if closed is not None:
             return f"this user may not enter the directory {str(closed)!r}: give it the right"
         if not os.access(path.parent, os.W_OK):

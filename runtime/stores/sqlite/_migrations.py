@@ -181,6 +181,16 @@ def refuse_others(file: StoreFile, connection: Connection) -> None:
     version = _version(connection)
     if application != APPLICATION_ID and (application or tables or version):
         raise StoreError(f"{file} is a database of another program; it was left as it is: choose another path")
+    _refuse_later(file, version)
+
+
+def refuse_later(file: StoreFile, connection: Connection) -> None:
+    """Raise `StoreTooNew` where a later version has taken the file over while it was open here: what this version
+    writes may not be what that one reads."""
+    _refuse_later(file, _version(connection))
+
+
+def _refuse_later(file: StoreFile, version: int) -> None:
     if version > len(STEPS):
         raise StoreTooNew(
             f"{file} was written by a later version of lockgate: it is of version {version}, this one knows"

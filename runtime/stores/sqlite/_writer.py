@@ -30,6 +30,7 @@ from ..._dataclasses import dataclass
 from ..._errors import StoreError
 from .._store import Notice
 from ._file import Connection, StoreFile, begin, roll_back
+from ._migrations import refuse_later
 from ._notices import Watchers
 from ._rows import micros
 
@@ -227,6 +228,7 @@ class Writer:
         self.file.check_in_place()
         begin(connection)
         try:
+            refuse_later(self.file, connection)
             now = self._now()
             for job in batch:
                 if len(batch) > 1:

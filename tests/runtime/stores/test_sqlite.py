@@ -463,6 +463,23 @@ def test_a_file_of_a_later_version_is_left_as_it_is(path: Path) -> None:
     left_as_it_is(path, "later version.*pip install --upgrade", StoreTooNew)
 
 
+def test_a_file_that_a_later_version_takes_over_is_written_no_more(path: Path) -> None:
+    """While it is open: the later one may have changed what its rows mean. The session in memory stays whole."""
+    with (
+        SQLiteStore(path) as store,
+        Runtime(Agent("a", Scripted(say_it("one"), say_it("two"))), store=store) as runtime,
+    ):
+        session = Session.from_user("hello")
+        runtime.run(session)
+        with raw(path) as other:
+            other.execute("PRAGMA user_version = 99")
+        session.add_user("and?")
+        with pytest.raises(StoreTooNew, match="later version"):
+            runtime.run(session)
+        assert contents(store, session.id) == ["hello", "one"]
+        assert [message.content for message in session.messages] == ["hello", "one", "and?"]
+
+
 def test_a_damaged_file_is_left_as_it_is(path: Path) -> None:
     with SQLiteStore(path) as store:
         session = Session([Message("user", "x" * 500) for _ in range(200)])
@@ -568,6 +585,34 @@ def test_a_file_that_is_moved_away_is_written_no_more(path: Path) -> None:
     assert path.read_text() == "another"
 
 
+def test_a_directory_that_is_gone_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with SQLiteStore(folder / "sessions.db") as store:
+        session = Session.from_user("hello")
+        store.open(session).release("idle")
+        for each in folder.iterdir():
+            each.unlink()
+        folder.rmdir()
+        with pytest.raises(StoreError, match=r"no directory '.*folder' any more"):
+            store.load(session.id)
+        with pytest.raises(StoreError, match="moved, deleted or replaced"):
+            store.delete(session.id)
+    assert not folder.exists()
+
+
+def test_a_part_of_the_store_that_is_gone_is_named(path: Path) -> None:
+    """Its -wal file, which looks as if it were left over."""
+    with SQLiteStore(path) as store:
+        session = Session.from_user("hello")
+        store.open(session).release("idle")
+        for end in ("-wal", "-shm"):
+            Path(f"{path}{end}").unlink()
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_IOERR_SHORT_READ, "SQLITE_IOERR_SHORT_READ"
+        assert re.search("-wal', was moved or deleted", str(store._file.explained(error)))
+
+
 UNPRIVILEGED = """
 import os, sys, tempfile
 from runtime import Session
@@ -654,7 +699,8 @@ def test_an_old_sqlite_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ("code", "match"),
     [
         ("SQLITE_IOERR_SHMMAP", "does not lock files or share memory"),
-        ("SQLITE_IOERR_WRITE", "disk of .* has failed"),
+        ("SQLITE_IOERR_WRITE", "quota or a limit"),
+        ("SQLITE_IOERR_FSYNC", "disk of .* has failed"),
         ("SQLITE_READONLY_DIRECTORY", "cannot be written.*file system is read-only"),
         ("SQLITE_CANTOPEN", "cannot be opened"),
         ("SQLITE_NOMEM", "could not be used"),
