@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 from .._dataclasses import dataclass
@@ -16,7 +17,8 @@ _NO = ("no", "n", "false", "off", "0")
 _KINDS: dict[str, Any] = {
     "type": str, "title": str, "description": str, "format": str, "enum": list, "enumNames": list, "oneOf": list,
     "anyOf": list, "required": list, "properties": Mapping, "minimum": (int, float), "maximum": (int, float),
-    "minLength": int, "maxLength": int,
+    "exclusiveMinimum": (int, float), "exclusiveMaximum": (int, float), "minLength": int, "maxLength": int,
+    "minItems": int, "maxItems": int,
 }  # fmt: skip
 _FORMATS = {
     "date": "a date, YYYY-MM-DD",
@@ -84,12 +86,18 @@ class Field:
         if kind == "boolean":
             return "yes or no"
         if kind in ("integer", "number"):
-            return f"a {'whole ' if kind == 'integer' else ''}number{_bounds(schema, 'minimum', 'maximum', '')}"
+            bounds = _bounds(schema, "minimum", "maximum", "")
+            for key, words in (("exclusiveMinimum", "more"), ("exclusiveMaximum", "less")):
+                if not isinstance(schema.get(key), (bool, NoneType)):
+                    bounds += f", {words} than {schema[key]}"
+            return f"a {'whole ' if kind == 'integer' else ''}number{bounds}"
         if kind == "string":
             about = _FORMATS.get(schema.get("format", ""), "text")
             return about + _bounds(schema, "minLength", "maxLength", " characters")
         if kind == "array" and not self._nested():
-            return f"any of these, with commas between: {self._item()._kind()}"
+            least, most = schema.get("minItems"), schema.get("maxItems")
+            among = f"{least or 0} to {most}" if most is not None else f"{least} or more" if least else "any"
+            return f"{among} of these, with commas between: {self._item()._kind()}"
         return "JSON"
 
     def _value(self, text: str) -> Any:

@@ -281,9 +281,9 @@ class _Check:
     def _text(self, value: str, schema: Mapping[str, Any], where: _Where) -> list[str]:
         least, most = _bound(schema, "minLength"), _bound(schema, "maxLength")
         if least is not None and len(value) < least:
-            return [f"{_name(where)} has at least {least} characters"]
+            return [f"{_name(where)} has at least {least} character{'' if least == 1 else 's'}"]
         if most is not None and len(value) > most:
-            return [f"{_name(where)} has at most {most} characters"]
+            return [f"{_name(where)} has at most {most} character{'' if most == 1 else 's'}"]
         wanted = schema.get("pattern")
         if isinstance(wanted, str):
             fits = self._matches(wanted, value)
@@ -322,9 +322,9 @@ class _Check:
     def _list(self, value: list[Any], schema: Mapping[str, Any], where: _Where, depth: int) -> list[str]:
         least, most = _bound(schema, "minItems"), _bound(schema, "maxItems")
         if least is not None and len(value) < least:
-            return [f"{_name(where)} has at least {least} items"]
+            return [f"{_name(where)} has at least {least} item{'' if least == 1 else 's'}"]
         if most is not None and len(value) > most:
-            return [f"{_name(where)} has at most {most} items"]
+            return [f"{_name(where)} has at most {most} item{'' if most == 1 else 's'}"]
         if schema.get("uniqueItems") is True and len({_frozen(item) for item in value}) < len(value):
             return [f"{_name(where)} has no item twice"]
         first, rest = schema.get("prefixItems"), schema.get("items", True)

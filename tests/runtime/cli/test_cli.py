@@ -852,6 +852,21 @@ def test_text_becomes_a_value(schema: dict[str, Any], text: str, value: Any) -> 
     assert field.note
 
 
+@pytest.mark.parametrize(("schema", "note"), [
+    ({"type": "integer", "minimum": 1, "maximum": 9}, "a whole number from 1 to 9"),
+    ({"type": "number", "minimum": 0.5, "exclusiveMaximum": 10}, "a number, 0.5 or more, less than 10"),
+    ({"type": "integer", "exclusiveMinimum": 0}, "a whole number, more than 0"),
+    ({"type": "integer", "exclusiveMinimum": True, "minItems": "x"}, "a whole number"),
+    ({"type": "string", "minLength": 2}, "text, 2 characters or more"),
+    ({"type": "array", "items": {"enum": ["ham", "figs"]}}, "any of these, with commas between: ham / figs"),
+    ({"type": "array", "items": {"enum": ["a"]}, "minItems": 1}, "1 or more of these, with commas between: a"),
+    ({"type": "array", "items": {"enum": ["a"]}, "maxItems": 2}, "0 to 2 of these, with commas between: a"),
+])  # fmt: skip
+def test_what_an_answer_has_to_keep_to_is_said_before(schema: dict[str, Any], note: str) -> None:
+    (field,) = fields_of({"properties": {"it": schema}})
+    assert field.note == note
+
+
 @pytest.mark.parametrize(("schema", "text"), [
     ({"type": "integer"}, "4.5"),
     ({"type": "number"}, "nan"),

@@ -42,7 +42,7 @@ FORM = {
         "mail": {"type": "string", "format": "email"},
         "day": {"type": "string", "format": "date"},
         "at": {"type": "string", "format": "date-time"},
-        "extras": {"type": "array", "items": {"anyOf": [{"const": "o", "title": "Olives"}, BASIL]}},
+        "extras": {"type": "array", "maxItems": 2, "items": {"anyOf": [{"const": "o", "title": "Olives"}, BASIL]}},
         "cash": {"type": "boolean", "default": True},
         "gift": {"type": "boolean"},
         "how": {"type": "string", "oneOf": [{"const": "fast", "title": "At once"}, {"const": "slow"}]},
@@ -341,6 +341,9 @@ def test_a_form_with_wrong_answers_first(serve: Callable[..., Place]) -> None:
     say(tab, "!order")
     tab.see("order asks")
     assert tab.run("document.querySelector('.asked').contains(document.activeElement)")
+    hints = tab.run("[...document.querySelectorAll('.field')].map((each) => each.querySelector('.hint')?.innerText)")
+    assert hints[2:4] == ["a whole number, 1 to 9", "a number"]
+    assert hints[7] == "2 of these or less"
     tab.click(".asked button", "Answer")
     tab.see("name is missing", ".field .problem:not([hidden])")
     labels = """[...document.querySelectorAll("[aria-invalid]")]
