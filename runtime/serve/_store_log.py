@@ -24,6 +24,7 @@ from ._event_log import OURS, PAGE, Entry, MemoryLog, Page, Watcher
 from ._session_json import settled_event
 
 HERE: Final = 1000  # entries of a session that are also kept in memory
+ALL_HERE: Final = 20_000  # of all sessions: what is older is read from the store by those who want it
 EPOCHS: Final = 500  # sessions whose last epoch here is known
 _logger = lazy_logger("runtime.serve")
 
@@ -33,7 +34,7 @@ class StoreLog:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._here = MemoryLog(kept=HERE)
+        self._here = MemoryLog(kept=HERE, most=ALL_HERE)
         self._epochs: OrderedDict[str, int | None] = OrderedDict()  # in which this process has added to a log last
         self._ended = CancelToken()
         self._starting = threading.Lock()  # of the thread; and for the epochs

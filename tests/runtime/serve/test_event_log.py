@@ -107,6 +107,24 @@ def test_memory_forgets_the_sessions_that_nobody_reads() -> None:
     assert made.read(sessions[1].id, first).gap
 
 
+def test_what_a_store_keeps_is_in_memory_only_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a server that runs for weeks grows by every run, up to a hundred thousand events."""
+    monkeypatch.setattr("runtime.serve._store_log.ALL_HERE", 100)
+    store = MemoryStore()
+    made = StoreLog(store)
+    sessions = [Session.from_user("hello") for _ in range(10)]
+    for session in sessions:
+        journal = store.open(session)
+        made.append(session, said(*range(30)))
+        journal.release("idle")
+    assert made._here._count <= 120
+    for session in sessions:
+        page = made.read(session.id, 0)
+        assert (len(page.entries), page.gap) == (30, False)
+    made.close()
+    store.close()
+
+
 # -- the text of an event ----------------------------------------------------------------------------------------------
 
 ODD = 'Grüße, 你好 \U0001f600 \0 \x01 \x1f \\u0000 "quoted" \\ / \u2028 </script> \ufffd\n\r\t'
