@@ -284,8 +284,10 @@ def _replay(args: argparse.Namespace, terminal: Terminal, interrupts: Interrupts
     try:
         recorded = list(recording.events())
         team = None if args.agent is None else replayed(load(args.agent), recording, live_tools=args.live_tools)
-    except (OSError, ValueError) as error:
-        raise CannotLoad(f"cannot replay {args.record}: {error}") from None
+    except OSError as error:
+        raise CannotLoad(f"cannot replay {args.record}: {error.strerror or error}") from None
+    except ValueError as error:  # which names the file
+        raise CannotLoad(str(error)) from None
     if team is not None:
         session = recording.session()
         if args.live_tools:  # the file may be a stranger's: what its session was allowed, the user here has not allowed
@@ -314,8 +316,10 @@ def _show_timeline(args: argparse.Namespace, recording: Recording, terminal: Ter
         raise CannotLoad("a timeline is of the run that was recorded: leave out the agent")
     try:
         line = timeline(recording)
-    except (OSError, ValueError) as error:
-        raise CannotLoad(f"cannot replay {args.record}: {error}") from None
+    except OSError as error:
+        raise CannotLoad(f"cannot replay {args.record}: {error.strerror or error}") from None
+    except ValueError as error:  # which names the file
+        raise CannotLoad(str(error)) from None
     if args.html is not None:
         try:
             write_page(line, Path(args.html))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 import threading
 import time
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import inspect
     import traceback
     from concurrent.futures import Future
+    from types import FrameType
 
     from channels.aio import Feed, LoopThread, TaskHandle
 else:
@@ -59,7 +61,19 @@ FRAMES: Final = 20  # of a stack or a traceback, the innermost: enough to find t
 def stack_of(thread: threading.Thread | Running) -> str:
     """The stack of a thread, for a report."""
     frame = sys._current_frames().get(thread.ident or 0)
-    return "" if frame is None else "".join(traceback.format_stack(frame, limit=FRAMES))
+    return "" if frame is None else stack_text(frame)
+
+
+def stack_text(frame: FrameType) -> str:
+    """The stack that ends with ``frame``, from the first call of code that is not ours: what leads to it is the same
+    in all threads. All of it, where no other code is in it.
+    """
+    library = os.path.dirname(threading.__file__)
+    packages = (os.path.dirname(str(sys.modules[name].__file__)) for name in ("channels", "runtime"))
+    ours = (threading.__file__, os.path.join(library, "concurrent", ""), *(os.path.join(each, "") for each in packages))
+    stack = traceback.extract_stack(frame)
+    begin = next((at for at, each in enumerate(stack) if not each.filename.startswith(ours)), 0)
+    return "".join(traceback.format_list(stack[begin:][-FRAMES:]))
 
 
 def refuse_on_the_loop(what: str, instead: str) -> None:

@@ -36,6 +36,7 @@ from channels._timer import _in_subinterpreter
 
 IDLE: Final = 5.0  # seconds that a thread waits for something to run before it ends
 IDLE_NAME: Final = "lockgate-idle"
+IDLE_CHANNEL: Final = "threads of the cache"  # on which an idle thread waits
 _GOODBYE: Final = 1.0  # seconds that idle threads of a subinterpreter have to end
 _numbers = itertools.count(1)
 
@@ -139,7 +140,7 @@ def start(function: Callable[[], object], name: str | None = None, *, among: set
     """
     running = Running(function, name or f"lockgate-helper-{next(_numbers)}", among)
     if not _idle.give(running):
-        jobs: Channel[Running] = Channel(1, name="threads of the cache")
+        jobs: Channel[Running] = Channel(1, name=IDLE_CHANNEL)
         jobs.try_send(running)  # not as an argument: the thread would hold that as long as it lives
         threading.Thread(target=_work, args=(jobs,), name=running.name, daemon=True).start()
     if among is not None:

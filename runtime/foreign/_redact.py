@@ -185,7 +185,9 @@ def _rules() -> tuple[_Rule, ...]:
         ),
         _Rule(  # tokens in the plural are counted, unless there they are
             ("tokens",),
-            re.compile(r"""(tokens["']?\s{0,8}[:=]\s{0,8}["']?)(?=[^\s"']{0,64}[^\W\d])(?=[^\s"']{0,64}\d)[\w.+/=~-]{16,}"""),
+            re.compile(
+                r"""(tokens["']?\s{0,8}[:=]\s{0,8}["']?)(?=[^\s"']{0,64}[^\W\d])(?=[^\s"']{0,64}\d)[\w.+/=~-]{16,}"""
+            ),
             lambda match: match[1] + REDACTED,
         ),
         _Rule(  # ENV of a Dockerfile, setx of Windows, pairs as Python shows them, attributes of XML
@@ -209,9 +211,7 @@ def _rules() -> tuple[_Rule, ...]:
         ),
         _Rule(  # options of commands
             ("--",),
-            re.compile(
-                rf"(?<![\w-])(--[\w-]{{0,40}}{_NAME}[ \t]{{1,8}}[\"']?)[^\s\"'\\-][^\s\"'\\]*+", re.IGNORECASE
-            ),
+            re.compile(rf"(?<![\w-])(--[\w-]{{0,40}}{_NAME}[ \t]{{1,8}}[\"']?)[^\s\"'\\-][^\s\"'\\]*+", re.IGNORECASE),
             lambda match: match[1] + REDACTED,
         ),
         _Rule(  # elements of XML

@@ -128,9 +128,7 @@ class Pending(Generic[Q, A]):
 
     def pending(self, root: object = None) -> list[Ask[Q, A]]:
         """The open questions of one consumer or of all, the oldest first."""
-        return [
-            ask for ask in list(self._pending.values()) if not ask.written and (root is None or ask.root is root)
-        ]
+        return [ask for ask in list(self._pending.values()) if not ask.written and (root is None or ask.root is root)]
 
     def find(self, ask_id: str | None, root: object = None) -> Ask[Q, A]:
         """The question with this id, or the only one. Raises `NotPending`, also where ``root`` is another stream."""

@@ -59,9 +59,7 @@ class Listener:
             if self._thread is not None or self._ended.cancelled:
                 return
             notices = self._store.watch(self._ended)
-            self._thread = threading.Thread(
-                target=self._listen, args=(notices,), name="lockgate-listener", daemon=True
-            )
+            self._thread = threading.Thread(target=self._listen, args=(notices,), name="lockgate-listener", daemon=True)
             self._thread.start()
 
     def _listen(self, notices: Receiver[Notice]) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from .._dataclasses import asdict, dataclass
+from ..execution._threads import IDLE_CHANNEL
 from ..foreign._printable import escaped, printable
 from ..foreign._sound import well_formed
-
-_HELPERS: Final = "helper jobs"  # the channels on which idle helper threads wait
 
 #: What the worker of a stream waits for: the reply of a model, a tool, a hook, another call of code that is not
 #: lockgate's, the user's answer, the consumer who does not take events (a full channel), the observers, the end of a
@@ -131,19 +130,20 @@ class Stall:
 
 # -- as text -----------------------------------------------------------------------------------------------------------
 
+
 def _dump_text(dump: Dump) -> str:
     lines = [f"lockgate process {dump.process} at {dump.time}: {_many(len(dump.streams), 'live stream')}"]
     for stream in dump.streams:
         lines += ["", _stream_text(stream)]
-    idle = sum(len(channel.parked) for channel in dump.channels if _HELPERS in channel.name)
-    busy = [channel for channel in dump.channels if _HELPERS not in channel.name]
+    idle = sum(len(channel.parked) for channel in dump.channels if IDLE_CHANNEL in channel.name)
+    busy = [channel for channel in dump.channels if IDLE_CHANNEL not in channel.name]
     if busy or idle:
         lines += ["", "channels with somebody parked:"]
     for channel in busy:
         lines.append(f"  {escaped(channel.name)}")
         lines += [f"    {escaped(who)}" for who in channel.parked]
     if idle:
-        lines.append(f"  {_many(idle, 'idle helper thread')}")
+        lines.append(f"  {_many(idle, 'idle thread')}")
     return well_formed("\n".join(lines))
 
 

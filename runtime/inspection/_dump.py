@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from threading import Thread
@@ -18,7 +17,7 @@ from typing import Any, Final, TypeVar
 from channels import Channel, Parked, parked
 from channels._park import monotonic
 
-from ..execution._calls import FRAMES, Call
+from ..execution._calls import Call, stack_text
 from ..execution._threads import Running
 from ..foreign._redact import Redaction
 from ..human._asks import Ask
@@ -122,7 +121,7 @@ def _thread(thread: Thread | Running, all_parked: list[Parked], frames: dict[int
 
 def _stack(thread: Thread | Running | None, frames: dict[int, Any]) -> str:
     frame = None if thread is None else frames.get(thread.ident or 0)
-    return "" if frame is None else "".join(traceback.format_stack(frame, limit=FRAMES))
+    return "" if frame is None else stack_text(frame)
 
 
 def _parked(wait: Parked) -> str:

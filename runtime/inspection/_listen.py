@@ -152,14 +152,33 @@ def ask(process: int, wanted: bytes = TEXT, timeout: float = 2 * PATIENCE) -> st
         try:
             asking.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
-            raise NotListening(
-                f"process {process} does not answer: it has to be run by this user, and to call runtime.dump.listen()"
-            ) from None
+            raise NotListening(_why_not(process)) from None
         asking.sendall(wanted)
         pieces = []
         while piece := asking.recv(1 << 16):
             pieces.append(piece)
     return b"".join(pieces).decode("utf-8", "replace")
+
+
+def _why_not(process: int) -> str:
+    """Why a process does not answer."""
+    if process <= 0:
+        return "the number of a process is positive"
+    try:
+        os.kill(process, 0)
+        theirs = os.stat(f"/proc/{process}").st_uid != os.getuid()
+    except (ProcessLookupError, OverflowError):
+        return f"there is no process {process}"
+    except PermissionError:
+        theirs = True
+    except OSError:  # the system has no /proc
+        theirs = False
+    if theirs:
+        return f"process {process} is run by another user, and only its own user can ask it"
+    return (
+        f"process {process} does not listen: it has to call runtime.dump.listen(), with the same XDG_RUNTIME_DIR and"
+        " TMPDIR as here"
+    )
 
 
 def address(process: int) -> Path:
@@ -210,4 +229,3 @@ def _in_child() -> None:
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
-

@@ -39,9 +39,7 @@ class _Watched:
 class Watchdog:
     """Watches the streams of one runtime. All methods are thread-safe, and none but the timer's own look waits."""
 
-    def __init__(
-        self, cores: set[StreamCore], stall_after: float, on_stall: Callable[[Stall], object] | None
-    ) -> None:
+    def __init__(self, cores: set[StreamCore], stall_after: float, on_stall: Callable[[Stall], object] | None) -> None:
         self._cores = cores
         self._stall_after = stall_after
         self._on_stall = on_stall

@@ -49,6 +49,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _logger = lazy_logger("runtime")
+#: What ends a line for `str.splitlines`, and is not escaped in JSON.
+_LINE_ENDS: Final = {each: f"\\u{each:04x}" for each in (0x85, 0x2028, 0x2029)}
 _BEGIN: Final = json.dumps({"type": HEADER})[:-1].encode()  # of every record
 _CHANGED: Final = 4  # messages that a request may have changed; where there are more, all after them are written anew
 _BLOCK: Final = 256  # messages that are held against those of the request before at once
@@ -218,7 +220,7 @@ class Recorder:
             line = self._lines.popleft()
             if line.said is not None:
                 said = line.said if line.clean else self._redaction.value(line.said)
-                text = json.dumps(said, ensure_ascii=False, default=repr) + "\n"
+                text = json.dumps(said, ensure_ascii=False, default=repr).translate(_LINE_ENDS) + "\n"
                 left = memoryview(text.encode("utf-8", "backslashreplace"))  # makes JSON of half a surrogate pair
                 while left:
                     left = left[self._file.write(left) :]

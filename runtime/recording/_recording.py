@@ -58,6 +58,10 @@ class Request:
     mail: Sequence[Mail]  # what the user said before the next one of the stream
 
 
+class _Unreadable(ValueError):
+    """What is wrong with a record, said with its place."""
+
+
 class Recording:
     """The file of a recorded run, which ``run_stream(session, record=...)`` writes and this class reads.
 
@@ -75,23 +79,27 @@ class Recording:
     @cached_property
     def _lines(self) -> list[dict[str, Any]]:
         lines = []
-        with self.path.open(encoding="utf-8") as file:
+        with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 with self._reading(number):
                     try:
-                        said = json.loads(line)
+                        said = json.loads(line.decode("utf-8"))
                     except (ValueError, RecursionError) as error:
-                        if not line.endswith("\n") and number > 1:
+                        if number == 1:
+                            break
+                        if not line.endswith(b"\n"):
                             break  # the process that wrote it died there
                         raise ValueError(f"not JSON: {error}") from None
                     if number > 1 and not (isinstance(said, dict) and isinstance(said.get("type"), str)):
                         raise ValueError("not an object that has a type")
                     lines.append(said)
         if not lines or not isinstance(lines[0], dict) or lines[0].get("type") != HEADER:
-            raise ValueError(f"{self.path} is not a recorded run: its first line is not of type {HEADER!r}")
+            if not self.path.stat().st_size:
+                raise _Unreadable(f"{self.path} is empty, and no recorded run")
+            raise _Unreadable(f"{self.path} is not a recorded run: its first line is not of type {HEADER!r}")
         if lines[0].get("version") != VERSION:
             version = lines[0].get("version")
-            raise ValueError(f"{self.path} was recorded in version {version!r:.100} of the format, not {VERSION}")
+            raise _Unreadable(f"{self.path} was recorded in version {version!r:.100} of the format, not {VERSION}")
         return lines
 
     @contextlib.contextmanager
@@ -99,9 +107,11 @@ class Recording:
         """What is wrong with a line, which may be anybody's, is said with its number."""
         try:
             yield
+        except _Unreadable:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError, LookupError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{self.path}, line {number}: {what:.500}") from None
+            raise _Unreadable(f"{self.path}, line {number}: {what:.500}") from None
 
     @property
     def whole(self) -> bool:

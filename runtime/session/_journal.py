@@ -158,18 +158,7 @@ class Mailed:
 
 
 Entry: TypeAlias = (
-    Said
-    | Requested
-    | Began
-    | Step
-    | Ended
-    | Partial
-    | Counted
-    | Named
-    | HandedOver
-    | Shortened
-    | Allowed
-    | Mailed
+    Said | Requested | Began | Step | Ended | Partial | Counted | Named | HandedOver | Shortened | Allowed | Mailed
 )
 
 

@@ -82,7 +82,7 @@ if __name__ == "__main__":
     serve(application, "127.0.0.1", 0, threads=int(sys.argv[1]), ready=ready, ended=ended, close=served.close)
 '''
 
-AGNO = '''
+AGNO = """
 import socket, sys, time, asyncio
 from agno.agent import Agent
 from agno.models.base import Model
@@ -110,7 +110,7 @@ sock.bind(("127.0.0.1", 0))
 sock.listen(100)
 print(sock.getsockname()[1], flush=True)
 uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[sock])
-'''
+"""
 
 
 @contextlib.contextmanager

@@ -193,7 +193,7 @@ def is_loaded(key: Key) -> bool:
 
 def acquire(key: Key, holder: object) -> Server:
     """The server for a file, shared by all models with the same file, context and threads, until all have released
-        it."""
+    it."""
     _process.watch()
     with _process.lock:
         _process.check()

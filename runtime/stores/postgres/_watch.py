@@ -136,9 +136,7 @@ class Watch:
 
     def _tell(self, notice: Notice) -> None:
         with self._lock:
-            watchers = [
-                channel for channel, (_, events) in self._watchers.items() if events or notice.kind != "events"
-            ]
+            watchers = [channel for channel, (_, events) in self._watchers.items() if events or notice.kind != "events"]
         for channel in watchers:
             while True:
                 try:

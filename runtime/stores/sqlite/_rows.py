@@ -94,17 +94,7 @@ class RequestRow:
 
 
 Prepared: TypeAlias = (
-    MessageRow
-    | RequestRow
-    | Began
-    | Step
-    | Partial
-    | Counted
-    | Named
-    | HandedOver
-    | Shortened
-    | Allowed
-    | Mailed
+    MessageRow | RequestRow | Began | Step | Partial | Counted | Named | HandedOver | Shortened | Allowed | Mailed
 )
 
 

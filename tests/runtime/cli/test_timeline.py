@@ -284,8 +284,15 @@ def test_the_command_writes_a_page_for_its_owner_and_replaces_only_its_own(
     [
         (["none.jsonl", "--timeline"], "cannot replay none.jsonl: "),
         (["{record}", "agent.py", "--timeline"], "a timeline is of the run that was recorded: leave out the agent"),
-        (["{broken}", "--html", "page.html"], "line 2: not JSON"),
+        (["{broken}", "--html", "page.html"], "error: {broken}, line 2: not JSON"),
         (["{strange}", "--timeline"], "line 2: unknown event type 'nonsense'"),
+        (["{empty}", "--timeline"], "error: {empty} is empty, and no recorded run\n"),
+        (["{letter}", "--timeline"], "error: {letter} is not a recorded run: its first line is not of type 'record'\n"),
+        (
+            ["{picture}", "--timeline"],
+            "error: {picture} is not a recorded run: its first line is not of type 'record'\n",
+        ),
+        (["{older}", "--timeline"], "error: {older} was recorded in version 0 of the format, not 1\n"),
     ],
 )
 def test_what_cannot_be_shown_is_told(
@@ -294,9 +301,14 @@ def test_what_cannot_be_shown_is_told(
     record = written.path.read_text("utf-8").splitlines(keepends=True)
     (tmp_path / "broken").write_text(f"{record[0]}{{no\n{record[1]}", "utf-8")
     (tmp_path / "strange").write_text(record[0] + '{"type": "nonsense"}\n', "utf-8")
-    files = {"record": written.path, "broken": tmp_path / "broken", "strange": tmp_path / "strange"}
+    (tmp_path / "empty").touch()
+    (tmp_path / "letter").write_text("Dear Ada,\n")
+    (tmp_path / "picture").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xd8")
+    (tmp_path / "older").write_text(record[0].replace('"version": 1', '"version": 0'), "utf-8")
+    names = ("broken", "strange", "empty", "letter", "picture", "older")
+    files = {"record": written.path, **{name: tmp_path / name for name in names}}
     assert main(["replay", *(each.format(**files) for each in arguments)]) == 2
-    assert message in capsys.readouterr().err
+    assert message.format(**files) in capsys.readouterr().err
 
 
 # -- in a browser ------------------------------------------------------------------------------------------------------

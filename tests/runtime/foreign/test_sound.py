@@ -462,6 +462,7 @@ def test_what_a_tool_says_is_seen_as_the_model_will_see_it() -> None:
 
 # -- what was written down ---------------------------------------------------------------------------------------------
 
+
 def written_down() -> dict[str, Any]:
     """A session with a bit of everything."""
     session = Session.from_user("hi", permissions=Permissions(allow=["f:x=1"], deny=["g"]))

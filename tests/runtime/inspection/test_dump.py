@@ -82,7 +82,7 @@ def test_the_call_of_a_tool_has_its_thread_stack_and_arguments_without_secrets(s
         (made,) = found.calls
         assert made.thread_name.startswith("lockgate-helper-")
         assert made.tool_call_id == "call-1"
-        assert "in look\n" in made.stack
+        assert made.stack.splitlines()[0].endswith(", in look")  # what called the tool is ours, and the same for all
         assert "stall()" in made.stack
         assert made.arguments.startswith('{"query": "\\u001b[2Jwith <redacted>"')
         (thread,) = found.threads
@@ -354,6 +354,16 @@ def test_channels_are_there_with_who_is_parked(threads: Any) -> None:
         task.result()
 
 
+def test_idle_threads_are_counted() -> None:
+    """Hundreds of them are left by a burst of streams, and say nothing."""
+    with Runtime(Agent("a", Scripted(say("x")))) as runtime:
+        runtime.run(Session.from_user("go"))
+        assert eventually(lambda: any("idle" in who for channel in runtime.dump().channels for who in channel.parked))
+        lines = str(runtime.dump()).splitlines()
+    assert any(line.endswith(("idle thread", "idle threads")) for line in lines)
+    assert not any("lockgate-idle" in line for line in lines)
+
+
 def test_all_runtimes_of_the_process(stall: Stall) -> None:
     with (
         Runtime(Agent("one", Scripted([stall]))) as first,
@@ -486,7 +496,30 @@ def test_a_process_that_listens_is_asked(private: Path) -> None:
     assert not path.exists()
     gone = ask(process.pid)
     assert gone.returncode == 1
-    assert gone.stderr.startswith(f"error: process {process.pid} does not answer: it has to be run by this user")
+    assert gone.stderr == f"error: there is no process {process.pid}\n"
+
+
+@pytestmark_unix
+def test_a_process_that_does_not_answer_is_told_from_one_that_cannot(
+    private: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def why(process: int) -> str:
+        with pytest.raises(runtime.dump.NotListening) as caught:
+            runtime.inspection._listen.ask(process)
+        return str(caught.value)
+
+    assert why(os.getpid()) == (
+        f"process {os.getpid()} does not listen: it has to call runtime.dump.listen(), with the same XDG_RUNTIME_DIR"
+        " and TMPDIR as here"
+    )
+    assert why(0) == why(-5) == "the number of a process is positive"
+    assert why(2**40) == f"there is no process {2**40}"
+
+    def refused(process: int, signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refused)
+    assert why(1) == "process 1 is run by another user, and only its own user can ask it"
 
 
 @pytestmark_unix

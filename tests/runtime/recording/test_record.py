@@ -829,11 +829,22 @@ def test_a_file_that_is_no_record(tmp_path: Path) -> None:
     assert Recording(path).whole
     path.write_text(whole + '{"type": "stre')
     assert len(list(Recording(path).events())) == sum("session_id" in line for line in whole.splitlines()) - 1
+    path.write_bytes(whole.encode() + '{"type": "agent_choice", "content": "\u2028'.encode()[:-1])  # in a character
+    assert len(list(Recording(path).events())) == sum("session_id" in line for line in whole.splitlines()) - 1
     path.write_text(whole + "nonsense\n")
     with pytest.raises(ValueError, match=rf"line {len(whole.splitlines()) + 1}"):
         ReplayModel(path)
     path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
     assert not Recording(path).whole
+
+
+def test_a_line_of_a_record_is_a_line_for_everybody(tmp_path: Path) -> None:
+    """Programs that read it with `str.splitlines` take characters for the end of a line that JSON does not escape."""
+    path = tmp_path / "x.jsonl"
+    said = "one\u2028two\u2029three\x85four\x0bfive\x1csix"
+    record(Agent("a", Scripted(say(said))), path)
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert "".join(line["content"] for line in lines if line["type"] == "agent_choice") == said
 
 
 def test_whatever_stands_in_a_line_is_a_sentence_or_harmless(tmp_path: Path) -> None:
@@ -862,7 +873,6 @@ def test_whatever_stands_in_a_line_is_a_sentence_or_harmless(tmp_path: Path) -> 
                     ends.append(error.code)
     assert refused > 100
     assert "internal" not in ends
-
 
 
 @pytest.mark.parametrize(
