@@ -43,6 +43,7 @@ _logger = lazy_logger("runtime")
 
 # Few messages, and the loop's thread, which posts some of them, must never wait: as good as unbounded.
 INBOX: Final = 1 << 30
+_DEBUG: Final = 10  # as in `logging`, which is not imported
 _ELSEWHERE: Final = object()  # the call is made by somebody else
 DELTAS: Final = 256  # how far a model may run ahead of the worker
 #: The most items in a batch. What the worker does with the last of a batch, the first has to wait for; and one step for
@@ -120,6 +121,7 @@ class Call:
         self.tool_call_id: str | None = None  # where it is a tool that runs
         self.began = time.monotonic()
         self.future: Future[None] | None = None
+        self.heard = True  # whether anybody may want to know why it failed
         self.traceback = ""  # where it failed
         self.said = ""  # and the exception in one line
         self._unclaimed = [None]
@@ -160,9 +162,9 @@ class Call:
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Called once, on the thread where the call ran."""
         try:
-            if error is not None and not isinstance(error, Cancelled):
-                self.traceback = _failed(self.what, error)
-            if error is not None:
+            if error is not None and (self.heard or _logger.isEnabledFor(_DEBUG)):
+                if not isinstance(error, Cancelled):
+                    self.traceback = _failed(self.what, error)
                 self.said = describe(error)
             self.inbox.send(Finished(value, error, self))
         except ChannelClosed:
@@ -423,6 +425,9 @@ class Calls:
         if error is None:
             call.finish(value, None)
         else:  # what is logged then is about the stream of the call
+            # A cancel ends many calls with an exception, and of many streams at once: to make a traceback for each one,
+            # which looks for its source files, would take longer than all else.
+            call.heard = not self.token.cancelled
             self._context.copy().run(call.finish, value, error)
 
     def abandon(self, keep: Container[Call] = ()) -> None:

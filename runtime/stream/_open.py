@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
-from channels import CancelToken, ChannelClosed
+from channels import CancelToken, ChannelClosed, Registration
 
 from .._errors import StoreError
 from .._log import enter
@@ -20,7 +20,7 @@ from ..execution._threads import start
 from ..session._journal import Journal
 from ..session._session import Session, SessionLog
 from ..stores._store import Parent, Store
-from . import _at_exit
+from . import _at_exit, _crowd
 from ._commands import obey
 from ._core import Shared, StreamCore
 from ._end_hooks import Cleanup
@@ -156,7 +156,9 @@ def _start(core: StreamCore, name: str, target: Callable[..., None], *args: Any)
 
 def _work(core: StreamCore, cleanup: Cleanup) -> None:
     """The function of the worker thread. It holds the core, never the consumer's `EventStream` nor the `Runtime`."""
+    cancelled: Registration | None = None
     try:
+        cancelled = core.stopping.on_cancel(_crowd.enter)
         work(core, cleanup)
     finally:  # `insist`, spelt out: nobody would call that a second time
         try:
@@ -170,6 +172,9 @@ def _work(core: StreamCore, cleanup: Cleanup) -> None:
             except BaseException:
                 finished(core)
                 raise
+            finally:
+                if cancelled is not None and not cancelled.remove():
+                    _crowd.leave()
 
 
 def _forward(core: StreamCore, calls: Calls) -> None:
