@@ -295,7 +295,7 @@ class Chat:
         problem, told = "", False
         # One reading of the settings of `run`: its answers are proposals here too.
         questions = Questions(
-            self._terminal, dict(self._args.answer), self._interrupts.reading(self._terminal), self.team.root.name
+            self._terminal, dict(self._args.answer), self._interrupts.reading(self._terminal), self.view.agent
         )
         while True:
             if self._presses and not told:

@@ -64,6 +64,11 @@ class View:
         self._next = 0.0  # when to look at what is under way
         self._changed = False
 
+    @property
+    def agent(self) -> str:
+        """Who is spoken to."""
+        return self._agent
+
     def talk_to(self, agent: str) -> None:
         """The user talks to another agent now."""
         self._agent = agent
@@ -237,6 +242,10 @@ class View:
         if self._queue:
             self._queue.pop(0)
         self.user(event.message)
+
+    @_show.register
+    def _(self, event: events.SubSessionCompleted) -> None:
+        self._finish(event.sub_session_id)  # before the result of the call that has run it
 
     @_show.register
     def _(self, event: events.PartialToolCall) -> None:

@@ -234,6 +234,8 @@ def test_markdown_reasoning_and_calls_as_they_are_shown(chat: Callable[..., Emul
     screen.until("- here() -> in the main thread: True")
     screen.enter("transfer_task")
     screen.until("[helper]\nNumber 1: ", '- transfer_task(agent="helper", task="help me")')
+    called = screen.text.index('- transfer_task(agent="helper", task="help me") -> Number')
+    assert screen.text.index("[helper]\nNumber 1: ") < called
     screen.enter("broken")
     screen.until("error: model_error: scripted: RuntimeError: the wire is cut")
     screen.enter("Hello")
