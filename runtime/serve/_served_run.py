@@ -82,7 +82,9 @@ class ServedRun:
             structured: dict[str, Any] = {"conversation": self.session.id}
             self._tell(Done(result.text or "[no text]", structured=structured))
         except RunError as error:
-            _logger.warning("a run of session %s has failed: %s", self.session.id, error, extra=self._stream._core.tags)
+            if error.reason == "error":
+                tags = self._stream._core.tags
+                _logger.warning("a run of session %s has failed: %s", self.session.id, error, extra=tags)
             self._tell(Done(f"the run has failed: {error}", True, {"conversation": self.session.id}))
         except BaseException as error:
             self._tell(Done(f"the run has failed: {describe(error)}", True))

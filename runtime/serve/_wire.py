@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import queue
 import threading
@@ -41,7 +42,7 @@ class Wire:
                 held = bytearray(rest)
                 for line in lines:
                     self._room.acquire()
-                    self._loop.call_soon_threadsafe(self._lines.put_nowait, line.decode("utf-8", "replace"))
+                    self._loop.call_soon_threadsafe(self._lines.put_nowait, _whole(line.decode("utf-8", "replace")))
                 if len(held) > LONGEST:
                     break
         with contextlib.suppress(RuntimeError):
@@ -69,6 +70,20 @@ class Wire:
         """Let what was written last arrive."""
         self._out.put(None)
         self._writer.join(LAST)
+
+
+def _whole(line: str) -> str:
+    """A message without halves of characters, which JavaScript writes where a text was cut: the SDK would not read it,
+    and the request would never be answered.
+    """
+    if "\\ud" not in line and "\\uD" not in line:
+        return line
+    from ..mcp._messages import written  # which needs the extra
+
+    try:
+        return written(json.loads(line))
+    except (ValueError, RecursionError):
+        return line
 
 
 @contextlib.contextmanager

@@ -296,6 +296,29 @@ def test_a_signal_ends_it_in_good_order(script: Path, number: int, state: str) -
         process.wait()
 
 
+def test_half_a_character_in_a_request_does_not_leave_it_without_an_answer(script: Path) -> None:
+    """JavaScript writes one where a text was cut."""
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+        say(process, id=1, method="initialize", params=hello)
+        process.stdout.readline()
+        say(process, method="notifications/initialized")
+        prompt = "a \ud83d b \U0001f600 \\ud83d"
+        say(process, id=2, method="tools/call", params={"name": "echo_desk", "arguments": {"prompt": prompt}})
+        said = json.loads(process.stdout.readline())["result"]["content"][0]["text"]
+        assert said == "1: a \ufffd b \U0001f600 \\ud83d"
+        _, errors = process.communicate(timeout=15)
+        assert (process.returncode, "Traceback" in errors) == (0, False)
+    finally:
+        process.kill()
+        process.wait()
+
+
 def say(process: subprocess.Popen[str], **message: Any) -> None:
     assert process.stdin is not None
     process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
