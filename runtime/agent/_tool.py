@@ -172,7 +172,7 @@ class Tool:
         self.nullable: frozenset[str] = frozenset()  # arguments that may be null beside what `parameters` says
         self.unbound = False  # a method, without the object that it is called on
         self.given: Mapping[str, Any] = {}  # what its own code gives to arguments that a call leaves out
-        self.traced: Mapping[str, str] = {}  # what telemetry says of its calls beside their names
+        self.traced: Mapping[str, str | int] = {}  # what telemetry says of its calls beside their names
         self.is_async = inspect.iscoroutinefunction(function)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(

@@ -123,6 +123,10 @@ def evaluate(args: argparse.Namespace, terminal: Terminal, interrupts: Interrupt
         team = load(args.agent)
     if args.save is not None:
         _make(Path(args.save))
+        for recording in recordings:
+            path = Path(args.save, _name(recording, base))
+            if path.exists() and os.path.samefile(path, recording.path):
+                raise CannotLoad(f"{path} is the record itself: name another directory for --save")
     longest = max(len(escaped(_name(recording, base))) for recording in recordings)
     width = max(min(longest + 1, _NAME), len("record") + 1)
     if not args.json:
@@ -167,8 +171,10 @@ def _check(recording: Recording) -> None:
         recording.session()
         asked = recording.requests
         whole = recording.whole
-    except (OSError, ValueError) as error:
-        raise CannotLoad(f"cannot evaluate {recording.path}: {error}") from None
+    except OSError as error:
+        raise CannotLoad(f"cannot evaluate {recording.path}: {error.strerror or error}") from None
+    except ValueError as error:  # which names the file
+        raise CannotLoad(str(error)) from None
     if not whole:
         raise CannotLoad(f"cannot evaluate {recording.path}: the record does not have the end of its run")
     if not asked:
@@ -200,8 +206,6 @@ def _again(args: argparse.Namespace, recording: Recording, name: str, team: Team
         if args.save is not None:
             path = Path(args.save, name)
             _make(path.parent)
-            if path.exists() and os.path.samefile(path, recording.path):
-                raise CannotLoad(f"{path} is the record itself: name another directory for --save")
         began = time.monotonic()
         error = ""
         try:

@@ -412,6 +412,7 @@ class MCPToolSet:
             "mcp.method.name": described.method,
             "mcp.protocol.version": protocol,
             "network.transport": "pipe" if self.url is None else "tcp",
+            **_address(self.url),
         }
         return made
 
@@ -424,6 +425,16 @@ class MCPToolSet:
 
     def _connected(self, context: ToolContext | None) -> Connection:
         return self._connection(context=context)
+
+
+def _address(url: str | None) -> dict[str, str | int]:
+    """What telemetry says of where a server is."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url or "")
+    if not parts.hostname:
+        return {}
+    return {"server.address": parts.hostname, "server.port": parts.port or (80 if parts.scheme == "http" else 443)}
 
 
 _toolsets: weakref.WeakSet[MCPToolSet] = weakref.WeakSet()

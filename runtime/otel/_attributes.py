@@ -37,6 +37,7 @@ _SETTINGS: Final = {
     "frequency_penalty": ("gen_ai.request.frequency_penalty", float),
     "presence_penalty": ("gen_ai.request.presence_penalty", float),
     "seed": ("gen_ai.request.seed", int),
+    "n": ("gen_ai.request.choice.count", int),
 }
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -71,7 +72,8 @@ def of_request(model: Model) -> Attributes:
     for name, value in _settings(model).items():
         attribute, kind = _SETTINGS.get(name, ("", float))
         if attribute and isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[attribute] = kind(value)
+            if (name, value) != ("n", 1):  # which the conventions leave out
+                found[attribute] = kind(value)
         elif name in ("stop", "stop_sequences") and isinstance(value, (str, list, tuple)):
             found["gen_ai.request.stop_sequences"] = [value] if isinstance(value, str) else list(map(str, value))
     return found

@@ -157,9 +157,12 @@ def test_new_records_are_kept(records: Path, write: Write, tmp_path: Path, capsy
     kept = tmp_path / "kept"
     assert main(["eval", str(records), str(write()), "--save", str(kept)]) == 0
     assert trajectory(Recording(kept / "deeper" / "lamps.jsonl")).text == "There are 3 for 5 dollars."
+    capsys.readouterr()
     before = (records / "deeper" / "lamps.jsonl").read_bytes()
     assert main(["eval", str(records), str(write()), "--save", str(records)]) == 2
-    assert "is the record itself: name another directory for --save" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "is the record itself: name another directory for --save" in said.err
+    assert said.out == ""  # it is found out before the first run
     assert (records / "deeper" / "lamps.jsonl").read_bytes() == before
 
 
@@ -179,7 +182,7 @@ def test_one_record_may_be_named(records: Path, write: Write) -> None:
         (["{tmp}/none", "agent.py"], "there is no directory {tmp}/none; name one with records"),
         (["{tmp}/empty", "agent.py"], "{tmp}/empty has no record: write one with"),
         (["{records}", "none.py"], "there is no file none.py"),
-        (["{tmp}/broken", "agent.py"], "cannot evaluate {tmp}/broken/bad.jsonl: "),
+        (["{tmp}/broken", "agent.py"], "{tmp}/broken/bad.jsonl is not a recorded run: "),
         (["{tmp}/cut", "agent.py"], "cannot evaluate {tmp}/cut/cut.jsonl: the record does not have the end of its run"),
         (["{tmp}/silent", "agent.py"], "cannot evaluate {tmp}/silent/no.jsonl: no model was asked in it"),
         (["{records}", "{agent}", "--save", "{agent}"], "cannot keep records in {agent}: "),

@@ -29,6 +29,7 @@ from runtime import (
 )
 from runtime.events import AgentChoice, ElicitationRequest, ToolCallConfirmation
 from runtime.mcp import MCPToolSet
+from runtime.mcp._toolset import _address
 from runtime.otel import instrument, uninstrument
 from support.scripted import AsyncScripted, Scripted, call, say
 from support.telemetry import Telemetry
@@ -331,6 +332,7 @@ def test_settings_and_the_address_of_a_model_are_told(telemetry: Telemetry) -> N
             "base_url": "https://user:secret@models.example:8443/v1",
             "temperature": 0.5,
             "max_completion_tokens": 100,
+            "n": 2,
             "top_p": True,
             "stop": "END",
             "extra_headers": {"authorization": "secret"},
@@ -346,6 +348,7 @@ def test_settings_and_the_address_of_a_model_are_told(telemetry: Telemetry) -> N
     assert said["gen_ai.request.temperature"] == 0.5
     assert said["gen_ai.request.max_tokens"] == 100
     assert said["gen_ai.request.stop_sequences"] == ("END",)
+    assert said["gen_ai.request.choice.count"] == 2
     assert "gen_ai.request.top_p" not in said
     assert "secret" not in str(dict(said))
     assert "gen_ai.output.type" not in said  # text, which is nothing that is asked for
@@ -418,6 +421,16 @@ server.run()
     [told] = [message.content for message in session.messages if message.tool_call_id == "1"]
     assert f"{span.context.trace_id:032x}-{span.context.span_id:016x}" in told
     assert telemetry.outcomes()["tools/call fails"] == "tool_error"
+
+
+def test_the_address_of_an_mcp_server_is_told() -> None:
+    for url, address in {
+        "https://user:secret@tools.example/mcp?key=x": ("tools.example", 443),
+        "http://[::1]:8080/mcp": ("::1", 8080),
+    }.items():
+        said = _address(url)
+        assert (said["server.address"], said["server.port"]) == address
+    assert _address(None) == {}
 
 
 def test_instrumenting_twice_doubles_nothing_and_the_last_settings_hold(telemetry: Telemetry) -> None:
