@@ -4,9 +4,8 @@ have is named in docs/serving.md.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
@@ -14,13 +13,12 @@ from werkzeug.wrappers import Request, Response
 from ._agent_handlers import AgentHandlers
 from ._answer_handlers import AnswerHandlers
 from ._backend import Backend
-from ._handlers import Stream, unknown
+from ._handlers import Stream, is_own, unknown
 from ._http import reply
 from ._message_handlers import MessageHandlers
+from ._not_here import NOT_HERE, not_here
 from ._run_handlers import RunHandlers
 from ._session_handlers import SessionHandlers
-
-_ID: Final = re.compile(r"[^\x00-\x1f\x7f/\\]{1,200}")
 
 
 class Api:
@@ -53,7 +51,10 @@ class Api:
         at("GET", "/api/sessions/<id>/status", sessions.status)
         at("GET", "/api/sessions/<id>/snapshot", sessions.snapshot)
         at("GET", "/api/sessions/<id>/events", runs.events)
+        at("GET", "/api/sessions/<id>/recovery", sessions.export)
+        at("POST", "/api/sessions/batch/delete", sessions.delete_several)
         at("PATCH", "/api/sessions/<id>/title", sessions.title)
+        at("PATCH", "/api/sessions/<id>/permissions", sessions.permissions)
         at("POST", "/api/sessions/<id>/fork", sessions.fork)
         at("POST", "/api/sessions/<id>/agent/<agent>", runs.run)
         at("POST", "/api/sessions/<id>/agent/<agent>/<name>", runs.run)
@@ -61,18 +62,28 @@ class Api:
         at("POST", "/api/sessions/<id>/elicitation", answers.elicitation)
         at("POST", "/api/sessions/<id>/steer", messages.steer)
         at("POST", "/api/sessions/<id>/followup", messages.followup)
+        at("GET", "/api/sessions/<id>/queue", messages.queue)
         at("POST", "/api/sessions/<id>/cancel", runs.cancel)
         at("POST", "/api/sessions/<id>/tools/toggle", sessions.toggle)
+        for method, path, text in NOT_HERE:
+            at(method, path, _refusing(path, text))
         self._map = Map(rules, strict_slashes=False, merge_slashes=False, redirect_defaults=False)
 
     def respond(self, request: Request, owner: str) -> Response | Stream:
         """Do what is asked. Raises `Problem`, and the exceptions of routing."""
         adapter = self._map.bind("localhost")
         endpoint, values = adapter.match(request.path, request.method)
-        if "id" in values and not (_ID.fullmatch(values["id"]) and values["id"].startswith(owner)):
+        if "id" in values and not is_own(values["id"], owner):
             raise unknown()
         made: Response | Stream = self._handlers[endpoint](request, owner, **values)
         return made
+
+
+def _refusing(path: str, text: str) -> Callable[..., Response]:
+    def refuse(request: Request, owner: str, **values: str) -> Response:
+        raise not_here(path, text)
+
+    return refuse
 
 
 def _ping(request: Request, owner: str) -> Response:

@@ -4,6 +4,7 @@ what to do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from ._http import Problem, object_of
 from ._idempotency import key_reused
 
 TITLE: Final = 1000  # characters of a title that are kept
+_ID: Final = re.compile(r"[^\x00-\x1f\x7f/\\]{1,200}")
 
 
 class Stream:
@@ -60,6 +62,10 @@ class Handlers:
             team = ", ".join(self.backend.roster(agent))
             raise Problem(404, "unknown_agent", f"{agent} has no agent {name[:100]!r}; it has: {team}")
 
+    def check_permissions(self, agent: str, session: Session) -> None:
+        """Raise `ValueError` for a permission of the session that matches no call of the agent's team."""
+        self.backend.runtime(agent)._shared.roster.check(session.permissions)
+
     def load(self, id: str) -> Session:
         """The session with this id."""
         try:
@@ -94,6 +100,11 @@ class Handlers:
         """The runtime of the session's run; of a run of another process, any: it tells that one through the store."""
         run = self.backend.runs.get(id)
         return self.backend.runtime(run.agent if run is not None else next(iter(self.backend.teams)))
+
+
+def is_own(id: str, owner: str) -> bool:
+    """Whether this may be the id of a session, and of one that the client may see."""
+    return bool(_ID.fullmatch(id)) and id.startswith(owner)
 
 
 def unknown() -> Problem:

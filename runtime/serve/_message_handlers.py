@@ -61,6 +61,20 @@ class MessageHandlers(Handlers):
             return reply({"status": "duplicate", "duplicate": True}, 202)  # it was sent twice at the same moment
         return reply({"status": "queued_idle", "duplicate": False}, 202)
 
+    def queue(self, request: Request, owner: str, id: str) -> Response:
+        """How many messages the live run has not taken yet, wherever it runs."""
+        run = self.backend.runs.get(id)
+        if run is not None:
+            box = run.stream._core.mailbox
+            steering, following = len(box._steering), len(box._following)
+        else:
+            self.load(id)
+            waiting = [each.point for each in self.backend.store.commands(id).mail]
+            steering = waiting.count("user_steering_messages_submit")
+            following = len(waiting) - steering
+        said = {"steer": steering, "followup": following}
+        return reply({name: {"depth": depth, "capacity": QUEUED} for name, depth in said.items()})
+
     def _mail(self, id: str, point: MailPoint, texts: list[str], key: IdempotencyKey | None) -> list[str]:
         """Give the texts to the live run, wherever that is; those that came too late."""
         for number, text in enumerate(texts, 1):

@@ -122,6 +122,10 @@ class RunHandlers(Handlers):
     def start(self, agent: str, session: Session) -> LiveRun:
         """Start a run. Raises `Problem`."""
         try:
+            self.check_permissions(agent, session)
+        except ValueError as error:  # they are of a run of another agent
+            raise Problem(409, "other_agent", str(error)) from None
+        try:
             return self.backend.runs.start(agent, session)
         except AlreadyRunning:
             raise running(session.id) from None

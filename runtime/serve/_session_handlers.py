@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import time
 import uuid
+from collections.abc import Mapping
+from typing import Any, Final
 
 from werkzeug.wrappers import Request, Response
 
@@ -15,11 +17,13 @@ from ..session._idempotency import IdempotencyKey
 from ..session._session import Session
 from ..stores._snapshot import branched
 from ._bodies import messages_of
-from ._handlers import TITLE, Handlers
+from ._handlers import TITLE, Handlers, is_own, unknown
 from ._http import Problem, field, form_of, number_of, reply
 from ._idempotency import key_of, key_reused
 from ._open_requests import asked_by
-from ._session_json import info_json, session_json
+from ._session_json import info_json, permissions_json, session_json
+
+SEVERAL: Final = 100  # sessions that are deleted with one request
 
 
 class SessionHandlers(Handlers):
@@ -117,6 +121,29 @@ class SessionHandlers(Handlers):
         self.write(session)
         return reply({"id": id, "title": session.title})
 
+    def permissions(self, request: Request, owner: str, id: str) -> Response:
+        """Say which calls of the session are allowed, asked about and denied, in place of what was said before."""
+        given = field(self.object_of(request), "permissions", dict, required=True)
+        self.refuse_unknown("permissions")
+        session = self.load(id)
+        before = session.permissions
+        known = {str(rule): rule for rule in (*before.allow, *before.ask, *before.deny)}  # one may be of an owner
+        rules = {name: [known.get(each, each) for each in _texts(given, name)] for name in ("allow", "ask", "deny")}
+        try:
+            session._permissions = Permissions(**rules, approve_all=before.approve_all)
+            self.check_permissions(self.backend.agent_of(session), session)
+        except ValueError as error:
+            raise Problem(400, "bad_request", str(error)) from None
+        self.write(session)
+        return reply({"message": "session permissions updated", "permissions": permissions_json(session)})
+
+    def export(self, request: Request, owner: str, id: str) -> Response:
+        """Everything that the store has of the session."""
+        try:
+            return reply(self.backend.store.export(id))
+        except SessionNotFound:
+            raise unknown() from None
+
     def toggle(self, request: Request, owner: str, id: str) -> Response:
         self.object_of(request)
         self.refuse_unknown("tools/toggle")
@@ -148,7 +175,24 @@ class SessionHandlers(Handlers):
     def delete(self, request: Request, owner: str, id: str) -> Response:
         wait = number_of(request, "timeout", default=10.0) if request.args.get("wait") == "true" else 5.0
         self.load(id)
-        until = time.monotonic() + (wait or 0.0)
+        if not self._delete(id, time.monotonic() + (wait or 0.0)):
+            return reply({"status": "stopping", "message": "stop still in progress"}, 202)
+        return reply({"status": "deleted", "message": "session deleted"})
+
+    def delete_several(self, request: Request, owner: str) -> Response:
+        """Delete sessions; those that are not there, or whose runs do not end, are named in the reply."""
+        ids = _texts(self.object_of(request), "session_ids")
+        if not 0 < len(ids) <= SEVERAL:
+            raise Problem(400, "bad_request", f"session_ids are 1 to {SEVERAL} ids of sessions")
+        until, failed = time.monotonic() + 10.0, []
+        for id in dict.fromkeys(ids):
+            if not is_own(id, owner) or self.backend.info(id) is None or not self._delete(id, until):
+                failed.append(id)
+        deleted = len(set(ids)) - len(failed)
+        return reply({"deleted_count": deleted, "failed_count": len(failed), "failed_ids": failed})
+
+    def _delete(self, id: str, until: float) -> bool:
+        """Delete a session once its run has ended; whether that was before ``until``."""
         with self.backend.log.watch(id) as watcher:
             while True:
                 with contextlib.suppress(NotRunning):
@@ -159,9 +203,17 @@ class SessionHandlers(Handlers):
                 except SessionBusy:  # until its run has ended, here or in another process
                     left = until - time.monotonic()
                     if left <= 0:
-                        return reply({"status": "stopping", "message": "stop still in progress"}, 202)
+                        return False
                     watcher.wait(min(left, 0.1))
                 except SessionNotFound:
                     break  # somebody else was faster
         self.backend.log.end(id)
-        return reply({"status": "deleted", "message": "session deleted"})
+        return True
+
+
+def _texts(body: Mapping[str, Any], name: str) -> list[str]:
+    """A field that is a list of texts; an empty one where it is not there."""
+    given = field(body, name, list, [])
+    if not all(isinstance(each, str) for each in given):
+        raise Problem(400, "bad_request", f"the field {name} must be a list of texts")
+    return list(given)

@@ -28,9 +28,16 @@ def session_json(session: Session, info: SessionInfo | None, form: str) -> JSON:
         "messages": [message_json(each, form) for each in messages],
         "created_at": created.isoformat(),
         "tools_approved": session.permissions.approve_all,
+        "permissions": permissions_json(session),
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
     }
+
+
+def permissions_json(session: Session) -> JSON:
+    """Which calls of the session are allowed, asked about and denied."""
+    said = session.permissions
+    return {name: [str(rule) for rule in getattr(said, name)] for name in ("allow", "ask", "deny")}
 
 
 def info_json(info: SessionInfo, session: Session | None = None) -> JSON:

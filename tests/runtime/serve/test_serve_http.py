@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from runtime import Agent, StoreError, tool
 from runtime.serve import Application
+from runtime.serve._not_here import NOT_HERE
 from runtime.stores import MemoryStore, SQLiteStore
 from support.serving import OURS, Client, Events, Waiter, listening, pay, serving, waiter
 from support.waiting import eventually
@@ -447,6 +449,48 @@ def test_sessions_are_listed_renamed_forked_and_deleted(client: Client) -> None:
     assert client.ask("DELETE", f"/api/sessions/{id}")[0] == 200
     assert client.ask("GET", f"/api/sessions/{id}")[0] == 404
     assert [each["id"] for each in client.get("/api/sessions")] == [copy["id"]]
+
+
+def test_several_sessions_are_deleted_and_one_is_exported(client: Client) -> None:
+    ids = [client.session() for _ in range(3)]
+    with client.run(ids[0], "one wait") as events:
+        events.until("agent_choice")
+        said = client.post("/api/sessions/batch/delete", {"session_ids": [*ids[:2], ids[0], "nobody"]})
+        assert said == {"deleted_count": 2, "failed_count": 1, "failed_ids": ["nobody"]}
+        assert events.until("stream_stopped")["reason"] == "canceled"
+    assert [each["id"] for each in client.get("/api/sessions")] == [ids[2]]
+    for wrong in ([], ["x"] * 101, [1], "x"):
+        assert client.ask("POST", "/api/sessions/batch/delete", {"session_ids": wrong})[0] == 400
+    client.post(f"/api/sessions/{ids[2]}/followup", {"messages": [{"content": "later"}]})
+    with contextlib.closing(MemoryStore()) as store:
+        session = store.import_(client.get(f"/api/sessions/{ids[2]}/recovery"))
+        assert [each.content for each in session.messages] == ["later"]
+    assert client.ask("GET", "/api/sessions/nobody/recovery")[1]["code"] == "unknown_session"
+
+
+def test_the_queue_of_a_run() -> None:
+    agent = waiter()
+    with serving(agent) as client:
+        id = client.session()
+        with client.run(id, "wait") as events:
+            assert agent.model.waits.wait(5)
+            said = {"messages": [{"content": "a"}, {"content": "b"}]}
+            client.post(f"/api/sessions/{id}/followup", said)
+            client.post(f"/api/sessions/{id}/steer", {"messages": [{"content": "c"}]})
+            queue = client.get(f"/api/sessions/{id}/queue")
+            assert queue == {"steer": {"depth": 1, "capacity": 100}, "followup": {"depth": 2, "capacity": 100}}
+            agent.model.go_on.set()
+            events.until("stream_stopped")
+        assert client.get(f"/api/sessions/{id}/queue")["followup"]["depth"] == 0
+        assert client.ask("GET", "/api/sessions/nobody/queue")[0] == 404
+
+
+@pytest.mark.parametrize(("method", "path", "text"), NOT_HERE)
+def test_what_means_nothing_here_says_so(client: Client, method: str, path: str, text: str) -> None:
+    path = path.replace("<id>", client.session()).replace("<message>", "1")
+    status, said = client.ask(method, path, None if method == "GET" else {"starred": True})
+    assert status == (422 if path.endswith("/models") else 501)
+    assert said["error"] == text
 
 
 def test_a_session_that_is_deleted_ends_its_run_and_its_streams(client: Client) -> None:

@@ -110,8 +110,9 @@ def test_what_approves_calls_that_nobody_has_seen_needs_a_token(client: Client) 
         client.ask("POST", "/api/sessions", {"tools_approved": True}),
         client.ask("POST", f"/api/sessions/{id}/resume", {"confirmation": "approve-session"}),
         client.ask("POST", f"/api/sessions/{id}/tools/toggle", {}),
+        client.ask("PATCH", f"/api/sessions/{id}/permissions", {"permissions": {"allow": ["pay"]}}),
     ]
-    assert [(status, said["code"]) for status, said in refused] == [(403, "needs_token")] * 3
+    assert [(status, said["code"]) for status, said in refused] == [(403, "needs_token")] * 4
     with serving(token="sesame") as known:
         known.headers = {"Authorization": "Bearer sesame"}
         id = known.post("/api/sessions", {"tools_approved": True})["id"]
@@ -119,6 +120,43 @@ def test_what_approves_calls_that_nobody_has_seen_needs_a_token(client: Client) 
             assert events.until("tool_call_response")["response"] == "paid"
             events.until("stream_stopped")
         assert known.post(f"/api/sessions/{id}/tools/toggle") == {"tools_approved": False}
+
+
+def test_permissions_of_a_session_are_replaced() -> None:
+    with serving(token="sesame") as client:
+        client.headers = {"Authorization": "Bearer sesame"}
+        id = client.session()
+
+        def change(**permissions: Any) -> tuple[int, Any]:
+            return client.ask("PATCH", f"/api/sessions/{id}/permissions", {"permissions": permissions})
+
+        assert change(allow=["pay"], deny=["rm"])[0] == 200
+        with client.run(id, "!pay order") as events:
+            assert events.until("tool_call_response")["response"] == "paid"
+            client.post(f"/api/sessions/{id}/resume", {"confirmation": "reject"})
+            events.until("stream_stopped")
+        assert change(allow=["rm -rf"])[1]["code"] == "bad_request"
+        assert "order has no argument 'dish'" in change(deny=["order:dish=*"])[1]["error"]  # it would deny nothing
+        assert change(allow=[1])[1]["error"] == "the field allow must be a list of texts"
+        assert client.get(f"/api/sessions/{id}")["permissions"] == {
+            "allow": ["pay"],
+            "ask": [],
+            "deny": ["rm"],
+        }
+        # What the user has approved is of one tool alone; it stays where a client sends back what it has got.
+        assert change()[0] == 200
+        with client.run(id, "!pay") as events:
+            events.until("tool_call_confirmation")
+            busy = change(ask=["pay"])
+            assert (busy[0], busy[1]["code"]) == (409, "running")
+            client.post(f"/api/sessions/{id}/resume", {"confirmation": "approve-tool"})
+            events.until("stream_stopped")
+        kept = client.get(f"/api/sessions/{id}")["permissions"]
+        assert kept["allow"] == ["pay (of support.serving.pay)"]
+        assert change(**kept)[1]["permissions"] == kept
+        with client.run(id, "!pay") as events:
+            assert events.until("tool_call_response")["response"] == "paid"
+            events.until("stream_stopped")
 
 
 # -- owners ------------------------------------------------------------------------------------------------------------
@@ -149,9 +187,14 @@ def test_owners_see_their_own_sessions_and_nothing_of_others() -> None:
                 ("POST", f"/api/sessions/{id}/followup", RUN),
                 ("POST", f"/api/sessions/{id}/cancel", {}),
                 ("POST", f"/api/sessions/{id}/tools/toggle", {}),
+                ("PATCH", f"/api/sessions/{id}/permissions", {"permissions": {"allow": ["pay"]}}),
+                ("GET", f"/api/sessions/{id}/recovery", None),
+                ("GET", f"/api/sessions/{id}/queue", None),
             ):
                 status, said = bob.ask(method, path, body)
                 assert (status, said["code"]) == (404, "unknown_session"), path
+            said = bob.post("/api/sessions/batch/delete", {"session_ids": [id, "\0", "x" * 1000]})
+            assert (said["deleted_count"], said["failed_count"]) == (0, 3)
             # nor is the id of a request one, in a session of one's own
             assert bob.ask("POST", f"/api/sessions/{own}/resume", answer)[1]["code"] == "not_pending"
             assert bob.get("/api/waiting") == []
