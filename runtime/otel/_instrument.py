@@ -45,6 +45,8 @@ def instrument(
     """
     check("what to instrument", runtime, (Runtime, NoneType), "a Runtime, such as Runtime(agent)")
     check("redact", redact, (Callable, NoneType), "a function of a text")  # type: ignore[arg-type]
+    _check_provider("tracer_provider", tracer_provider, "get_tracer", "a TracerProvider")
+    _check_provider("meter_provider", meter_provider, "get_meter", "a MeterProvider")
     try:
         from ._telemetry import Telemetry
     except ImportError as error:
@@ -59,6 +61,12 @@ def instrument(
         for_new_runtimes[:] = [traced]
     else:
         runtime._shared.tracing = traced(runtime._shared)
+
+
+def _check_provider(name: str, given: object, method: str, what: str) -> None:
+    """By what it can do: SDKs have classes of their own."""
+    if given is not None and (isinstance(given, type) or not callable(getattr(given, method, None))):
+        raise TypeError(f"{name} must be {what} of OpenTelemetry, not {given!r:.200}")
 
 
 def uninstrument(runtime: Runtime | None = None) -> None:

@@ -11,6 +11,7 @@ table: so no span is left open, whatever way the work has taken.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import weakref
@@ -239,6 +240,17 @@ class _Within(OtelContext):
         if context is not None:
             dict.update(self, context)
         self.operation = None
+
+
+def _before_fork() -> None:
+    """A child that is forked inside of an operation has to know its span, which the child itself cannot start."""
+    current = otel_context.get_current()
+    if isinstance(current, _Within):
+        current._start()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork)
 
 
 class _Operation:

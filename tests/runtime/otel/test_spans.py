@@ -491,6 +491,15 @@ def test_what_cannot_be_instrumented_is_refused() -> None:
         uninstrument("a")  # type: ignore[arg-type]
 
 
+def test_what_is_no_provider_is_refused(telemetry: Telemetry) -> None:
+    with Runtime(Agent("a", Scripted())) as runtime:
+        for given in (3, telemetry.tracer, type(telemetry.tracers)):
+            with pytest.raises(TypeError, match="tracer_provider must be a TracerProvider of OpenTelemetry, not "):
+                instrument(runtime, tracer_provider=given)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="meter_provider must be a MeterProvider of OpenTelemetry, not 'x'"):
+            instrument(runtime, meter_provider="x")  # type: ignore[arg-type]
+
+
 def test_metrics_measure_model_calls_tool_calls_and_runs(telemetry: Telemetry) -> None:
     model = Scripted(
         [call("add", '{"a": 1, "b": 2}'), UsageDelta(5, 2)], [TextDelta("x"), UsageDelta(7, 1), LookupError("no")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -190,6 +191,24 @@ def test_a_thread_that_a_tool_leaves_behind_stays_inside_of_its_call(telemetry: 
     go.set()
     assert done.wait(10)
     assert ("late", "execute_tool looks") in telemetry.parents()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_process_that_a_tool_forks_is_inside_of_its_call(telemetry: Telemetry) -> None:
+    read, write = os.pipe()
+
+    def look() -> None:
+        if (pid := os.fork()) == 0:
+            os.write(write, trace.get_current_span().get_span_context().span_id.to_bytes(8, "big"))
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    within(telemetry, look)
+    told = os.read(read, 8)
+    os.close(read)
+    os.close(write)
+    assert told == telemetry.span("execute_tool looks").context.span_id.to_bytes(8, "big")
 
 
 def test_processors_find_the_callers_context_and_the_parent(telemetry: Telemetry) -> None:
