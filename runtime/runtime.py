@@ -188,7 +188,7 @@ class Runtime:
         """
         check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
         output = None if output_type is None else Output(output_type)
-        return self._open(session, interactive=interactive, budget=budget, output=output, record=record)
+        return self._open(session, interactive=interactive, budget=budget, output=output, record=_recorder(record))
 
     def _open(
         self,
@@ -197,7 +197,7 @@ class Runtime:
         interactive: bool,
         budget: Budget | None,
         output: Output | None,
-        record: Recording | str | os.PathLike[str] | None = None,
+        record: Callable[[str, Session], Recorder] | None = None,
         quiet: bool = False,
     ) -> EventStream:
         if self._shared.closed:
@@ -214,7 +214,7 @@ class Runtime:
             context=contextvars.copy_context(),
             budget=budget,
             output=output,
-            record=None if record is None else _recorder(record),
+            record=record,
             quiet=quiet,
         )
 
@@ -271,7 +271,7 @@ class Runtime:
         output = None if output_type is None else Output(output_type)
         interactive = on_request is not None
         with self._open(  # quiet: each event that is only dropped here would wake this thread for nothing
-            session, interactive=interactive, budget=budget, output=output, record=record, quiet=True
+            session, interactive=interactive, budget=budget, output=output, record=_recorder(record), quiet=True
         ) as stream:
             for event in stream:
                 if on_request is not None and isinstance(event, RequestEvent):
@@ -547,8 +547,10 @@ def _not_live(session: Session | str) -> NotRunning:
     return NotRunning(f"no run on session {session if isinstance(session, str) else session.id} is live")
 
 
-def _recorder(record: Recording | str | os.PathLike[str]) -> Callable[[str, Session], Recorder]:
+def _recorder(record: Recording | str | os.PathLike[str] | None) -> Callable[[str, Session], Recorder] | None:
     """A function that opens the file of a record, once the stream has the session."""
+    if record is None:
+        return None
     return functools.partial(Recorder, record if isinstance(record, Recording) else Recording(record))
 
 

@@ -22,6 +22,7 @@ from channels._lazy import lazy_logger
 from .. import events
 from .._dataclasses import dataclass, field, fields
 from .._errors import ModelError, describe
+from ..foreign._arguments import to_text
 from ..model import Delta, ReasoningDelta, TextDelta, ToolCallDelta
 from ..session._message import Message
 from ..session._session import Session
@@ -81,11 +82,14 @@ class Recorder:
     """Writes one file, from one thread at a time. What is written is in the file when `on_event` returns.
 
     Raises `FileExistsError` for a path where another stream writes its record, or where there is a file that is none.
+    ``file`` is what is written instead, if the record goes elsewhere.
     """
 
-    def __init__(self, recording: Recording, agent_name: str, session: Session) -> None:
+    def __init__(
+        self, recording: Recording, agent_name: str, session: Session, file: io.RawIOBase | None = None
+    ) -> None:
         self._redaction = recording.redaction
-        self._file = _opened(recording.path)
+        self._file: Any = opened(recording.path) if file is None else file
         self._lines: deque[_Line] = deque()  # that wait for those before them
         self._streams: dict[str, _Stream] = {}
         self._requests = 0
@@ -118,9 +122,7 @@ class Recorder:
 
     def close(self) -> None:
         """Close the file. Doing it twice is harmless."""
-        if not self._file.closed:
-            _unlock(self._file)
-        self._file.close()
+        close(self._file)
 
     def _take_event(self, stream: _Stream, event: events.Event) -> None:
         key = _key(event)
@@ -221,16 +223,28 @@ class Recorder:
             if line.said is not None:
                 said = line.said if line.clean else self._redaction.value(line.said)
                 text = json.dumps(said, ensure_ascii=False, default=repr).translate(_LINE_ENDS) + "\n"
-                left = memoryview(text.encode("utf-8", "backslashreplace"))  # makes JSON of half a surrogate pair
-                while left:
-                    left = left[self._file.write(left) :]
+                write_all(self._file, text.encode("utf-8", "backslashreplace"))  # makes JSON of half a surrogate pair
                 self.written += 1
 
     def __repr__(self) -> str:
-        return f"<Recorder of {self._file.name!r}, {self._requests} requests>"
+        return f"<Recorder of {getattr(self._file, 'name', self._file)!r}, {self._requests} requests>"
 
 
-def _opened(path: Path) -> io.FileIO:
+def close(file: io.RawIOBase) -> None:
+    """Close a file that `opened` has opened, or another. Doing it twice is harmless."""
+    if isinstance(file, io.FileIO) and not file.closed:
+        _unlock(file)
+    file.close()
+
+
+def write_all(file: io.RawIOBase, data: bytes) -> None:
+    """Write the bytes, all of them."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) or 0 :]
+
+
+def opened(path: Path) -> io.FileIO:
     """The file at ``path``, empty, for this stream and its owner alone."""
     file = open(path, "r+b" if path.exists() else "x+b", buffering=0, opener=_private)  # noqa: SIM115
     try:
@@ -329,6 +343,8 @@ def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:
 def _dict_of(delta: Delta) -> dict[str, Any]:
     """A delta, as JSON has it, without the fields that say nothing."""
     said = {each.name: getattr(delta, each.name) for each in fields(delta)}
+    if isinstance(delta, ToolCallDelta):  # a whole object, which is recorded as the text that the session has of it
+        said["arguments"] = to_text(delta.arguments)
     return {
         "delta": type(delta).__name__,
         **{each.name: said[each.name] for each in fields(delta) if said[each.name] != each.default},

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
 from types import NoneType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from channels.net import ConnectionLost, Listener
 from channels.net._tls import checked as checked_context
@@ -18,9 +19,12 @@ from ..agent._output import Output
 from ..agent._result import RunResult
 from ..batch._runs import Runs, Sessions
 from ..execution._calls import refuse_on_the_loop
+from ..recording._recorder import opened
+from ..recording._recording import Recording
 from ..session._session import Session
 from ..stream._event_stream import IN_A_COROUTINE
 from ..stream._on_request import OnRequest, RequestEvent, ask
+from ._record import PIECES, Writing
 from ._run import RemoteRun
 from ._stream import RemoteStream
 from ._target import check_name, check_store, name_of
@@ -29,6 +33,8 @@ from ._work import carrier, work
 
 if TYPE_CHECKING:
     from ssl import SSLContext
+
+T = TypeVar("T")
 
 
 class Remote:
@@ -121,46 +127,65 @@ class Remote:
         interactive: bool = True,
         budget: Budget | None = None,
         output_type: Any = None,
+        record: Recording | str | os.PathLike[str] | None = None,
     ) -> RemoteStream:
         """Submit a run of the agent on ``session``, and return its events, to iterate over, at once.
 
-        The arguments are those of `Runtime.run_stream`; ``output_type`` is a class that the worker can import. The
-        session is lent to the run, and is changed when it has ended. Raises `SessionBusy`, and what ``submit`` raises.
+        The arguments are those of `Runtime.run_stream`; ``output_type`` is a class that the worker can import, and the
+        record is written here, as far as it has come, without secrets that the worker knows to be some: a `Recording`
+        with ``redact=`` is refused. The session is lent to the run, and is changed when it has ended. Raises
+        `SessionBusy`, `OSError` if the record cannot be written, and what ``submit`` raises.
         Whatever goes wrong afterwards is an `Error` in the stream: ``not_started`` if no worker has begun the run,
         ``worker_lost`` if it was lost in the middle.
         """
         settings = _checked(interactive, budget, output_type)
-        return self._open(session, settings, None if output_type is None else Output(output_type))
+        output = None if output_type is None else Output(output_type)
+        return self._open(session, settings, output, _recording(record))
 
-    def _open(self, session: Session, settings: Mapping[str, Any], output: Output | None) -> RemoteStream:
+    def _open(
+        self,
+        session: Session,
+        settings: Mapping[str, Any],
+        output: Output | None,
+        recording: Recording | None = None,
+    ) -> RemoteStream:
         if self._closed:
             raise RuntimeError("this Remote is closed")
         check("what to run", session, Session, "a Session, such as Session.from_user('hello')")
         job = {**settings, "carrier": carrier()}
         log = session.lease()
+        writing: Writing | None = None
         try:
-            run = RemoteRun(session, log, self._grace)
+            if recording is not None:  # not before the lease: it may be the file of the stream that has it
+                writing = Writing(opened(recording.path))
+            run = RemoteRun(session, log, self._grace, writing)
             listener = Listener(
                 self._address,
                 heartbeat=self._heartbeat,
                 codecs=run.codecs,
-                capacities=[(4, self._capacity), (REQUESTS, REQUESTS)],
+                capacities=[(4, self._capacity), (REQUESTS, REQUESTS), (1, PIECES)][: len(run.codecs)],
                 ssl=self._ssl,
                 name="lockgate-remote",
             )
         except BaseException:
             log.release()
+            if writing is not None:
+                writing.discard()
             raise
         try:
             link = run.link = listener.link(self._start_timeout, self._is_busy)
             lane = link.lanes[0]
             lane.out.try_send(lane.framed(job_of(session, **job)))
+            if writing is not None:
+                writing.begin(link.lanes[2].into)
             link.start()
         except BaseException as error:
             listener.close()
             if run.link is not None:
                 run.link.abort(ConnectionLost("it could not be started"))  # Ctrl-C may have come as its thread began
                 run.link.discard(error)
+            if writing is not None:
+                writing.discard()
             log.release()
             raise
         try:
@@ -177,6 +202,7 @@ class Remote:
                 "store": self._store,
                 "settings": self._settings,
                 "ssl": None if self._ssl is None else self._worker_ssl or "",
+                "record": recording is not None,
             }
             run.job = self._submit(work, spec)
             stream = RemoteStream(run, output)
@@ -195,6 +221,17 @@ class Remote:
             runs = list(self._runs)
         return any(run.reason is None and run.link is not None and run.link.established for run in runs)
 
+    @overload
+    def run(
+        self,
+        session: Session,
+        *,
+        output_type: type[T],
+        on_request: OnRequest | None = None,
+        budget: Budget | None = None,
+        record: Recording | str | os.PathLike[str] | None = None,
+    ) -> RunResult[T]: ...
+    @overload
     def run(
         self,
         session: Session,
@@ -202,16 +239,49 @@ class Remote:
         output_type: Any = None,
         on_request: OnRequest | None = None,
         budget: Budget | None = None,
+        record: Recording | str | os.PathLike[str] | None = None,
+    ) -> RunResult[Any]: ...
+    def run(
+        self,
+        session: Session,
+        *,
+        output_type: Any = None,
+        on_request: OnRequest | None = None,
+        budget: Budget | None = None,
+        record: Recording | str | os.PathLike[str] | None = None,
     ) -> RunResult[Any]:
         """Run the agent on ``session`` to the end, and return the result, as `Runtime.run`."""
         refuse_on_the_loop("Remote.run", IN_A_COROUTINE)
-        interactive = on_request is not None
-        with self.run_stream(session, interactive=interactive, budget=budget, output_type=output_type) as stream:
+        settings = {**_checked(on_request is not None, budget, output_type), "quiet": True}
+        output = None if output_type is None else Output(output_type)
+        with self._open(session, settings, output, _recording(record)) as stream:
             for event in stream:
                 if on_request is not None and isinstance(event, RequestEvent):
                     ask(stream, event, on_request)
             return stream.result()
 
+    @overload
+    def map(
+        self,
+        sessions: Sessions,
+        *,
+        output_type: type[T],
+        limit: int = 8,
+        on_request: OnRequest | None = None,
+        budget: Budget | None = None,
+        progress: bool = False,
+    ) -> Runs[T]: ...
+    @overload
+    def map(
+        self,
+        sessions: Sessions,
+        *,
+        output_type: Any = None,
+        limit: int = 8,
+        on_request: OnRequest | None = None,
+        budget: Budget | None = None,
+        progress: bool = False,
+    ) -> Runs[Any]: ...
     def map(
         self,
         sessions: Sessions,
@@ -260,6 +330,15 @@ class Remote:
 
     def __repr__(self) -> str:
         return f"<Remote {self._target}{', closed' if self._closed else ''}>"
+
+
+def _recording(record: Recording | str | os.PathLike[str] | None) -> Recording | None:
+    if record is None:
+        return None
+    found = record if isinstance(record, Recording) else Recording(record)
+    if found.redaction._more is not None:
+        raise TypeError("a Recording with redact= cannot be written by a worker, which does not have that function")
+    return found
 
 
 def _checked(interactive: bool, budget: Budget | None, output_type: Any) -> dict[str, Any]:

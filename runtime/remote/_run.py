@@ -23,7 +23,8 @@ from .._errors import InvalidAnswer, NotParkable, NotPending, NotRunning, Sessio
 from ..events import Error, Event, StopReason, StreamStarted, StreamStopped
 from ..execution._threads import start
 from ..session._session import Session, SessionLog
-from . import _wire
+from . import _record, _wire
+from ._record import Writing
 from ._wire import End
 
 _RAISED: Final = {
@@ -40,7 +41,7 @@ class RemoteError(Exception):
 class RemoteRun:
     """One run. Methods are for any thread, but for those below the line."""
 
-    def __init__(self, session: Session, log: SessionLog, grace: float) -> None:
+    def __init__(self, session: Session, log: SessionLog, grace: float, writing: Writing | None = None) -> None:
         self.session = session
         self.first_message = len(session._messages)
         self.grace = grace
@@ -59,6 +60,9 @@ class RemoteRun:
         self._last_seen: Event | None = None
         self._told = False  # what has failed
         self.codecs = [Codec(_wire.write, self._event, self._last), Codec(_wire.write, self._reply, self._no_reply)]
+        self.writing = writing
+        if writing is not None:
+            self.codecs.append(_record.codec())
 
     @property
     def inherited(self) -> bool:

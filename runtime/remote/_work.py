@@ -26,12 +26,15 @@ from ..agent._budget import Budget
 from ..agent._output import Output
 from ..events import Event, StreamStopped
 from ..execution._threads import start
+from ..recording._recorder import Recorder
+from ..recording._recording import Recording
 from ..runtime import Runtime
 from ..session._message import Message
 from ..session._session import Session
 from ..stores._store import Store
 from ..stream._event_stream import EventStream
 from ..stream._private_events import ConsumerCall
+from ._record import SentFile, codec
 from ._target import find, find_agent, find_context, open_store
 from ._wire import VERSION, End, Job, changes, read, session_of, write
 
@@ -86,6 +89,8 @@ class _Worker:
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self._spec = spec
         self.codecs = [net.Codec(write, read), net.Codec(write, self._obey, self._left)]
+        if spec.get("record"):
+            self.codecs.append(codec())
         self._stopping = CancelToken()  # the caller wants it to end, or is gone
         self._unbegun: list[None] = [None]  # whoever takes it out begins the run, or ends it before
         self._runtime: Runtime | None = None
@@ -149,7 +154,12 @@ class _Worker:
             self._before = list(session._messages)
             with _context(job.carrier):
                 stream = runtime._open(
-                    session, interactive=job.interactive, budget=budget, output=output, quiet=job.quiet
+                    session,
+                    interactive=job.interactive,
+                    budget=budget,
+                    output=output,
+                    record=self._recorder() if self._spec.get("record") else None,
+                    quiet=job.quiet,
                 )
             stuck = ""
             try:
@@ -165,6 +175,10 @@ class _Worker:
                 except StreamStuck as error:
                     stuck = str(error)
             return stuck
+
+    def _recorder(self) -> Callable[[str, Session], Recorder]:
+        assert self._lanes is not None
+        return functools.partial(Recorder, Recording(""), file=SentFile(self._lanes[2][0]))
 
     def _runtime_of(self, found: Agent | Team | Runtime, store: Store | None, stack: contextlib.ExitStack) -> Runtime:
         settings = self._spec.get("settings") or {}

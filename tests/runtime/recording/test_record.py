@@ -462,6 +462,17 @@ def test_a_replay_says_the_same_without_the_model(tmp_path: Path) -> None:
     assert model.left == 0
 
 
+def test_arguments_that_came_as_an_object_are_recorded_and_replayed(tmp_path: Path) -> None:
+    """As some servers send them; the session has their text."""
+    path = tmp_path / "run.jsonl"
+    said = ToolCallDelta(0, "1", "add", {"a": 1, "b": 2, "key": "é"})
+    agent = Agent("a", Scripted([said], say("3")), tools=[add])
+    events = record(agent, path)
+    assert lines(path)[-1]["type"] == "stream_stopped"
+    replayed, _ = replay(path, agent)
+    assert without_times(replayed) == without_times(events)
+
+
 def test_a_replay_with_recorded_results_needs_no_tools(tmp_path: Path) -> None:
     """The same results to the same calls, in their order; a call that is not in the record is an error to the model."""
     count = iter(range(9))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runtime import RunError, Runtime, Session
+from runtime import RunError, Session
 from runtime.events import ElicitationRequest
 from runtime.remote import Remote
 from runtime.remote._run import RemoteRun
@@ -104,8 +103,6 @@ def test_what_submit_raises_ends_it_and_cancels_the_others(pool: ProcessPoolExec
     session.lease().release()
 
 
-def test_one_interface() -> None:
-    """That of `Runtime.map`, argument for argument."""
-    assert inspect.signature(Remote.map).parameters.keys() == inspect.signature(Runtime.map).parameters.keys()
+def test_what_is_no_list_of_sessions(pool: ProcessPoolExecutor) -> None:
     with Remote(max, AGENT) as remote, pytest.raises(TypeError, match="many sessions"):
         remote.map("hello")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import os
 import sys
 import time
+import typing
 import weakref
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
@@ -338,6 +340,23 @@ def test_one_interface() -> None:
     for name in vars(AnyStream):
         if not name.startswith("_"):
             assert all(hasattr(kind, name) for kind in streams), name
+
+
+@pytest.mark.parametrize("method", ["run_stream", "run", "map"])
+def test_one_signature(method: str) -> None:
+    """That of `Runtime`, argument for argument, with their defaults and types, and those of its overloads. (One that
+    both took from a `TypedDict` would show users nothing.)"""
+
+    def said(kind: type) -> list[Any]:
+        function = getattr(kind, method)
+        signatures = [inspect.signature(each) for each in (function, *typing.get_overloads(function))]
+        return [[*each.parameters.values(), each.return_annotation] for each in signatures]
+
+    here, there = said(Runtime), said(Remote)
+    assert len(here) == (1 if method == "run_stream" else 3)
+    if method == "run_stream":
+        assert (here[0].pop(), there[0].pop()) == ("EventStream", "RemoteStream")
+    assert there == here
 
 
 def test_a_slow_consumer_slows_the_worker_down(pool: ProcessPoolExecutor) -> None:
