@@ -12,6 +12,7 @@ from ..session._session import Session
 EVENTS: Final = 10_000  # of a session that its log keeps, the last ones
 KEPT: Final = 3600.0  # seconds that it keeps them behind the last one, once no stream runs
 EVERY: Final = 60.0  # seconds between two looks for logs that are over
+_PAIR: Final = (int, str)
 
 
 def numbered(session: Session, events: Sequence[tuple[int, str]]) -> tuple[int, list[tuple[int, str]]]:
@@ -21,7 +22,8 @@ def numbered(session: Session, events: Sequence[tuple[int, str]]) -> tuple[int, 
     if session._stored is None:
         raise ValueError(f"session {session.id} has no event log: no stream has run it with this store")
     rows: list[tuple[int, str]] = []
-    for number, text in map(_pair, events):
+    for each in events:
+        number, text = each if type(each) is tuple and tuple(map(type, each)) == _PAIR else _pair(each)
         if number < 1 or (rows and number != rows[-1][0] + 1):
             raise ValueError(f"the events of a session are numbered from 1, without a gap; {number} is out of order")
         rows.append((number, well_formed(text)))

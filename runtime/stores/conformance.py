@@ -910,6 +910,32 @@ class StoreConformance:
         assert kept == list(range(last - EVENTS + 1, last + 1))
         journal.release("idle")
 
+    @pytest.mark.parametrize("size", [1, 3, 700])
+    def test_a_log_is_read_from_any_number_on(self, store: Store, held: Any, size: int) -> None:
+        """However many events were logged together, and however many are read; and it is pruned to the event."""
+        session, journal = held()
+        odd = ["", "\n", "1,2\n", _ODD, "x" * 5000]
+        rows = [(number, odd[number % len(odd)]) for number in range(1, 2 * size + 4)]
+        for at in range(0, len(rows), size):
+            store.append_events(session, rows[at : at + size])
+            store.append_events(session, rows[max(0, at - 1) : at + size])  # again, and one that was there before
+        near = {since for edge in (0, size, 2 * size, len(rows)) for since in range(edge - 2, edge + 2)}
+        for since in sorted(each for each in near if each >= 0):
+            for limit in (1, 2, size, 10_000):
+                assert list(store.events(session.id, since, limit=limit)) == rows[since : since + limit]
+        journal.release("idle")
+
+    def test_a_log_is_pruned_to_the_event(self, store: Store, held: Any) -> None:
+        session, journal = held()
+        store.append_events(session, [(number, "") for number in range(1, EVENTS + 1)])
+        for number in range(EVENTS + 1, EVENTS + 6):
+            store.append_events(session, [(number, f"{number}")])
+            first = number - EVENTS + 1
+            for since in (0, first - 2, first - 1):
+                assert store.events(session.id, since, limit=1)[0][0] == first
+            assert store.events(session.id, first, limit=1)[0][0] == first + 1
+        journal.release("idle")
+
     def test_events_of_two_streams_are_not_mixed(self, store: Store, held: Any) -> None:
         """What the first still has to log is refused once the second has begun."""
         session, journal = held()

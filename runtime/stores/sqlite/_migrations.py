@@ -150,7 +150,18 @@ CREATE INDEX idempotency_by_age ON idempotency (used_at);
 CREATE INDEX requests_open_by_root ON requests (root_id) WHERE answer IS NULL AND withdrawn_at IS NULL;
 """
 
-STEPS: Final = [_FIRST, _SERVING, _REQUESTED]  # step n makes version n + 1; what was released is never changed
+#: A row has the events that were logged together. Its number is that of the first, and where they are several, ``data``
+#: begins with how many characters each has.
+_TOGETHER: Final = """
+ALTER TABLE events ADD COLUMN count INTEGER NOT NULL DEFAULT 1;
+"""
+
+STEPS: Final = [
+    _FIRST,
+    _SERVING,
+    _REQUESTED,
+    _TOGETHER,
+]  # step n makes version n + 1; what was released is never changed
 
 
 def migrate(file: StoreFile, connection: Connection) -> None:

@@ -370,8 +370,8 @@ class SQLiteStore:
         check_number("limit", limit, "events", least=0, whole=True)
 
         def read(connection: Connection) -> list[tuple[int, str]]:
-            (number,) = self._row(connection, id, "number")
-            return events_of(connection, number, since, limit)
+            number, last = self._row(connection, id, "number, events")
+            return events_of(connection, number, last, since, limit)
 
         return self._read(read)
 
