@@ -163,7 +163,8 @@ class Link:
             selector.register(self.bell.ears, selectors.EVENT_READ)
             selector.register(sock, selectors.EVENT_READ)
             watched = selectors.EVENT_READ
-            heard = sent = monotonic()
+            heard = sent = before = monotonic()
+            wait = 0.0
             goodbye: float | None = None  # until when the peer may hang up
             ended = False  # this side of TLS
             while True:
@@ -190,17 +191,23 @@ class Link:
                     selector.modify(sock, wanted)
                     watched = wanted
                 now = monotonic()
+                still = now - before - max(wait, 0.0)
+                if still > self.heartbeat / 3:  # this process has stood still for so long, and has not listened
+                    heard = min(heard + still, now)
+                before = now
                 if goodbye is not None:
                     if now >= goodbye:
                         return  # it has everything, and does not hang up
                     wait = goodbye - now
-                elif now - heard >= self.heartbeat:
-                    raise ConnectionLost(f"nothing was heard of the peer for {self.heartbeat:g} s")
                 else:
                     wait = min(heard + self.heartbeat, sent + self.heartbeat / 3) - now
                     if asking is not None:
                         wait = min(wait, asking - now)
-                for key, mask in selector.select(max(wait, 0.0)):
+                overdue = goodbye is None and now - heard >= self.heartbeat
+                ready = selector.select(max(wait, 0.0))
+                if overdue and not any(key.fileobj is sock for key, _ in ready):
+                    raise ConnectionLost(f"nothing was heard of the peer for {self.heartbeat:g} s")
+                for key, mask in ready:
                     if key.fileobj is self.bell.ears:
                         self.bell.hear()
                     if key.fileobj is sock and mask & selectors.EVENT_READ:

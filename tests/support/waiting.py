@@ -16,3 +16,10 @@ def eventually(condition: Callable[[], object], seconds: float = 5.0) -> bool:
             return bool(condition())  # on a busy machine the last look may have been long ago
         time.sleep(STEP)
     return True
+
+
+def in_time(trial: Callable[[], float], seconds: float, tries: int = 8) -> bool:
+    """Whether one of several tries takes less than so many seconds, as it tells itself. A machine, or a collection of
+    the whole heap, may stand in the way of each; what is slow by itself is slow each time.
+    """
+    return any(trial() < seconds for _ in range(tries))

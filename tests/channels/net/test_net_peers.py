@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import selectors
 import socket
 import ssl
 import struct
@@ -281,6 +282,36 @@ def test_an_idle_connection_stays(threads: Any) -> None:
             time.sleep(0.7)
             far.sender.send("still there")
             assert near.receiver.recv(timeout=5) == "still there"
+
+
+def test_time_in_which_this_side_stands_still_is_not_the_silence_of_the_peer(
+    raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was stopped, or collected its garbage, has not listened for so long."""
+    ahead = 0.0
+    monkeypatch.setattr("channels.net._link.monotonic", lambda: time.monotonic() + ahead)
+    connection, sock = raw(heartbeat=1.5)
+    for _ in range(2):  # wherever its thread is
+        assert sock.recv(6) == frame(ALIVE)
+        ahead += 60.0
+    assert connection.error is None
+
+
+def test_what_has_come_counts_before_the_time_does(raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that comes late to a socket may find there what was in time."""
+    connection, sock = raw(heartbeat=0.2)
+    real = selectors.PollSelector.select
+
+    def slow(self: Any, timeout: float | None = None) -> Any:
+        found = real(self, timeout)
+        sock.sendall(frame(ALIVE))  # as this is about to look at the clock
+        time.sleep(0.06)
+        return found
+
+    monkeypatch.setattr(selectors.PollSelector, "select", slow)
+    with pytest.raises(TimeoutError):
+        connection.receiver.recv(timeout=1)
+    assert connection.error is None
 
 
 def test_a_peer_that_does_not_read(raw: Raw, threads: Any) -> None:

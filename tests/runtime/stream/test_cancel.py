@@ -16,6 +16,7 @@ from channels import CancelToken
 from runtime import Agent, HookInput, Runtime, Session, StreamStuck, Tool, ToolContext, tool
 from runtime.events import ElicitationRequest, Error, StreamStarted, StreamStopped
 from support.scripted import AsyncScripted, Scripted, Stall, call, say
+from support.waiting import in_time
 
 PROMPT = 0.05  # seconds
 
@@ -110,6 +111,10 @@ ALL = [
 @pytest.mark.parametrize("make", ALL)
 def test_cancel_from_another_thread_is_prompt(make: Callable[[Stall], Agent]) -> None:
     """The consumer is parked in its loop; another thread cancels; the loop ends within 50 ms, with the true reason."""
+    assert in_time(lambda: cancelled_from_another_thread(make), PROMPT)
+
+
+def cancelled_from_another_thread(make: Callable[[Stall], Agent]) -> float:
     session = Session.from_user("go")
     with Stall() as stall, Runtime(make(stall)) as runtime:
         stream = runtime.run_stream(session)
@@ -131,28 +136,33 @@ def test_cancel_from_another_thread_is_prompt(make: Callable[[Stall], Agent]) ->
         assert sum(isinstance(event, StreamStopped) for event in events) == 1
         assert not any(isinstance(event, Error) for event in events)
         assert runtime.bridge.current is None
-        assert took < PROMPT
         open_calls = {c.id for m in session.messages for c in m.tool_calls} - {m.tool_call_id for m in session.messages}
         assert not open_calls, "law 16: every tool call has a result"
         stall.go_on.set()
         before = session.messages
         stream.close()
         assert session.messages == before, "law 16: nothing is written after the last event"
+        return took
 
 
 def test_a_cleanup_hook_that_stalls_does_not_hold_up_a_cancelled_stream() -> None:
     """Laws 10 and 18: cancelled while the session_end hook runs, the stream closes first and the hook ends after."""
+    assert in_time(cancelled_in_a_cleanup_hook, PROMPT)
+
+
+def cancelled_in_a_cleanup_hook() -> float:
     with Stall() as stall, Runtime(stalled_cleanup(stall)) as runtime:
         stream = runtime.run_stream(Session.from_user("go"))
         assert stall.reached.wait(10)
         started = time.monotonic()
         stream.cancel()
         events = list(stream)
-        assert time.monotonic() - started < PROMPT
+        took = time.monotonic() - started
         assert isinstance(events[-1], StreamStopped)
         assert events[-1].reason == "normal", "what was decided before the cancel stands"
         stall.go_on.set()
         stream.close()
+        return took
 
 
 def test_session_end_runs_before_the_last_event_and_also_when_cancelled() -> None:
@@ -179,6 +189,10 @@ def test_session_end_runs_before_the_last_event_and_also_when_cancelled() -> Non
 
 def test_a_full_buffer_does_not_hold_up_the_end() -> None:
     """Law 2: nobody reads, the buffer is full, the worker is parked in a send: the last event is still the last."""
+    assert in_time(cancelled_with_a_full_buffer, PROMPT)
+
+
+def cancelled_with_a_full_buffer() -> float:
     with Runtime(Agent("a", Scripted(say(*"abcdefghij"))), event_capacity=3) as runtime:
         stream = runtime.run_stream(Session.from_user("go"))
         while len(stream) < 3:
@@ -186,11 +200,12 @@ def test_a_full_buffer_does_not_hold_up_the_end() -> None:
         started = time.monotonic()
         stream.cancel()
         events = list(stream)
-        assert time.monotonic() - started < PROMPT
+        took = time.monotonic() - started
         assert len(events) == 4
         assert isinstance(events[0], StreamStarted)
         assert isinstance(events[-1], StreamStopped)
         assert events[-1].reason == "canceled"
+        return took
 
 
 def test_what_cannot_be_interrupted_is_named() -> None:
