@@ -30,8 +30,8 @@ from support.postgres import pooled, postgres, postgres_server
 __all__ = ["pooled", "postgres", "postgres_server"]  # fixtures for all tests
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-GRACE = 3.0  # seconds that a thread a test has told to end may take
-LONG = 10.0  # seconds after which something will never happen
+GRACE = 10.0  # seconds that a thread a test has told to end may take
+LONG = 30.0  # seconds after which something will never happen
 
 # Threads that belong to the process, not to a test.
 SERVICES = {

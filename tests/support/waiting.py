@@ -8,7 +8,7 @@ from collections.abc import Callable
 STEP = 0.001  # seconds between two looks
 
 
-def eventually(condition: Callable[[], object], seconds: float = 5.0) -> bool:
+def eventually(condition: Callable[[], object], seconds: float = 20.0) -> bool:
     """Whether the condition comes true within so many seconds; returns as soon as it does."""
     deadline = time.monotonic() + seconds
     while not condition():

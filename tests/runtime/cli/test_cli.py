@@ -21,6 +21,7 @@ import pytest
 
 from runtime.cli._fields import NotUnderstood, fields_of
 from runtime.foreign._printable import printable
+from support.waiting import in_time
 
 ROOT = Path(__file__).resolve().parents[3]
 LONG = 30.0  # seconds after which something will never happen, on a busy machine
@@ -85,7 +86,7 @@ cakes = [call("bake", f'{{"what": "{what}"}}', id=what, index=i) for i, what in 
 baking = team(cakes, say("Done."))
 failing = team([call("fail")], say("Sorry."))
 sleeping = team([call("slow", '{"seconds": 1.6}')], say("Done."))
-twins = team([call("slow", '{"seconds": 0.3}'), call("slow", '{"seconds": 0.1}', id="call-2", index=1)], say("Done."))
+twins = team([call("slow", '{"seconds": 1.2}'), call("slow", '{"seconds": 0.1}', id="call-2", index=1)], say("Done."))
 stuck = team([call("slow", '{"seconds": 20}')], say("Done."))
 def ending(_):
     open("ending", "w").close()
@@ -250,8 +251,8 @@ def test_shows_calls_with_arguments_and_results(lockgate: Any) -> None:
 
 def test_tells_calls_of_one_tool_apart(lockgate: Any) -> None:
     done = lockgate("run", "agents.py:twins", "Sleep")
-    calls = "-> slow(seconds=0.3)\n-> slow(seconds=0.1)\n"
-    results = "<- slow(seconds=0.1): slept\n<- slow(seconds=0.3): slept\n"
+    calls = "-> slow(seconds=1.2)\n-> slow(seconds=0.1)\n"
+    results = "<- slow(seconds=0.1): slept\n<- slow(seconds=1.2): slept\n"
     assert f"{calls}{results}\nDone.\n" in done.stdout
 
 
@@ -472,14 +473,17 @@ def test_ctrl_c_leaves_a_question(terminal: Any) -> None:
 
 
 def test_ctrl_c_twice_ends_it_at_once(terminal: Any) -> None:
-    screen = terminal("run", "agents.py:stuck", "Sleep")
-    screen.expect("-> slow(seconds=20)")
-    screen.type("\x03")
-    screen.expect("stopping")
-    began = time.monotonic()
-    screen.type("\x03")
-    screen.end(status=130)
-    assert time.monotonic() - began < 1.0
+    def trial() -> float:
+        screen = terminal("run", "agents.py:stuck", "Sleep")
+        screen.expect("-> slow(seconds=20)")
+        screen.type("\x03")
+        screen.expect("stopping")
+        began = time.monotonic()
+        screen.type("\x03")
+        screen.end(status=130)
+        return time.monotonic() - began
+
+    assert in_time(trial, 1.0, tries=4)
 
 
 def test_ctrl_c_before_it_begins(terminal: Any, place: Path) -> None:
@@ -744,7 +748,7 @@ def test_a_second_sigterm_does_not_wait_for_a_good_end(place: Path, first: signa
         process.send_signal(signal.SIGTERM)
         since = time.monotonic()
         assert process.wait(LONG) == 128 + signal.SIGTERM
-    assert time.monotonic() - since < 4  # of 20
+    assert time.monotonic() - since < 12  # of 20
 
 
 def test_without_a_terminal_calls_are_rejected_or_approved_by_the_command_line(lockgate: Any) -> None:

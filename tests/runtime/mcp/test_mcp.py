@@ -778,7 +778,7 @@ def test_a_server_that_does_not_know_the_newer_handshake_is_found_out_soon(how: 
     with running(MCPToolSet([sys.executable, "-c", OLD, how], name="old")) as old:
         since = time.monotonic()
         old.start()
-        assert time.monotonic() - since < 3
+        assert time.monotonic() - since < 15  # of the 30 that a start may take
         assert "MCP 2025-06-18" in repr(old)
         assert call(old, "echo").content == "echo"
 
@@ -1098,7 +1098,7 @@ def test_stop_and_start_again() -> None:
     assert repr(booking).startswith("<MCPToolSet 'booking' running, MCP 2026-07-28, 3 tools: ")
     since = time.monotonic()
     booking.stop()
-    assert time.monotonic() - since < 2
+    assert time.monotonic() - since < 10
     assert children() == before
     booking.stop()
     with pytest.raises(MCPServerError, match="was stopped"):
@@ -1119,7 +1119,7 @@ def test_stop_with_calls_under_way(mode: str) -> None:
     assert asking is None or asking.context.question_came.wait(5)
     since = time.monotonic()
     booking.stop()
-    assert time.monotonic() - since < 2
+    assert time.monotonic() - since < 10
     for caller in callers:
         assert isinstance(caller.end().error, MCPServerError)
         assert "MCP server 'booking' was stopped" in str(caller.error)
@@ -1139,7 +1139,7 @@ def test_stop_in_the_middle_of_a_start(command: list[str], delay: float) -> None
         time.sleep(delay)
         since = time.monotonic()
         toolset.stop()
-        assert time.monotonic() - since < 2
+        assert time.monotonic() - since < 10
         if start.exception() is not None:
             assert "MCP server 'slow' was stopped while it started" in str(start.exception())
     if "stopped" not in repr(toolset):  # stop came first
@@ -1164,19 +1164,19 @@ def test_a_server_that_resists() -> None:
     since = time.monotonic()
     with pytest.raises(MCPServerError, match=r"no answer within 0\.3 s"):
         toolset.start()
-    assert time.monotonic() - since < 2
+    assert time.monotonic() - since < 10
     assert children() == before
 
 
 def test_what_a_server_started_may_outlive_it() -> None:
     """A process that has our pipes keeps nobody waiting, and nothing open."""
-    script = f"sleep 4 & exec {sys.executable} {BOOKING[1]}"
+    script = f"sleep 20 & exec {sys.executable} {BOOKING[1]}"
     before = children()
     booking = MCPToolSet(["sh", "-c", script])
     booking.start()
     since = time.monotonic()
     booking.stop()
-    assert time.monotonic() - since < 2
+    assert time.monotonic() - since < 10
     assert children() == before
     gc.collect()  # would warn of what is open
 

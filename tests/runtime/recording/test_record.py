@@ -138,7 +138,8 @@ def test_a_record_is_whole_whatever_its_size(pieces: int, tmp_path: Path) -> Non
     """A picture of 3 MB, a reply of many pieces: the end of the run waits until they are written."""
     path = tmp_path / "run.jsonl"
     session = Session.from_user("look", images=[Image(os.urandom(3_000_000 if pieces == 1 else 10))])
-    with Runtime(Agent("a", Scripted(say(*["abcd "] * pieces)))) as runtime:
+    # No record is waited for longer than that, and on a busy machine such a one takes its time.
+    with Runtime(Agent("a", Scripted(say(*["abcd "] * pieces))), grace=20) as runtime:
         seen = list(runtime.run_stream(session, record=path))
     recording = Recording(path)
     assert recording.whole

@@ -93,7 +93,7 @@ def test_a_cancel_of_a_worker_that_stands_still(processes: Processes) -> None:
                 processes.started[0].send_signal(signal.SIGSTOP)
                 began = time.monotonic()
                 stream.cancel()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10  # and not for the heartbeat
         assert isinstance(event, StreamStopped)
         assert event.reason == "canceled"
 

@@ -307,14 +307,10 @@ def test_a_cancel_before_a_worker_is_there() -> None:
         began = time.monotonic()
         stream.cancel()
         assert [type(event) for event in stream] == [StreamStarted, StreamStopped]
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10
         assert stream.reason == "canceled"
     assert "refused" in work(specs[0])
-    for _ in range(1000):
-        if future.cancelled():
-            break
-        time.sleep(0.005)
-    assert future.cancelled()
+    assert eventually(future.cancelled)
 
 
 def test_bad_settings_are_refused_where_they_are_said() -> None:
@@ -423,7 +419,8 @@ def test_an_output_type(pool: ProcessPoolExecutor) -> None:
 def test_a_cancel_does_not_wait_for_a_consumer_that_does_not_read(pool: ProcessPoolExecutor, capacity: int) -> None:
     """It gets the events for which there was room, and the last one; the session is free at once."""
     session = Session.from_user("go")
-    with Remote(pool.submit, f"{AGENTS}:many", capacity=capacity) as remote, remote.run_stream(session) as stream:
+    remote = Remote(pool.submit, f"{AGENTS}:many", capacity=capacity, grace=60)
+    with remote, remote.run_stream(session) as stream:
         next(stream)
         while len(stream) < min(capacity, 2) - 1:
             time.sleep(0.001)
@@ -431,7 +428,7 @@ def test_a_cancel_does_not_wait_for_a_consumer_that_does_not_read(pool: ProcessP
         began = time.monotonic()
         stream.cancel()
         while stream.reason is None:
-            assert time.monotonic() - began < 1.5  # before the grace time
+            assert time.monotonic() - began < 10  # long before the grace time
             time.sleep(0.001)
         assert session._lease is None
         events = list(stream)

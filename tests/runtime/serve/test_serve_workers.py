@@ -204,15 +204,15 @@ def test_a_run_is_not_cancelled_while_somebody_looks_in_another_process(tmp_path
     with (
         SQLiteStore(tmp_path / "s.db") as here,
         SQLiteStore(tmp_path / "s.db") as there,
-        serving(agent, store=here, linger=1.0, ping=0.05) as first,
-        serving(store=there, linger=1.0, ping=0.05) as second,
+        serving(agent, store=here, linger=2.5, ping=0.05) as first,
+        serving(store=there, linger=2.5, ping=0.05) as second,
     ):
         id = first.session()
         with second.events(id) as elsewhere:
             with first.run(id, "one wait two") as events:
                 events.until("agent_choice")
             elsewhere.until("agent_choice")
-            time.sleep(2.5)  # more than twice as long as it would linger: the time is what is tested
+            time.sleep(5.5)  # more than twice as long as it would linger: the time is what is tested
             agent.model.go_on.set()
             assert elsewhere.until("stream_stopped")["reason"] == "normal"
 
@@ -317,8 +317,8 @@ def test_gunicorn_with_two_workers_and_a_store(tmp_path: Path) -> None:
             client.process.send_signal(signal.SIGTERM)
             assert list(events) == []
             assert events.retry
-            client.process.wait(10)
-            assert time.monotonic() - began < 6
+            client.process.wait(25)
+            assert time.monotonic() - began < 20  # of 30
 
 
 @pytest.mark.parametrize(

@@ -584,7 +584,7 @@ def test_after_a_fork_the_store_stays_with_the_parent(script: Callable[..., str]
 
 
 def test_a_lease_is_renewed_while_nothing_is_written(postgres: str) -> None:
-    with PostgresStore(postgres, lease=0.5) as store, PostgresStore(postgres, lease=0.5) as other:
+    with PostgresStore(postgres, lease=2) as store, PostgresStore(postgres, lease=2) as other:
         session = Session([Message("user", "hello")], id="s")
         journal = store.open(session)
         seen = set()

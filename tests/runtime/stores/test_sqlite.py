@@ -302,7 +302,7 @@ def test_a_journal_of_a_session_that_was_deleted_writes_nothing(path: Path) -> N
 
 
 def test_leases_are_renewed_as_long_as_their_stream_runs(path: Path) -> None:
-    with SQLiteStore(path, lease=0.3) as store, raw(path) as other:
+    with SQLiteStore(path, lease=2) as store, raw(path) as other:
         journal = store.open(Session.from_user("hello"))
 
         def until() -> int:

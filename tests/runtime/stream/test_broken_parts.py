@@ -396,7 +396,7 @@ def test_closing_the_runtime_waits_once_for_all_that_is_stuck() -> None:
 
     with Stall() as stall:
         turn = [call("stalling", id=str(i), index=i) for i in range(10)]
-        runtime = Runtime(Agent("a", Scripted(turn), tools=[Tool("stalling", stalling, read_only=True)]), grace=0.2)
+        runtime = Runtime(Agent("a", Scripted(turn), tools=[Tool("stalling", stalling, read_only=True)]), grace=0.5)
         stream = runtime.run_stream(Session.from_user("go"))
         barrier.wait(5)
         started = time.monotonic()
@@ -404,7 +404,7 @@ def test_closing_the_runtime_waits_once_for_all_that_is_stuck() -> None:
         took = time.monotonic() - started
         stall.go_on.set()
         stream.close()
-        assert took < 1.5
+        assert took < 4  # of the 5 that ten times would be
 
 
 def test_a_tool_may_close_the_runtime() -> None:
