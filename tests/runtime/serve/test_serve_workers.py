@@ -58,7 +58,7 @@ def gunicorn(folder: Path, *options: str, store: str = "None", fails: bool = Fal
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "gunicorn", "-b", f"127.0.0.1:{port}", "-k", "gthread", *options]
     process = subprocess.Popen(
-        [*command, "--graceful-timeout", "10", "served:application"],
+        [*command, "--graceful-timeout", "30", "served:application"],
         cwd=folder, env=dict(os.environ, PYTHONPATH=str(ROOT)), stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
