@@ -243,7 +243,7 @@ def test_limits_and_hooks_say_which(telemetry: Telemetry) -> None:
 
 def test_a_budget_of_time_is_the_reason_of_what_it_cuts_off(telemetry: Telemetry) -> None:
     with Stall() as stall:
-        agent = Agent("a", Scripted([stall]), budget=Budget(seconds=0.05))
+        agent = Agent("a", Scripted([stall]), budget=Budget(seconds=2))
         run(telemetry, agent, grace=0.05)
     assert telemetry.outcomes() == {"chat scripted": "budget_exceeded", "invoke_agent a": "budget_exceeded"}
 

@@ -93,7 +93,8 @@ class Place:
 
     def tab(self, path: str = "", **size: int) -> Tab:
         tab = self.browser.tab(self.url + path, self.context, **size)
-        tab.wait("document.activeElement.id === 'prompt' || document.querySelector('dialog[open]')")
+        # The page has put the focus somewhere: on the prompt, or on a question that was there as soon.
+        tab.wait("document.activeElement !== document.body || document.querySelector('dialog[open]')")
         return tab
 
 

@@ -505,7 +505,7 @@ def test_what_is_stuck_in_a_nested_stream_is_named() -> None:
             return context.run_agent(middle, "go").text
 
         agent = Agent("a", Scripted([call("run_middle")]), tools=[run_middle])
-        with Runtime(agent, grace=0.05) as runtime:
+        with Runtime(agent, grace=1) as runtime:
             stream = runtime.run_stream(Session.from_user("go"))
             assert model.reached.wait(5)
             with pytest.raises(StreamStuck) as stuck:
