@@ -60,6 +60,7 @@ class Talker:
 
     def __init__(self) -> None:
         self.goes_on = threading.Semaphore(0)
+        self.breaks = 0  # so many times at the word `break`
 
     def stream(self, messages: Any, tools: Any, *, cancel: Any) -> Iterator[Any]:
         last = messages[-1]
@@ -70,6 +71,9 @@ class Talker:
             if word == "wait":
                 while not self.goes_on.acquire(timeout=0.01) and not cancel.cancelled:
                     pass
+            elif word == "break" and self.breaks:
+                self.breaks -= 1
+                raise RuntimeError("the wire is cut")
             elif word.startswith("!"):
                 name, _, arguments = word[1:].partition(":")
                 yield ToolCallDelta(number, f"call-{len(messages)}-{number}", name, arguments or "{}")
@@ -515,6 +519,28 @@ def test_a_log_that_lacks_the_beginning(serve: Callable[..., Place]) -> None:
     assert tab.count(".mine") == 1
 
 
+def test_a_run_that_has_failed_is_tried_again(serve: Callable[..., Place]) -> None:
+    """Also after a reload, and in another tab."""
+    place = serve()
+    place.model.breaks = 2
+    tab = place.tab()
+    say(tab, "break in")
+    tab.see("the wire is cut")
+    other = place.tab(tab.run("location.hash"))
+    tab.click(".note button", "Try again")
+    tab.wait("document.querySelectorAll('.note.bad').length === 2")
+    tab.wait("document.querySelectorAll('.note button').length === 1")
+    other.see("the wire is cut")
+    assert tab.run("document.activeElement.id") == "prompt"
+    tab.reload()
+    tab.see("The last run ended without a reply.")
+    tab.click(".note button", "Try again")
+    hear(tab, "break in")
+    assert (tab.count(".note button"), tab.count(".mine")) == (0, 1)
+    hear(other, "break in")
+    assert (other.count(".note button"), other.count(".mine")) == (0, 1)
+
+
 def test_two_tabs(serve: Callable[..., Place]) -> None:
     """What is said, approved and answered in one is seen in the other."""
     place = serve()
@@ -688,6 +714,8 @@ def test_with_the_keyboard_alone(serve: Callable[..., Place]) -> None:
     tab.press("Tab")
     assert tab.run("document.activeElement.id") == "new"
     tab.press("Tab")
+    assert tab.run("document.activeElement.id") == "find"
+    tab.press("Tab")
     assert tab.run("document.activeElement.className") == "name"
     tab.press("Tab")
     assert tab.run("document.activeElement.ariaLabel") == "Delete !pay"
@@ -724,6 +752,25 @@ def test_a_session_is_opened_branched_and_deleted(serve: Callable[..., Place]) -
     tab.see("second")
     place.client.ask("DELETE", tab.run("'/api/sessions/' + location.hash.slice(1)"))
     tab.see("does not have this chat any more")
+
+
+def test_the_list_of_sessions_is_searched(serve: Callable[..., Place]) -> None:
+    tab = serve().tab()
+    for text in ("apples and pears", "bread"):
+        say(tab, text)
+        hear(tab, text)
+        idle(tab)
+        tab.click("#new")
+    names = "[...document.querySelectorAll('#sessions .name span:first-child')].map((each) => each.innerText)"
+    tab.wait(f"{names}.length === 2")
+    tab.run("document.querySelector('#find').focus()")
+    tab.type("pears")
+    tab.wait(f"String({names}) === 'apples and pears'")
+    tab.type(" <b>")
+    tab.see("No chat has these words", "#sessions")
+    tab.run("document.querySelector('#find').value = ''")
+    tab.run("document.querySelector('#find').dispatchEvent(new Event('input'))")
+    tab.wait(f"{names}.length === 2")
 
 
 def test_foreign_text_is_text(serve: Callable[..., Place]) -> None:
