@@ -10,6 +10,7 @@ answered. The streams go on by themselves while the consumer is busy, because th
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator
 from time import monotonic
 from types import TracebackType
@@ -83,12 +84,21 @@ class Runs(Generic[T]):
         return self
 
     def __next__(self) -> tuple[Session, RunResult[T]]:
+        self._refuse_if_running()
         return next(self._results)
+
+    def _refuse_if_running(self) -> None:
+        if inspect.getgeneratorstate(self._results) == inspect.GEN_RUNNING:
+            raise RuntimeError(
+                "these runs are being iterated over just now, by another thread or around this function: one thread"
+                " iterates, and ends them by leaving its loop; to end them from elsewhere, close the runtime"
+            )
 
     def close(self) -> None:
         """Cancel the runs that are under way, and wait for their end, for a few seconds at most. What does not end by
-        then is logged. Calling it twice is harmless.
+        then is logged. Calling it twice is harmless. Raises `RuntimeError` while a result is being waited for.
         """
+        self._refuse_if_running()
         self._results.close()
 
     def __enter__(self) -> Runs[T]:

@@ -300,6 +300,20 @@ def test_an_interrupt_anywhere_leaves_no_run_behind(monkeypatch: pytest.MonkeyPa
     assert runs > 20
 
 
+def test_one_thread_iterates(threads: Any) -> None:
+    """Another one, and a function that is called from within, are told so."""
+    with Stall() as stall, Runtime(Agent("a", Echo(a=stall))) as runtime:
+        runs = runtime.map(["a"])
+        waiting = threads.go(next, runs)
+        assert stall.reached.wait(10)
+        for act in (lambda: next(runs), runs.close):
+            with pytest.raises(RuntimeError, match="one thread iterates"):
+                act()
+        stall.go_on.set()
+        assert waiting.result()[1].reason == "normal"
+        assert list(runs) == []
+
+
 def test_nothing_starts_before_the_first_result_is_asked_for() -> None:
     def sessions() -> Iterator[str]:
         raise AssertionError("nobody has asked")
