@@ -154,6 +154,11 @@ class Database:
     def explained(self, error: psycopg.Error) -> StoreError:
         """The error for people: why, and what to do."""
         state, text = error.sqlstate, _text(error)
+        if state == "25006":
+            return Unreachable(
+                f"{self} takes no writes now: {text}; it is a standby, or default_transaction_read_only is on: connect"
+                " to the primary (target_session_attrs=read-write in the connection string)"
+            )
         if is_passing(error):
             return Unreachable(f"the connection to {self} was lost: {text}; is the server up?")
         if state == "42501":

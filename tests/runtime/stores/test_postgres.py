@@ -124,6 +124,15 @@ def test_a_user_without_the_rights(postgres: str, postgres_server: Server) -> No
         PostgresStore(limited)
 
 
+def test_a_server_that_takes_no_writes(postgres: str) -> None:
+    """As a standby does, and one that is about to take over."""
+    with PostgresStore(postgres):
+        pass
+    read_only = f"{postgres} options='-c default_transaction_read_only=on'"
+    with PostgresStore(read_only) as store, pytest.raises(StoreError, match=r"takes no writes now.*standby"):
+        store.open(Session.from_user("hello"))
+
+
 def test_tables_of_a_later_version(postgres: str) -> None:
     PostgresStore(postgres).close()
     with psycopg.connect(postgres, autocommit=True) as connection:
