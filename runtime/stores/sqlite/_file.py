@@ -37,6 +37,10 @@ _NETWORK: Final = (
 _SHARED_WITH_A_HOST: Final = frozenset(("9p", "virtiofs", "vboxsf", "fuse.grpcfuse", "fuse.osxfs", "prl_fs", "drvfs"))
 
 
+class _Connection(sqlite3.Connection):
+    """One with weak references: an interrupt as it is taken, or given back, does not leave it open for ever."""
+
+
 class StoreFile:
     """The path of a store's file, and how connections to it are made. Nothing in here changes."""
 
@@ -97,7 +101,12 @@ class StoreFile:
     def connect(self, *, write: bool) -> Connection:
         """A connection of one's own, for one thread at a time. Raises `sqlite3.Error`."""
         connection = sqlite3.connect(
-            self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=200
+            self.path,
+            timeout=PATIENCE,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=_Connection,
+            cached_statements=200,
         )
         try:
             connection.execute("PRAGMA foreign_keys = ON")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
@@ -28,7 +29,8 @@ class Readers:
         #: Held by those who are inside SQLite (see `Writer.inside`), each by its own. Held by who forks: nobody enters.
         self._inside: set[threading.Lock] = set()
         self.entrance = threading.Lock()
-        self.connections: set[Connection] = set()
+        #: Those that there are, for who forks.
+        self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
     def read(self, function: Callable[[Connection], T]) -> T:
         """What ``function`` returns, which sees the store as one moment has it. Raises `StoreError`."""
@@ -43,9 +45,11 @@ class Readers:
                     whole = True
                     return result
                 finally:
-                    if not whole:
-                        roll_back(connection)
-                    self._give(connection)
+                    try:
+                        if not whole:
+                            roll_back(connection)
+                    finally:
+                        self._give(connection)
         except sqlite3.Error as error:
             raise self._file.explained(error) from error
 

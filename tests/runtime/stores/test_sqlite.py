@@ -29,6 +29,7 @@ from runtime.stores import SQLiteStore
 from runtime.stores._owner import Owner
 from runtime.stores.conformance import StoreConformance
 from runtime.stores.sqlite import _file, _migrations, _search, _store
+from support.interrupts import between, press_ctrl_c
 from support.scripted import Scripted
 from support.scripted import say as say_it
 
@@ -971,6 +972,25 @@ def test_two_stores_on_one_file_take_turns(path: Path, threads: Any) -> None:
         for task in tasks:
             task.result()
     assert sorted(waits)[45] < 1.0
+
+
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+def test_an_interrupt_in_a_read_leaves_no_connection(path: Path) -> None:
+    number, happened = 0, True
+    with SQLiteStore(path) as store:
+        session = Session.from_user("hello")
+        store.open(session).release("idle")
+        while happened:
+
+            def read() -> None:
+                with contextlib.suppress(KeyboardInterrupt):
+                    store.load(session.id)
+
+            happened = between(number, read, press_ctrl_c)
+            number += 1
+        gc.collect()
+        assert len(store._core().readers.connections) <= 1
+    assert number > 60
 
 
 @pytest.mark.parametrize("call", ["load", "delete", "export", "branch", "pending"])
