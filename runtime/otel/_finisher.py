@@ -10,6 +10,7 @@ import functools
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal
@@ -34,9 +35,9 @@ class Finisher:
         self._helpers = helpers
         self._failed = failed  # told of an exception, while it is handled
         self._begin()
+        _finishers.add(self)
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()  # for _state
         self._state: Literal["idle", "due", "busy"] = "idle"  # due: a timer will start the helper; busy: it runs
         self._jobs: deque[Job] = deque()
@@ -45,15 +46,16 @@ class Finisher:
 
     def put(self, job: Job) -> None:
         """Have ``job`` done. Does not wait."""
-        if self._pid != os.getpid():
-            self._begin()  # a forked child has none of the threads, and the jobs are the parent's
-        if len(self._jobs) >= _QUEUE:
+        waiting = len(self._jobs)
+        if waiting >= _QUEUE:
             if not self._dropped:
                 self._dropped = True
                 _logger.warning("spans are dropped: %d wait for an exporter of OpenTelemetry", _QUEUE)
             return
         self._jobs.append(job)
-        if len(self._jobs) >= _MANY:
+        if self._state != "idle" and waiting < _MANY:  # it is seen before the helper leaves, or when the next is put
+            return
+        if waiting >= _MANY:
             self._start()
             return
         with self._lock:
@@ -71,8 +73,6 @@ class Finisher:
 
     def _start(self) -> None:
         """Have the jobs done that wait, unless a helper is about it."""
-        if self._pid != os.getpid():
-            return
         with self._lock:
             if self._state == "busy" or not self._jobs:
                 return
@@ -91,10 +91,12 @@ class Finisher:
                 job = self._jobs.popleft()
             except IndexError:
                 with self._lock:
-                    if self._jobs:
-                        continue
                     self._state = "idle"
-                    return
+                with self._lock:
+                    if not self._jobs or self._state != "idle":
+                        return
+                    self._state = "busy"  # one came that took this for busy still
+                continue
             try:
                 job()
             except BaseException:
@@ -102,7 +104,7 @@ class Finisher:
 
     def wait(self, seconds: float) -> None:
         """Wait until what was put is done, ``seconds`` at most; not again, while it stands still."""
-        if self._state == "idle" or (self._late is not None and not self._late.closed):
+        if (self._state == "idle" and not self._jobs) or (self._late is not None and not self._late.closed):
             return
         done: Channel[None] = Channel(name="spans ended")
         self.put(done.close)
@@ -117,3 +119,16 @@ class Finisher:
 
     def __repr__(self) -> str:
         return f"<Finisher, {len(self._jobs)} jobs wait>"
+
+
+_finishers: weakref.WeakSet[Finisher] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    """A forked child has none of the threads, and the jobs are its parent's."""
+    for finisher in list(_finishers):
+        finisher._begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

@@ -1,4 +1,8 @@
-"""Whether anybody is told what a provider of OpenTelemetry takes. What is told to nobody need not be made."""
+"""Whether anybody is told what a provider of OpenTelemetry takes. What is told to nobody need not be made.
+
+The SDK's own attributes are asked, which are not promised: a provider that has none of these names counts as one that
+tells somebody.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,17 @@ def is_sdk(provider: object) -> bool:
     return not type(provider).__module__.startswith(_API)
 
 
-def has_processors(provider: object) -> bool:
+def has_processors(provider: Any) -> bool:
     """Whether a provider of traces has span processors, as it has none with ``OTEL_TRACES_EXPORTER=none``."""
-    return is_sdk(provider) and _has(provider, "_active_span_processor", "_span_processors")
+    try:
+        return bool(provider._active_span_processor._span_processors)
+    except AttributeError:
+        return is_sdk(provider)
 
 
-def has_readers(provider: object) -> bool:
+def has_readers(provider: Any) -> bool:
     """Whether a provider of metrics has metric readers, as it has none with ``OTEL_METRICS_EXPORTER=none``."""
-    return is_sdk(provider) and _has(provider, "_measurement_consumer", "_reader_storages")
-
-
-def _has(provider: object, part: str, members: str) -> bool:
-    """Whether a part of the SDK has members. Both names are the SDK's own, and not promised: where they are not found,
-    which is so in another SDK, it counts as one that has."""
-    found: Any = getattr(getattr(provider, part, None), members, None)
-    return bool(found) if isinstance(found, (tuple, list, dict)) else True
+    try:
+        return bool(provider._measurement_consumer._reader_storages)
+    except AttributeError:
+        return is_sdk(provider)

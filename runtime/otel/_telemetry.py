@@ -208,12 +208,20 @@ class _Within(OtelContext):
     that Python does not tell of, such as ``dict(context)``, finds the span of the agent then.
     """
 
-    operation: _Operation | None = None  # whose span is not started yet
+    __slots__ = ("operation",)
+
+    operation: _Operation | None  # until its span is in here
 
     def _start(self) -> None:
         operation = self.operation
         if operation is not None:
             operation.start()
+
+    def become(self, context: OtelContext | None) -> None:
+        """Hold what is in ``context`` from now on, and let go of the operation, which holds its stream."""
+        if context is not None:
+            dict.update(self, context)
+        self.operation = None
 
     def get(self, key: str, default: Any = None) -> Any:
         self._start()
@@ -234,12 +242,6 @@ class _Within(OtelContext):
     def copy(self) -> dict[str, Any]:
         self._start()
         return super().copy()
-
-    def become(self, context: OtelContext | None) -> None:
-        """Hold what is in ``context`` from now on, and let go of the operation, which holds this."""
-        if context is not None:
-            dict.update(self, context)
-        self.operation = None
 
 
 def _before_fork() -> None:
@@ -286,9 +288,9 @@ class _Operation:
         self._failure: tuple[str, str] | None = None  # ``error.type`` and a description, once it is closed
         self._events: list[tuple[str, int, Attributes]] | None = None
         self._unstarted = True
+        self._within: weakref.ref[_Within] | None = None  # held by what runs in it, while there is something
         self._unfinished = True
         self._taken = False  # by the finisher, which is then told when it is closed
-        self._within: weakref.ref[_Within] | None = None  # held by what runs in it, while there is something
         self._span: Span = INVALID_SPAN
         self._recording = False  # whether anybody is told of the span
         self.current = stream.current  # OpenTelemetry's context, with the span in it once that is started
@@ -314,9 +316,10 @@ class _Operation:
 
     def take(self) -> None:
         """On the helper: start the span, and end it if the operation is over by now, as short ones are."""
-        if self._stream.telemetry.has_processors():
+        stream = self._stream
+        if stream.telemetry.has_processors():
             self.start()
-        with self._stream.ending:
+        with stream.ending:
             self._taken = True
             closed = self._failure is not None
         if closed:

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -229,3 +230,27 @@ def test_spans_are_never_ended_on_the_timer_thread() -> None:
     names: Channel[str] = Channel(1)
     Finisher(helpers, lambda what: None).put(lambda: names.send(threading.current_thread().name))
     assert names.recv(timeout=5) != THREAD_NAME
+
+
+def test_no_job_is_left_that_is_put_when_the_helper_leaves(threads: Any) -> None:
+    """It comes when the helper has looked for the last time, and nothing is put after it."""
+    done: Channel[str] = Channel(2)
+    finisher = Finisher(HelperPool(), lambda what: None)
+
+    class Jobs(deque[Any]):
+        last = False
+
+        def popleft(self) -> Any:
+            self.last = not super().__len__()
+            return super().popleft()
+
+        def __len__(self) -> int:
+            found = super().__len__()
+            if self.last and not found:
+                self.last = False
+                threads.go(finisher.put, lambda: done.send("late")).thread.join(0.2)
+            return found
+
+    finisher._jobs = Jobs()
+    finisher.put(lambda: done.send("first"))
+    assert [done.recv(timeout=5), done.recv(timeout=5)] == ["first", "late"]
