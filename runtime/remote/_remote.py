@@ -211,7 +211,7 @@ class Remote:
                 when_done(run.job_ended)
         except BaseException as error:
             run.cancel(error)
-            link.join(self._grace)
+            run.join(self._grace)
             raise
         return stream
 
@@ -317,8 +317,7 @@ class Remote:
         for run in runs:
             run.cancel("the Remote was closed")
         for run in runs:
-            if run.link is not None:
-                run.link.join(2 * self._grace)
+            run.join(2 * self._grace)
 
     def __enter__(self) -> Remote:
         return self

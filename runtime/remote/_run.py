@@ -114,6 +114,15 @@ class RemoteRun:
         if self.reason is None and self.link is not None:
             self.link.abort(ConnectionLost(f"the worker did not end the run within {self.grace:g} s after a cancel"))
 
+    def join(self, timeout: float) -> bool:
+        """Wait until the connection has ended, and the record is written; whether the connection has ended."""
+        if self.link is not None and not self.link.join(timeout):
+            return False
+        if self.writing is not None:
+            with contextlib.suppress(ChannelClosed, TimeoutError):
+                self.writing.done.recv(timeout)
+        return True
+
     def withdraw(self) -> None:
         """The engine need not begin the job any more."""
         cancel = getattr(self.job, "cancel", None)

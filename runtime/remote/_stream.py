@@ -218,12 +218,9 @@ class RemoteStream(Receiver[Event]):
         assert link is not None
         with contextlib.suppress(ChannelClosed, TimeoutError):
             run.over.recv(timeout=max(0.0, 4 * run.grace - waited))
-        if not link.join(max(0.0, run.grace - waited)):
+        if not run.join(max(0.0, run.grace - waited)):
             link.abort(ConnectionError("the run is over, and its worker does not hang up"))
-            link.join(run.grace)
-        if run.writing is not None:
-            with contextlib.suppress(ChannelClosed, TimeoutError):
-                run.writing.done.recv(timeout=max(0.0, 4 * run.grace - waited))
+            run.join(run.grace)
         return StreamStuck(f"in the worker: {run.stuck}") if run.stuck else None
 
     def __enter__(self) -> RemoteStream:
