@@ -232,17 +232,25 @@ class Threads:
             )
             time.sleep(0.0002)
 
-    def asleep(self, task: Task, timeout: float = LONG) -> None:
+    def asleep(self, task: Task | threading.Thread, timeout: float = LONG) -> None:
         """Wait until the thread sleeps in its park (a wait without a deadline), beyond the yields before it."""
+        thread = task.thread if isinstance(task, Task) else task
         deadline = time.monotonic() + timeout
         while True:
-            frame = sys._current_frames().get(task.thread.ident or 0)
+            frame = sys._current_frames().get(thread.ident or 0)
             if frame is not None and frame.f_code in (Waiter.wait.__code__, StandingWaiter.collect.__code__):
                 line = _source_line(frame.f_code.co_filename, frame.f_lineno)
-                if "park.acquire()" in line:
+                if "park.acquire()" in line and _is_sleeping(thread):
                     return
-            assert time.monotonic() < deadline, f"not asleep\n{_where([task.thread])}"
+            assert time.monotonic() < deadline, f"not asleep\n{_where([thread])}"
             time.sleep(0.0002)
+
+    def ctrl_c(self) -> None:
+        """Press it once the main thread sleeps in its park. A signal that comes in the last steps before is handled
+        when the thread wakes, as in any call of Python that blocks, and without the GIL these steps can be met.
+        """
+        self.asleep(threading.main_thread())
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def finish(self) -> None:
         deadline = time.monotonic() + GRACE
@@ -255,6 +263,15 @@ class Threads:
             pytest.fail(f"{len(stuck)} thread(s) of the test still running\n{_where(stuck)}", pytrace=False)
         for task in lost:
             raise AssertionError(f"{task.thread.name} raised, and the test never asked") from task.error
+
+
+def _is_sleeping(thread: threading.Thread) -> bool:
+    """Whether the system says so, where it can be asked."""
+    try:
+        state = pathlib.Path(f"/proc/self/task/{thread.native_id}/stat").read_text()
+    except OSError:
+        return True
+    return state.rpartition(")")[2].split()[0] == "S"
 
 
 def _source_line(filename: str, number: int) -> str:

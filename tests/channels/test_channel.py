@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 import time
 from datetime import timedelta
@@ -716,13 +715,9 @@ def test_a_receiver_is_an_iterator():
 
 def test_a_ctrl_c_leaves_an_iterator_usable(threads):
     channel = Channel(1)
-    values, main = iter(channel), threading.main_thread().ident
+    values = iter(channel)
 
-    def interrupt():
-        threads.parked(channel, receivers=1)
-        signal.pthread_kill(main, signal.SIGINT)
-
-    task = threads.go(interrupt)
+    task = threads.go(threads.ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         next(values)
     task.result()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import signal
 import sys
 import threading
 
@@ -129,14 +128,7 @@ def test_threads_share_one(threads):
 def test_a_ctrl_c_leaves_it_whole(threads):
     channel, other = Channel(1), Channel()
     merged = merge(channel, other)
-    main = threading.main_thread().ident
-
-    def interrupt():
-        threads.parked(channel, receivers=1)
-        threads.parked(other, receivers=1)
-        signal.pthread_kill(main, signal.SIGINT)
-
-    task = threads.go(interrupt)
+    task = threads.go(threads.ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         next(merged)
     task.result()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -131,11 +130,7 @@ def test_ctrl_c_in_the_wait_for_an_item(threads: Any) -> None:
     """It is the consumer's, and the producer learns of it at its next item."""
     items = pump()
 
-    def press() -> None:
-        threads.parked(items._items, receivers=1)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    pressing = threads.go(press)
+    pressing = threads.go(threads.ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         next(items.take())
     pressing.result()

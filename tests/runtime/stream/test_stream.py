@@ -7,7 +7,6 @@ import contextvars
 import copy
 import gc
 import pickle
-import signal
 import subprocess
 import sys
 import textwrap
@@ -317,16 +316,14 @@ def test_an_exception_in_the_loop_cancels_and_passes() -> None:
         assert not runtime._shared.cores
 
 
-def test_ctrl_c_surfaces_at_once_and_a_second_run_works() -> None:
+def test_ctrl_c_surfaces_at_once_and_a_second_run_works(threads: Any) -> None:
     """Law 8: KeyboardInterrupt in a blocked consumer."""
     with Stall() as stall, Runtime(Agent("a", Scripted([*say("x"), stall], say("again")))) as runtime:
         stream = runtime.run_stream(Session.from_user("hi"))
 
         def interrupt() -> None:
             stall.reached.wait(5)
-            while "receiver waiting" not in repr(stream._core.out):
-                threading.Event().wait(0.001)
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            threads.ctrl_c()
 
         interrupter = threading.Thread(target=interrupt)
         interrupter.start()
@@ -637,15 +634,11 @@ def test_a_stream_that_is_stuck_keeps_its_session_for_a_bounded_time(monkeypatch
 def test_ctrl_c_in_the_loop_cancels_the_run(reading: Callable[[EventStream], Event], threads: Any) -> None:
     """Law 8: by itself, though nobody closes the stream, which its holder may keep for long."""
 
-    def press() -> None:
-        threads.parked(stream, receivers=1)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
     with Stall() as stall, Runtime(Agent("a", Scripted([*say("x"), stall, *say("y")]))) as runtime:
         stream = runtime.run_stream(Session.from_user("go"))
         assert stall.reached.wait(10)
         assert text_of([next(stream) for _ in range(5)]) == "x"
-        pressing = threads.go(press)
+        pressing = threads.go(threads.ctrl_c)
         with pytest.raises(KeyboardInterrupt):
             reading(stream)
         pressing.result()
