@@ -72,7 +72,7 @@ class Channel(Rescue, Generic[T]):
             raise ValueError(f"capacity must be 0 or more, not {capacity}")
         self.name = name
         self._capacity = capacity
-        # An empty deque is 0.76 KB: queues are made when something has to wait.
+        # An empty deque is 0.76 KB: queues are made when something has to wait, and are lists at first.
         self._buffer = deque() if capacity else ()
         self._receivers = ()
         self._senders = ()
@@ -899,10 +899,12 @@ class Channel(Rescue, Generic[T]):
             del queue[0]
         return any(other is not waiter and not other.done for other in queue)
 
-    def _queue(self, queue: Any, entry: Any) -> deque[Any]:
-        """``queue``, or a new one in its place, with ``entry`` at its end."""
+    def _queue(self, queue: Any, entry: Any) -> deque[Any] | list[Any]:
+        """``queue``, or a new one in its place, with ``entry`` at its end: a list as long as it is short, as one or two
+        are what mostly wait, and a deque takes as much memory as eight lists of them.
+        """
         if queue == ():
-            return deque((entry,))
+            return [entry]
         if len(queue) >= self._tidy_at:
             queue = deque(e for e in queue if not (w := e[0] if e.__class__ is list else e).done or w.left is not None)
             self._tidy_at = 2 * len(queue) + TIDY_AT

@@ -73,8 +73,8 @@ class Rescue:
     _buffer: Any  # deque or ()
     _epoch: object  # of the process that its lock and queues belong to
     _lock: Any  # RLock: typeshed does not know _is_owned
-    _receivers: Any  # deque of Waiter, or ()
-    _senders: Any  # deque of [Waiter, value, index of the case], or ()
+    _receivers: Any  # list of Waiter, deque where there are many, or ()
+    _senders: Any  # of [Waiter, value, index of the case], likewise
 
     def _first_receiver(self) -> Waiter | None:
         raise NotImplementedError

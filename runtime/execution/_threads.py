@@ -140,9 +140,8 @@ def start(function: Callable[[], object], name: str | None = None, *, among: set
     """
     running = Running(function, name or f"lockgate-helper-{next(_numbers)}", among)
     if not _idle.give(running):
-        jobs: Channel[Running] = Channel(1, name=IDLE_CHANNEL)
-        jobs.try_send(running)  # not as an argument: the thread would hold that as long as it lives
-        threading.Thread(target=_work, args=(jobs,), name=running.name, daemon=True).start()
+        first = [running]  # to be taken out of there: a thread holds its arguments as long as it lives
+        threading.Thread(target=_work, args=(first,), name=running.name, daemon=True).start()
     if among is not None:
         among.add(running)
         if not running._alive:  # it was over before it was there
@@ -150,13 +149,16 @@ def start(function: Callable[[], object], name: str | None = None, *, among: set
     return running
 
 
-def _work(jobs: Channel[Running]) -> None:
+def _work(first: list[Running]) -> None:
     """The function of a thread."""
     thread = threading.current_thread()
-    running: Running | None = jobs.try_recv()
+    running: Running | None = first.pop()
+    jobs: Channel[Running] | None = None  # made when there is nothing to run: it takes a kilobyte
     while running is not None:
         running.run(thread)
         running = None
+        if jobs is None:
+            jobs = Channel(1, name=IDLE_CHANNEL)
         running = _idle.wait(jobs, thread)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -44,8 +43,8 @@ class Mailbox:
     def __init__(self, session: Session, log: SessionLog, left: Iterable[Mailed] = ()) -> None:
         self._session = session
         self._outbox = log.outbox
-        self._steering: deque[Mail] = deque()
-        self._following: deque[Mail] = deque()
+        self._steering: list[Mail] = []
+        self._following: list[Mail] = []
         self._closed = False
         self._resumed: Channel[None] | None = None  # closes when the pause is over
         self._lock = threading.RLock()  # a signal handler may steer, too
@@ -79,7 +78,7 @@ class Mailbox:
                     self._known.add(each.id)
                     self._queue(each.point).append(Mail(each.point, each.text, each.id))
 
-    def _queue(self, point: MailPoint) -> deque[Mail]:
+    def _queue(self, point: MailPoint) -> list[Mail]:
         return self._following if point == "user_followup_submit" else self._steering
 
     def pause(self) -> None:
@@ -124,7 +123,7 @@ class Mailbox:
     def next(self) -> list[Mail]:
         """Take the next messages once the agent has nothing more to do. If there are none, the mailbox closes."""
         with self._lock:
-            said = self.steering() or ([self._following.popleft()] if self._following else [])
+            said = self.steering() or ([self._following.pop(0)] if self._following else [])
             self._closed = not said
         return said
 

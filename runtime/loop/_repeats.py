@@ -16,7 +16,7 @@ class Repeats:
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
-        self._last: set[tuple[str, str, str]] = set()
+        self._last: frozenset[tuple[str, str, str]] | set[tuple[str, str, str]] = frozenset()
         self._times = 0
 
     def look(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
 
 from channels import Cancelled, SupportsDone
 
@@ -25,7 +24,7 @@ class Outbox:
     def __init__(self) -> None:
         self.unwritten = False
         self._journal: Journal | None = None
-        self._noted: deque[Entry] = deque()
+        self._noted: list[Entry] = []
         #: Entries are handed over under this, in their order, and waited for outside. A signal handler may come into
         #: the middle, and hands over the rest.
         self._handing_over = threading.RLock()
@@ -107,7 +106,7 @@ class Outbox:
         with self._handing_over:
             entries = []
             while self._noted:
-                entries.append(self._noted.popleft())
+                entries.append(self._noted.pop(0))
             journal.post(*entries)
 
     def _fail(self, error: Exception) -> StoreError:

@@ -11,7 +11,6 @@ import functools
 import itertools
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -129,6 +128,54 @@ class Shared:
 class StreamCore:
     """One stream: its channel, its token, its session, its calls, and the agent that is in charge."""
 
+    __slots__ = (  # fifty names in a dict, which each live stream has, take three times as much memory
+        "__weakref__",
+        "_outbox",
+        "_output",
+        "agent",
+        "background",
+        "began",
+        "call_ids",
+        "calls",
+        "context",
+        "density",
+        "ending",
+        "events",
+        "failures",
+        "finished",
+        "first_message",
+        "gone",
+        "hooks",
+        "inherited",
+        "interactive",
+        "log",
+        "mailbox",
+        "number",
+        "observed",
+        "out",
+        "over",
+        "parent",
+        "parking",
+        "recorded",
+        "recorder",
+        "requested",
+        "roster",
+        "said",
+        "scope",
+        "session",
+        "shared",
+        "spending",
+        "stopping",
+        "tags",
+        "task_numbers",
+        "threads",
+        "token",
+        "trace",
+        "turn",
+        "unfinished",
+        "window",
+    )
+
     def __init__(
         self,
         shared: Shared,
@@ -186,7 +233,7 @@ class StreamCore:
         self.out: Events = self.events
         if observed:
             self.out = Channel(shared.event_capacity, name=f"observed events {self.number}")
-        self.failures: deque[str] = deque(maxlen=FAILURES)  # tracebacks of tools, for people
+        self.failures: tuple[str, ...] = ()  # tracebacks of tools, for people
         self.calls = Calls(self.token, shared.helpers, shared.loop, context)
         self.ending = Ending(self.tags)
         self.scope = stream_scope(shared.bridge, self.events, final=self.ending.stopped)
@@ -270,6 +317,10 @@ class StreamCore:
     def record(self, message: Message, mail: str | None = None) -> None:
         """Add a message to the session; ``mail`` is the id of the `Mail` that it comes from, if it comes from one."""
         self.log.append(message, mail)
+
+    def note_failure(self, traceback: str) -> None:
+        """Keep the traceback of a tool, with the last few before it."""
+        self.failures = (*self.failures, traceback)[-FAILURES:]
 
     def act(self, agent: Agent) -> None:
         """Put ``agent`` in charge from now on."""

@@ -182,7 +182,7 @@ def _returned(running: Running, ended: Finished) -> ToolResult:
         note = "".join(f"\n({note})" for note in running.notes)
         result = replace(result, content=result.content + note)
     if ended.error is not None and not isinstance(ended.error, BadArguments):
-        core.failures.append(ended.call.traceback)
+        core.note_failure(ended.call.traceback)
     if core.token.cancelled:
         raise Cancelled(core.token.cause)  # what it says now it may say because of that
     if isinstance(result, HandOff):
