@@ -8,7 +8,6 @@ value costs does not depend on how many channels there are. Invariant between tw
 from __future__ import annotations
 
 from collections.abc import Iterator
-from random import random
 from typing import Any, Generic, TypeVar, overload
 
 from . import _fork
@@ -16,6 +15,7 @@ from ._channel import Channel, _done_of, _look_at
 from ._errors import ChannelClosed
 from ._park import NOTHING, StandingWaiter
 from ._rescue import insist
+from ._select import random
 from ._views import Receiver, Sending, SupportsDone
 
 T = TypeVar("T")

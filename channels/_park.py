@@ -26,10 +26,10 @@ import _thread
 import math
 import os
 import time
+from _frozen_importlib import BuiltinImporter  # as in importlib.machinery, but without the import of importlib
 from _thread import RLock, allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable
-from importlib.machinery import BuiltinImporter
 from threading import TIMEOUT_MAX
 from typing import Any, Final
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import heapq
-import importlib
 import itertools
 import os
 import threading
@@ -24,7 +23,7 @@ from typing import Any, ClassVar, Final
 
 from ._channel import Channel
 from ._errors import ChannelClosed, WouldBlock
-from ._lazy import lazy_logger
+from ._lazy import _module, lazy_logger
 from ._park import deadline_after, monotonic, refuse_patched
 from ._views import Receiver
 
@@ -203,7 +202,7 @@ class _Caller:
 def _in_subinterpreter() -> bool:
     for name in ("_interpreters", "_xxsubinterpreters"):  # its name from 3.13 on, and before
         with contextlib.suppress(Exception):
-            module = importlib.import_module(name)
+            module = _module(name)
             return bool(module.get_current() != module.get_main())
     return False
 

@@ -1,6 +1,7 @@
 """One side of a channel: what may only send, what may only receive, and the cases of a `select`."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: a NamedTuple compiles each annotation that is a text, and the first such
+# compilation in a process takes a millisecond.
 
 from collections.abc import Iterable
 from types import TracebackType
@@ -18,7 +19,7 @@ class SupportsDone(Protocol):
     """The protocol of ``cancel=``: anything whose ``done`` is a receiver that closes. A ``cause`` is passed on."""
 
     @property
-    def done(self) -> Receiver[Any]: ...
+    def done(self) -> "Receiver[Any]": ...
 
 
 class ChannelStatistics(NamedTuple):
@@ -86,7 +87,7 @@ class Sender(Generic[T_contra]):
         """Send as many of ``values`` as need no waiting, as `Channel.try_send_many`; how many."""
         return self._target.try_send_many(values)
 
-    def sending(self, value: T_contra) -> Sending[Any]:
+    def sending(self, value: T_contra) -> "Sending[Any]":
         """The case of a `select` that sends ``value``, as `Channel.sending`."""
         return Sending(self._target, value)
 
@@ -117,7 +118,7 @@ class Sender(Generic[T_contra]):
     def __repr__(self) -> str:
         return f"<Sender of {self._target!r}>"
 
-    def __enter__(self) -> Sender[T_contra]:
+    def __enter__(self) -> "Sender[T_contra]":
         return self
 
     def __exit__(
@@ -154,7 +155,7 @@ class Receiver(Generic[T_co]):
         """Receive the values that are there, as `Channel.try_recv_many`."""
         return self._channel.try_recv_many(limit)
 
-    def receiving(self) -> Receiver[T_co]:
+    def receiving(self) -> "Receiver[T_co]":
         """This receiver as a case of a `select`, for code that wants to name the operation."""
         return self
 
@@ -172,7 +173,7 @@ class Receiver(Generic[T_co]):
         """The state of the channel a moment ago, as `Channel.statistics`."""
         return self._channel.statistics()
 
-    def __iter__(self) -> Receiver[T_co]:
+    def __iter__(self) -> "Receiver[T_co]":
         return self
 
     def __next__(self) -> T_co:

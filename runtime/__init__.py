@@ -6,7 +6,7 @@
 Events are in `runtime.events`, models in `runtime.models`, MCP servers in `runtime.mcp`, stores in `runtime.stores`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import channels as _channels
 
@@ -43,7 +43,6 @@ from .agent._hooks import Hook, HookInput, HookResult
 from .agent._result import RunResult
 from .agent._tool import Answer, Tool, ToolResult, ToolSet, tool
 from .agent._tool_context import ToolContext
-from .batch._runs import Runs
 from .human._bridge import ElicitationBridge
 from .model import (
     Delta,
@@ -59,7 +58,6 @@ from .model import (
     UsageDelta,
 )
 from .permissions import Decision, Permissions, Rule
-from .recording._recording import Recording
 from .runtime import Runtime
 from .session._message import Image, Message, ToolCall
 from .session._session import Session
@@ -69,6 +67,10 @@ from .stream._forwarder import Observer
 from .stream._private_events import ConsumerCall
 from .stream._scope import EventSink, stream_scope
 from .usage import Price, Usage
+
+if TYPE_CHECKING:
+    from .batch._runs import Runs
+    from .recording._recording import Recording
 
 __all__ = [
     "Agent",
@@ -133,12 +135,24 @@ __all__ = [
     "tool",
 ]
 
-publish(__name__, globals(), __all__)
+#: Not before somebody wants them: most programs neither record nor run many sessions at once.
+_LATER = {"Recording": ".recording._recording", "Runs": ".batch._runs"}
+
+publish(__name__, globals(), (name for name in __all__ if name not in _LATER))
 
 
 def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(_LATER[name], __name__), name)
+        return value
     if name == "__version__":  # from the installed metadata, which is slow to read: only when asked for
         from importlib.metadata import version
 
         return version("lockgate")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

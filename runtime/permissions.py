@@ -14,6 +14,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
+from channels._lazy import made_later
+
 from ._checks import check
 from ._dataclasses import dataclass
 from .foreign._spelling import as_text
@@ -21,8 +23,10 @@ from .foreign._spelling import as_text
 Scope: TypeAlias = Literal["once", "tool", "session"]
 Verdict: TypeAlias = Literal["allow", "ask", "deny"]
 
-_NO_NAME = re.compile(r"[\s(),:=]")  # as in shell(rm*) or shell:rm*, which other programs understand
-_ARGUMENT = re.compile(r":([\w.$-]+)=")  # where an argument begins; a colon by itself may be part of a name or a value
+#: As in shell(rm*) or shell:rm*, which other programs understand.
+_NO_NAME = made_later(lambda: re.compile(r"[\s(),:=]"))
+#: Where an argument begins; a colon by itself may be part of a name or a value.
+_ARGUMENT = made_later(lambda: re.compile(r":([\w.$-]+)="))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from .agent._output import Output
 from .agent._result import RunResult
 from .agent._roster import Roster
 from .agent._tool import Action
-from .batch._runs import Runs, Sessions
 from .execution._calls import refuse_on_the_loop
 from .execution._helpers import HelperPool
 from .execution._result_files import ResultFiles
@@ -28,8 +27,6 @@ from .human._bridge import ElicitationBridge
 from .human._mailbox import Mail, Mailbox
 from .loop import _loop
 from .permissions import Decision, Permissions, Scope
-from .recording._recorder import Recorder
-from .recording._recording import Recording
 from .session._journal import MailPoint, Request
 from .session._session import Session
 from .stores._store import Store
@@ -48,7 +45,10 @@ if TYPE_CHECKING:
 
     from channels.aio import LoopThread
 
+    from .batch._runs import Runs, Sessions
     from .inspection._data import Dump, Stall
+    from .recording._recorder import Recorder
+    from .recording._recording import Recording
 
 T = TypeVar("T")
 
@@ -326,6 +326,8 @@ class Runtime:
         Raises `TypeError` and `ValueError` for arguments that make no sense. An exception of ``sessions`` or
         ``on_request`` cancels all runs, and is raised by the iterator.
         """
+        from .batch._runs import Runs
+
         refuse_on_the_loop("Runtime.map", IN_A_COROUTINE)
         check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
         output = None if output_type is None else Output(output_type)
@@ -551,6 +553,9 @@ def _recorder(record: Recording | str | os.PathLike[str] | None) -> Callable[[st
     """A function that opens the file of a record, once the stream has the session."""
     if record is None:
         return None
+    from .recording._recorder import Recorder
+    from .recording._recording import Recording
+
     return functools.partial(Recorder, record if isinstance(record, Recording) else Recording(record))
 
 

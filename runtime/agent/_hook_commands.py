@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from channels import CancelToken
 from channels._lazy import lazy
 
+from .._dataclasses import dataclass
 from .._errors import HookFailed
 
 if TYPE_CHECKING:
+    import json
     import signal
     import subprocess
 else:
+    json = lazy("json")
     signal = lazy("signal")
 
 MOST: Final = 1_000_000  # bytes of each output: a command that writes without end shall not fill the memory
 
 
-class CompletedCommand(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CompletedCommand:
     """How a command ended."""
 
     status: int

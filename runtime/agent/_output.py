@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from channels._lazy import lazy
+from channels._lazy import lazy, made_later
 
 from ..foreign import _json
 from ..model import Model, OutputSchema
@@ -19,12 +18,14 @@ from ..schema._checking import Schema
 
 if TYPE_CHECKING:
     import inspect
+    import json
 else:
+    json = lazy("json")
     inspect = lazy("inspect")
 
-_FENCED: Final = re.compile(r"```[\w+-]*+[ \t]*+\n?+(.*?)```", re.DOTALL)
-_THOUGHT: Final = re.compile(r"\s*<(think|thinking|reasoning)>.*?</\1>", re.DOTALL)
-_CLOSING: Final = re.compile(r"</(?:think|thinking|reasoning)>")
+_FENCED: Final = made_later(lambda: re.compile(r"```[\w+-]*+[ \t]*+\n?+(.*?)```", re.DOTALL))
+_THOUGHT: Final = made_later(lambda: re.compile(r"\s*<(think|thinking|reasoning)>.*?</\1>", re.DOTALL))
+_CLOSING: Final = made_later(lambda: re.compile(r"</(?:think|thinking|reasoning)>"))
 
 
 class InvalidOutput(ValueError):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from channels._lazy import lazy
 
 from .._dataclasses import replace
 from ..model import ToolDefinition
 from ..session._message import Message, ToolCall
 from ..session._session import Compacted, Session
+
+if TYPE_CHECKING:
+    import json
+else:
+    json = lazy("json")
 
 _CHARACTERS: Final = 4  # that make a token, about
 _IMAGE: Final = 1000  # tokens, about

@@ -21,6 +21,7 @@ from channels._lazy import lazy_logger
 
 from .._checks import check, check_number
 from .._errors import SessionBusy, SessionChanged, StillWaiting, StoreError, StreamStuck
+from .._public import publish
 from ..agent._result import RunResult
 from ..events import StreamStopped
 from ..session._session import Session
@@ -205,3 +206,6 @@ def _close(stream: Stream, began: float) -> None:
         stream._close(monotonic() - began)  # or many that are stuck would be waited for one after the other
     except StreamStuck as stuck:
         _logger.warning("%r: %s", stream, stuck)
+
+
+publish("runtime", globals(), ["Runs"])  # here: `runtime` imports this file when somebody asks for it

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from channels._lazy import lazy, made_later
 
 from .._dataclasses import dataclass, field
 from . import _json
 from ._sound import sound, well_formed
 
-_MAYBE_HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
-_MARK: Final = re.compile(r'\\(?:.|\Z)|["\[\]{}]', re.DOTALL)
+if TYPE_CHECKING:
+    import json
+else:
+    json = lazy("json")
+
+_MAYBE_HALF: Final = made_later(lambda: re.compile(r"\\u[dD][89a-fA-F]"))
+_MARK: Final = made_later(lambda: re.compile(r'\\(?:.|\Z)|["\[\]{}]', re.DOTALL))
 _KINDS: Final = {str: "text", list: "a list", bool: "a truth value", type(None): "null"}
 
 

@@ -5,32 +5,35 @@ The parser and the encoder of `json` are written in C and hold the GIL, for abou
 
 from __future__ import annotations
 
-import copy
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator
-from json import scanner
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from channels._lazy import lazy, made_later
+
+if TYPE_CHECKING:
+    import json
+else:
+    json = lazy("json")
 
 LONGEST: Final = 1_000_000  # characters that are read; no model writes as many in one call
 DEEPEST: Final = 100  # levels; what goes through the values later on is recursive, here and in other programs
 
 #: To the end too, or a text of quotes would take time that is quadratic.
-_STRING: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
-_NO_BRACKET: Final = re.compile(r"[^\[\]{}]+")
+_STRING: Final = made_later(lambda: re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL))
+_NO_BRACKET: Final = made_later(lambda: re.compile(r"[^\[\]{}]+"))
 _STEP: Final = {"[": 1, "{": 1, "]": -1, "}": -1}
-_MAYBE_ENDLESS: Final = re.compile(r"[eE]\+?0*[1-9]\d\d|\d{100}")
+_MAYBE_ENDLESS: Final = made_later(lambda: re.compile(r"[eE]\+?0*[1-9]\d\d|\d{100}"))
 
-_OPENING: Final = re.compile(r"[\[{]")
+_OPENING: Final = made_later(lambda: re.compile(r"[\[{]"))
 _TRIES: Final = 200  # brackets in a text at which JSON may begin
 
-_decoder: Final = json.JSONDecoder()
+_decoder: Final = made_later(lambda: json.JSONDecoder())
 _MANY: Final = 200_000  # values, about, from which on they are read in Python
 
-_scanner: Final[Any] = vars(scanner)["py_make_scanner"]  # the one in Python
-_encoder: Final = json.JSONEncoder(ensure_ascii=False)
+_encoder: Final = made_later(lambda: json.JSONEncoder(ensure_ascii=False))
 
 
 def parse(text: str) -> Any:
@@ -47,8 +50,11 @@ def parse(text: str) -> Any:
         if _MAYBE_ENDLESS.search(text):  # a look at each number takes several times as long
             decoder = json.JSONDecoder(parse_constant=_refuse, parse_float=_float, parse_int=_int)
         if text.count(",") + 5 * (text.count("[") + text.count("{")) > _MANY:
-            decoder = copy.copy(decoder)  # others may be at it
-            decoder.scan_once = _scanner(decoder)
+            from json import scanner
+
+            if decoder is _strict:
+                decoder = json.JSONDecoder(parse_constant=_refuse)  # others may be at that one
+            decoder.scan_once = vars(scanner)["py_make_scanner"](decoder)  # the one in Python
         return decoder.decode(text)
     except RecursionError:  # this is called near the end of the stack
         raise ValueError("it is nested too many levels deep") from None
@@ -81,7 +87,7 @@ def _int(text: str) -> int:
 
 
 #: To make one takes as long as to read the arguments of a call with it.
-_strict: Final = json.JSONDecoder(parse_constant=_refuse)
+_strict: Final = made_later(lambda: json.JSONDecoder(parse_constant=_refuse))
 
 
 def write(value: Any) -> str:

@@ -9,13 +9,19 @@ secret may be for a function to say.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from channels._lazy import lazy, made_later
 
 from .._dataclasses import dataclass
+
+if TYPE_CHECKING:
+    import json
+else:
+    json = lazy("json")
 
 REDACTED: Final = "<redacted>"
 _PIECE: Final = 32_768  # characters that a pattern is looked for in at once
@@ -37,7 +43,7 @@ _NAME: Final = (
 #: Names that tell by themselves, but are too short to be looked for in a text.
 _SHORT_NAMES: Final = frozenset(("bearer", "cvc", "cvv", "jwt", "otp", "pass", "pin"))
 #: What is a number under such a name is a count: of tests that pass.
-_COUNTED: Final = re.compile(r"pass[\"']?[\s:=>]*$", re.IGNORECASE)
+_COUNTED: Final = made_later(lambda: re.compile(r"pass[\"']?[\s:=>]*$", re.IGNORECASE))
 #: The members of an object that is about one thing of a name: a header, a variable, a field of a form.
 _NAMES: Final = ("name", "key", "field", "header", "Name", "Key")
 _VALUES: Final = ("value", "Value", "default")

@@ -10,9 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from channels._lazy import made_later
+
 from ._json import DEEPEST
 
-_HALF: Final = re.compile("[\ud800-\udfff]")
+_HALF: Final = made_later(lambda: re.compile("[\ud800-\udfff]"))
 
 
 def well_formed(text: str) -> str:

@@ -7,13 +7,19 @@ only.
 from __future__ import annotations
 
 import enum
-import json
 import math
 from collections.abc import Mapping, Set
 from datetime import UTC, date, datetime, time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from channels._lazy import lazy
 
 from .._dataclasses import fields, is_dataclass
+
+if TYPE_CHECKING:
+    import json
+else:
+    json = lazy("json")
 
 _DEPTH: Final = 100
 _DIGITS: Final = 100  # that a decimal may be written out with

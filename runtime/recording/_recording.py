@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import events
 from .._dataclasses import dataclass, fields, replace
+from .._public import publish
 from ..agent._agent import TEAM_TOOLS
 from ..agent._tool import CallContext, Tool, ToolResult
 from ..foreign._redact import Redaction
@@ -296,3 +297,6 @@ def shown_tool(tool: ToolDefinition) -> dict[str, Any]:
 def same(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> int:
     """How many messages at the beginning of both are the same."""
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False)))
+
+
+publish("runtime", globals(), ["Recording"])  # here: `runtime` imports this file when somebody asks for it

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import json
 import sys
 import types
 import typing
@@ -25,8 +24,10 @@ from . import _checking
 
 if TYPE_CHECKING:
     import inspect
+    import json
     import uuid
 else:
+    json = lazy("json")
     inspect = lazy("inspect")
     uuid = lazy("uuid")
 

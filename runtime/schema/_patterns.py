@@ -9,7 +9,6 @@ or not at all.
 from __future__ import annotations
 
 import functools
-import importlib
 import re
 from collections.abc import Iterable
 from typing import Any, Final
@@ -36,7 +35,9 @@ class Pattern:
         readable = len(text) <= _LONGEST
         if readable and not any(each in text for each in _DOUBTFUL):
             try:
-                parsed = importlib.import_module("re._parser").parse(text)
+                from re import _parser  # type: ignore[attr-defined]
+
+                parsed = _parser.parse(text)
                 self._size, factor, degree = _effort(parsed)
                 self._ways = factor, degree, _is_anchored(parsed)
                 self._re = re.compile(text)

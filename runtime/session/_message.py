@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from channels._lazy import lazy
+from channels._lazy import lazy, made_later
 
 from .._checks import check
 from .._dataclasses import dataclass, field
@@ -17,7 +16,9 @@ from ..usage import Usage
 
 if TYPE_CHECKING:
     import base64
+    import json
 else:
+    json = lazy("json")
     base64 = lazy("base64")
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -72,7 +73,7 @@ class ToolCall:
         return self._read
 
 
-_sorted: Final = json.JSONEncoder(sort_keys=True)
+_sorted: Final = made_later(lambda: json.JSONEncoder(sort_keys=True))
 
 
 def canonical(call: ToolCall, arguments: Mapping[str, Any] | None) -> str:

@@ -1,6 +1,5 @@
 """Stores: sessions and questions that outlive their process."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._store import Notice, Parent, SessionInfo, Store
@@ -18,5 +17,7 @@ _LATER = {"MemoryStore": "._memory", "PostgresStore": ".postgres", "SQLiteStore"
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
+        from importlib import import_module
+
         return getattr(import_module(_LATER[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

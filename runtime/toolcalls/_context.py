@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import json
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock
+from channels._lazy import lazy
 
 from .. import events
 from .._errors import RunError
@@ -27,6 +27,9 @@ from ._messages import Asked, Fire, Forwarded, NestedParked, Progress
 
 if TYPE_CHECKING:
     import asyncio
+    import json
+else:
+    json = lazy("json")
 
 _AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent's worker
 

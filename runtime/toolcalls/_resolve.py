@@ -4,11 +4,11 @@ checked against may contain anything, so all of this runs on a helper thread.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from channels import CancelToken
+from channels._lazy import lazy
 
 from .._dataclasses import dataclass, replace
 from .._errors import BadArguments, describe
@@ -21,6 +21,11 @@ from ..model import ToolCallDelta
 from ..session._journal import CallState
 from ..session._message import Message, ToolCall, canonical
 from ._assembler import NOTHING, cut_off
+
+if TYPE_CHECKING:
+    import json
+else:
+    json = lazy("json")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from channels import CancelToken, Channel
 
@@ -28,7 +28,8 @@ T = TypeVar("T")
 OVER: Final = "the call that asked is over"
 
 
-class Approval(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Approval:
     """A wait for the user's approval. ``told`` are the steps of the `on_user_input` hooks, which run meanwhile."""
 
     ask: Ask[ToolCall, Decision]

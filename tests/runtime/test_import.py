@@ -67,6 +67,39 @@ def test_importing_the_packages_brings_along_little_of_the_standard_library() ->
     """
     heavy = {"asyncio", "concurrent.futures", "dataclasses", "inspect", "logging", "subprocess", "traceback"}
     heavy |= {"pathlib", "platform", "socket", "sqlite3", "ssl", "textwrap", "unittest", "urllib.parse", "uuid"}
+    heavy |= {"hashlib", "importlib", "json", "random", "runtime.batch", "runtime.recording", "tempfile"}
     heavy |= {"janus", "mcp", "openai", "anthropic", "pydantic", "jsonschema", "re2", "psycopg", "opentelemetry"}
     assert not heavy & modules("import channels, runtime, runtime.events")
     assert not {"json", "datetime", "runtime"} & modules("import channels")
+
+
+def test_importing_the_packages_compiles_nothing() -> None:
+    """The first call of `compile` in a process takes a millisecond. Regular expressions are compiled when they are
+    used, and a NamedTuple or TypedDict whose annotations are texts compiles them.
+    """
+    program = (
+        "import builtins, re, sys, typing\n"
+        "from importlib import _bootstrap_external as loader\n"
+        "compile = builtins.compile\n"
+        "def source_to_code(self, data, path, *, _optimization=-1): return compile(data, path, 'exec', 0, True)\n"
+        "loader.SourceLoader.source_to_code = source_to_code\n"
+        "builtins.compile = lambda *args, **options: sys.exit(f'compiles {args[0]!r}')\n"
+        "re.compile = lambda *args: sys.exit(f'compiles {args[0]!r}')\n"
+        "import channels, runtime, runtime.events"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_imported_later_is_there_all_the_same() -> None:
+    program = (
+        "import pickle, sys, runtime\n"
+        "assert {'Recording', 'Runs', 'Runtime'} <= set(dir(runtime))\n"
+        "assert 'runtime.recording' not in sys.modules\n"
+        "from runtime import *\n"
+        "assert Recording is runtime.Recording and Runs is runtime.Runs\n"
+        "assert Recording.__module__ == Runs.__module__ == 'runtime'\n"
+        "assert pickle.loads(pickle.dumps(Recording)) is Recording"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr

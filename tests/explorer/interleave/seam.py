@@ -6,13 +6,13 @@ they would get from the standard library. Nothing that the rest of the process i
 
 from __future__ import annotations
 
+import _random
 import _thread
 import ast
 import builtins
 import logging
 import os
 import queue
-import random
 import re
 import sys
 import threading
@@ -332,8 +332,9 @@ class Universe:
         class ControlledLocal(Local):
             _scheduler = scheduler
 
-        def chance() -> float:
-            return (0.0, 0.99)[scheduler.choose(2, "random")]
+        class Chance:
+            def random(self) -> float:
+                return (0.0, 0.99)[scheduler.choose(2, "random")]
 
         def logger(_: object = None) -> Logger:
             return Logger(scheduler)
@@ -351,7 +352,7 @@ class Universe:
             "_thread": like(_thread, allocate_lock=lock, RLock=rlock),
             "threading": like(threading, Lock=lock, RLock=rlock, Thread=ControlledThread, local=ControlledLocal),
             "time": like(time, monotonic=scheduler.monotonic),
-            "random": like(random, random=chance),
+            "_random": like(_random, Random=Chance),
             "os": like(os, sched_yield=scheduler.yield_, register_at_fork=ignore),
             "queue": like(queue, SimpleQueue=simple_queue),
             "atexit": like(__import__("atexit"), register=ignore),
