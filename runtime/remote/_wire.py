@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Final
+from types import NoneType
+from typing import Any, Final, get_args
 
 from .._dataclasses import asdict, dataclass, field, fields
-from ..events import Event, StreamStopped
+from ..events import Event, StopReason, StreamStopped
 from ..session._message import Message
 from ..session._session import Compacted, Session, Stored
 from ..usage import Usage
@@ -74,10 +75,19 @@ class End:
     session: dict[str, Any] | None = None
 
     def event(self) -> StreamStopped:
-        """The last event. Raises `ValueError`."""
+        """The last event. Raises `ValueError` and `TypeError`, also where something else of it is not sound: whoever
+        asks for the result is not the one to find that out."""
         event = Event.from_dict(self.stopped)
         if not isinstance(event, StreamStopped):
             raise ValueError(f"a run ends with a stream_stopped, not with a {event.type}")
+        if event.reason not in get_args(StopReason):
+            raise ValueError(f"a run does not end for the reason {event.reason!r:.100}")
+        if not all(isinstance(text, str) for text in (self.code, self.message, self.cause, *self.failures)):
+            raise TypeError("the errors of a run are text")
+        if self.usage is not None:
+            usage = Usage(**self.usage)
+            if not all(isinstance(count, (int, float, NoneType)) for count in asdict(usage).values()):
+                raise TypeError("a usage is made of numbers")
         return event
 
 

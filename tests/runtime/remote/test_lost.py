@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from channels import ChannelClosed, net
 from runtime import NotPending, RunError, Session
 from runtime.events import (
     AgentChoice,
@@ -204,6 +205,48 @@ for event in stream:
     )
     assert time.monotonic() - float(done.stdout) < 5
     assert done.returncode == (1 if how == "raise" else 0), done.stderr
+
+
+STOPPED = {"type": "stream_stopped", "reason": "normal"}
+RUBBISH: dict[str, Any] = {
+    "an event that is none": {"type": "nothing"},
+    "no object": [1],
+    "a number": 5,
+    "a last event that is no end": STOPPED,
+    "an end of nothing": {"End": {}},
+    "an end that is a number": {"End": 5},
+    "an end for a reason that is none": {"End": {"stopped": {**STOPPED, "reason": "bored"}}},
+    "an end with a usage that is none": {"End": {"stopped": STOPPED, "usage": {"a": 1}}},
+    "an end with a usage in words": {"End": {"stopped": STOPPED, "usage": {"input_tokens": "many"}}},
+    "an end with errors that are none": {"End": {"stopped": STOPPED, "failures": 5}},
+    "an end with a cause that is none": {"End": {"stopped": STOPPED, "cause": [5]}},
+    "an end with a session that is none": {"End": {"stopped": STOPPED, "session": {"kept": 1, "messages": [5]}}},
+}
+
+
+@pytest.mark.parametrize("said", RUBBISH.values(), ids=RUBBISH.keys())
+def test_a_worker_that_says_what_makes_no_sense_is_lost(said: Any) -> None:
+    """At once, and not when somebody asks for the result; the session is as it was."""
+
+    def rubbish(spec: Mapping[str, Any]) -> None:
+        codecs = [net.Codec(), net.Codec()]
+        with net.connect(tuple(spec["address"]), spec["key"], codecs=codecs) as connection:
+            events, requests = connection.lanes
+            events[1].recv(timeout=5)
+            events[0].send(said, timeout=5)
+            with contextlib.suppress(ChannelClosed):
+                requests[0].send({"over": ""}, timeout=5)
+
+    session = Session.from_user("go")
+    with (
+        ThreadPoolExecutor(1) as pool,
+        Remote(lambda _, spec: pool.submit(rubbish, spec), "a:b", grace=0.5) as remote,
+        pytest.raises(RunError) as caught,
+    ):
+        remote.run(session)
+    assert caught.value.code == "worker_lost"
+    assert [message.content for message in session.messages] == ["go"]
+    assert session._lease is None
 
 
 def test_a_pool_that_breaks(tmp_path: Path) -> None:
