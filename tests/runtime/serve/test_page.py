@@ -623,7 +623,7 @@ def test_a_tab_is_told_of_one_of_two_answers_to_a_parked_run(serve: Callable[...
     [run] = [place.application._backend.runs.get(id)]
     run.stream.park()
     one.see("The run waits for an answer.")
-    two = place.tab(one.run("location.hash"))
+    two = place.browser.tab(place.url + one.run("location.hash"), place.context)  # the focus goes to a question
     two.wait("document.querySelectorAll('.asked:not(.done)').length === 2")
     one.click(".asked button", "Reject")
     two.see("Rejected elsewhere.", ".asked.done")
@@ -712,10 +712,9 @@ def test_with_the_keyboard_alone(serve: Callable[..., Place]) -> None:
 
     tab.run("document.querySelector('#skip').focus()")
     tab.press("Tab")
-    assert tab.run("document.activeElement.id") == "new"
-    tab.press("Tab")
-    assert tab.run("document.activeElement.id") == "find"
-    tab.press("Tab")
+    for id in ("new", "find"):
+        assert tab.run("document.activeElement.id") == id
+        tab.press("Tab")
     assert tab.run("document.activeElement.className") == "name"
     tab.press("Tab")
     assert tab.run("document.activeElement.ariaLabel") == "Delete !pay"
@@ -771,6 +770,65 @@ def test_the_list_of_sessions_is_searched(serve: Callable[..., Place]) -> None:
     tab.run("document.querySelector('#find').value = ''")
     tab.run("document.querySelector('#find').dispatchEvent(new Event('input'))")
     tab.wait(f"{names}.length === 2")
+
+
+def test_the_list_is_searched(serve: Callable[..., Place]) -> None:
+    """By what was said, and by the beginning of a title that is still being typed."""
+    place = serve()
+    tab = place.tab()
+    for text in ("apples and pears", "bread"):
+        if tab.run("view.id"):
+            tab.click("#new")
+        say(tab, text)
+        idle(tab)
+    place.client.post("/api/sessions", {"title": f"Cheese {EVIL}"})
+    names = "[...document.querySelectorAll('#sessions .name span:first-child')].map((each) => each.innerText)"
+    tab.run("document.querySelector('#find').focus()")
+    for typed, wanted in (("pears", ["apples and pears"]), ("brea", ["bread"]), ("chee", ["Cheese"]), ("x9", [])):
+        tab.run("document.querySelector('#find').select()")
+        tab.type(typed)
+        tab.wait(f"{names}.map((each) => each.split(' <')[0]).join() === {json.dumps(','.join(wanted))}")
+        tab.see(f"{len(wanted)} chat{'' if len(wanted) == 1 else 's'} found", "#said")
+    tab.see("No chat has these words", "#sessions")
+    say_nothing_is_stopped = (
+        "document.querySelector('#find').value === '' && document.querySelectorAll('#sessions li').length === 3"
+    )
+    tab.press("Escape")
+    tab.wait(say_nothing_is_stopped)
+    tab.press("Escape")
+    tab.wait("document.activeElement.id === 'prompt'")
+
+
+def test_a_chat_is_renamed(serve: Callable[..., Place]) -> None:
+    """With the keyboard; other tabs see it; while a run has the session, it keeps its title."""
+    place = serve()
+    tab = place.tab(width=400)
+    assert not tab.run("document.querySelector('#rename').checkVisibility()")
+    say(tab, "first")
+    idle(tab)
+    other = place.tab(tab.run("location.hash"))
+    tab.click("#rename")
+    assert tab.run("document.activeElement.id + document.activeElement.value") == "namefirst"
+    tab.type(f"Bills {EVIL}")
+    assert tab.run("document.documentElement.scrollWidth") == 400
+    tab.press("Enter")
+    tab.see("Bills <img", "#title")
+    tab.see("Renamed.", "#said")
+    assert tab.run("document.activeElement.id") == "prompt"
+    other.run("list()")
+    other.see("Bills <img", "#title")
+    other.see("Bills <img", "#sessions")
+    tab.click("#rename")
+    tab.type("another")
+    tab.press("Escape")
+    tab.wait("document.activeElement.id === 'rename'")
+    tab.see("Bills", "#title")
+    say(tab, "second wait third")
+    tab.wait("view.running && document.querySelector('#rename').hidden")
+    place.model.goes_on.release()
+    idle(tab)
+    tab.wait("!document.querySelector('#rename').hidden")
+    assert tab.run("window.pwned") is None
 
 
 def test_foreign_text_is_text(serve: Callable[..., Place]) -> None:
