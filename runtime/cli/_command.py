@@ -284,12 +284,12 @@ def _replay(args: argparse.Namespace, terminal: Terminal, interrupts: Interrupts
     try:
         recorded = list(recording.events())
         team = None if args.agent is None else replayed(load(args.agent), recording, live_tools=args.live_tools)
+        session = recording.session() if team is not None else None
     except OSError as error:
         raise CannotLoad(f"cannot replay {args.record}: {error.strerror or error}") from None
     except ValueError as error:  # which names the file
         raise CannotLoad(str(error)) from None
-    if team is not None:
-        session = recording.session()
+    if team is not None and session is not None:
         if args.live_tools:  # the file may be a stranger's: what its session was allowed, the user here has not allowed
             session = Session.from_dict({**session.to_dict(), "permissions": Session().to_dict()["permissions"]})
         return _drive(args, team, session, None, None, terminal, interrupts)

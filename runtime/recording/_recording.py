@@ -34,6 +34,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VERSION: Final = 1
+#: What the fields of an event have to be, by their annotations.
+_KINDS: Final[Mapping[str, tuple[Any, str]]] = {
+    "str": (str, "a text"),
+    "StopReason": (str, "a text"),
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "float | None": ((int, float, type(None)), "a number"),
+    "bool": (bool, "true or false"),
+    "ToolCall": (ToolCall, "a tool call"),
+    "tuple[str, ...]": (tuple, "a list"),
+}
 HEADER: Final = "record"
 REQUEST: Final = "model_request"
 REPLY: Final = "model_reply"
@@ -149,10 +160,9 @@ class Recording:
                 with self._reading(number):
                     event = events.Event.from_dict(line)
                     for each in fields(event):
-                        if each.type == "str" and not isinstance(getattr(event, each.name), str):
-                            raise TypeError(f"{each.name} of {event.type} is not a text")
-                        if each.type == "ToolCall" and not isinstance(getattr(event, each.name), ToolCall):
-                            raise TypeError(f"{each.name} of {event.type} is not a tool call")
+                        kinds, said = _KINDS.get(str(each.type), (object, ""))
+                        if not isinstance(getattr(event, each.name), kinds):
+                            raise TypeError(f"{each.name} of {event.type} is not {said}")
                 yield event
 
     @cached_property

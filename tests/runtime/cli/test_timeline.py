@@ -293,6 +293,8 @@ def test_the_command_writes_a_page_for_its_owner_and_replaces_only_its_own(
             "error: {picture} is not a recorded run: its first line is not of type 'record'\n",
         ),
         (["{older}", "--timeline"], "error: {older} was recorded in version 0 of the format, not 1\n"),
+        (["{counted}", "--html", "page.html"], "line 2: total_input_tokens of token_usage is not a whole number\n"),
+        (["{said}", "{agent}"], "line 1: title of the session is a list, and should be text"),
     ],
 )
 def test_what_cannot_be_shown_is_told(
@@ -305,8 +307,15 @@ def test_what_cannot_be_shown_is_told(
     (tmp_path / "letter").write_text("Dear Ada,\n")
     (tmp_path / "picture").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xd8")
     (tmp_path / "older").write_text(record[0].replace('"version": 1', '"version": 0'), "utf-8")
-    names = ("broken", "strange", "empty", "letter", "picture", "older")
-    files = {"record": written.path, **{name: tmp_path / name for name in names}}
+    usage = {"type": "token_usage", "model": "m", "input_tokens": 1, "output_tokens": 1, "total_input_tokens": "x"}
+    (tmp_path / "counted").write_text(record[0] + json.dumps({**usage, "total_output_tokens": 1}) + "\n", "utf-8")
+    header = json.loads(record[0])
+    header = json.dumps({**header, "session": {**header["session"], "title": []}})
+    (tmp_path / "said").write_text("".join([f"{header}\n", *record[1:]]), "utf-8")
+    model = "type('M', (), {'id': 'm', 'stream': lambda *_, **__: ()})()"
+    (tmp_path / "agent").with_suffix(".py").write_text(f"from runtime import Agent\nagent = Agent('a', {model})\n")
+    names = ("broken", "strange", "empty", "letter", "picture", "older", "counted", "said")
+    files = {"agent": tmp_path / "agent.py", "record": written.path, **{name: tmp_path / name for name in names}}
     assert main(["replay", *(each.format(**files) for each in arguments)]) == 2
     assert message.format(**files) in capsys.readouterr().err
 
