@@ -214,8 +214,8 @@ class _Within(OtelContext):
 
     def _start(self) -> None:
         operation = self.operation
-        if operation is not None:
-            operation.start()
+        if operation is not None and not operation.start():
+            self.operation = None  # nobody waits twice
 
     def become(self, context: OtelContext | None) -> None:
         """Hold what is in ``context`` from now on, and let go of the operation, which holds its stream."""
@@ -267,6 +267,7 @@ class _Operation:
         "_ended",
         "_events",
         "_failure",
+        "_given_up",
         "_recording",
         "_span",
         "_stream",
@@ -290,6 +291,7 @@ class _Operation:
         self._unstarted = True
         self._within: weakref.ref[_Within] | None = None  # held by what runs in it, while there is something
         self._unfinished = True
+        self._given_up = False  # the wait for its start
         self._taken = False  # by the finisher, which is then told when it is closed
         self._span: Span = INVALID_SPAN
         self._recording = False  # whether anybody is told of the span
@@ -325,17 +327,20 @@ class _Operation:
         if closed:
             self._finish()
 
-    def start(self) -> None:
-        """Start the span, as of when the operation began. Once: others wait until it is started. In any thread."""
+    def start(self) -> bool:
+        """Start the span, as of when the operation began. Once: others wait until it is started. In any thread.
+
+        False if the wait was in vain.
+        """
         telemetry, starting = self._stream.telemetry, self._stream.starting
         # Held while foreign code runs, so that no thread sees an operation without its span. A processor that stands
         # still holds up whoever asks for a span of this stream, for the grace time. One that asks for the span of which
         # it is being told finds what is outside.
         if not starting.acquire(timeout=min(telemetry.grace, threading.TIMEOUT_MAX)):
-            return
+            return False
         try:
             if not self._unstarted:
-                return
+                return True
             self._unstarted = False
             try:
                 self._start()
@@ -345,6 +350,9 @@ class _Operation:
                 within = None if self._within is None else self._within()
                 if within is not None:
                     within.become(self.current)
+            if self._given_up:
+                self._span.end(self._wall + self._took())
+            return True
         finally:
             starting.release()
 
@@ -395,10 +403,10 @@ class _Operation:
             return
         self._unfinished = False
         telemetry = self._stream.telemetry
-        if self._unstarted and telemetry.has_processors():
-            self.start()
+        if telemetry.has_processors() or not self._unstarted:
+            self._given_up = not self.start()  # then whoever starts it still ends it as well
         error, description = self._failure or ("", "")
-        took = (self._ended or self._began) - self._began
+        took = self._took()
         failed: Attributes = {"error.type": error} if error else {}
         try:
             if self._recording:
@@ -415,6 +423,10 @@ class _Operation:
                 self.measure(took / 1e9, failed)
         except Exception:
             telemetry.failed("a metric")
+
+    def _took(self) -> int:
+        """How long the operation was under way, in nanoseconds."""
+        return (self._ended or self._began) - self._began
 
     def _tell(self, failed: Attributes, description: str) -> None:
         telemetry, span = self._stream.telemetry, self._span

@@ -289,6 +289,62 @@ def test_a_processor_that_stands_still_at_a_start_holds_up_no_model_and_no_tool(
             assert time.monotonic() - began < 5
 
 
+def test_a_tool_waits_once_for_a_span_that_cannot_be_started() -> None:
+    """A processor stands still over it. What the tool finds then is the span around its call."""
+    took: list[float] = []
+    found: list[str] = []
+    with Stall() as stall:
+
+        class Stuck(SpanProcessor):
+            def on_start(self, span: Span, parent_context: Any = None) -> None:
+                if span.name.startswith("execute_tool"):
+                    stall()
+
+        @tool(read_only=True)
+        def looks() -> str:
+            """Looks often."""
+            assert stall.reached.wait(10)
+            began = time.monotonic()
+            found.extend(name(trace.get_current_span()) for _ in range(20))
+            took.append(time.monotonic() - began)
+            return "ok"
+
+        made = TracerProvider()
+        made.add_span_processor(Stuck())
+        with Runtime(Agent("a", Scripted([call("looks")], say("x")), tools=[looks]), grace=0.2) as runtime:
+            instrument(runtime, tracer_provider=made)
+            assert runtime.run(Session.from_user("go")).text == "x"
+    assert found == ["invoke_agent a"] * 20
+    assert 0.2 <= took[0] < 2
+
+
+def test_a_span_whose_start_outlasts_its_stream_is_ended_all_the_same(telemetry: Telemetry) -> None:
+    """A tool has asked for it, and a processor stands still over it for longer than anybody waits."""
+    with Stall() as stall:
+
+        class Stuck(SpanProcessor):
+            def on_start(self, span: Span, parent_context: Any = None) -> None:
+                if span.name.startswith("execute_tool"):
+                    stall()
+
+        @tool(read_only=True, timeout=0.05)
+        def looks() -> str:
+            """Looks."""
+            trace.get_current_span()
+            return "ok"
+
+        telemetry.tracers.add_span_processor(Stuck())
+        runtime = telemetry.instrument(
+            Runtime(Agent("a", Scripted([call("looks")], say("x")), tools=[looks]), grace=0.1)
+        )
+        assert runtime.run(Session.from_user("go")).text == "x"
+        assert stall.reached.wait(10)
+        assert eventually(lambda: "invoke_agent a" in {span.name for span in telemetry.kept.ended})
+        assert not telemetry.is_whole()
+    assert eventually(telemetry.is_whole)
+    runtime.close()
+
+
 @pytest.mark.parametrize("readers", [False, True], ids=["no readers", "readers"])
 def test_spans_that_nobody_takes_are_not_made(telemetry: Telemetry, readers: bool) -> None:
     """A provider without processors is what OTEL_TRACES_EXPORTER=none makes. Metrics are measured all the same."""
