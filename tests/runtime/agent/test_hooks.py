@@ -301,7 +301,7 @@ def test_cleanup_hooks_that_outlive_the_grace_time_are_ended(point: str) -> None
             ended.append(given.hook_event_name)
 
     hooks: dict[str, list[Any]] = {point: [slow, "sleep 30"]}
-    with Stall() as stall, Runtime(Agent("a", Scripted([stall]), hooks=hooks), grace=0.2) as runtime:
+    with Stall() as stall, Runtime(Agent("a", Scripted([stall]), hooks=hooks), grace=1) as runtime:
         with runtime.run_stream(Session.from_user("hi")) as stream:
             assert stall.reached.wait(5)
             stream.cancel()
