@@ -438,6 +438,25 @@ def test_a_cancel_does_not_wait_for_a_consumer_that_does_not_read(pool: ProcessP
         assert session.messages[-1].finish_reason == "interrupted"
 
 
+@pytest.mark.stress
+def test_many_runs_of_one_process_that_are_cancelled_together_end_in_seconds() -> None:
+    """Each has half a dozen threads, which all wake."""
+    with (
+        ThreadPoolExecutor(400) as pool,
+        Remote(pool.submit, f"{AGENTS}:waits", grace=60, settings={"grace": 30}) as remote,
+    ):
+        streams = [remote.run_stream(Session.from_user("go")) for _ in range(400)]
+        for stream in streams:
+            assert any(isinstance(event, AgentChoice) for event in stream)
+        began = time.monotonic()
+        for stream in streams:
+            stream.cancel()
+        assert all(list(stream)[-1].type == "stream_stopped" for stream in streams)
+        assert time.monotonic() - began < 15
+        for stream in streams:
+            stream.close()
+
+
 @pytest.mark.parametrize("capacity", [1, 8])
 def test_a_run_that_has_ended_waits_for_its_consumer(pool: ProcessPoolExecutor, capacity: int) -> None:
     """Nothing is left out where nobody has cancelled it."""
