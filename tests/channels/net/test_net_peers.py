@@ -468,7 +468,7 @@ def test_tls_on_one_side_only(encrypted: str, threads: Any, monkeypatch: pytest.
     monkeypatch.setattr(connection_module, "HELLO", 0.3)
     here, there = certificates().server(), certificates().client()
     with Listener(ssl=here if encrypted == "the listener" else None) as listener:
-        accepting = threads.go(listener.accept, 1)
+        accepting = threads.go(listener.accept, 3)
         with pytest.raises(HelloFailed, match="TLS"):
             connect(listener.address, listener.key, timeout=5, ssl=there if encrypted == "the peer" else None)
         assert "turned away" in str(accepting.raises(TimeoutError))

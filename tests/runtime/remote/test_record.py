@@ -15,7 +15,7 @@ from runtime import Agent, RunError, Runtime, Session
 from runtime.events import AgentChoice, ToolCallConfirmation
 from runtime.models.replay import ReplayModel
 from runtime.recording import Recording
-from runtime.remote import Remote
+from runtime.remote import Remote, _record
 from support import remote_agents
 from support.remote_agents import Processes
 
@@ -73,7 +73,9 @@ def test_that_of_a_worker_that_is_lost_has_what_was_told(processes: Processes, t
         runtime.run(Session.from_user("go"), record=path)
 
 
-def test_what_cannot_be_written_is_an_error_where_it_is_asked_for(pool: ProcessPoolExecutor, tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_an_error_where_it_is_asked_for(
+    pool: ProcessPoolExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "record.jsonl"
     session = Session.from_user("go")
     with Remote(pool.submit, f"{AGENTS}:waits") as remote:
@@ -90,8 +92,14 @@ def test_what_cannot_be_written_is_an_error_where_it_is_asked_for(pool: ProcessP
     def refuses(function: Any, spec: Any) -> None:
         raise OSError("no workers")
 
+    def slow(file: Any, close: Any = _record.close) -> None:
+        time.sleep(0.1)
+        close(file)
+
+    monkeypatch.setattr(_record, "close", slow)
     with Remote(refuses, f"{AGENTS}:few") as remote, pytest.raises(OSError, match="no workers"):
         remote.run_stream(session, record=path)
+    monkeypatch.undo()
     with Runtime(remote_agents.few) as runtime:
         runtime.run(session, record=path)
 

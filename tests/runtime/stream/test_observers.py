@@ -193,11 +193,11 @@ def test_a_cancel_waits_for_slow_observers_no_longer_than_the_grace_time(observe
     class Slow(Watcher):
         def on_event(self, session: Session, event: Event) -> None:
             super().on_event(session, event)
-            threading.Event().wait(0.04 / observers)
+            threading.Event().wait(0.08 / observers)
 
     watchers = [Slow() for _ in range(observers)]
     agent = Agent("a", Scripted(say(*["x"] * 500)))
-    with Runtime(agent, observers=watchers, event_capacity=60, grace=1) as runtime:
+    with Runtime(agent, observers=watchers, event_capacity=60, grace=2) as runtime:
         stream = runtime.run_stream(Session.from_user("go"))
         assert eventually(lambda: len(stream._core.events) == 60)
         stream.cancel()
