@@ -90,7 +90,10 @@ def answer(args: argparse.Namespace, terminal: Terminal, read: Read) -> int:
         except (InvalidAnswer, NotUnderstood) as error:
             _show(terminal, request)
             raise CannotLoad(f"the answer does not fit: {error}") from error
+        parked = terminal.is_read and request.root_id in store.ready()
     terminal.note(f"answered {short(id)}", "dim")
+    if parked:  # by itself it goes on nowhere, unless its agent is served
+        terminal.note(f"to go on: lockgate run AGENT --session {short(request.root_id)}", "dim")
     return OK
 
 

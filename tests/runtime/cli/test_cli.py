@@ -958,7 +958,7 @@ def test_an_answer_may_be_typed_as_in_a_run(terminal: Any, lockgate: Any, own: d
     screen.enter("perhaps")
     screen.expect("That is no answer.", "> ")
     screen.enter("n it smells")
-    screen.expect(f"answered {id[:8]}")
+    screen.expect(f"answered {id[:8]}", "to go on: lockgate run AGENT --session ")
     screen.end()
     done = lockgate("run", "agents.py:burning", "--continue", **own)
     assert "it smells" in done.stdout
