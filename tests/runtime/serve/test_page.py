@@ -753,25 +753,6 @@ def test_a_session_is_opened_branched_and_deleted(serve: Callable[..., Place]) -
     tab.see("does not have this chat any more")
 
 
-def test_the_list_of_sessions_is_searched(serve: Callable[..., Place]) -> None:
-    tab = serve().tab()
-    for text in ("apples and pears", "bread"):
-        say(tab, text)
-        hear(tab, text)
-        idle(tab)
-        tab.click("#new")
-    names = "[...document.querySelectorAll('#sessions .name span:first-child')].map((each) => each.innerText)"
-    tab.wait(f"{names}.length === 2")
-    tab.run("document.querySelector('#find').focus()")
-    tab.type("pears")
-    tab.wait(f"String({names}) === 'apples and pears'")
-    tab.type(" <b>")
-    tab.see("No chat has these words", "#sessions")
-    tab.run("document.querySelector('#find').value = ''")
-    tab.run("document.querySelector('#find').dispatchEvent(new Event('input'))")
-    tab.wait(f"{names}.length === 2")
-
-
 def test_the_list_is_searched(serve: Callable[..., Place]) -> None:
     """By what was said, and by the beginning of a title that is still being typed."""
     place = serve()
