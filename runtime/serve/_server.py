@@ -21,6 +21,7 @@ BUFFER: Final = 256 * 1024  # bytes that a slow client may be behind before its 
 UPLOAD: Final = 16 << 20  # bytes of a body that are read, so that one that is too large gets a reply that says so
 END: Final = 5.0  # seconds that streams and runs have to end
 ARRIVAL: Final = 30.0  # seconds in which a request has to arrive
+SLOWEST: Final = 5_000  # bytes a second of a long one, which has as much longer
 STUCK: Final = 60.0  # seconds that a client may take nothing of what is sent
 CONNECTIONS: Final = 5_000  # that are open at a time, if the process may have as many files
 _LONG: Final = 60.0  # seconds in which something happens, or nothing
@@ -110,6 +111,8 @@ class _Stalled:
                 seen, limit = each.last_activity, self._stuck
             elif not each.requests and (each.request is not None or each.last_activity == each.creation_time):
                 seen, limit = 0.0, self._arrival
+                if each.request is not None:
+                    limit += each.request.body_bytes_received / SLOWEST
             else:  # at work, or kept open by its client for the next request
                 continue
             before, since = self._known.get(each, (seen, now))
