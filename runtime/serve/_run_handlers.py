@@ -46,8 +46,8 @@ class RunHandlers(Handlers):
             raise running(id)
         try:
             return self._run(request, session, key, body, agent, name)
-        except Problem:
-            if (known := self.known(id, key)) is None:
+        except Problem as problem:
+            if problem.code not in ("running", "busy", "changed") or (known := self.known(id, key)) is None:
                 raise
             return self._again(request, id, known)  # it was sent twice at the same moment
 
@@ -120,7 +120,13 @@ class RunHandlers(Handlers):
         return is_over
 
     def start(self, agent: str, session: Session) -> LiveRun:
-        """Start a run. Raises `Problem`."""
+        """Start a run. Raises `Problem`, before it begins as far as that can be known: from then on its key is used."""
+        left, acting = session._unfinished, session.agent_name
+        if left is not None and left.calls and acting is not None and acting not in self.backend.roster(agent):
+            text = (
+                f"the session waits with calls of agent {acting!r}, which {agent!r} does not have: run it with that one"
+            )
+            raise Problem(409, "other_agent", text)
         try:
             self.check_permissions(agent, session)
         except ValueError as error:  # they are of a run of another agent

@@ -126,13 +126,14 @@ class EventBody:
         """The entries of a page as they are sent."""
         lines = ['data: {"type":"gap"}\n\n'] if page.gap else []
         for entry in page.entries:
-            if self._run_is_over is not None and entry.type == events.StreamStarted.type:
+            kind = "" if self._run_is_over is None else entry.type
+            if kind == events.StreamStarted.type:
                 if self._started:  # the next run: the process of this one has died, and not told of its end
                     self._over = True
-                    return ("".join(lines)).encode("utf-8", "replace") + self._lost_run()
+                    return "".join(lines).encode("utf-8", "replace") + self._lost_run()
                 self._started = True
             lines.append(f"id: {entry.id}\ndata: {entry.text(self._form)}\n\n")
-            if self._run_is_over is not None and entry.type == events.StreamStopped.type:
+            if kind == events.StreamStopped.type:
                 self._over = True
                 break
         if page.entries:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from runtime import Message, Session, ToolCall
 from runtime.stores import SQLiteStore
 from support.serving import Client, Events, serving, waiter
 
@@ -151,6 +152,18 @@ def test_a_message_for_the_next_run_is_said_once(two: Two) -> None:
     # What was not carried out may be sent again.
     with Events(two.second.open("POST", f"/api/sessions/{id}/agent/waiter", {}, {"Idempotency-Key": "k2"})) as events:
         events.until("stream_stopped")
+
+
+def test_a_run_that_is_refused_leaves_no_key(tmp_path: Path) -> None:
+    """It waits with a call of an agent that is not of the team that is asked: nothing was begun."""
+    with SQLiteStore(tmp_path / "s.db") as store, serving(store=store) as client:
+        calls = Message("assistant", tool_calls=(ToolCall("c1", "pay", "{}"),), agent_name="cook")
+        session = Session([Message("user", "pay"), calls], agent_name="cook")
+        store.open(session).release("interrupted")
+        for _ in range(2):
+            status, reply = client.ask("POST", f"/api/sessions/{session.id}/agent/waiter", {}, KEY)
+            assert (status, reply["code"]) == (409, "other_agent")
+        assert store.idempotency_key(session.id, "k1") is None
 
 
 def test_a_session_is_made_once(two: Two) -> None:

@@ -826,6 +826,37 @@ def test_a_file_of_the_first_version_is_run_on(path: Path, monkeypatch: pytest.M
         assert list(path.parent.glob("*.backup")) == [backup]
 
 
+def test_a_log_whose_events_have_a_row_each_is_gone_on_with(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the second version wrote it: what is added behind them has a row together."""
+    monkeypatch.setattr(_migrations, "STEPS", _migrations.STEPS[:2])
+    file = _file.StoreFile(path, "process")
+    file.prepare()
+    rows = [(number, f"{number},1\n") for number in range(1, 8)]
+    with contextlib.closing(file.connect(write=True)) as connection:
+        _migrations.migrate(file, connection)
+        connection.execute(
+            "INSERT INTO sessions (id, title, status, permissions, compacted, created_at, updated_at, epoch, events)"
+            " VALUES ('old', '', 'idle', ?, ?, 5, 6, 3, 7)",
+            (
+                '{"allow": [], "ask": [], "deny": [], "approve_all": false}',
+                '{"summary": "", "start": 0, "shortened": 0, "at": 0}',
+            ),
+        )
+        connection.executemany("INSERT INTO events VALUES (?, ?)", [((1 << 32) + at, text) for at, text in rows])
+    monkeypatch.undo()
+    with SQLiteStore(path) as store:
+        session = store.load("old")
+        journal = store.open(session)
+        assert list(store.events("old")) == rows
+        more = [(8, "8"), (9, "9"), (10, "10")]
+        store.append_events(session, more)
+        for since in range(12):
+            assert list(store.events("old", since)) == [*rows, *more][since:]
+        journal.release("idle")
+    with raw(path) as other:
+        assert other.execute("SELECT count(*), sum(count) FROM events").fetchone() == (8, 10)
+
+
 def test_a_step_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with SQLiteStore(path) as store:
         session = Session.from_user("hello")
