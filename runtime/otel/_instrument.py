@@ -39,7 +39,8 @@ def instrument(
     ``OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT`` is ``true`` now. Secrets are then removed, as in a
     `Recording`, and ``redact`` gets each text and returns the text to send.
 
-    Spans are ended on a helper thread, so that span processors and exporters cannot make a run fail or delay it. At its
+    Spans are started and ended on a helper thread, with the times at which things happened, so that span processors and
+    exporters cannot make a run fail or delay it; only the span of the run is started where the stream is opened. At its
     end, a run waits for them, at most for the grace time. A second call changes the settings for runs that start later;
     no span is doubled. Thread-safe. Raises `MissingExtra` if OpenTelemetry is not installed.
     """
