@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, behind = parser.parse_known_args(argv)
     if behind and not _take(args, behind):
         if args.command == "run" and not any(word.startswith("-") for word in behind):
-            prompt = shlex.quote(" ".join([args.prompt, *behind]))
+            prompt = shlex.quote(" ".join([args.prompt, *behind] if args.prompt else behind))
             parser.error(f"the prompt has to be in quotes: lockgate run {args.agent} {prompt}")
         parser.error(f"unrecognized arguments: {' '.join(behind)}")
     if args.command is None:

@@ -553,8 +553,9 @@ def test_an_answer_has_a_name(lockgate: Any) -> None:
 
 
 def test_a_prompt_without_quotes_is_told_so(lockgate: Any) -> None:
-    done = lockgate("run", "agents.py", "Book", "Ann's", "table", status=2)
-    assert """has to be in quotes: lockgate run agents.py 'Book Ann'"'"'s table'""" in done.stderr
+    for words in (("Book", "Ann's", "table"), ("--yes", "Book", "Ann's", "table"), ("Book", "--yes", "Ann's", "table")):
+        done = lockgate("run", "agents.py", *words, status=2)
+        assert """has to be in quotes: lockgate run agents.py 'Book Ann'"'"'s table'""" in done.stderr
 
 
 def test_a_folder_of_sessions_that_cannot_be_made_is_told_with_the_way_out(lockgate: Any, place: Path) -> None:
