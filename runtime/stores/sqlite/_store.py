@@ -99,7 +99,9 @@ class SQLiteStore:
         self._file = StoreFile(path, durability)
         self._lease = lease
         self._closed = False
-        self._cores: dict[int, _Core] = {}  # by process: a forked child has one of its own
+        # Not a dict of them by process: without the GIL, a dict has a lock, and a child that is forked as a thread of
+        # the parent holds it would wait for it for ever.
+        self._opened: _Core | None = None
         self._core()
 
     # -- sessions ------------------------------------------------------------------------------------------------------
@@ -413,7 +415,7 @@ class SQLiteStore:
         Raises `StoreError` where that takes longer than half a minute; it then goes on by itself.
         """
         self._closed = True
-        core = self._cores.get(os.getpid())
+        core = self._own_core()
         if core is not None and not core.close(_CLOSING):
             raise StoreError(f"{self._file} could not be closed within {_CLOSING:g} s: its disk stands still")
 
@@ -432,13 +434,18 @@ class SQLiteStore:
         """What this process has of the store."""
         if self._closed:
             raise StoreError("the store is closed")
-        core = self._cores.get(os.getpid())
+        core = self._own_core()
         if core is None:
             with _making:
-                core = self._cores.get(os.getpid())
+                core = self._own_core()
                 if core is None:
-                    core = self._cores[os.getpid()] = self._new_core()
+                    core = self._opened = self._new_core()
         return core
+
+    def _own_core(self) -> _Core | None:
+        """What this process has opened: a forked child opens another one."""
+        core = self._opened
+        return core if core is not None and core.process == os.getpid() else None
 
     def _new_core(self) -> _Core:
         self._file.prepare()
@@ -448,7 +455,7 @@ class SQLiteStore:
             self._file.use_wal(connection)
             migrate(self._file, connection)
             fts5 = _search.has_fts5(connection)
-            core = _Core(self._file, connection, self._lease, fts5, self._cores)
+            core = _Core(self._file, connection, self._lease, fts5)
         except sqlite3.Error as error:
             connection.close()
             raise self._file.explained(error) from error
@@ -489,11 +496,8 @@ class SQLiteStore:
 class _Core:
     """The connections of a process, and its writer. Does not hold the store, which may be forgotten."""
 
-    def __init__(
-        self, file: StoreFile, connection: Connection, lease: float, fts5: bool, place: dict[int, _Core]
-    ) -> None:
+    def __init__(self, file: StoreFile, connection: Connection, lease: float, fts5: bool) -> None:
         self.process = os.getpid()
-        self.place = place  # where the store finds it
         self.fts5 = fts5
         self.forgotten = 0  # when it was looked for old event logs; used by the writer's thread alone
         self.readers = Readers(file)
@@ -638,7 +642,6 @@ def _in_child() -> None:
         _never_closed(core.writer.connection)
         for connection in list(core.readers.connections):
             _never_closed(connection)
-        core.place.clear()
         _live.discard(core)
 
 
