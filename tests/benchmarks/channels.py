@@ -117,6 +117,21 @@ def flow(peer: Peer | None, n: int, capacity: int, sides: int = 1) -> float:
     return timed(gate.wait, *work) / (n * sides)
 
 
+def pairs(peer: Peer | None, n: int, count: int) -> float:
+    """So many pairs of threads, each on a channel of its own: what they share slows them down."""
+    need(peer)
+    gate = threading.Barrier(2 * count + 1)
+
+    def side(work: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: (gate.wait(), work())
+
+    work = []
+    for _ in range(count):
+        send, recv = peer.ops(peer.make(128))
+        work += [side(give(n, send)), side(take(n, recv))]
+    return timed(gate.wait, *work) / (n * count)
+
+
 def trip(peer: Peer | None, n: int) -> float:
     need(peer is None or peer.rendezvous)
     if peer is None:
@@ -235,6 +250,7 @@ MEASURES = {
     "cap1": Measure("thread to thread, capacity 1", ("cap1", "queue.Queue"), 2000, flow, (1,)),
     "cap128": Measure("thread to thread, capacity 128", ("cap128", "queue.Queue"), 40_000, flow, (128,)),
     "4to4": Measure("4 threads to 4, capacity 128", ("4to4", "queue.Queue"), 3000, flow, (128, 4)),
+    "4pairs": Measure("4 pairs of threads, a channel each", ("4pairs", "queue.Queue"), 10_000, pairs, (4,)),
     "trip": Measure("round trip of two threads, unbuffered", ("trip", RAW), 1500, trip),
     "select2": Measure("send + select over 2, one thread", ("pair", "queue.Queue"), 40_000, selecting, (2, False)),
     "select10": Measure("send + select over 10, one thread", ("pair", "queue.Queue"), 2000, selecting, (10, False)),
@@ -341,6 +357,11 @@ def report(figures: Figures, names: list[str], markdown: bool) -> None:
         print("| " + " | ".join(cells) + " |" if markdown else "  ".join(cells))
         if markdown and number == 0:
             print("|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|")
+    print()
+    for name in names:  # with one pair that keeps two processors busy, 1 is what two processors allow
+        if ("4pairs", name) in figures and ("cap128", name) in figures:
+            both = zip(figures["cap128", name], figures["4pairs", name], strict=False)
+            print(f"four pairs do {statistics.median(one / four for one, four in both):.2f} of one pair: {name}  ")
     print()
     for key, limit in TARGETS.items():
         base, name = MEASURES[key].baseline
