@@ -685,7 +685,7 @@ def test_a_file_system_without_shared_memory(path: Path, monkeypatch: pytest.Mon
             return super().execute(sql.replace("journal_mode = WAL", "journal_mode"), *args)
 
     real = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: real(*args, factory=Without, **more))
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: real(*args, **{**more, "factory": Without}))
     with pytest.raises(StoreError, match=r"no shared memory.*local disk"):
         SQLiteStore(path)
 
