@@ -253,7 +253,7 @@ class CancelToken:
     def __repr__(self) -> str:
         if not self.cancelled:
             return "<CancelToken>"
-        return "<CancelToken cancelled>" if self.cause is None else f"<CancelToken cancelled: {self.cause!r}>"
+        return "<CancelToken cancelled>" if self.cause is None else f"<CancelToken cancelled: {self.cause!r:.200}>"
 
 
 class Registration:

@@ -67,9 +67,8 @@ class Channel(Rescue, Generic[T]):
     )
 
     def __init__(self, capacity: int = 0, *, name: str | None = None) -> None:
-        capacity = operator.index(capacity)
-        if capacity < 0:
-            raise ValueError(f"capacity must be 0 or more, not {capacity}")
+        if capacity.__class__ is not int or capacity < 0 or (name is not None and name.__class__ is not str):
+            capacity = _checked(capacity, name)
         self.name = name
         self._capacity = capacity
         # An empty deque is 0.76 KB: queues are made when something has to wait, and are lists at first.
@@ -202,7 +201,14 @@ class Channel(Rescue, Generic[T]):
                 if sent == len(given):
                     return
                 left = timeout if deadline is None or timeout == 0 else max(deadline - monotonic(), 0.0)
-                self.send(given[sent], left, cancel)
+                try:
+                    self.send(given[sent], left, cancel)
+                except TimeoutError:
+                    if timeout == 0:
+                        raise
+                    raise TimeoutError(
+                        f"send on {self!r}: nobody received number {sent + 1} of {len(given)} within {timeout} s"
+                    ) from None
                 sent += 1
                 if sent == len(given):  # a channel that has closed since has taken all of them
                     return
@@ -322,8 +328,8 @@ class Channel(Rescue, Generic[T]):
         This costs as much as one `recv`. Raises what `recv` raises, and loses no value either: after an asynchronous
         exception (Ctrl-C) the values are back in the channel, in front of the others.
         """
-        if limit is not None and (operator.index(limit) < 1 or isinstance(limit, bool)):
-            raise _no_limit(limit)
+        if limit is not None and (limit.__class__ is not int or limit < 1):
+            limit = _limit(limit)
         if self._buffer or self._senders:  # a look without the lock: what comes in this moment is for `recv`
             if timeout is not None:
                 deadline_after(timeout)  # a wrong timeout is an error, even if nothing has to be waited for
@@ -429,7 +435,7 @@ class Channel(Rescue, Generic[T]):
         return True  # `if channel:` asks whether there is a channel, not whether it has values
 
     def __repr__(self) -> str:
-        name = "" if self.name is None else f" {self.name!r}"
+        name = "" if self.name is None else f" {self.name!r:.80}"
         state = "closed" if self.closed else "open"
         now = self.statistics()
         waiting = "".join(
@@ -579,8 +585,8 @@ class Channel(Rescue, Generic[T]):
 
     def _take_many(self, limit: int | None) -> list[Any]:
         """The values that are there, up to ``limit``, which may be none. Raises `ChannelClosed`."""
-        if limit is not None and (operator.index(limit) < 1 or isinstance(limit, bool)):
-            raise _no_limit(limit)
+        if limit is not None and (limit.__class__ is not int or limit < 1):
+            limit = _limit(limit)
         if _fork.forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
@@ -956,6 +962,31 @@ def _look_at(cancel: SupportsDone) -> None:
         raise channel._reentered("cancel=", "try_send or try_recv")
 
 
+def _whole(what: str, value: Any, least: int, otherwise: str = "") -> int:
+    """The whole number, of whatever type. Raises `TypeError` and `ValueError`."""
+    said = f"{what} must be a whole number, {least} or more{otherwise}, not {value!r:.200}"
+    if isinstance(value, bool):
+        raise TypeError(said)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(said) from None
+    if number < least:
+        raise ValueError(said)
+    return number
+
+
+def _limit(limit: Any) -> int:
+    return _whole("limit", limit, 1, ", or None for all")
+
+
+def _checked(capacity: Any, name: Any) -> int:
+    """The capacity of a channel. Raises `TypeError` and `ValueError`, for its name too."""
+    if not (name is None or isinstance(name, str)):
+        raise TypeError(f"the name of a channel must be text, or None, not {name!r:.200}")
+    return _whole("capacity", capacity, 0)
+
+
 def _done_of(cancel: SupportsDone) -> Channel[Any]:
     """The channel that closes when ``cancel`` is done."""
     try:
@@ -967,12 +998,8 @@ def _done_of(cancel: SupportsDone) -> Channel[Any]:
         elif hasattr(getattr(cancel, "token", None), "done"):
             hint = ": pass its token"
         raise TypeError(
-            f"cancel= takes a CancelToken, or an object whose done is a receiver, not {cancel!r}{hint}"
+            f"cancel= takes a CancelToken, or an object whose done is a receiver, not {cancel!r:.200}{hint}"
         ) from None
-
-
-def _no_limit(limit: object) -> ValueError:
-    return ValueError(f"limit must be a number of values, 1 or more, or None for all, not {limit!r}")
 
 
 def _cancelled(cancel: SupportsDone | None) -> Cancelled:

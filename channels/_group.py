@@ -82,6 +82,8 @@ class WorkerGroup:
     ) -> None:
         if executor is not None:
             _check_executor(executor)
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a WorkerGroup must be text, not {name!r:.200}")
         self.name = name
         self._executor = executor
         self._watching: Registration | None = None  # where there is an executor

@@ -237,7 +237,7 @@ def deadline_after(timeout: float | None) -> float | None:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         timeout = _seconds(timeout)
     if timeout != timeout or timeout < 0:
-        raise ValueError(f"timeout must be a number of seconds, 0 or more, not {timeout!r}")
+        raise ValueError(f"timeout must be a number of seconds, 0 or more, not {timeout!r:.200}")
     try:
         return None if math.isinf(timeout) else monotonic() + timeout
     except OverflowError:  # an int beyond the floats: longer than anyone waits
@@ -256,4 +256,4 @@ def _seconds(timeout: Any) -> float:
             return int(timeout)  # type: ignore[arg-type]
     seconds = getattr(timeout, "total_seconds", None)
     hint = "" if seconds is None else ": say .total_seconds()"
-    raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}{hint}")
+    raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r:.200}{hint}")

@@ -249,7 +249,7 @@ def after(seconds: float) -> Receiver[float]:
 
     The channel is not closed afterwards. A timer whose receiver is no longer referenced is dropped.
     """
-    deadline = _deadline(seconds)
+    deadline = _deadline("after", seconds)
     channel: Channel[float] = Channel(1, name=f"after({seconds})")
     if deadline is not None:
         call_at(deadline, _Fire(channel), channel)
@@ -261,19 +261,23 @@ def tick(seconds: float) -> Receiver[float]:
 
     It ticks until the receiver is no longer referenced. ``seconds`` has to be more than 0.
     """
-    deadline = _deadline(seconds)
+    deadline = _deadline("tick", seconds)
     if seconds <= 0:
-        raise ValueError(f"tick takes more than 0 seconds, not {seconds!r}")
+        raise ValueError(f"tick takes a number of seconds, more than 0, not {seconds!r:.200}")
     channel: Channel[float] = Channel(1, name=f"tick({seconds})")
     if deadline is not None:
         call_at(deadline, _Fire(channel, deadline, seconds), channel)
     return channel.receiver
 
 
-def _deadline(seconds: float) -> float | None:
+def _deadline(timer: str, seconds: float) -> float | None:
     if seconds is None:
-        raise TypeError("a timer takes a number of seconds, not None")
-    return deadline_after(seconds)
+        raise TypeError(f"{timer} takes a number of seconds, not None")
+    try:
+        return deadline_after(seconds)
+    except (TypeError, ValueError) as error:  # which speaks of a timeout
+        said = f"{timer} takes a number of seconds, 0 or more, not {seconds!r:.200}"
+        raise type(error)(said) from None
 
 
 class _Fire:

@@ -9,6 +9,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ._errors import ChannelClosed
 from ._park import NOTHING
+from ._rescue import Rescue
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -67,7 +68,9 @@ class Sender(Generic[T_contra]):
     __slots__ = ("__weakref__", "_target")  # no _channel: it is not a case of select
 
     def __init__(self, channel: Ends) -> None:
-        self._target = channel
+        if not isinstance(channel, Rescue):
+            raise _no_channel("Sender", channel)
+        self._target: Ends = channel
 
     def send(self, value: T_contra, timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
         """Send ``value``, as `Channel.send`: waits while the buffer is full."""
@@ -133,7 +136,9 @@ class Receiver(Generic[T_co]):
     __slots__ = ("__weakref__", "_channel")
 
     def __init__(self, channel: Ends) -> None:
-        self._channel = channel
+        if not isinstance(channel, Rescue):
+            raise _no_channel("Receiver", channel)
+        self._channel: Ends = channel
 
     def recv(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> T_co:
         """Receive the next value, as `Channel.recv`: waits until there is one."""
@@ -205,4 +210,8 @@ class Sending(Generic[T]):
         self.value = value
 
     def __repr__(self) -> str:
-        return f"<Sending {self.value!r} on {self._channel!r}>"
+        return f"<Sending {self.value!r:.200} on {self._channel!r}>"
+
+
+def _no_channel(view: str, given: object) -> TypeError:
+    return TypeError(f"a {view} must be of a Channel, as channel.{view.lower()} makes it, not {given!r:.200}")

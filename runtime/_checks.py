@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
+
+_LARGEST: Final = 2**63  # of a whole number: behind it, a number of seconds is more than any clock can say
 
 
 def is_number(value: object, *, least: float | None = None, above: float | None = None, whole: bool = False) -> bool:
     """Whether ``value`` is a number, which True and NaN are not, and within its bounds."""
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        return False
+    if isinstance(value, int) and not -_LARGEST < value < _LARGEST:
         return False
     return value == value and (least is None or value >= least) and (above is None or value > above)
 
@@ -17,6 +22,24 @@ def check(what: str, value: object, kind: type[Any] | tuple[type[Any], ...], wan
     """Raise `TypeError` where ``value`` is not of its ``kind``; ``wanted`` says what that is."""
     if not isinstance(value, kind):
         raise TypeError(f"{what} must be {wanted}, not {value!r:.200}")
+
+
+def check_function(what: str, value: object, wanted: str) -> None:
+    """Raise `TypeError` where ``value`` cannot be called; ``wanted`` says what it is called with."""
+    if not callable(value):
+        raise TypeError(f"{what} must be a function {wanted}, not {value!r:.200}")
+
+
+def check_flags(**flags: object) -> None:
+    """Raise `TypeError` where one of the ``flags`` is not True or False: "no" and "false" would count as true."""
+    for name, value in flags.items():
+        if value is not True and value is not False:
+            raise TypeError(f"{name} must be True or False, not {value!r:.200}")
+
+
+def check_path(what: str, value: object) -> None:
+    """Raise `TypeError` where ``value`` does not name a file."""
+    check(what, value, (str, os.PathLike), "a path, as text or a pathlib.Path")
 
 
 def check_number(

@@ -16,7 +16,20 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-__all__ = ["asdict", "astuple", "dataclass", "field", "fields", "is_dataclass", "replace", "resolve_annotations"]
+__all__ = [
+    "asdict",
+    "astuple",
+    "dataclass",
+    "field",
+    "fields",
+    "is_dataclass",
+    "replace",
+    "resolve_annotations",
+    "short_repr",
+    "shown",
+]
+
+_SHOWN: Final = 500  # characters of a value in a repr
 
 if TYPE_CHECKING:
     from dataclasses import asdict, astuple, dataclass, field, fields, is_dataclass, replace
@@ -195,3 +208,19 @@ def resolve_annotations(cls: type) -> bool:
             # Half of them are a name, and to look it up takes a tenth of what `eval` takes.
             annotations[name] = known.get(kind) or getattr(builtins, kind, None) or eval(kind, known)
     return True
+
+
+def shown(value: object) -> str:
+    """The `repr` of a value, or its beginning: a debugger would show a whole conversation on one line."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
+
+
+def short_repr(self: Any) -> str:
+    """The ``__repr__`` of a dataclass whose fields may be long, or are mostly those that it has by default."""
+    said = [
+        f"{each.name}={shown(value)}"
+        for each in fields(self)
+        if each.repr and (value := getattr(self, each.name)) is not each.default
+    ]
+    return f"{type(self).__name__}({', '.join(said)})"

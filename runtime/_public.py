@@ -1,11 +1,13 @@
-"""Public objects say their public module: repr, tracebacks, help and pickles show the name that users import."""
+"""What public objects have in common: they say the module that users import them from, in repr, tracebacks, help and
+pickles, and those that hold threads, locks or connections refuse to be copied.
+"""
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from types import FunctionType
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 from ._dataclasses import fields, resolve_annotations
 
@@ -26,3 +28,14 @@ def publish(module: str, namespace: MutableMapping[str, Any], names: Iterable[st
                 if field.name in own:  # the others are those of a base class, and shared with it
                     field.type = hints[field.name]
         value.__module__ = module
+
+
+def not_copied(instead: str) -> Callable[[Any, SupportsIndex], NoReturn]:
+    """The ``__reduce_ex__`` of a class whose objects cannot be copied or pickled: a copy would share their threads and
+    locks, or fail at the first of these with an error that names neither. ``instead`` says what to do.
+    """
+
+    def __reduce_ex__(self: Any, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be copied or pickled: {instead}")
+
+    return __reduce_ex__

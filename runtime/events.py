@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from ._dataclasses import dataclass, field, fields
+from ._dataclasses import dataclass, field, fields, shown
+from ._errors import describe
 from .session._message import Image, Message, ToolCall
 
 StopReason: TypeAlias = Literal[
@@ -39,9 +40,9 @@ class Event:
 
     def __repr__(self) -> str:
         common = ("agent_name", "session_id", "timestamp")
-        shown = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in common]
-        shown += [(name, getattr(self, name)) for name in common[:2] if getattr(self, name)]
-        said = [*(f"{name}={value!r}" for name, value in shown), f"timestamp={self.timestamp.isoformat()}"]
+        told = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in common]
+        told += [(name, getattr(self, name)) for name in common[:2] if getattr(self, name)]
+        said = [*(f"{name}={shown(value)}" for name, value in told), f"timestamp={self.timestamp.isoformat()}"]
         return f"{type(self).__name__}({', '.join(said)})"
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,21 +55,14 @@ class Event:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Event:
-        """The event that `to_dict` wrote. Fields that this version does not know are ignored."""
-        kind = _TYPES.get(data.get("type", ""))
-        if kind is None:
-            raise ValueError(f"unknown event type {data.get('type')!r}; known are {', '.join(sorted(_TYPES))}")
-        values = {f.name: data[f.name] for f in fields(kind) if f.name in data}
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        if isinstance(values.get("timestamp"), str):
-            values["timestamp"] = datetime.fromisoformat(values["timestamp"])
-        if isinstance(values.get("tool_call"), Mapping):
-            values["tool_call"] = ToolCall(**values["tool_call"])
-        if kind is ToolCallResponse and "images" in values:
-            values["images"] = tuple(Image.from_dict(each) for each in values["images"])
-        if kind is MessageAdded and isinstance(values.get("message"), Mapping):
-            values["message"] = Message.from_dict(dict(values["message"]))
-        return kind(**values)
+        """The event that `to_dict` wrote. Fields that this version does not know are ignored. Raises `ValueError` for
+        anything else.
+        """
+        try:
+            return _read(data)
+        except (AttributeError, KeyError, TypeError) as error:
+            problem = describe(error) if isinstance(data, Mapping) else f"a mapping is wanted, not {data!r:.200}"
+            raise ValueError(f"this is not an event as to_dict() writes it: {problem}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,3 +469,20 @@ def _wire_form(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_wire_form(item) for item in value]
     return value
+
+
+def _read(data: Mapping[str, Any]) -> Event:
+    kind = _TYPES.get(data.get("type", ""))
+    if kind is None:
+        raise ValueError(f"unknown event type {data.get('type')!r:.200}; known are {', '.join(sorted(_TYPES))}")
+    values = {f.name: data[f.name] for f in fields(kind) if f.name in data}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if isinstance(values.get("timestamp"), str):
+        values["timestamp"] = datetime.fromisoformat(values["timestamp"])
+    if isinstance(values.get("tool_call"), Mapping):
+        values["tool_call"] = ToolCall(**values["tool_call"])
+    if kind is ToolCallResponse and "images" in values:
+        values["images"] = tuple(Image.from_dict(each) for each in values["images"])
+    if kind is MessageAdded and isinstance(values.get("message"), Mapping):
+        values["message"] = Message.from_dict(dict(values["message"]))
+    return kind(**values)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from channels import CancelToken
 
-from ._dataclasses import dataclass
+from ._dataclasses import dataclass, short_repr
 from .session._message import Message
 
 
@@ -22,12 +22,16 @@ class TextDelta:
 
     text: str
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
     """A piece of the model's reasoning."""
 
     text: str
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class ToolCallDelta:
     id: str = ""
     name: str = ""
     arguments: str | Mapping[str, Any] = ""
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,8 @@ class NativeDelta:
 
     provider: str
     content: Any
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from channels._lazy import made_later
 
-from ._checks import check
+from ._checks import check, check_flags
 from ._dataclasses import dataclass
 from .foreign._spelling import as_text
 
@@ -27,6 +27,7 @@ Verdict: TypeAlias = Literal["allow", "ask", "deny"]
 _NO_NAME = made_later(lambda: re.compile(r"[\s(),:=]"))
 #: Where an argument begins; a colon by itself may be part of a name or a value.
 _ARGUMENT = made_later(lambda: re.compile(r":([\w.$-]+)="))
+_PAIRS = "pairs of a name and a pattern, such as ('cmd', 'git*')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,10 @@ class Decision:
     reason: str = ""
 
     def __post_init__(self) -> None:
+        check_flags(approved=self.approved)  # "no" would approve
         if self.scope not in ("once", "tool", "session"):
-            raise ValueError(f"an approval must be for once, tool or session, not {self.scope!r}")
+            raise ValueError(f"an approval must be for once, tool or session, not {self.scope!r:.200}")
+        check("the reason of a decision", self.reason, str, "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,15 @@ class Rule:
     tool: str
     arguments: tuple[tuple[str, str], ...] = ()
     owner: str = ""
+
+    def __post_init__(self) -> None:
+        check("the tool of a rule", self.tool, str, "text, such as 'shell'")
+        check("the owner of a rule", self.owner, str, "text")
+        check("the arguments of a rule", self.arguments, (tuple, list), _PAIRS)
+        for pair in self.arguments:
+            if not isinstance(pair, (tuple, list)) or [isinstance(each, str) for each in pair] != [True, True]:
+                raise TypeError(f"the arguments of a rule must be {_PAIRS}; {pair!r:.200} is none")
+        object.__setattr__(self, "arguments", tuple((name, pattern) for name, pattern in self.arguments))
 
     @classmethod
     def parse(cls, text: str) -> Rule:
@@ -122,13 +134,13 @@ class Permissions:
         for name in ("allow", "ask", "deny"):
             given = getattr(self, name)
             if isinstance(given, str):
-                raise TypeError(f"{name} is a list of patterns, such as [{given!r}], not one text")
+                raise TypeError(f"{name} must be a list of patterns, such as [{given!r:.200}], not one text")
             check(name, given, Iterable, "a list of patterns, such as ['shell:cmd=git*']")
             for each in given:
                 check(f"a pattern of {name}", each, (str, Rule), "text, such as 'shell:cmd=git*'")
             rules = tuple(each if isinstance(each, Rule) else Rule.parse(each) for each in given)
             object.__setattr__(self, name, rules)
-        check("approve_all", self.approve_all, bool, "True or False")  # "no" would approve everything
+        check_flags(approve_all=self.approve_all)
 
     def check(self, name: str, known: Collection[str]) -> None:
         """Raise `ValueError` for a pattern that matches no call of the tool ``name``, whose arguments are known."""

@@ -8,10 +8,11 @@ import os
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import NoneType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
-from ._checks import check, is_number
+from ._checks import check, check_flags, check_number, check_path, is_number
 from ._errors import NotPending, NotRunning, SessionBusy, SessionChanged, SessionNotFound, StillWaiting
+from ._public import not_copied
 from .agent._agent import Agent, Team
 from .agent._budget import Budget
 from .agent._output import Output
@@ -34,7 +35,7 @@ from .stream import _at_exit
 from .stream._core import Shared, StreamCore
 from .stream._event_stream import IN_A_COROUTINE, EventStream
 from .stream._forwarder import AnyObserver, checked
-from .stream._on_request import OnRequest, RequestEvent, ask
+from .stream._on_request import OnRequest, RequestEvent, ask, check_on_request
 from .stream._open import open_stream
 from .stream._requests import form
 from .toolcalls._results import RESULT_CHARACTERS
@@ -109,27 +110,33 @@ class Runtime:
     ) -> None:
         for name, seconds in (("grace", grace), ("answer_timeout", answer_timeout)):
             if not is_number(seconds, least=0) and not (name == "answer_timeout" and seconds is None):
-                raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
-        if stall_after is not None and not (is_number(stall_after, least=0) and stall_after > 0):
-            raise ValueError(f"stall_after must be a number of seconds, more than 0, or None, not {stall_after!r}")
+                raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r:.200}")
+        check_number("stall_after", stall_after, "seconds", above=0, optional=True)
         if on_stall is not None and not callable(on_stall):
-            raise TypeError(f"on_stall must be a function that is given a Stall, not {on_stall!r}")
+            raise TypeError(f"on_stall must be a function that is given a Stall, not {on_stall!r:.200}")
         if on_stall is not None and stall_after is None:
             raise ValueError("on_stall needs stall_after=, the seconds without progress after which it is called")
         if not is_number(event_capacity, least=0, whole=True):
-            raise ValueError(f"event_capacity must be a whole number, 0 or more, not {event_capacity!r}")
+            raise ValueError(f"event_capacity must be a whole number, 0 or more, not {event_capacity!r:.200}")
         if result_limit is not None and not is_number(result_limit, least=1, whole=True):
             raise ValueError(
-                f"result_limit must be a whole number of characters, or None for all, not {result_limit!r}"
+                f"result_limit must be a whole number of characters, or None for all, not {result_limit!r:.200}"
             )
-        check("listen", listen, bool, "True or False")
+        check_flags(listen=listen, titles=titles)
+        if executor is not None and not callable(getattr(executor, "submit", None)):
+            raise TypeError(f"executor must be a ThreadPoolExecutor, or None, not {executor!r:.200}")
+        if isinstance(store, type) or not (store is None or callable(getattr(store, "open", None))):
+            raise TypeError(f"store must be a store, such as SQLiteStore('sessions.db'), or None, not {store!r:.200}")
+        if result_directory is not None:
+            check_path("result_directory", result_directory)
         if listen and store is None:
             raise ValueError("listen=True needs a store, through which other processes say something: store=...")
         if park_after is not None and (store is None or not is_number(park_after, least=0)):
             raise ValueError(
-                f"park_after must be a number of seconds, 0 or more, and needs a store, not {park_after!r}"
+                f"park_after must be a number of seconds, 0 or more, and needs a store, not {park_after!r:.200}"
             )
-        check("permissions", permissions or Permissions(), Permissions, "made with Permissions(allow=[...], ...)")
+        check("permissions", permissions, (Permissions, NoneType), "made with Permissions(allow=[...], ...)")
+        check("what a runtime runs", agent, (Agent, Team), "an Agent or a Team")
         self._team = agent if isinstance(agent, Team) else Team((agent,))
         roster = Roster(self._team.agents)
         for level in (permissions or Permissions(), self._team.permissions):
@@ -187,6 +194,7 @@ class Runtime:
         calls of an agent that this runtime does not have, and `StoreError`.
         """
         check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
+        check_flags(interactive=interactive)
         output = None if output_type is None else Output(output_type)
         return self._open(session, interactive=interactive, budget=budget, output=output, record=_recorder(record))
 
@@ -267,6 +275,7 @@ class Runtime:
         and is raised.
         """
         refuse_on_the_loop("Runtime.run", IN_A_COROUTINE)
+        check_on_request(on_request)
         check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
         output = None if output_type is None else Output(output_type)
         interactive = on_request is not None
@@ -345,6 +354,8 @@ class Runtime:
         With a store, the question may also belong to a parked run, or to a run of another process. Raises
         `InvalidAnswer` and `NotPending`, as `EventStream.respond`, and `StoreError`.
         """
+        check("elicitation_id", elicitation_id, (str, NoneType), "the elicitation_id of an ElicitationRequest, or None")
+        check("content", content, (Mapping, NoneType), _CONTENT)
         kept = self._kept(elicitation_id, self._shared.asks, ("question", "turns"))
         if kept is None:
             self._shared.asks.answer(elicitation_id, action, content)
@@ -352,7 +363,8 @@ class Runtime:
             self._answer_kept(kept, {"action": action, "content": dict(content or {})})
 
     def approve(self, confirmation_id: str | None = None, scope: Scope = "once") -> None:
-        """Approve a tool call of any stream of this runtime. The id may be left out if only one call is pending.
+        """Approve a tool call of any stream of this runtime, by the ``confirmation_id`` of its event. The id may be
+        left out if only one call is pending.
 
         With a store, the call may also belong to a parked run, or to a run of another process. Raises `NotPending`, as
         `EventStream.approve`, and `StoreError`.
@@ -364,6 +376,8 @@ class Runtime:
         self._decide(confirmation_id, Decision(False, reason=reason))
 
     def _decide(self, confirmation_id: str | None, decision: Decision) -> None:
+        wanted = "the confirmation_id of a ToolCallConfirmation, or None"
+        check("confirmation_id", confirmation_id, (str, NoneType), wanted)
         kept = self._kept(confirmation_id, self._shared.confirmations, ("approval",))
         if kept is None:
             self._shared.confirmations.answer(confirmation_id, decision)
@@ -406,6 +420,10 @@ class Runtime:
         Raises `RuntimeError` without a store, and `StoreError`.
         """
         store = self._its_store()
+        check_flags(interactive=interactive)
+        return self._resume_ready(store, interactive)
+
+    def _resume_ready(self, store: Store, interactive: bool) -> Iterator[EventStream]:
         for id in store.ready():
             try:
                 stream = self.run_stream(store.load(id), interactive=interactive)
@@ -456,6 +474,7 @@ class Runtime:
             self._elsewhere(session, lambda store, id: store.cancel(id, reason))
 
     def _mail(self, session: Session | str, point: MailPoint, text: str) -> None:
+        check("the text of a message", text, str, "text")
         core = self._live(session)
         if core is not None:
             core.mailbox.take(Mail(point, text))
@@ -492,6 +511,7 @@ class Runtime:
 
     def _live(self, session: Session | str) -> StreamCore | None:
         """The run on the session, where it is one of this runtime."""
+        check("the session", session, (Session, str), "a Session, or the id of one")
         return next((core for core in list(self._shared.cores) if session in (core.session, core.session.id)), None)
 
     @property
@@ -540,6 +560,8 @@ class Runtime:
     ) -> None:
         self.close()
 
+    __reduce_ex__ = not_copied("make a Runtime in each process, or let runtime.remote.Remote run the agent in others")
+
     def __repr__(self) -> str:
         state = "closed" if self._shared.closed else f"{len(self._shared.cores)} live streams"
         return f"<Runtime of {self._team.root!r}, {state}>"
@@ -569,3 +591,4 @@ def _default_loop() -> LoopThread:
 
 
 _loop_known: list[bool] = []
+_CONTENT: Final = "a mapping of the fields of the form to their values, or None"

@@ -17,3 +17,6 @@ from ._task import TaskHandle
 from ._wait import AsyncReceiver, to_async
 
 __all__ = ["AsyncReceiver", "Feed", "LoopThread", "TaskHandle", "default_loop", "from_async", "to_async"]
+
+for _name in __all__:  # repr, tracebacks, help and pickles show the name that users import
+    globals()[_name].__module__ = __name__

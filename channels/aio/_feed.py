@@ -198,11 +198,11 @@ def start_feed(
     cancel: SupportsDone | None,
     context: contextvars.Context | None,
 ) -> Feed[Any]:
-    channel: _Fed[Any] = _Fed(capacity)
     try:
+        channel: _Fed[Any] = _Fed(capacity)
         if not (hasattr(source, "__aiter__") or callable(source) or inspect.isawaitable(source)):
             raise TypeError(
-                f"expected an asynchronous iterable, or a function or coroutine that gives one, not {source!r}"
+                f"expected an asynchronous iterable, or a function or coroutine that gives one, not {source!r:.200}"
             )
         if cancel is not None:
             _done_of(cancel)

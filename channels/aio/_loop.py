@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NoReturn, SupportsIndex, TypeVar, cast
 
 from .. import _timer
 from .._channel import Channel, _look_at
@@ -44,6 +44,8 @@ class LoopThread:
     """
 
     def __init__(self, name: str = "lockgate-loop") -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a LoopThread must be text, not {name!r:.200}")
         self.name = name
         self._life: Life | None = None
         self._closed = False
@@ -167,6 +169,9 @@ class LoopThread:
     ) -> None:
         self.close()
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be copied or pickled: make a LoopThread in each process")
+
     def __repr__(self) -> str:
         state = "closed" if self._closed else "idle" if self._life is None else "running"
         return f"<LoopThread {self.name!r} {state}>"
@@ -248,6 +253,9 @@ def from_async(source: Source[T], *, capacity: int = 64, loop: LoopThread | None
     ``source`` is what `LoopThread.iterate` takes; ``loop`` is the `default_loop` if it is not given. The task runs
     ahead by up to ``capacity`` values, and one more that waits for room.
     """
+    if not (loop is None or isinstance(loop, LoopThread)):
+        discard(source)
+        raise TypeError(f"loop must be a LoopThread, or None, not {loop!r:.200}")
     owner = loop or default_loop()
     return start_feed(owner, owner._alive_for(source), source, capacity, None, None)
 

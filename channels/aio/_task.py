@@ -49,6 +49,16 @@ class Run:
         on_done: OnDone | None,
         context: contextvars.Context | None,
     ) -> None:
+        if not (callable(target) or inspect.isawaitable(target)):
+            raise TypeError(f"what runs on a loop must be a coroutine or a coroutine function, not {target!r:.200}")
+        if on_done is not None and not callable(on_done):
+            discard(target)
+            raise TypeError(
+                f"on_done must be a function of the result and the exception, or None, not {on_done!r:.200}"
+            )
+        if context is not None and not isinstance(context, contextvars.Context):
+            discard(target)
+            raise TypeError(f"context must be a contextvars.Context, or None, not {context!r:.200}")
         self.owner = owner  # the `LoopThread`: not closed for being dropped while a task of it runs
         self.life = life
         self._target = target

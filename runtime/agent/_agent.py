@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
 from typing import Any, Final
 
-from .._checks import check, check_items, is_number
+from .._checks import check, check_flags, check_items, is_number
 from .._dataclasses import dataclass, field, replace
 from ..model import Model
 from ..permissions import Permissions
@@ -76,7 +76,9 @@ class Agent:
             raise ValueError("an agent needs a name")
         wanted = "an object with an id and a stream method"
         if isinstance(self.model, type):
-            raise TypeError(f"the model of agent {self.name!r} is {wanted}, not the class {self.model.__name__} itself")
+            raise TypeError(
+                f"the model of agent {self.name!r} must be {wanted}, not the class {self.model.__name__} itself"
+            )
         check(f"the model of agent {self.name!r}", self.model, Model, wanted)
         object.__setattr__(self, "_instructions", Instructions(self.instructions))
         check("description", self.description, str, "text")
@@ -85,7 +87,7 @@ class Agent:
             "toolsets", self.toolsets, ToolSet, "a list of objects with the methods start, tools and stop"
         )
         check("hooks", self.hooks, (Mapping, NoneType), "a mapping, such as {'stop': [function]}")
-        check("background_agents", self.background_agents, bool, "True or False")
+        check_flags(background_agents=self.background_agents)
         check("compaction", self.compaction, (Compaction, NoneType), "a Compaction, or None")
         check("budget", self.budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
         Hooks(self.hooks)  # what is wrong with them is wrong here, not when a stream begins
@@ -142,6 +144,7 @@ class Team:
         """A copy of the team in which ``change`` has replaced every agent, including those in ``sub_agents`` and
         ``handoffs``.
         """
+        check("change", change, Callable, "a function from an agent to an agent")  # type: ignore[arg-type]
         made: dict[int, Agent] = {}
 
         def changed(agent: Agent) -> Agent:
@@ -150,7 +153,9 @@ class Team:
                     name: [each if isinstance(each, str) else changed(each) for each in getattr(agent, name)]
                     for name in ("sub_agents", "handoffs")
                 }
-                made[id(agent)] = replace(change(agent), **others)  # type: ignore[arg-type]
+                other = change(agent)
+                check(f"what change returns for {agent!r}", other, Agent, "an agent")
+                made[id(agent)] = replace(other, **others)  # type: ignore[arg-type]
             return made[id(agent)]
 
         return replace(self, agents=[changed(agent) for agent in self.agents])

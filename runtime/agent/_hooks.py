@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -13,7 +13,7 @@ from channels import CancelToken
 from channels._lazy import lazy
 
 from .._checks import is_number
-from .._dataclasses import asdict, dataclass, field, fields, replace
+from .._dataclasses import asdict, dataclass, field, fields, replace, short_repr
 from .._errors import HookFailed
 from ..usage import Usage
 from ._hook_answers import read_answer
@@ -78,6 +78,8 @@ class HookInput:
             said["tool_input"] = dict(self.tool_input)
         return said
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True, slots=True)
 class HookResult:
@@ -94,6 +96,8 @@ class HookResult:
     updated_input: Mapping[str, Any] | None = None
     updated_response: str | None = None
     allow: bool = False
+
+    __repr__ = short_repr
 
 
 @functools.cache
@@ -199,8 +203,8 @@ class Hooks:
         for point, targets in (given or {}).items():
             if point not in HOOK_POINTS:
                 raise ValueError(f"unknown hook point {point!r}; known are {', '.join(HOOK_POINTS)}")
-            if isinstance(targets, (str, Hook)) or callable(targets):
-                raise TypeError(f"hooks[{point!r}] must be a list of callables and commands, not {targets!r}")
+            if isinstance(targets, (str, bytes, Hook)) or callable(targets) or not isinstance(targets, Iterable):
+                raise TypeError(f"hooks[{point!r}] must be a list of callables and commands, not {targets!r:.200}")
             self._hooks[point] = [each if isinstance(each, Hook) else Hook(each) for each in targets]
             for hook in self._hooks[point]:
                 if hook.matcher != "*" and not HOOK_POINTS[point].has_matchers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from .._dataclasses import dataclass
+from .._dataclasses import dataclass, shown
 from .._errors import StreamStuck
 from ..events import StopReason
 from ..session._message import Message
@@ -33,3 +33,12 @@ class RunResult(Generic[T]):
     output: T = None  # type: ignore[assignment]
     stuck: StreamStuck | None = None
     error: Exception | None = None
+
+    def __repr__(self) -> str:
+        """Without the messages, of which there may be hundreds."""
+        count = len(self.messages)
+        said = [f"text={shown(self.text)}", f"messages=<{count} message{'s' if count != 1 else ''}>"]
+        said += [f"usage={self.usage!r}", f"reason={self.reason!r}"]
+        others = ((name, getattr(self, name)) for name in ("output", "stuck", "error"))
+        said += [f"{name}={shown(value)}" for name, value in others if value is not None]
+        return f"RunResult({', '.join(said)})"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, overload, ru
 
 from channels._lazy import lazy
 
-from .._checks import check, check_items, is_number
-from .._dataclasses import dataclass, field
+from .._checks import check, check_flags, check_items, is_number
+from .._dataclasses import dataclass, field, short_repr
 from .._errors import BadArguments, describe
 from ..foreign._sound import sound, well_formed
 from ..model import ToolDefinition
@@ -43,11 +43,14 @@ class Answer:
         if self.action not in get_args(Action):
             raise ValueError(f"an answer must be one of {', '.join(get_args(Action))}, not {self.action!r:.200}")
         check("the content of an answer", self.content, Mapping, "a mapping, such as {'size': 'large'}")
+        check("the note of an answer", self.note, str, "text")
 
     @property
     def accepted(self) -> bool:
         """Whether the user accepted, so that there is ``content``."""
         return self.action == "accept"
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +78,13 @@ class ToolResult:
 
     def __post_init__(self) -> None:
         check("the content of a ToolResult", self.content, str, "text")
+        if self.is_error is not True and self.is_error is not False:
+            check_flags(is_error=self.is_error)
         if self.images or type(self.images) is not tuple:
             images = check_items("the images of a ToolResult", self.images, Image, "a tuple of images")
             object.__setattr__(self, "images", images)
+
+    __repr__ = short_repr
 
 
 class CallContext(Protocol):
@@ -133,9 +140,24 @@ class Tool:
         resumable: bool = False,
     ) -> None:
         check("the name of a tool", name, str, "text")
+        if not name:
+            raise ValueError("a tool needs a name, by which the model calls it")
         check(f"the function of tool {name!r}", function, Callable, "callable")  # type: ignore[arg-type]
         check(f"the description of tool {name!r}", description, str, "text")
         check(f"the parameters of tool {name!r}", parameters, (Mapping, NoneType), "a JSON schema of type object")
+        check(f"the server of tool {name!r}", server, str, "text")
+        check(f"the version of tool {name!r}", version, str, "text")
+        if convert is not None:
+            check(f"convert of tool {name!r}", convert, Callable, "a function of the arguments, or None")  # type: ignore[arg-type]
+        check_flags(  # read_only="no" would spare the user the question
+            read_only=read_only,
+            destructive=destructive,
+            parallel=parallel,
+            polling=polling,
+            open_world=open_world,
+            repeatable=repeatable,
+            resumable=resumable,
+        )
         if read_only and destructive:
             raise ValueError(f"tool {name!r} cannot be both read_only and destructive")
         if timeout is not None and not is_number(timeout, above=0):
@@ -180,7 +202,7 @@ class Tool:
                 " ToolContext.progress"
             )
         if on not in ("helper", "consumer"):
-            raise ValueError(f"a tool runs on a helper or on the consumer, not on {on!r}")
+            raise ValueError(f"on must be 'helper' or 'consumer', not {on!r:.200}")
         if on == "consumer" and self.is_async:
             raise TypeError(f"tool {name!r} is a coroutine function, which cannot run in the consumer's thread")
         self.context_parameter = _context_parameter(function)
@@ -254,9 +276,15 @@ class ToolSet(Protocol):
     tries again at the next turn.
     """
 
-    def start(self) -> None: ...
-    def tools(self) -> Sequence[Tool]: ...
-    def stop(self) -> None: ...
+    def start(self) -> None:
+        """Get ready to serve tools. Called before the first `tools`, and again where it has raised."""
+
+    def tools(self) -> Sequence[Tool]:
+        """The tools that there are now."""
+        ...
+
+    def stop(self) -> None:
+        """Let go of everything that `start` has begun. Called when the last runtime that uses the tools is closed."""
 
 
 @overload
@@ -306,10 +334,13 @@ def tool(
     """
 
     def make(function: Callable[..., Any]) -> Tool:
+        if isinstance(function, Tool):
+            raise TypeError(f"{function!r} is a tool already")
+        check("what tool() makes a tool of", function, Callable, "a function")  # type: ignore[arg-type]
         summary, notes = _docstring(function)
         signature = signature_of(function, notes, _is_context)
         made = Tool(
-            name or _name_of(function),
+            _name_of(function) if name is None else name,
             function,
             description=summary if description is None else description,
             parameters=signature.parameters,

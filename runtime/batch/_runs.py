@@ -19,13 +19,13 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 from channels import Channel, Receiver, merge
 from channels._lazy import lazy_logger
 
-from .._checks import check, check_number
+from .._checks import check, check_flags, check_number
 from .._errors import SessionBusy, SessionChanged, StillWaiting, StoreError, StreamStuck
-from .._public import publish
+from .._public import not_copied, publish
 from ..agent._result import RunResult
 from ..events import StreamStopped
 from ..session._session import Session
-from ..stream._on_request import Answering, OnRequest, RequestEvent, ask
+from ..stream._on_request import Answering, OnRequest, RequestEvent, ask, check_on_request
 from ..stream._private_events import ConsumerCall
 from ..usage import Usage
 from ._progress import Progress, shown
@@ -75,10 +75,8 @@ class Runs(Generic[T]):
         check_number("limit", limit, "runs at once", least=1, whole=True)
         if isinstance(sessions, (str, bytes, Session)) or not isinstance(sessions, (Iterable, Channel, Receiver)):
             raise TypeError(f"map takes many sessions or prompts, such as a list of them, not {sessions!r:.200}")
-        if on_request is not None and not callable(on_request):
-            raise TypeError(
-                f"on_request must be a function that is given the event of a request, not {on_request!r:.200}"
-            )
+        check_on_request(on_request)
+        check_flags(progress=progress)
         self._results = _results(start, sessions, limit, on_request, shown(sessions) if progress else None)
 
     def __iter__(self) -> Runs[T]:
@@ -101,6 +99,14 @@ class Runs(Generic[T]):
         """
         self._refuse_if_running()
         self._results.close()
+
+    __reduce_ex__ = not_copied("pass the object itself to the thread that iterates")
+
+    def __repr__(self) -> str:
+        import inspect  # slow, and hardly ever wanted
+
+        state = {"GEN_CREATED": "not started", "GEN_CLOSED": "ended"}
+        return f"<Runs {state.get(inspect.getgeneratorstate(self._results), 'under way')}>"
 
     def __enter__(self) -> Runs[T]:
         return self

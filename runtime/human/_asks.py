@@ -213,7 +213,9 @@ class Asks(Pending[Question, Answer]):
         question stays open.
         """
         if action not in _ACTIONS:
-            raise InvalidAnswer(f"an answer is one of {', '.join(_ACTIONS)}, not {action!r}")
+            raise InvalidAnswer(f"an answer must be one of {', '.join(_ACTIONS)}, not {action!r:.200}")
+        if content is not None and not isinstance(content, Mapping):
+            raise InvalidAnswer(f"content must be a mapping, such as {{'size': 'large'}}, not {content!r:.200}")
         ask = self.find(ask_id, root)
         if action != "accept":
             content = {}

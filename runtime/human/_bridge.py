@@ -10,10 +10,12 @@ There is no lock: adding and removing an element of a list are single steps, and
 from __future__ import annotations
 
 import contextlib
+from types import NoneType
 from typing import TypeAlias
 
 from channels import Channel, ChannelClosed, SupportsDone
 
+from .._checks import check
 from ..events import Event
 
 Events: TypeAlias = Channel[Event]
@@ -60,6 +62,7 @@ class ElicitationBridge:
         This is the low-level form: the caller has to undo it, by closing ``channel``. Use `stream_scope`, which does so
         on every way out.
         """
+        check("what takes the place on the bridge", channel, Channel, "a Channel")
         previous = self.current
         for place in self._places[:]:
             if place.channel.closed:
@@ -81,6 +84,7 @@ class ElicitationBridge:
         meanwhile, or if there is no stream; `TimeoutError` after ``timeout`` seconds; `Cancelled` once ``cancel`` is
         done.
         """
+        check("to", to, (Channel, NoneType), "the channel of a stream, or None")
         channel = self.current if to is None else to
         if channel is None:
             raise ChannelClosed("no stream is open, so there is nobody to ask")
@@ -88,6 +92,9 @@ class ElicitationBridge:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def __bool__(self) -> bool:
+        return True  # `if bridge:` asks whether there is a bridge, not whether a stream is open
 
     def __repr__(self) -> str:
         return f"<ElicitationBridge {len(self._places)} places, current {self.current!r}>"

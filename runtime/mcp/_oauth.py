@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from types import NoneType
 from typing import TYPE_CHECKING, Final, Literal
 
 from channels import Cancelled, CancelToken, ChannelClosed
 
-from .._checks import check, check_number
+from .._checks import check, check_number, check_path
 from ..agent._tool_context import Asking
 from ..events import AuthorizationEvent
 
@@ -99,6 +100,9 @@ class OAuth:
                 raise TypeError(f"{name} must be text, not {type(value).__name__}")
         if client_secret is not None and client_id is None:
             raise ValueError("a client_secret belongs to a client_id")
+        check("client_metadata_url", client_metadata_url, (str, NoneType), "text, or None")
+        if file is not None:
+            check_path("file", file)
         if client_metadata_url is not None and not re.match(r"https://[^/?#\s]+/[^\s]+$", client_metadata_url):
             raise ValueError(
                 f"client_metadata_url must be the https address of a document, not {client_metadata_url!r}"

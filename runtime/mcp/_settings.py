@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
-from .._checks import check
+from .._checks import check, check_items
 from ._oauth import OAuth
+
+_COMMAND: Final = "a list of the program and its arguments, such as ['python', 'server.py']"
 
 
 def refuse(what: str, **given: Any) -> None:
@@ -23,12 +25,14 @@ def checked_command(
     command: Sequence[str | os.PathLike[str]] | None, env: Mapping[str, str] | None
 ) -> tuple[tuple[str, ...], str]:
     """The command, and the name that it gives to the server."""
+    if env is not None and not isinstance(env, Mapping):  # which is not shown: there may be secrets in it
+        raise TypeError(f"env must be a mapping of names to texts, not {type(env).__name__}")
     for name, value in (env or {}).items():
         if not isinstance(value, str):  # which is not shown: it may be a secret
             raise TypeError(f"env[{name!r}] must be text, not {type(value).__name__}")
     if isinstance(command, (str, bytes)):
         raise TypeError(f"the command must be a list, such as {str(command).split()!r}, not one text")
-    parts = tuple(os.fspath(part) for part in command or ())
+    parts = tuple(map(os.fspath, check_items("the command", command, (str, os.PathLike), _COMMAND)))
     if not parts:
         raise ValueError("the command is empty")
     return parts, os.path.basename(parts[0])
@@ -43,7 +47,7 @@ def checked_url(url: str) -> str:
     except ValueError as error:
         raise ValueError(f"url is no address of a server: {error}") from None
     if parts.scheme not in ("http", "https") or not host:
-        raise ValueError(f"url begins with https:// or http://, and names a host; it is {url!r:.200}")
+        raise ValueError(f"url must begin with https:// or http:// and name a host; it is {url!r:.200}")
     if any(each.isspace() or not each.isprintable() for each in url):
         raise ValueError(f"url has a space or a control character in it: {url!r:.200}")
     return host.replace(":", "_")
@@ -75,7 +79,8 @@ def check_auth(auth: Any, url: str) -> None:
 def checked_roots(roots: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
     """The addresses of the directories that a server may know of."""
     if isinstance(roots, (str, bytes, os.PathLike)):
-        raise TypeError(f"roots is a list of directories, such as [{os.fspath(roots)!r}], not one")
+        raise TypeError(f"roots must be a list of directories, such as [{os.fspath(roots)!r}], not one")
     from pathlib import Path  # on first use: it takes its time
 
-    return tuple(Path(os.fspath(each)).absolute().as_uri() for each in roots)
+    directories = check_items("roots", roots, (str, os.PathLike), "a list of directories")
+    return tuple(Path(os.fspath(each)).absolute().as_uri() for each in directories)

@@ -12,15 +12,17 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from fnmatch import fnmatchcase
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from channels._exit import exit_seconds
 from channels._lazy import lazy_logger
 from channels.aio import LoopThread, default_loop
 
-from .._checks import check, check_number
+from .._checks import check, check_flags, check_items, check_number, check_path
 from .._dataclasses import replace
 from .._errors import MissingExtra
+from .._public import not_copied
 from ..agent._tool import Tool, ToolResult
 from ..agent._tool_context import Asking, ToolContext, waiting_stream
 from ..foreign._printable import escaped
@@ -114,12 +116,14 @@ class MCPToolSet:
         check_number("call_timeout", call_timeout, "seconds", above=0, optional=True)
         check("mode", mode, str, '"auto", "legacy" or "2026-07-28"')
         if mode not in ("auto", "legacy") and not re.fullmatch(r"\d{4}-\d\d-\d\d", mode):
-            raise ValueError(f'mode is "auto", "legacy" or "2026-07-28", not {mode!r}')
+            raise ValueError(f'mode must be "auto", "legacy" or "2026-07-28", not {mode!r:.200}')
         check("prefix", prefix, str, "text")
-        for what in ("required", "resource_tools", "prompt_tools", "sampling"):
-            check(what, locals()[what], bool, "True or False")
-        if isinstance(tools, str):
-            raise TypeError(f"tools must be a list of names, such as [{tools!r}], not one text")
+        check("name", name, (str, NoneType), "text, or None")
+        check_flags(required=required, resource_tools=resource_tools, prompt_tools=prompt_tools, sampling=sampling)
+        wanted = None if tools is None else check_items("tools", tools, str, "a list of names, such as ['search']")
+        if cwd is not None:
+            check_path("cwd", cwd)
+        check("loop", loop, (LoopThread, NoneType), "a LoopThread, or None")
         if (command is None) == (url is None):
             given = "neither is given" if command is None else "both are given"
             raise TypeError(f"an MCP server is a command to start or the url of one that runs, and {given}")
@@ -133,7 +137,7 @@ class MCPToolSet:
             self.command, default = (), checked_url(url)
             check("transport", transport, str, '"auto", "http" or "sse"')
             if transport not in ("auto", "http", "sse"):
-                raise ValueError(f'transport is "auto", "http" or "sse", not {transport!r}')
+                raise ValueError(f'transport must be "auto", "http" or "sse", not {transport!r:.200}')
             if transport == "sse" and mode not in ("auto", "legacy"):
                 raise ValueError(
                     f"SSE is of the older generation of the protocol, so it cannot be spoken in mode {mode!r}"
@@ -149,7 +153,7 @@ class MCPToolSet:
         self.cwd = None if cwd is None else os.fspath(cwd)
         self.startup_timeout = startup_timeout
         self.call_timeout = call_timeout
-        self.wanted = None if tools is None else tuple(tools)
+        self.wanted = wanted
         self.prefix = prefix
         self.mode = mode
         self.required = required
@@ -267,6 +271,8 @@ class MCPToolSet:
         for connection in connections:
             if not connection.wait_gone(max(deadline - time.monotonic(), 0)):
                 raise MCPServerError(self.name, f"did not end within {_STOP_TIMEOUT:g} s")
+
+    __reduce_ex__ = not_copied("make an MCPToolSet in each process")
 
     def __repr__(self) -> str:
         connection = self._connections[-1] if self._connections else None

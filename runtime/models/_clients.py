@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, SupportsIndex, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 
@@ -34,6 +34,15 @@ class Clients(Generic[C]):
         self._make = make
         self._held: _Held[C] = WeakKeyDictionary()
         weakref.finalize(self, self._held.clear).atexit = False  # by then their loops have ended
+
+    def __deepcopy__(self, memo: object) -> Clients[C]:
+        return Clients(self._make)  # the copy of a model opens connections of its own
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            "a model of a provider cannot be pickled, for its key would be in the pickle: name the agent for the other"
+            " process, as runtime.remote.Remote(submit, 'package.module:agent') does"
+        )
 
     async def get(self) -> C:
         """The client of the running loop. Raises what making it raises."""

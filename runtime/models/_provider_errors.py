@@ -183,6 +183,7 @@ def address(url: str) -> str:
 
 def checked_url(url: str) -> str:
     """Raises `ValueError` unless it is an http or https address."""
+    check("base_url", url, str, "text, such as 'https://example.org/v1'")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ValueError(f"base_url must be an http:// or https:// address, not {address(url)!r}")
@@ -199,6 +200,8 @@ def check_settings(model: object, max_tokens: object, timeout: object, options: 
 
 def checked_key(key: str | None) -> str:
     """The key without white space around it. Raises `ValueError` if it cannot be one; the text does not show it."""
+    if key is not None and not isinstance(key, str):  # which is not shown: it may be the key
+        raise TypeError(f"api_key must be text, or None, not {type(key).__name__}")
     key = (key or "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ValueError("the API key holds characters that no key has: line breaks, or letters that are not ASCII")

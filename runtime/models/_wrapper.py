@@ -75,7 +75,7 @@ class Wrapper:
     def __init__(self, *models: Model) -> None:
         for model in models:
             if isinstance(model, type):
-                raise TypeError(f"a model is an object, not the class {model.__name__} itself")
+                raise TypeError(f"a model must be an object, not the class {model.__name__} itself")
             check("a model", model, Model, "an object with an id and a stream method")
         windows = [window for model in models if (window := getattr(model, "context_window", None)) is not None]
         #: As the protocol has it: what all of them take, as far as they know.

@@ -31,7 +31,17 @@ from ..session._message import Message
 from ._clients import Clients
 from ._event_bytes import bound
 from ._fitting import fitting, paired, picture
-from ._provider_errors import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
+from ._provider_errors import (
+    MALFORMED,
+    Account,
+    address,
+    check_settings,
+    checked_key,
+    checked_url,
+    classify,
+    retry_after,
+    words,
+)
 from ._whole_reply import is_whole, read
 
 try:
@@ -119,7 +129,7 @@ class AnthropicModel:
     @property
     def settings(self) -> Mapping[str, Any]:
         """The parameters of each request, including ``options``, and ``base_url``."""
-        return {**self._settings, **self._options, "base_url": self._account.base_url}
+        return {**self._settings, **self._options, "base_url": address(self._account.base_url)}
 
     async def stream(
         self,

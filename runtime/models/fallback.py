@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from channels import CancelToken
 
-from .._checks import check_number
+from .._checks import check_function, check_number
 from .._errors import ModelError
 from ..model import FallbackDelta, Model
 from ._wrapper import Attempt, Steps, Wrapper
@@ -40,6 +40,8 @@ class Fallback(Wrapper):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_number("cooldown", cooldown, "seconds", least=0)
+        check_function("when", when, "from an exception to whether another model is to be tried")
+        check_function("clock", clock, "that returns the time in seconds")
         super().__init__(model, *others)
         self._models = (model, *others)
         self._cooldown = cooldown

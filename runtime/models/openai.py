@@ -11,7 +11,7 @@ from typing import Any, Final
 from channels import CancelToken
 
 from .._catalog import window_of
-from .._checks import is_number
+from .._checks import check, check_flags, is_number
 from .._errors import MissingExtra, ModelError
 from ..foreign._arguments import to_text
 from ..model import (
@@ -29,7 +29,17 @@ from ..session._message import Message
 from ._clients import Clients
 from ._event_bytes import bound
 from ._fitting import fitting, paired, picture
-from ._provider_errors import MALFORMED, Account, check_settings, checked_key, checked_url, classify, retry_after, words
+from ._provider_errors import (
+    MALFORMED,
+    Account,
+    address,
+    check_settings,
+    checked_key,
+    checked_url,
+    classify,
+    retry_after,
+    words,
+)
 from ._whole_reply import is_whole, read
 
 try:
@@ -86,6 +96,8 @@ class OpenAIModel:
             raise ValueError(f"temperature must be a number, 0 or more, not {temperature!r}")
         #: How many tokens it takes, as the protocol `Model` has it; None where that is not known.
         self.context_window = window_of(model, context_window)
+        check("provider", provider, str, "text")
+        check_flags(images=images)
         base_url = checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
         key = checked_key(api_key or os.environ.get("OPENAI_API_KEY"))
         self._account = Account(provider, model, base_url, key, "OPENAI_API_KEY")
@@ -106,7 +118,7 @@ class OpenAIModel:
     @property
     def settings(self) -> Mapping[str, Any]:
         """The parameters of each request, including ``options``, and ``base_url``."""
-        return {**self._settings, **self._options, "base_url": self._account.base_url}
+        return {**self._settings, **self._options, "base_url": address(self._account.base_url)}
 
     async def stream(
         self,

@@ -9,7 +9,7 @@ from itertools import count
 from channels import CancelToken
 from channels._lazy import lazy_logger
 
-from .._checks import check_number, is_number
+from .._checks import check_function, check_number, is_number
 from .._errors import ModelError
 from ..model import Model
 from ._wrapper import Attempt, Pause, Steps, Used, Wrapper
@@ -25,6 +25,10 @@ def exponential(
     """The seconds to wait after attempt 1, 2, 3 ...: ``first``, doubled each time, at most ``longest``. The actual wait
     is a random part of that, at least half, so that clients which failed together do not try again together.
     """
+
+    check_number("first", first, "seconds", least=0)
+    check_number("longest", longest, "seconds", least=0)
+    check_function("random", random, "that returns a number from 0 to 1")
 
     def wait(attempt: int) -> float:
         return float(min(longest, first * 2 ** min(attempt - 1, 64)) * (1 + random()) / 2)
@@ -60,8 +64,11 @@ class Retry(Wrapper):
         when: Callable[[Exception], bool] = is_passing,
     ) -> None:
         if not is_number(attempts, least=1, whole=True):
-            raise ValueError(f"attempts must be a whole number, 1 or more, not {attempts!r}")
+            raise ValueError(f"attempts must be a whole number, 1 or more, not {attempts!r:.200}")
         check_number("patience", patience, "seconds", least=0)
+        if backoff is not None:
+            check_function("backoff", backoff, "from the number of an attempt to the seconds to wait after it")
+        check_function("when", when, "from an exception to whether to try again")
         super().__init__(model)
         self._model = model
         self._attempts = attempts

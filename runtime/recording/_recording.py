@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import events
+from .._checks import check_path
 from .._dataclasses import dataclass, fields, replace
 from .._public import publish
 from ..agent._agent import TEAM_TOOLS
@@ -85,6 +86,9 @@ class Recording:
     def __init__(self, path: str | os.PathLike[str], *, redact: Callable[[str], str] | None = None) -> None:
         from pathlib import Path  # which brings along how addresses are parsed
 
+        check_path("the file of a recording", path)
+        if redact is not None and not callable(redact):
+            raise TypeError(f"redact must be a function from a text to a text, or None, not {redact!r:.200}")
         self.path: Path = Path(path)
         self.redaction = Redaction(redact)
 
@@ -248,7 +252,7 @@ class _Results:
                 open[key] = [event.tool_call, None]
                 self._left.append(open[key])
             elif key in open:
-                result = ToolResult(event.response, event.is_error, event.images)
+                result = ToolResult(event.response, bool(event.is_error), event.images)
                 if returned.get(key):
                     result = replace(returned[key].popleft(), images=event.images)
                 open.pop(key)[1] = result

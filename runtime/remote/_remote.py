@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from channels.net import ConnectionLost, Listener
 from channels.net._tls import checked as checked_context
 
-from .._checks import check, is_number
+from .._checks import check, check_flags, is_number
 from .._dataclasses import asdict
+from .._public import not_copied
 from ..agent._budget import Budget
 from ..agent._output import Output
 from ..agent._result import RunResult
@@ -23,7 +24,7 @@ from ..recording._recorder import opened
 from ..recording._recording import Recording
 from ..session._session import Session
 from ..stream._event_stream import IN_A_COROUTINE
-from ..stream._on_request import OnRequest, RequestEvent, ask
+from ..stream._on_request import OnRequest, RequestEvent, ask, check_on_request
 from ._record import PIECES, Writing
 from ._run import RemoteRun
 from ._stream import RemoteStream
@@ -88,9 +89,18 @@ class Remote:
             check_store(store)
         for name, value in (("start_timeout", start_timeout), ("heartbeat", heartbeat), ("grace", grace)):
             if not is_number(value, above=0) and not (name == "start_timeout" and value is None):
-                raise ValueError(f"{name} must be a number of seconds, more than 0, not {value!r}")
+                raise ValueError(f"{name} must be a number of seconds, more than 0, not {value!r:.200}")
         if not is_number(capacity, least=1, whole=True):
-            raise ValueError(f"capacity must be a whole number of events, 1 or more, not {capacity!r}")
+            raise ValueError(f"capacity must be a whole number of events, 1 or more, not {capacity!r:.200}")
+        check("settings", settings, (Mapping, NoneType), "a mapping, such as {'answer_timeout': 60}")
+        check("advertise", advertise, (str, NoneType), "the name of this machine, or None")
+        if not isinstance(address, str) and not (
+            isinstance(address, (tuple, list))
+            and len(address) == 2
+            and isinstance(address[0], str)
+            and is_number(address[1], least=0, whole=True)
+        ):
+            raise TypeError(f"address must be a name, or a pair such as ('127.0.0.1', 0), not {address!r:.200}")
         host = address if isinstance(address, str) else address[0]
         if host in ("", "0.0.0.0", "::") and advertise is None:
             raise ValueError(
@@ -252,6 +262,7 @@ class Remote:
     ) -> RunResult[Any]:
         """Run the agent on ``session`` to the end, and return the result, as `Runtime.run`."""
         refuse_on_the_loop("Remote.run", IN_A_COROUTINE)
+        check_on_request(on_request)
         settings = {**_checked(on_request is not None, budget, output_type), "quiet": True}
         output = None if output_type is None else Output(output_type)
         with self._open(session, settings, output, _recording(record)) as stream:
@@ -327,6 +338,8 @@ class Remote:
     ) -> None:
         self.close()
 
+    __reduce_ex__ = not_copied("make a Remote in each process")
+
     def __repr__(self) -> str:
         return f"<Remote {self._target}{', closed' if self._closed else ''}>"
 
@@ -343,6 +356,7 @@ def _recording(record: Recording | str | os.PathLike[str] | None) -> Recording |
 def _checked(interactive: bool, budget: Budget | None, output_type: Any) -> dict[str, Any]:
     """The settings of a run, as its worker is told."""
     check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
+    check_flags(interactive=interactive)
     return {
         "interactive": interactive,
         "budget": None if budget is None else asdict(budget),

@@ -13,12 +13,13 @@ from channels._lazy import lazy_logger
 
 from .._checks import is_number
 from .._errors import InvalidAnswer, NotParkable, NotPending, NotRunning, RunError, StreamStuck
+from .._public import not_copied
 from ..agent._output import Output
 from ..agent._result import RunResult
 from ..agent._tool import Action
 from ..events import ElicitationRequest, Event, MaxIterationsReached, StopReason, ToolCallConfirmation
 from ..execution._calls import refuse_on_the_loop
-from ..permissions import Scope
+from ..permissions import Decision, Scope
 from ..session._session import Session
 from ..stream._event_stream import IN_A_COROUTINE, _id
 from ..usage import Usage
@@ -95,25 +96,27 @@ class RemoteStream(Receiver[Event]):
     ) -> None:
         """Answer a question, as `EventStream.respond`."""
         ask_id = _id(request, ElicitationRequest, "elicitation_id")
+        if content is not None and not isinstance(content, Mapping):
+            raise InvalidAnswer(f"content must be a mapping, such as {{'size': 'large'}}, not {content!r:.200}")
         args = {"request": ask_id, "action": action, "content": None if content is None else dict(content)}
         self._run.ask("respond", NotPending, **args)
 
     def extend(self, request: MaxIterationsReached | str, iterations: int) -> None:
         """Allow more turns, as `EventStream.extend`."""
         if not is_number(iterations, least=0, whole=True):
-            raise InvalidAnswer(f"extend takes a whole number of turns, 0 or more, not {iterations!r}")
+            raise InvalidAnswer(f"extend takes a whole number of turns, 0 or more, not {iterations!r:.200}")
         request = _id(request, MaxIterationsReached, "request_id")
         self._run.ask("extend", NotPending, request=request, iterations=iterations)
 
     def approve(self, call: ToolCallConfirmation | str, scope: Scope = "once") -> None:
         """Approve a tool call, as `EventStream.approve`."""
         call = _id(call, ToolCallConfirmation, "confirmation_id")
-        self._run.ask("approve", NotPending, call=call, scope=scope)
+        self._run.ask("approve", NotPending, call=call, scope=Decision(True, scope).scope)
 
     def reject(self, call: ToolCallConfirmation | str, reason: str = "") -> None:
         """Reject a tool call, as `EventStream.reject`."""
         call = _id(call, ToolCallConfirmation, "confirmation_id")
-        self._run.ask("reject", NotPending, call=call, reason=reason)
+        self._run.ask("reject", NotPending, call=call, reason=Decision(False, reason=reason).reason)
 
     @property
     def pending(self) -> list[Event]:
@@ -235,6 +238,8 @@ class RemoteStream(Receiver[Event]):
             if error is None:
                 raise
             error.add_note(f"StreamStuck: {stuck}")  # never in place of what the body raised
+
+    __reduce_ex__ = not_copied("pass the stream itself to the thread that reads it")
 
     def __repr__(self) -> str:
         run = self._run

@@ -20,7 +20,7 @@ def check_name(name: str) -> None:
     module, colon, attribute = name.partition(":")
     parts = [*module.split("."), *attribute.split(".")]
     if not colon or not all(part.isidentifier() for part in parts):
-        raise ValueError(f"what a worker imports is named 'package.module:name', not {name!r}")
+        raise ValueError(f"what a worker imports must be named 'package.module:name', not {name!r:.200}")
     if module == "__main__":
         raise ValueError(f"{name!r} is in the script itself, which a worker does not import: move it to a module")
 

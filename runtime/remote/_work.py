@@ -20,6 +20,7 @@ from channels._lazy import lazy_logger
 from channels._park import NOTHING
 from channels.net._lane import Lane
 
+from .._checks import check
 from .._errors import NotRunning, StreamStuck, describe
 from ..agent._agent import Agent, Team
 from ..agent._budget import Budget
@@ -58,6 +59,7 @@ def work(spec: Mapping[str, Any], *, ssl: SSLContext | None = None) -> dict[str,
     result has the reason as ``refused``. Otherwise it has the id of the session and how the run ended. Raises nothing
     that would make an engine try again, and `ValueError` if ``spec`` is of another version of lockgate.
     """
+    check("the job", spec, Mapping, "the mapping that a Remote submits")
     if spec.get("version") != VERSION:
         raise ValueError(
             f"the job was made by another version of lockgate (jobs of version {spec.get('version')!r}, this worker"

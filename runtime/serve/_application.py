@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from channels import CancelToken
 from channels._lazy import lazy_logger
 
-from .._checks import check_number
+from .._checks import check_items, check_number
 from .._errors import MissingExtra, StoreError
+from .._public import not_copied
 from ..agent._agent import Agent, Team
 from ..stores._memory import MemoryStore
 from ..stores._store import Store
@@ -86,18 +87,17 @@ class Application:
         check_number("max_runs", max_runs, "runs", above=0, whole=True)
         check_number("max_body", max_body, "bytes", above=0, whole=True)
         if token is not None and not _is_token(token):
-            raise ValueError("token is a text of ASCII characters without spaces around it; leave it out for none")
+            raise ValueError("token must be a text of ASCII characters without spaces around it; leave it out for none")
         if user is not None and not callable(user):
             raise TypeError(f"user must be a function from a request to the name of its owner, not {user!r:.200}")
-        if isinstance(hosts, str):
-            raise TypeError(f"hosts must be a list of names, such as ['agents.example.org'], not {hosts!r:.200}")
+        hosts = check_items("hosts", hosts, str, "a list of names, such as ['agents.example.org']")
         self._alone = store is None or isinstance(store, MemoryStore)  # its sessions are in this process only
         workers, threads = _gunicorn()
         if workers > 1 and self._alone:
             raise ValueError(_SEVERAL)
         if workers and threads == 1 and max_streams is None:
             raise ValueError(_ONE_THREAD)
-        self._guard = Guard(token, user, tuple(hosts))
+        self._guard = Guard(token, user, hosts)
         self._ping = ping
         self._max_streams = max_streams
         self._ended = CancelToken()
@@ -277,6 +277,8 @@ class Application:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    __reduce_ex__ = not_copied("make an Application in each process")
 
     def __repr__(self) -> str:
         backend = self._backend

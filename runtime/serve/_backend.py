@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from .. import events
-from .._checks import check
+from .._checks import check, check_items
 from .._errors import SessionNotFound
 from ..agent._agent import Agent, Team
 from ..agent._roster import Roster
@@ -208,17 +208,28 @@ class Backend:
             self.store.close()
 
 
+_NOBODY: Final = "there is no agent to serve"
+
+
+def checked_agents(agents: Agent | Team | Iterable[Agent | Team]) -> Sequence[Agent | Team]:
+    """What is served, as a list. Raises `TypeError` for something else, and `ValueError` where there is nothing."""
+    if isinstance(agents, (Agent, Team)):
+        return [agents]
+    given = check_items("what is served", agents, (Agent, Team), "an Agent, a Team, or a list of them")
+    if not given:
+        raise ValueError(_NOBODY)
+    return given
+
+
 def named(agents: Agent | Team | Iterable[Agent | Team] | Mapping[str, Agent | Team]) -> dict[str, Team]:
     """The teams that are served, by name."""
     if isinstance(agents, Mapping):
         given = list(agents.items())
     else:
-        several = [agents] if isinstance(agents, (Agent, Team)) else list(agents)
-        for each in several:
-            check("what is served", each, (Agent, Team), "an Agent or a Team")
+        several = checked_agents(agents)
         given = [(each.name if isinstance(each, Agent) else each.root.name, each) for each in several]
     if not given:
-        raise ValueError("there is no agent to serve")
+        raise ValueError(_NOBODY)
     teams: dict[str, Team] = {}
     for name, each in given:
         check("the name of what is served", name, str, "text")

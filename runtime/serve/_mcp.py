@@ -19,9 +19,11 @@ from channels._lazy import lazy_logger
 from .._checks import check, check_number
 from .._dataclasses import dataclass
 from .._errors import MissingExtra
+from .._public import not_copied
 from ..agent._agent import Agent, Team
 from ..runtime import Runtime
 from ..session._session import Session
+from ._backend import checked_agents
 from ._served_run import Done, Message, Progress, Question, ServedRun
 from ._wire import Wire, standard_streams
 
@@ -85,11 +87,7 @@ class MCPServer:
         check("instructions", instructions, str, "text")
         check_number("max_runs", max_runs, "runs", above=0)
         check_number("idle_timeout", idle_timeout, "seconds", above=0)
-        given = [agents] if isinstance(agents, (Agent, Team)) else list(agents)
-        if not given:
-            raise ValueError("there is no agent to serve")
-        for each in given:
-            check("what is served", each, (Agent, Team), "an Agent or a Team")
+        given = checked_agents(agents)
         self.name = name
         self.instructions = instructions
         self.max_runs = max_runs
@@ -229,6 +227,8 @@ class MCPServer:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    __reduce_ex__ = not_copied("make an MCPServer in each process")
 
     def __repr__(self) -> str:
         return f"<MCPServer {self.name!r}: {', '.join(self._served)}>"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from channels._lazy import lazy, made_later
 
-from .._checks import check
-from .._dataclasses import dataclass, field
+from .._checks import check, check_flags, check_items
+from .._dataclasses import dataclass, field, short_repr
+from .._errors import describe
 from ..foreign._arguments import ReadArguments, read_arguments
 from ..foreign._sound import sound, well_formed
 from ..usage import Usage
@@ -72,6 +73,8 @@ class ToolCall:
         assert self._read is not None
         return self._read
 
+    __repr__ = short_repr
+
 
 _sorted: Final = made_later(lambda: json.JSONEncoder(sort_keys=True))
 
@@ -108,8 +111,11 @@ class Image:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Image:
-        """The image that `to_dict` wrote."""
-        return cls(base64.b64decode(data["data"]), data["media_type"])
+        """The image that `to_dict` wrote. Raises `ValueError` for anything else."""
+        try:
+            return cls(base64.b64decode(data["data"]), data["media_type"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unreadable("an image", data, error) from error
 
     def __str__(self) -> str:
         """The text that replaces the image where it cannot be shown."""
@@ -167,8 +173,27 @@ class Message:
             check("the content of a message", self.content, str, "text")
         if not self.content.isascii():
             object.__setattr__(self, "content", well_formed(self.content))
+        for what in ("tool_call_id", "agent_name", "model", "finish_reason"):
+            text = getattr(self, what)
+            if text is not None:
+                check(f"the {what} of a message", text, str, "text, or None")
         if self.tool_call_id is not None and not self.tool_call_id.isascii():
             object.__setattr__(self, "tool_call_id", well_formed(self.tool_call_id))
+        check_flags(is_error=self.is_error)
+        for what, kind, wanted in _PARTS:
+            items = getattr(self, what)
+            if items != ():
+                object.__setattr__(self, what, check_items(f"the {what} of a message", items, kind, wanted))
+        if self.usage is not None:
+            check("the usage of a message", self.usage, Usage, "a Usage, or None")
+        if self.native is not None and not isinstance(self.native, Native):
+            provider, content = getattr(self.native, "provider", None), getattr(self.native, "content", None)
+            if not isinstance(provider, str):
+                raise TypeError(f"native of a message must be a NativeDelta, or None, not {self.native!r:.200}")
+            object.__setattr__(self, "native", Native(provider, content))
+        check("created_at of a message", self.created_at, datetime, "a datetime with a time zone")
+        if self.created_at.tzinfo is None:  # a session that has one would be refused by `Session.from_dict`
+            raise ValueError("created_at of a message must have a time zone, such as datetime.now(UTC)")
 
     @property
     def ends_turn(self) -> bool:
@@ -199,19 +224,35 @@ class Message:
         return out
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Message:
-        """The message that `to_dict` wrote."""
-        return cls(
-            role=data["role"],
-            content=data.get("content", ""),
-            tool_calls=tuple(ToolCall(**call) for call in data.get("tool_calls", ())),
-            tool_call_id=data.get("tool_call_id"),
-            is_error=data.get("is_error", False),
-            images=tuple(map(Image.from_dict, data.get("images", ()))),
-            agent_name=data.get("agent_name"),
-            model=data.get("model"),
-            usage=Usage(**data["usage"]) if "usage" in data else None,
-            finish_reason=data.get("finish_reason"),
-            native=Native(**data["native"]) if "native" in data else None,
-            created_at=datetime.fromisoformat(data["created_at"]) if "created_at" in data else datetime.now(UTC),
-        )
+    def from_dict(cls, data: Mapping[str, Any]) -> Message:
+        """The message that `to_dict` wrote. Raises `ValueError` for anything else."""
+        try:
+            return cls(
+                role=data["role"],
+                content=data.get("content", ""),
+                tool_calls=tuple(ToolCall(**call) for call in data.get("tool_calls", ())),
+                tool_call_id=data.get("tool_call_id"),
+                is_error=data.get("is_error", False),
+                images=tuple(map(Image.from_dict, data.get("images", ()))),
+                agent_name=data.get("agent_name"),
+                model=data.get("model"),
+                usage=Usage(**data["usage"]) if "usage" in data else None,
+                finish_reason=data.get("finish_reason"),
+                native=Native(**data["native"]) if "native" in data else None,
+                created_at=datetime.fromisoformat(data["created_at"]) if "created_at" in data else datetime.now(UTC),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise _unreadable("a message", data, error) from error
+
+    __repr__ = short_repr
+
+
+_PARTS: Final = (
+    ("tool_calls", ToolCall, "a list of ToolCall objects"),
+    ("images", Image, "a list of Image objects"),
+)
+
+
+def _unreadable(what: str, data: object, error: Exception) -> ValueError:
+    problem = describe(error) if isinstance(data, Mapping) else f"a mapping is wanted, not {data!r:.200}"
+    return ValueError(f"this is not {what} as to_dict() writes it: {problem}")

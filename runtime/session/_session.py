@@ -50,6 +50,7 @@ else:
     uuid = lazy("uuid")
 
 LEAVING: Final = 2.0  # seconds that a stream which is to end may keep its session from the next
+_IMAGES: Final = "a list of images, such as [Image(data)]"
 _FROM_USER: Final = "for a text, use Session.from_user('hello')"
 
 
@@ -104,6 +105,8 @@ class Session:
         check("the id of a session", id, (str, NoneType), "text")
         check("the title of a session", title, str, "text")
         check("permissions", permissions, (Permissions, NoneType), "made with Permissions(allow=[...], ...)")
+        check("agent_name", agent_name, (str, NoneType), "the name of an agent, or None")
+        check("compacted", compacted, (Compacted, NoneType), "the `compacted` of a session, or None")
         self.id = id or uuid.uuid4().hex
         self.title = title
         self._permissions = permissions or Permissions()
@@ -126,7 +129,8 @@ class Session:
     def from_user(cls, text: str, *, images: Iterable[Image] = (), permissions: Permissions | None = None) -> Session:
         """A new session with one message of the user, with images."""
         check("what the user says", text, str, "text")
-        return cls([Message("user", text, images=tuple(images))], permissions=permissions)
+        message = Message("user", text, images=check_items("images", images, Image, _IMAGES))
+        return cls([message], permissions=permissions)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary, with everything that a later stream needs."""
@@ -211,8 +215,14 @@ class Session:
 
     def add_user(self, text: str, *, images: Iterable[Image] = ()) -> None:
         """Add the user's next message, with images. Raises `SessionBusy` while a stream runs on the session."""
-        with self.lease() as log:
-            log.append(Message("user", text, images=tuple(images)))
+        message = Message("user", text, images=check_items("images", images, Image, _IMAGES))
+        log = self.lease()
+        try:  # not as a context manager: Ctrl-C at the call of its `__enter__` or `__exit__` would keep the lease
+            log.append(message)
+            log.release()
+        except BaseException:
+            log.release()  # twice is harmless
+            raise
 
     @property
     def _lease(self) -> SessionLog | None:
@@ -247,7 +257,7 @@ class Session:
         return log
 
     def __repr__(self) -> str:
-        title, state = f" {self.title!r}" if self.title else "", ", live" if self._lease is not None else ""
+        title, state = f" {self.title!r:.80}" if self.title else "", ", live" if self._lease is not None else ""
         count = len(self._messages)
         return f"<Session {self.id[:8]}{title}, {count} message{'s' if count != 1 else ''}{state}>"
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .._public import publish
 from ._store import Notice, Parent, SessionInfo, Store
 
 if TYPE_CHECKING:
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from .sqlite import SQLiteStore
 
 __all__ = ["MemoryStore", "Notice", "Parent", "PostgresStore", "SQLiteStore", "SessionInfo", "Store"]
+
+publish(__name__, globals(), ["Notice", "Parent", "SessionInfo"])
 
 #: Not before somebody wants them: one is an extra, one needs a Python with SQLite, and streams need none of them.
 _LATER = {"MemoryStore": "._memory", "PostgresStore": ".postgres", "SQLiteStore": ".sqlite"}

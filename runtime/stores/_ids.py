@@ -1,8 +1,11 @@
-"""Ids and moments that callers give, which may come from a command line or an address."""
+"""Ids and moments that callers give, which may come from a command line or an address, and their tokens."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
+
+from channels import Receiver, SupportsDone
 
 from .._checks import check
 from ..foreign._sound import well_formed
@@ -31,3 +34,11 @@ def in_utc(moment: datetime) -> datetime:
         return moment.astimezone(UTC)
     except (OverflowError, ValueError):  # no year is before the first, or after the last
         return moment.replace(tzinfo=UTC)
+
+
+def checked_done(cancel: SupportsDone) -> Receiver[Any]:
+    """The receiver that closes when ``cancel`` is done. Raises `TypeError` for something else."""
+    done = getattr(cancel, "done", None)
+    if not isinstance(done, Receiver):
+        raise TypeError(f"cancel must be a CancelToken, or an object whose done is a receiver, not {cancel!r:.200}")
+    return done

@@ -12,14 +12,15 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from channels import Channel, Receiver, SupportsDone, select
 
-from .._checks import check_number
+from .._checks import check, check_number
 from .._dataclasses import replace
 from .._errors import NotPending, SessionBusy, SessionNotFound, StoreError
-from .._public import publish
+from .._public import not_copied, publish
 from ..foreign._sound import well_formed
 from ..session import _idempotency
 from ..session._idempotency import IdempotencyKey
@@ -46,7 +47,7 @@ from ..session._session import Session, Stored
 from ._answers import checked
 from ._commands import checked_mail, not_running, reason_for
 from ._events import EVENTS, another, following, numbered
-from ._ids import checked_id, in_utc
+from ._ids import checked_done, checked_id, in_utc
 from ._notices import NOTICES, tell
 from ._search_terms import words
 from ._snapshot import Asking, Call, Snapshot, allowing, branched, permissions_of, to_write
@@ -234,6 +235,7 @@ class MemoryStore:
 
     def open(self, session: Session, *, parent: Parent | None = None, listens: bool = False) -> MemoryJournal:
         """Take the session, as `Store.open` says. Raises `SessionBusy` and `SessionChanged`."""
+        check("what to open", session, Session, "a Session")
         with self._using():
             kept = self._sessions.get(session.id)
             there = None if kept is None else (kept.snapshot.epoch, len(kept.snapshot.messages))
@@ -265,6 +267,9 @@ class MemoryStore:
         self, query: str = "", *, limit: int = 50, before: datetime | None = None, prefix: str = ""
     ) -> Sequence[SessionInfo]:
         """The sessions, those that changed last first, as `Store.sessions` says."""
+        check("query", query, str, "text")
+        check_number("limit", limit, "sessions", least=0, whole=True)
+        check("before", before, (datetime, NoneType), "a datetime, or None")
         wanted = set(words(query))
         before = None if before is None else in_utc(before)
         found: list[SessionInfo] = []
@@ -429,11 +434,12 @@ class MemoryStore:
 
     def watch(self, cancel: SupportsDone, *, events: bool = False) -> Receiver[Notice]:
         """What happens from now on; the channel closes when ``cancel`` is done, or the store is closed."""
+        done = checked_done(cancel)
         with self._using():
             channel: Channel[Notice] = Channel(NOTICES, name="notices")
             self._watchers.append((channel, events))
             thread = threading.Thread(
-                target=_until, args=(cancel.done, self._closing.receiver, channel), name="store-watch", daemon=True
+                target=_until, args=(done, self._closing.receiver, channel), name="store-watch", daemon=True
             )
             thread.start()
             return channel.receiver
@@ -530,6 +536,8 @@ class MemoryStore:
     def _tell(self, notice: Notice) -> None:
         logged = notice.kind == "events"
         self._watchers = [each for each in self._watchers if (logged and not each[1]) or tell(each[0], notice)]
+
+    __reduce_ex__ = not_copied("its sessions are in this process; others need a store with a file or a database")
 
     def __repr__(self) -> str:
         return f"<MemoryStore {len(self._sessions)} sessions>"

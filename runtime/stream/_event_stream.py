@@ -13,8 +13,9 @@ from typing import Any, Final
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, Receiver, SupportsDone, WouldBlock
 from channels._lazy import lazy_logger
 
-from .._checks import check, is_number
+from .._checks import check, check_flags, check_number, is_number
 from .._errors import InvalidAnswer, NotParkable, RunError, StreamStuck
+from .._public import not_copied
 from ..agent._result import RunResult
 from ..agent._tool import Action
 from ..events import ElicitationRequest, Event, MaxIterationsReached, StopReason, ToolCallConfirmation
@@ -92,12 +93,12 @@ class EventStream(Receiver[Event]):
         """
         if self._in_tool is not None:
             self._refuse_tool()
-        deadline = None if timeout is None else time.monotonic() + timeout
+        began = 0.0 if timeout is None else time.monotonic()
         try:
             event = super().recv(timeout, cancel)
             while event.__class__ is ConsumerCall:
                 self._run(event)
-                event = super().recv(None if deadline is None else max(0.0, deadline - time.monotonic()), cancel)
+                event = super().recv(None if timeout is None else max(0.0, began + timeout - time.monotonic()), cancel)
             return event
         except (Exception, Cancelled):  # the caller does not wait any longer
             raise
@@ -119,6 +120,7 @@ class EventStream(Receiver[Event]):
         self, limit: int | None = None, timeout: float | None = None, cancel: SupportsDone | None = None
     ) -> list[Event]:
         """The events that are there, at least one, as `channels.Channel.recv_many`."""
+        _check_limit(limit)
         events = [self.recv(timeout, cancel)]
         with contextlib.suppress(WouldBlock, ChannelClosed):
             while limit is None or len(events) < limit:
@@ -127,6 +129,7 @@ class EventStream(Receiver[Event]):
 
     def try_recv_many(self, limit: int | None = None) -> list[Event]:
         """The events that are there, as `channels.Channel.try_recv_many`."""
+        _check_limit(limit)
         events = [self.try_recv()]
         with contextlib.suppress(WouldBlock, ChannelClosed):
             while limit is None or len(events) < limit:
@@ -180,7 +183,7 @@ class EventStream(Receiver[Event]):
         Raises `NotPending` if the request was already answered or has timed out; then the run has ended.
         """
         if not is_number(iterations, least=0, whole=True):
-            raise InvalidAnswer(f"extend takes a whole number of turns, 0 or more, not {iterations!r}")
+            raise InvalidAnswer(f"extend takes a whole number of turns, 0 or more, not {iterations!r:.200}")
         ask_id = _id(request, MaxIterationsReached, "request_id")
         self._core.shared.asks.answer(
             ask_id, "accept" if iterations else "decline", {"iterations": iterations}, root=self._core
@@ -228,6 +231,7 @@ class EventStream(Receiver[Event]):
         that had begun took effect is then unknown (see `Tool`), unless the tool is ``read_only``, ``repeatable`` or
         ``resumable``. An answer that arrives at the same time either reaches this run or is kept for the next one.
         """
+        check_flags(force=force)
         if self._core.parking is None:
             raise NotParkable("a run is parked in a store, and this runtime has none: Runtime(agent, store=...)")
         self._core.parking.park(force=force)
@@ -339,6 +343,8 @@ class EventStream(Receiver[Event]):
                 raise
             error.add_note(f"StreamStuck: {stuck}")  # never in place of what the body raised
 
+    __reduce_ex__ = not_copied("pass the stream itself to the thread that reads it; its run belongs to this process")
+
     def __repr__(self) -> str:
         core = self._core
         state = f"ended: {self.reason}" if core.events.closed else "cancelling" if core.token.cancelled else "live"
@@ -349,6 +355,11 @@ def _drop(log: SessionLog, cancel: Callable[[], object]) -> None:
     """The consumer has gone. Said to the session at once: the next stream on it waits for this one's end."""
     log.dropped = True
     cancel()
+
+
+def _check_limit(limit: object) -> None:
+    """Before the first event is taken, which an error would lose."""
+    check_number("limit", limit, "events", least=1, whole=True, optional=True)
 
 
 def _id(request: object, kind: type[Event], name: str) -> str:

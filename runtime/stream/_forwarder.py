@@ -47,14 +47,15 @@ METHODS: Final = ("on_run_start", "on_event")
 def checked(observers: Iterable[Any]) -> tuple[Any, ...]:
     """The observers of a runtime. Raises `TypeError` for an object that has no method of an observer."""
     if not isinstance(observers, Iterable) or isinstance(observers, (str, bytes)):
-        raise TypeError(f"observers are given as a list, [observer], not as {observers!r}")
+        raise TypeError(f"observers must be a list, such as [observer], not {observers!r:.200}")
     found = tuple(observers)
     for each in found:
         if isinstance(each, type):
-            raise TypeError(f"an observer is an object, and {each.__name__} is its class: {each.__name__}()")
+            raise TypeError(f"an observer must be an object, not the class {each.__name__} itself")
         if not any(callable(getattr(each, method, None)) for method in METHODS):
             raise TypeError(
-                f"an observer has a method on_event(session, event), on_run_start(session), or both; {each!r} has none"
+                "an observer must have a method on_event(session, event), on_run_start(session), or both;"
+                f" {each!r:.200} has none"
             )
     return found
 

@@ -33,6 +33,12 @@ class Answering(Protocol):
         """Reject a tool call."""
 
 
+def check_on_request(on_request: object) -> None:
+    """Raise `TypeError` for what is neither a function nor None."""
+    if on_request is not None and not callable(on_request):
+        raise TypeError(f"on_request must be a function that is given the event of a request, not {on_request!r:.200}")
+
+
 def ask(stream: Answering, request: RequestEvent, on_request: OnRequest) -> None:
     """Answer ``request`` of ``stream`` with what ``on_request`` returns for it."""
     answer = on_request(request)
@@ -48,14 +54,16 @@ def _settle(stream: Answering, request: RequestEvent, answer: Any) -> None:
         if answer is None:
             answer = Answer("decline")
         elif isinstance(answer, int):
-            raise TypeError(f"the answer to a question must be its content or an Answer, not {answer!r}")
+            raise TypeError(f"the answer to a question must be its content or an Answer, not {answer!r:.200}")
         elif not isinstance(answer, Answer):
             answer = Answer("accept", answer)
         stream.respond(request, answer.action, answer.content)
         return
     decision = Decision(bool(answer)) if answer is None or isinstance(answer, bool) else answer
     if not isinstance(decision, Decision):  # the content of a form, which must not pass for an approval
-        raise TypeError(f"on_request answers a ToolCallConfirmation with True, False or a Decision, not {answer!r}")
+        raise TypeError(
+            f"on_request must answer a ToolCallConfirmation with True, False or a Decision, not {answer!r:.200}"
+        )
     if decision.approved:
         stream.approve(request, decision.scope)
     else:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final
 
-from channels import ChannelClosed, SupportsDone
+from channels import Channel, ChannelClosed, SupportsDone
 
+from .._checks import check
 from ..events import Event
 from ..human._bridge import ElicitationBridge, Events, Place
 
@@ -48,6 +49,10 @@ class stream_scope:
     __slots__ = ("_bridge", "_events", "_final", "_place")
 
     def __init__(self, bridge: ElicitationBridge, events: Events, *, final: Callable[[], Event] | None = None) -> None:
+        check("the bridge of a stream_scope", bridge, ElicitationBridge, "an ElicitationBridge")
+        check("the events of a stream_scope", events, Channel, "a Channel")
+        if final is not None and not callable(final):
+            raise TypeError(f"final must be a function that returns the last event, or None, not {final!r:.200}")
         self._bridge = bridge
         self._events = events
         self._final = final

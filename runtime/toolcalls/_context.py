@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import math
+import sys
 from collections.abc import Awaitable, Callable, Mapping
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed, WouldBlock
 from channels._lazy import lazy
 
 from .. import events
+from .._checks import check, check_number
 from .._errors import RunError
 from ..agent._agent import Agent
 from ..agent._result import RunResult
@@ -34,11 +36,15 @@ else:
 _AHEAD: Final = 64  # how many events a nested stream may be ahead of its parent's worker
 
 
-def _finite(number: float | None) -> float | None:
+def _finite(what: str, number: float | None) -> float | None:
     """A number of progress, of which there is none where it is not finite: JSON has no word for that, so a client that
     is sent events could not read them.
     """
-    return number if number is None or math.isfinite(number) else None
+    if number is None:
+        return None
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise TypeError(f"{what} must be a number, or None, not {number!r:.200}")
+    return number if abs(number) <= sys.float_info.max else None
 
 
 class StreamContext:
@@ -67,11 +73,13 @@ class StreamContext:
         self._progress_credits: Channel[None] | None = None
 
     def progress(self, output: str = "", progress: float | None = None, total: float | None = None) -> None:
+        check("the output of a progress report", output, str, "text")
+        progress, total = _finite("progress", progress), _finite("total", total)
         if self._progress_credits is None:
             self._progress_credits = Channel(_AHEAD, name="progress credits")
         with contextlib.suppress(WouldBlock, ChannelClosed):
             self._progress_credits.try_send(None)
-            made = Progress(self.call_id, output, _finite(progress), _finite(total), self._progress_credits)
+            made = Progress(self.call_id, output, progress, total, self._progress_credits)
             self._inbox.try_send(made)
 
     def run_agent(self, agent: Agent, task: str | Session) -> RunResult[Any]:
@@ -92,6 +100,8 @@ class StreamContext:
         return cast("RunResult[Any]", await _waiting(future, within))
 
     def _run_agent(self, agent: Agent, task: str | Session, within: CancelToken) -> RunResult[Any]:
+        check("what run_agent runs", agent, Agent, "an Agent")
+        check("the task of run_agent", task, (str, Session), "text, or a Session")
         core = self._core
         session = Session.from_user(task) if isinstance(task, str) else task
         before = next(self._nested, None)
@@ -117,17 +127,19 @@ class StreamContext:
 
     def once(self, key: str, function: Callable[[], Any]) -> Any:
         refuse_on_the_loop("once", "await context.aonce(...)")
+        _check_once(key, function)
         return self._kept[key] if key in self._kept else self._keep(key, function())
 
     async def aonce(self, key: str, function: Callable[[], Awaitable[Any]]) -> Any:
         import asyncio  # slow, and loaded by now: whoever awaits this has a loop
 
+        _check_once(key, function)
         return self._kept[key] if key in self._kept else await asyncio.to_thread(self._keep, key, await function())
 
     def _keep(self, key: str, value: Any) -> Any:
         try:
             value = self._kept[key] = json.loads(json.dumps(value, allow_nan=False))
-        except ValueError as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(f"once({key!r}) keeps what is JSON, and this is not: {error}") from error
         outbox = self._core.log.outbox
         outbox.note(Step(self.call_id, key, value))
@@ -159,6 +171,7 @@ class StreamContext:
     ) -> Answer:
         refuse_on_the_loop("elicit", "await context.aelicit(...)")
         question = _question(message, schema, url, timeout)
+        check("cancel", cancel, (CancelToken, NoneType), "a CancelToken, or None")
         if cancel is not None and cancel.cancelled:
             raise Cancelled(cancel.cause)
         answers: Channel[Answer] = Channel(1, name="answer")
@@ -230,7 +243,16 @@ async def _waiting(future: asyncio.Future[Any], dropped: CancelToken) -> Any:
         raise
 
 
+def _check_once(key: object, function: object) -> None:
+    check("the key of once", key, str, "text")
+    check("what once calls", function, Callable, "a function without arguments")  # type: ignore[arg-type]
+
+
 def _question(message: str, schema: Mapping[str, Any] | None, url: str, timeout: float | None) -> Question:
+    check("the message of a question", message, str, "text")
+    check("the url of a question", url, str, "text")
+    check("the schema of a question", schema, (Mapping, NoneType), "a JSON schema of type object, or None")
+    check_number("the timeout of a question", timeout, "seconds", least=0, optional=True)
     if url and schema is not None:
         raise ValueError("a question has a schema or a url, not both")
     if not url and schema is None:

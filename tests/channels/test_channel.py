@@ -49,7 +49,7 @@ def test_a_new_channel_is_open_empty_and_true():
 
 @pytest.mark.parametrize("capacity", [-1, -(10**20)])
 def test_a_negative_capacity_is_refused(capacity):
-    with pytest.raises(ValueError, match="capacity must be 0 or more"):
+    with pytest.raises(ValueError, match="capacity must be a whole number, 0 or more"):
         Channel(capacity)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
 
+from channels import Channel
 from runtime import (
     Agent,
     Answer,
     Budget,
     Compaction,
+    Decision,
+    ElicitationBridge,
     Hook,
     Image,
     InvalidAnswer,
@@ -19,14 +23,28 @@ from runtime import (
     NotPending,
     Permissions,
     Price,
+    Recording,
+    Rule,
     Runtime,
     Session,
     Team,
     Tool,
+    ToolContext,
+    ToolResult,
+    stream_scope,
     tool,
 )
-from runtime.events import Event, MaxIterationsReached, ToolCallConfirmation, Warning
-from runtime.models import Fallback, IdleTimeout, Retry
+from runtime.events import (
+    ElicitationRequest,
+    Event,
+    MaxIterationsReached,
+    StreamStarted,
+    ToolCallConfirmation,
+    ToolCallOutput,
+    Warning,
+)
+from runtime.models import Fallback, IdleTimeout, Retry, exponential
+from runtime.stores import MemoryStore
 from support.scripted import Scripted, call, say
 
 
@@ -51,7 +69,7 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (Permissions, {"deny": ["shell cmd=rm*"]}, "a permission must be TOOL or TOOL:ARGUMENT=PATTERN"),
     (Permissions, {"ask": [3]}, "a pattern of ask must be text"),
     (Permissions, {"deny": None}, "deny must be a list of patterns"),
-    (Permissions, {"allow": "shell"}, "allow is a list of patterns"),
+    (Permissions, {"allow": "shell"}, "allow must be a list of patterns"),
     (Permissions, {"approve_all": "no"}, "approve_all must be True or False, not 'no'"),
     (agent, {"hooks": {"pre_tool": [print]}}, "unknown hook point 'pre_tool'; known are session_start"),
     (agent, {"hooks": {"stop": print}}, "must be a list of callables and commands"),
@@ -116,6 +134,94 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (started, {"answer_timeout": "1"}, "answer_timeout must be a number of seconds"),
     (started, {"result_limit": 0}, "result_limit must be a whole number of characters"),
     (started, {"event_capacity": 1.5}, "event_capacity must be a whole number"),
+    (Decision, {"approved": "no"}, "approved must be True or False, not 'no'"),
+    (Decision, {"approved": False, "reason": 3}, "the reason of a decision must be text, not 3"),
+    (Rule, {"tool": None}, "the tool of a rule must be text, such as 'shell', not None"),
+    (Rule, {"tool": "shell", "arguments": {"cmd": "git*"}}, "must be pairs of a name and a pattern"),
+    (Rule, {"tool": "shell", "arguments": [("cmd",)]}, r"pairs of a name and a pattern, .*; \('cmd',\) is none"),
+    (agent, {"hooks": {"stop": 3}}, r"hooks\['stop'\] must be a list of callables and commands, not 3"),
+    (Team([agent()]).map, {"change": None}, "change must be a function from an agent to an agent, not None"),
+    (
+        Team([agent()]).map,
+        {"change": print},
+        "what change returns for <Agent 'a' .* must be an agent, not None",
+    ),
+    (Answer, {"action": "decline", "note": 3}, "the note of an answer must be text"),
+    (ToolResult, {"content": "x", "is_error": "no"}, "is_error must be True or False, not 'no'"),
+    (Tool, {"name": "", "function": len}, "a tool needs a name"),
+    (Tool, {"name": "f", "function": len, "read_only": "no"}, "read_only must be True or False, not 'no'"),
+    (Tool, {"name": "f", "function": len, "parallel": 0}, "parallel must be True or False, not 0"),
+    (Tool, {"name": "f", "function": len, "server": None}, "the server of tool 'f' must be text, not None"),
+    (Tool, {"name": "f", "function": len, "convert": {}}, "convert of tool 'f' must be a function of the arguments"),
+    (Tool, {"name": "f", "function": len, "on": "worker"}, "on must be 'helper' or 'consumer', not 'worker'"),
+    (tool(name="f"), {"function": 3}, r"what tool\(\) makes a tool of must be a function, not 3"),
+    (tool(name="f"), {"function": write}, r"<Tool write\(\)> is a tool already"),
+    (
+        Message,
+        {"role": "user", "images": "x.png"},
+        "must be a list of Image objects, not 'x.png'",
+    ),
+    (Message, {"role": "assistant", "tool_calls": [3]}, "a list of ToolCall objects; 3 is none"),
+    (Message, {"role": "tool", "tool_call_id": 3}, "the tool_call_id of a message must be text, or None, not 3"),
+    (Message, {"role": "user", "is_error": None}, "is_error must be True or False"),
+    (Message, {"role": "assistant", "usage": {}}, "the usage of a message must be a Usage"),
+    (Message, {"role": "user", "created_at": datetime(2026, 1, 1)}, r"a time zone, such as datetime.now\(UTC\)"),
+    (Message.from_dict, {"data": {}}, "this is not a message as to_dict.* writes it: KeyError: 'role'"),
+    (Message.from_dict, {"data": None}, "a mapping is wanted, not None"),
+    (
+        Image.from_dict,
+        {"data": {"data": "", "media_type": 3}},
+        "this is not an image .* media type of an image must",
+    ),
+    (Event.from_dict, {"data": "warning"}, "this is not an event as .*: a mapping is wanted, not 'warning'"),
+    (Event.from_dict, {"data": {"type": "warning"}}, "this is not an event .* missing .* 'message'"),
+    (Session, {"agent_name": agent()}, "agent_name must be the name of an agent, or None"),
+    (Session.from_user, {"text": "x", "images": Image(b"")}, "images must be a list of images"),
+    (
+        Session.from_user("x").add_user,
+        {"text": "x", "images": ["x.png"]},
+        "; 'x.png' is none",
+    ),
+    (Recording, {"path": None}, "the file of a recording must be a path, as text or a pathlib.Path, not None"),
+    (Recording, {"path": "x", "redact": "x"}, "redact must be a function from a text to a text"),
+    (Retry, {"model": Scripted(), "backoff": 2}, "backoff must be a function from the number of an attempt"),
+    (Retry, {"model": Scripted(), "when": ()}, "when must be a function from an exception to"),
+    (Fallback, {"model": Scripted(), "clock": 3}, "clock must be a function that returns the time"),
+    (exponential, {"first": "1"}, "first must be a number of seconds, 0 or more, not '1'"),
+    (Runtime, {"agent": "a"}, "what a runtime runs must be an Agent or a Team, not 'a'"),
+    (started, {"executor": 4}, "executor must be a ThreadPoolExecutor, or None, not 4"),
+    (started, {"store": "sessions.db"}, r"store must be a store, such as SQLiteStore\('sessions.db'\)"),
+    (started, {"store": MemoryStore}, "store must be a store, .* not <class"),
+    (started, {"titles": "no"}, "titles must be True or False, not 'no'"),
+    (started, {"permissions": []}, r"made with Permissions\(allow="),
+    (started, {"result_directory": 3}, "result_directory must be a path"),
+    (started, {"grace": 10**400}, "grace must be a number of seconds, 0 or more, not 1000"),
+    (started, {"observers": print}, r"observers must be a list, such as \[observer\], not"),
+    (
+        started().run_stream,
+        {"session": Session.from_user("x"), "interactive": 0},
+        "interactive must be True or False",
+    ),
+    (started().run_stream, {"session": Session.from_user("x"), "record": 3}, "the file of a recording must be a path"),
+    (
+        started().run,
+        {"session": Session.from_user("x"), "on_request": True},
+        "on_request must be a function",
+    ),
+    (started().map, {"sessions": [], "progress": None}, "progress must be True or False"),
+    (started().steer, {"session": None, "text": "x"}, "the session must be a Session, or the id of one, not None"),
+    (started().follow_up, {"session": "s", "text": b"x"}, "the text of a message must be text, not b'x'"),
+    (started().pause, {"session": 3}, "the session must be a Session, or the id of one"),
+    (
+        started().approve,
+        {"confirmation_id": True},
+        "the confirmation_id of a ToolCallConfirmation",
+    ),
+    (started().resume_elicitation, {"action": "accept", "content": "x"}, "content must be a mapping of the fields"),
+    (started().resume_elicitation, {"action": "accept", "elicitation_id": 3}, "the elicitation_id of an Elicitation"),
+    (stream_scope, {"bridge": None, "events": Channel()}, "the bridge of a stream_scope must be an ElicitationBridge"),
+    (stream_scope, {"bridge": ElicitationBridge(), "events": []}, "the events of a stream_scope must be a Channel"),
+    (ElicitationBridge().swap, {"channel": None}, "what takes the place on the bridge must be a Channel"),
     (started().run, {"session": "hello"}, r"a Session, such as Session.from_user\('hello'\), not 'hello'"),
     (started().run, {"session": Session.from_user("x"), "budget": 100}, "budget must be a Budget"),
 ]
@@ -192,3 +298,80 @@ def test_hooks_that_fail_are_told_by_name(hook: Any, says: str) -> None:
     with Runtime(agent(hooks={"session_start": [hook]})) as runtime:
         warnings = [event for event in runtime.run_stream(Session.from_user("go")) if isinstance(event, Warning)]
     assert says in warnings[0].message
+
+
+@pytest.mark.parametrize("content", ["large", 3, [("size", "large")]])
+def test_content_that_is_no_mapping_leaves_the_question_open(content: Any) -> None:
+    @tool(read_only=True)
+    def order(context: ToolContext) -> str:
+        """Ask."""
+        return context.elicit("Which size?", {"type": "object", "properties": {}}).action
+
+    asking = Agent("a", Scripted([call("order")], say("ok")), tools=[order])
+    with Runtime(asking) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        for event in stream:
+            if isinstance(event, ElicitationRequest):
+                with pytest.raises(InvalidAnswer, match=r"content must be a mapping, such as \{'size': 'large'\}, not"):
+                    stream.respond(event, "accept", content)
+                stream.respond(event, "decline")
+
+
+def test_a_wrong_limit_or_timeout_takes_no_event() -> None:
+    with Runtime(agent()) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        for wrong in (0, -1, True, "2"):
+            with pytest.raises(ValueError, match="limit must be a whole number of events, 1 or more"):
+                stream.recv_many(wrong)  # type: ignore[arg-type]
+            with pytest.raises(ValueError, match="limit must be a whole number of events, 1 or more"):
+                stream.try_recv_many(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="timeout must be a number of seconds or None, not '1'"):
+            stream.recv(timeout="1")  # type: ignore[arg-type]
+        assert isinstance(stream.recv(timeout=5), StreamStarted)
+
+
+IN_A_TOOL: list[tuple[Callable[[ToolContext], object], str]] = [
+    (lambda context: context.elicit(None), "the message of a question must be text, not None"),  # type: ignore[arg-type]
+    (lambda context: context.elicit("?", "size"), "the schema of a question must be a JSON schema"),  # type: ignore[arg-type]
+    (lambda context: context.elicit("?", url=3), "the url of a question must be text"),  # type: ignore[arg-type]
+    (
+        lambda context: context.elicit("?", timeout=float("nan")),
+        "the timeout of a question must be a number",
+    ),
+    (lambda context: context.elicit("?", cancel=3), "cancel must be a CancelToken, or None"),  # type: ignore[arg-type]
+    (lambda context: context.progress(3), "the output of a progress report must be text"),  # type: ignore[arg-type]
+    (lambda context: context.progress("x", "half"), "progress must be a number, or None, not 'half'"),  # type: ignore[arg-type]
+    (lambda context: context.once(3, str), "the key of once must be text"),  # type: ignore[arg-type]
+    (lambda context: context.once("k", 3), "what once calls must be a function"),  # type: ignore[arg-type]
+    (lambda context: context.once("k", object), r"once\('k'\) keeps what is JSON, and this is not"),
+    (lambda context: context.run_agent("b", "x"), "what run_agent runs must be an Agent"),  # type: ignore[arg-type]
+    (lambda context: context.run_agent(agent(), 3), "the task of run_agent must be text, or a Session"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("wrong", "says"), IN_A_TOOL, ids=[says[:40] for _, says in IN_A_TOOL])
+def test_wrong_values_in_a_tool(wrong: Callable[[ToolContext], object], says: str) -> None:
+    """They are an error in the tool, and the run goes on."""
+    caught: list[str] = []
+
+    @tool(read_only=True)
+    def careless(context: ToolContext) -> str:
+        """Use its context wrongly."""
+        with pytest.raises((TypeError, ValueError), match=says) as error:
+            wrong(context)
+        caught.append(str(error.value))
+        return "well"
+
+    with Runtime(Agent("a", Scripted([call("careless")], say("ok")), tools=[careless])) as runtime:
+        assert runtime.run(Session.from_user("go")).text == "ok"
+    assert caught
+
+
+def test_progress_of_a_huge_number_is_no_number() -> None:
+    @tool(read_only=True)
+    def work(context: ToolContext) -> str:
+        """Report."""
+        context.progress("x", 10**400, float("inf"))
+        return "done"
+
+    with Runtime(Agent("a", Scripted([call("work")], say("ok")), tools=[work])) as runtime:
+        reports = [e for e in runtime.run_stream(Session.from_user("go")) if isinstance(e, ToolCallOutput)]
+    assert [(each.progress, each.total) for each in reports] == [(None, None)]

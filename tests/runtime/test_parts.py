@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -252,20 +252,20 @@ def test_settling_gives_every_call_a_result() -> None:
     assert session.messages == before
 
 
-def test_ctrl_c_as_a_lease_is_taken_leaves_the_session_free() -> None:
-    number = 0
-    while True:
-        session, taken = Session.from_user("hi"), False
+@pytest.mark.parametrize("use", [Session.lease, lambda session: session.add_user("more")], ids=["lease", "add_user"])
+def test_an_interrupt_anywhere_leaves_the_session_free(use: Callable[[Session], object]) -> None:
+    """Ctrl-C between the moment a lease is taken and the moment the caller has it would keep it for ever."""
+    number, happened = 0, True
+    while happened:
+        session = Session.from_user("hi")
 
-        def take() -> None:
-            nonlocal taken
+        def interrupted(session: Session = session) -> None:
             with contextlib.suppress(KeyboardInterrupt):
-                session.lease()
-                taken = True
+                use(session)
 
-        if not between(number, take, press_ctrl_c):
-            break
-        assert taken or session._lease is None, number
+        happened = between(number, interrupted, press_ctrl_c)
+        if happened:
+            session.add_user("the session is free")
         number += 1
     assert number > 5
 

@@ -1,7 +1,8 @@
 """A model that runs in this process."""
 
+from ..._public import publish
 from ._model import LocalModel
 
-__all__ = [
-    "LocalModel",
-]
+__all__ = ["LocalModel"]
+
+publish(__name__, globals(), __all__)

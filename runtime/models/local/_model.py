@@ -17,7 +17,7 @@ from typing import Any
 
 from channels import CancelToken
 
-from ..._checks import check_number
+from ..._checks import check_number, check_path
 from ...model import Delta, FinishDelta, TextDelta, ToolDefinition
 from ...session._message import Message
 from . import _engine
@@ -63,6 +63,8 @@ class LocalModel:
             check_number(name, value, "tokens" if name != "threads" else "threads", least=1, whole=True)
         if not _installed("xllamacpp"):
             raise _engine.missing("xllamacpp")
+        if path is not None:
+            check_path("path", path)
         file = _bundled() if path is None else _checked(Path(path).expanduser())
         self._key = (file.resolve(), context, threads)
         self._name = _QUANTISATION.sub("", file.stem)

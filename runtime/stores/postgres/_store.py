@@ -15,7 +15,7 @@ from channels import Receiver, SupportsDone
 
 from ..._checks import check_number, is_number
 from ..._errors import NotPending, SessionBusy, SessionNotFound
-from ..._public import publish
+from ..._public import not_copied, publish
 from ...session._idempotency import IdempotencyKey
 from ...session._journal import Ended, Mailed, MailPoint, Request, Said, Unfinished
 from ...session._message import Message
@@ -24,7 +24,7 @@ from ...usage import Usage
 from .._answers import checked
 from .._commands import checked_mail, not_running, reason_for
 from .._events import numbered
-from .._ids import behind, checked_id, in_utc
+from .._ids import behind, checked_done, checked_id, in_utc
 from .._owner import Owner
 from .._search_terms import words
 from .._snapshot import Snapshot, branched, permissions_of, to_write
@@ -612,6 +612,7 @@ class PostgresStore:
 
     def watch(self, cancel: SupportsDone, *, events: bool = False) -> Receiver[Notice]:
         """See `Store.watch`."""
+        checked_done(cancel)
         self._database.check_open()
         return self._watch.add(cancel, events)
 
@@ -632,6 +633,8 @@ class PostgresStore:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    __reduce_ex__ = not_copied("open the database in each process, PostgresStore(dsn)")
 
     def __repr__(self) -> str:
         return f"<PostgresStore {self._database}, schema {self._database.schema}>"
@@ -695,4 +698,4 @@ def _forget(writer: Writer, watch: Watch, database: Database) -> None:
 if TYPE_CHECKING:
     _is_a_store: Callable[[str], Store] = PostgresStore
 
-publish("runtime.stores.postgres", globals(), ["PostgresStore"])
+publish("runtime.stores", globals(), ["PostgresStore"])

@@ -21,14 +21,14 @@ from channels._exit import exit_seconds
 from ..._checks import check, check_number
 from ..._dataclasses import asdict
 from ..._errors import NotPending, SessionNotFound, StoreError
-from ..._public import publish
+from ..._public import not_copied, publish
 from ...session._idempotency import IdempotencyKey
 from ...session._journal import Entry, Mailed, MailPoint, Request, Status
 from ...session._session import Session
 from .._answers import checked
 from .._commands import checked_mail, not_running, reason_for
 from .._events import EVERY, numbered
-from .._ids import behind, checked_id, in_utc
+from .._ids import behind, checked_done, checked_id, in_utc
 from .._notices import NOTICES
 from .._owner import Owner
 from .._snapshot import Snapshot, branched
@@ -387,8 +387,9 @@ class SQLiteStore:
         """What happens in the store from now on, as `Store.watch` says. What another process does is seen within a
         fiftieth of a second.
         """
+        done = checked_done(cancel)
         channel: Channel[Notice] = Channel(NOTICES, name="notices")
-        self._core().writer.watch(channel, cancel.done, events)
+        self._core().writer.watch(channel, done, events)
         return channel.receiver
 
     # -- the file ------------------------------------------------------------------------------------------------------
@@ -424,6 +425,8 @@ class SQLiteStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    __reduce_ex__ = not_copied("open the file in each process, SQLiteStore(path)")
 
     def __repr__(self) -> str:
         return f"<SQLiteStore {self._file.path!r}{', closed' if self._closed else ''}>"

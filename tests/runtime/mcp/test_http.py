@@ -263,7 +263,7 @@ def test_a_server_that_does_not_let_its_session_end_holds_nobody_up(bad_url: str
         ({"url": "http://x", "cwd": "/"}, "has no cwd="),
         ({"command": ["x"], "headers": {"a": "b"}}, "has no headers="),
         ({"command": ["x"], "transport": "sse"}, "has no transport="),
-        ({"url": "http://x", "transport": "carrier pigeon"}, "transport is"),
+        ({"url": "http://x", "transport": "carrier pigeon"}, "transport must be"),
         ({"url": "http://x", "transport": "sse", "mode": "2026-07-28"}, "older generation"),
         ({"url": "http://x", "headers": {"a b": "c"}}, "name of a header"),
         ({"url": "http://x", "headers": {"a": "secret\n"}}, r"^headers\['a'\] has characters in it that"),

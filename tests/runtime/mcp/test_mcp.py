@@ -1044,7 +1044,7 @@ def test_wrong_arguments() -> None:
         MCPToolSet(["x"], startup_timeout=-1)
     with pytest.raises(ValueError, match="call_timeout must be a number of seconds above 0, or None, not 0"):
         MCPToolSet(["x"], call_timeout=0)
-    with pytest.raises(ValueError, match=r"mode is .* not 'new'"):
+    with pytest.raises(ValueError, match=r"mode must be .* not 'new'"):
         MCPToolSet(["x"], mode="new")
     with pytest.raises(TypeError, match="tools must be a list of names"):
         MCPToolSet(["x"], tools="search")

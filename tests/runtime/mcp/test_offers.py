@@ -239,7 +239,7 @@ def test_results_are_held_against_their_schema(tmp_path: Path, caplog: pytest.Lo
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"roots": "/srv"}, r"roots is a list of directories, such as \['/srv'\]"),
+        ({"roots": "/srv"}, r"roots must be a list of directories, such as \['/srv'\]"),
         ({"sampling": "yes"}, "sampling must be True or False"),
         ({"required": None}, "required must be True or False"),
     ],

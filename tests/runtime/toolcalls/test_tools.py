@@ -734,7 +734,7 @@ def test_what_cannot_run_on_the_consumer() -> None:
 
     with pytest.raises(TypeError, match="coroutine function"):
         tool(on="consumer")(work)
-    with pytest.raises(ValueError, match="helper or on the consumer"):
+    with pytest.raises(ValueError, match="on must be 'helper' or 'consumer', not 'moon'"):
         tool(on="moon", name="f")(lambda: None)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="a number of seconds above 0"):
         tool(timeout=0, name="f")(lambda: None)

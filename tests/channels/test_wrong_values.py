@@ -1,0 +1,87 @@
+"""What callers get wrong is an error where they say it, and the error says what would be right."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from channels import CancelToken, Channel, Receiver, Sender, WorkerGroup, after, parked, tick
+from channels.aio import LoopThread, from_async
+
+
+async def nothing() -> None:
+    """Nothing."""
+
+
+WRONG: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
+    (Channel, {"capacity": None}, TypeError, "capacity must be a whole number, 0 or more, not None"),
+    (Channel, {"capacity": 1.0}, TypeError, "capacity must be a whole number, 0 or more, not 1.0"),
+    (Channel, {"capacity": True}, TypeError, "capacity must be a whole number, 0 or more, not True"),
+    (Channel, {"capacity": -1}, ValueError, "capacity must be a whole number, 0 or more, not -1"),
+    (Channel, {"name": 3}, TypeError, "the name of a channel must be text, or None, not 3"),
+    (Channel(1).recv_many, {"limit": 0}, ValueError, "limit must be a whole number, 1 or more, or None for all, not 0"),
+    (Channel(1).recv_many, {"limit": "2"}, TypeError, "limit must be a whole number, 1 or more, or None for all"),
+    (Channel(1).try_recv_many, {"limit": 1.5}, TypeError, "limit must be a whole number"),
+    (Channel(1).recv, {"timeout": "x" * 1000}, TypeError, r"timeout must be .*, not 'x{199}$"),
+    (Channel(1).recv, {"cancel": "x" * 1000}, TypeError, r"cancel= takes a CancelToken, .*, not 'x{199}$"),
+    (Receiver, {"channel": None}, TypeError, "a Receiver must be of a Channel, as channel.receiver makes it, not None"),
+    (Sender, {"channel": []}, TypeError, r"a Sender must be of a Channel, as channel.sender makes it, not \[\]"),
+    (after, {"seconds": -1}, ValueError, "after takes a number of seconds, 0 or more, not -1"),
+    (after, {"seconds": "1"}, TypeError, "after takes a number of seconds, 0 or more, not '1'"),
+    (tick, {"seconds": None}, TypeError, "tick takes a number of seconds, not None"),
+    (tick, {"seconds": 0}, ValueError, "tick takes a number of seconds, more than 0, not 0"),
+    (WorkerGroup, {"name": None}, TypeError, "the name of a WorkerGroup must be text, not None"),
+    (CancelToken().on_cancel, {"function": None}, TypeError, "on_cancel takes a function to call without arguments"),
+]
+
+
+@pytest.mark.parametrize(
+    ("made", "given", "kind", "says"), WRONG, ids=[f"{made.__name__} {given}"[:40] for made, given, _, _ in WRONG]
+)
+def test_wrong_values(made: Callable[..., Any], given: dict[str, Any], kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        made(**given)
+
+
+def test_numbers_of_other_kinds_are_whole_numbers() -> None:
+    class Three:
+        def __index__(self) -> int:
+            return 3
+
+    assert Channel(Three()).capacity == 3  # type: ignore[arg-type]
+    channel: Channel[int] = Channel(4)
+    channel.send_many([1, 2, 3, 4])
+    assert channel.recv_many(Three()) == [1, 2, 3]  # type: ignore[arg-type]
+
+
+def test_send_many_says_the_time_that_it_was_given() -> None:
+    """And how far it came: what is left of the time says nothing to whoever gave it."""
+    channel: Channel[int] = Channel(2)
+    with pytest.raises(TimeoutError, match=r"nobody received number 3 of 4 within 0\.01 s") as error:
+        channel.send_many([1, 2, 3, 4], timeout=0.01)
+    assert error.value.sent == 2  # type: ignore[attr-defined]
+    assert not parked()
+
+
+ON_A_LOOP: list[tuple[Callable[[LoopThread], Any], str]] = [
+    (lambda loop: loop.call(None), "what runs on a loop must be a coroutine or a coroutine function, not None"),  # type: ignore[arg-type]
+    (lambda loop: loop.start("x"), "what runs on a loop must be a coroutine or a coroutine function"),  # type: ignore[arg-type]
+    (lambda loop: loop.start(nothing(), on_done=3), "on_done must be a function of the result and the exception"),  # type: ignore[arg-type]
+    (lambda loop: loop.call(nothing(), context={}), r"context must be a contextvars.Context, or None, not \{\}"),  # type: ignore[arg-type]
+    (lambda loop: loop.iterate(nothing(), buffer=None), "capacity must be a whole number"),  # type: ignore[arg-type]
+    (lambda loop: from_async(nothing(), loop=3), "loop must be a LoopThread, or None, not 3"),  # type: ignore[arg-type]
+    (lambda loop: LoopThread(None), "the name of a LoopThread must be text, not None"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("wrong", "says"), ON_A_LOOP, ids=[says[:40] for _, says in ON_A_LOOP])
+@pytest.mark.filterwarnings("error")
+def test_wrong_values_for_a_loop(wrong: Callable[[LoopThread], Any], says: str) -> None:
+    """No coroutine is left that was never awaited, and the loop goes on."""
+    with LoopThread() as loop:
+        with pytest.raises(TypeError, match=says):
+            wrong(loop)
+        assert loop.call(nothing(), context=contextvars.copy_context()) is None
