@@ -117,11 +117,9 @@ def _size(core: StreamCore, compaction: Compaction, fixed: int) -> float:
     session, limit = core.session, compaction.result_limit
     messages, compacted = session._messages, session.compacted
     first = max(compacted.at, compacted.start)
-    last = len(messages) - 1
-    while last >= first and messages[last].role != "assistant":
-        last -= 1
     counted = _counted(core, limit, compacted)
-    usage = messages[last].usage if last >= first else None
+    last = next((at for at in range(len(messages) - 1, first - 1, -1) if messages[at].role == "assistant"), None)
+    usage = None if last is None else messages[last].usage
     if usage is None or not usage.input_tokens:
         return counted
     asked = _counted(core, limit, compacted, last)

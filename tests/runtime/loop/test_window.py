@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from runtime import (
     tool,
 )
 from runtime.agent import _view
-from runtime.agent._view import recent, tokens
+from runtime.agent._view import recent, text_tokens, tokens
 from runtime.events import (
     AgentChoice,
     Event,
@@ -35,6 +36,7 @@ from runtime.events import (
     SessionTitle,
     Warning,
 )
+from runtime.loop import _compact
 from runtime.models.replay import ReplayModel
 from runtime.recording import Recording
 from runtime.session import Compacted
@@ -409,6 +411,120 @@ def test_what_the_model_counted_before_a_compaction_counts_no_more() -> None:
     events, model = run(session, say("fine"))
     assert len(model.seen) == 1
     assert of(events, SessionCompaction) == []
+
+
+# -- the arithmetic, at its bounds -------------------------------------------------------------------------------------
+
+
+def core_of(session: Session, density: float = 1.0) -> Any:
+    return SimpleNamespace(session=session, density=density)
+
+
+def size_of(session: Session, fixed: int = 96) -> tuple[float, float]:
+    """The size of the conversation, and the density that was found out on the way."""
+    core = core_of(session)
+    return _compact._size(core, Compaction(), fixed), core.density
+
+
+def test_the_size_is_what_the_model_counted_and_what_came_since() -> None:
+    """In tokens as they are counted here, without the overhead of the provider and what is not the conversation."""
+    asked, reply, more = Message("user", "x" * 400), "y" * 40, Message("user", "z" * 80)
+    session = Session([asked, Message("assistant", reply, usage=Usage(1400, 10)), more])
+    assert size_of(session) == (1400 / 2 - 96 + 14 + 24, 2.0)  # 400 tokens of the model for 200 that are counted here
+    densest = Session([asked, Message("assistant", reply, usage=Usage(9000, 10)), more])
+    assert size_of(densest) == (9000 / 8 - 96 + 14 + 24, 8.0)
+    little = Session([asked, Message("assistant", reply, usage=Usage(1100, 10)), more])
+    assert size_of(little) == (1100 - 96 + 14 + 24, 1.0)
+
+
+@pytest.mark.parametrize("usage", [None, Usage(0, 10)])
+def test_a_reply_that_was_not_counted_is_estimated(usage: Usage | None) -> None:
+    session = Session([Message("user", "x" * 400), Message("assistant", "y" * 40, usage=usage)])
+    assert size_of(session) == (104 + 14, 1.0)
+
+
+@pytest.mark.parametrize(("start", "at", "counts"), [(0, 1, True), (0, 2, False), (2, 0, False), (1, 1, True)])
+def test_only_a_count_of_what_is_shown_now_counts(start: int, at: int, counts: bool) -> None:
+    """The reply is message 1: one that came before the compaction was decided, or that is not shown, counts no more."""
+    said = [Message("user", "x" * 400), Message("assistant", "y" * 40, usage=Usage(9000, 10)), Message("user", "z")]
+    session = Session(said, compacted=Compacted("s" * 40, start, start, at))
+    assert (size_of(session)[1] > 1) is counts
+
+
+def test_instructions_may_fill_nearly_all_of_the_window() -> None:
+    """A tenth of it is left to the conversation all the same."""
+    core, compaction = core_of(Session()), Compaction(at=0.8, keep=0.2)
+    assert _compact._room(core, compaction, 1000, 950) == _compact._Room(100, 25, 100)
+    assert _compact._room(core, compaction, 1000, 100) == _compact._Room(700, 175, 900)
+
+
+def test_what_is_exactly_as_much_as_can_be_shown_is_shown() -> None:
+    """Also where nobody sums it up: nothing is left out, and nothing cut."""
+    session = Session([Message("user", "x" * 2000), Message("assistant", "y" * 1000), Message("user", "z" * 400)])
+    model = Scripted([], say("fine"))
+    with Runtime(Agent("a", model, compaction=Compaction(window=tokens(session.messages)))) as runtime:
+        events = list(runtime.run_stream(session))
+    assert of(events, SessionCompaction) == ["started", "failed"]
+    assert [each.content for each in model.seen[1]] == [each.content for each in session.messages[:3]]
+
+
+def test_a_count_of_what_was_cut_counts_no_more() -> None:
+    """The model has counted less than what there is."""
+    session = Session.from_user("x" * 8000)
+    run(session, [*say("fine"), UsageDelta(50, 1)])
+    assert session.compacted.at == 2, "the reply, which has the count, is message 1"
+    assert size_of(session)[0] > 2000
+
+
+@pytest.mark.parametrize("letter", ["s ", "漢"])
+def test_a_summary_is_as_long_as_there_is_room_for(letter: str) -> None:
+    """In tokens, whatever the script: or the window would be full again at once."""
+    session = long_session()
+    run(session, say(letter * 5000), say("fine"))
+    assert 200 < text_tokens(session.compacted.summary) <= 250  # five sixteenths of 800 tokens
+
+
+def test_a_summary_has_some_room_where_the_last_messages_take_nearly_all() -> None:
+    session = long_session()
+    run(session, say("s" * 500), say("fine"), compaction=Compaction(keep=0.79))
+    assert len(session.compacted.summary) == 80
+
+
+def test_an_overflow_is_followed_by_much_less() -> None:
+    """How much too long it was nobody says: also a window that was said to be large enough was not."""
+    session = long_session(12)
+    _, model = run(session, [OVERFLOW], say("short"), say("fine"), compaction=Compaction(window=10_000))
+    refused, shown = model.seen[0], model.seen[-1]
+    assert tokens(shown) < 0.5 * tokens(refused)
+
+
+def test_a_request_for_a_summary_fits_whatever_the_lengths() -> None:
+    """With the note about what it leaves out."""
+    for size in range(300, 420, 7):
+        session = long_session(40, size)
+        _, model = run(session, say("short"), say("fine"))
+        assert "older messages are left out" in model.seen[0][1].content
+        assert tokens(model.seen[0]) <= 800
+
+
+def test_a_request_for_a_summary_that_is_refused_is_made_much_shorter() -> None:
+    _, model = run(long_session(12), [OVERFLOW], say("short"), say("fine"))
+    first, second = (len(model.seen[i][1].content) for i in (0, 1))
+    assert second < 0.45 * first
+
+
+def test_what_is_to_be_summed_up_is_as_much_as_there_is_room_for() -> None:
+    exact = Message("user", "x" * 94)  # with its role, and what stands between it and the next
+    room = _compact._characters("user: " + "x" * 94)
+    assert _compact._to_sum_up("", [exact], room) == "user: " + "x" * 94
+    many = [Message("user", "x" * 200)] * 100
+    text = _compact._to_sum_up("", many, 1000)
+    assert text.startswith("[88 older messages are left out here]"), "80 characters of each, or it says nothing"
+    assert len(text) <= 1000 + len("[88 older messages are left out here]")
+    text = _compact._to_sum_up("b" * 5000, many, 1200)
+    assert text.startswith("Summed up before: b")
+    assert 1000 < len(text) <= 1200 + len("[88 older messages are left out here]")
+    assert len(text.partition("\n\n")[0]) <= 400 + len("Summed up before: "), "a third of the room"
 
 
 # -- hooks, persistence, records ---------------------------------------------------------------------------------------
