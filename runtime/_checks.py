@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterable
 from typing import Any, Final
 
-_LARGEST: Final = 2**63  # of a whole number: behind it, a number of seconds is more than any clock can say
+_LARGEST: Final = 2**63  # behind it, a whole number of seconds is more than any clock can say
 
 
 def is_number(value: object, *, least: float | None = None, above: float | None = None, whole: bool = False) -> bool:
     """Whether ``value`` is a number, which True and NaN are not, and within its bounds."""
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         return False
-    if isinstance(value, int) and not -_LARGEST < value < _LARGEST:
+    if not whole and isinstance(value, int) and not -_LARGEST < value < _LARGEST:
         return False
     return value == value and (least is None or value >= least) and (above is None or value > above)
 

@@ -495,7 +495,7 @@ def test_an_overflow_is_followed_by_much_less() -> None:
     session = long_session(12)
     _, model = run(session, [OVERFLOW], say("short"), say("fine"), compaction=Compaction(window=10_000))
     refused, shown = model.seen[0], model.seen[-1]
-    assert tokens(shown) < 0.5 * tokens(refused)
+    assert tokens(shown) < 0.25 * tokens(refused)
 
 
 def test_a_request_for_a_summary_fits_whatever_the_lengths() -> None:

@@ -253,9 +253,9 @@ def test_a_server_that_does_not_let_its_session_end_holds_nobody_up(bad_url: str
     [
         ({}, "neither is given"),
         ({"command": ["x"], "url": "http://x"}, "both are given"),
-        ({"url": "http:///mcp"}, "names a host"),
-        ({"url": "example.org/mcp"}, "begins with https://"),
-        ({"url": "ftp://example.org"}, "begins with https://"),
+        ({"url": "http:///mcp"}, "name a host"),
+        ({"url": "example.org/mcp"}, "begin with https://"),
+        ({"url": "ftp://example.org"}, "begin with https://"),
         ({"url": "http://example.org:99999/"}, "no address"),
         ({"url": "http://example.org/ mcp"}, "a space"),
         ({"url": 5}, "text"),

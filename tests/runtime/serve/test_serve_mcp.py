@@ -378,8 +378,8 @@ class Silent:
     ("make", "problem"),
     [
         (lambda: serve.mcp([]), "no agent"),
-        (lambda: serve.mcp(5), "not iterable"),  # type: ignore[arg-type]
-        (lambda: serve.mcp(["x"]), "an Agent or a Team"),  # type: ignore[list-item]
+        (lambda: serve.mcp(5), "an Agent, a Team, or a list of them, not 5"),  # type: ignore[arg-type]
+        (lambda: serve.mcp(["x"]), "a list of them; .x. is none"),  # type: ignore[list-item]
         (lambda: serve.mcp([Agent("a", Silent()), Agent("a", Silent())]), "two agents are named 'a'"),
         (lambda: serve.mcp(Agent("a", Silent())).run_http("0.0.0.0"), "token= says who may"),
         (lambda: serve.mcp(Agent("a", Silent())).app(token=""), "the token is empty"),
