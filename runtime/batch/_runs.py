@@ -10,14 +10,13 @@ answered. The streams go on by themselves while the consumer is busy, because th
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator
 from time import monotonic
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from channels import Channel, Receiver, merge
-from channels._lazy import lazy_logger
+from channels._lazy import lazy, lazy_logger
 
 from .._checks import check, check_flags, check_number
 from .._errors import SessionBusy, SessionChanged, StillWaiting, StoreError, StreamStuck
@@ -29,6 +28,11 @@ from ..stream._on_request import Answering, OnRequest, RequestEvent, ask, check_
 from ..stream._private_events import ConsumerCall
 from ..usage import Usage
 from ._progress import Progress, shown
+
+if TYPE_CHECKING:
+    import inspect
+else:
+    inspect = lazy("inspect")
 
 T = TypeVar("T")
 Sessions: TypeAlias = "Iterable[Session | str] | Channel[Any] | Receiver[Any]"
@@ -103,8 +107,6 @@ class Runs(Generic[T]):
     __reduce_ex__ = not_copied("pass the object itself to the thread that iterates")
 
     def __repr__(self) -> str:
-        import inspect  # slow, and hardly ever wanted
-
         state = {"GEN_CREATED": "not started", "GEN_CLOSED": "ended"}
         return f"<Runs {state.get(inspect.getgeneratorstate(self._results), 'under way')}>"
 
