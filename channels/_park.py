@@ -31,7 +31,7 @@ from _thread import RLock, allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable
 from threading import TIMEOUT_MAX
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 __all__ = [
     "NOTHING",
@@ -43,6 +43,7 @@ __all__ = [
     "monotonic",
     "parked_waiters",
     "refuse_patched",
+    "yielded",
 ]
 
 
@@ -91,7 +92,11 @@ _CROWDED: Final = 0.05  # seconds
 _yield_from: float = 0.0  # of `monotonic`; a hint, which threads may overwrite for each other
 
 
-def _yielded(waiter: Waiter) -> bool:
+class _Served(Protocol):
+    done: bool
+
+
+def yielded(waiter: _Served) -> bool:
     """Give the processor away a few times, where that helps. Returns whether the waiter was served."""
     global _yield_from
     if _yield is not None:
@@ -138,7 +143,7 @@ class Waiter:
 
         ``operation`` on ``where``, a channel or the cases of a select, is what `channels.parked` shows of it.
         """
-        if _yielded(self):
+        if yielded(self):
             return True
         parked_waiters[self] = (operation, where, get_ident(), monotonic())
         try:  # no call before it, after which an interrupt could leave the entry there
@@ -197,7 +202,7 @@ class StandingWaiter(Waiter):
 
         ``channels`` are those that it waits for, which `channels.parked` shows.
         """
-        _yielded(self)
+        yielded(self)
         parked_waiters[self] = ("merge", channels, get_ident(), monotonic())
         try:
             self.park.acquire()

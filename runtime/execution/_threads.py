@@ -9,8 +9,8 @@ Guarantees, after trio's thread cache (https://github.com/python-trio/trio/blob/
 - A thread has the name of what it runs, and is called `IDLE_NAME` in between. It holds nothing of what it has run.
 - What is started may raise: it is told to `threading.excepthook`, as if the thread had been its own.
 
-An idle thread waits on a channel of its own, which holds what it is given: who takes the channel off the stack is the
-only one to send on it. Where the thread leaves at that moment, it has closed the channel, or finds what came.
+An idle thread has a seat, on which it is given what it has to run (`_Seat`). It waits for a lock and not for a channel,
+since every call of foreign code pays for it.
 
 All are daemons: those that are busy when the interpreter ends belong to streams, which are ended and waited for then
 (`stream/_at_exit`). A subinterpreter cannot end while it has threads: there the idle ones are ended first. A forked
@@ -30,13 +30,12 @@ from _thread import allocate_lock
 from collections.abc import Callable
 from typing import Final
 
-from channels import Channel, ChannelClosed, WouldBlock
 from channels._exit import exit_seconds
+from channels._park import yielded
 from channels._timer import _in_subinterpreter
 
 IDLE: Final = 5.0  # seconds that a thread waits for something to run before it ends
 IDLE_NAME: Final = "lockgate-idle"
-IDLE_CHANNEL: Final = "threads of the cache"  # on which an idle thread waits
 _GOODBYE: Final = 1.0  # seconds that idle threads of a subinterpreter have to end
 _numbers = itertools.count(1)
 
@@ -94,38 +93,66 @@ class Running:
         return f"<Running {self.name}{'' if self._alive else ', over'}>"
 
 
+class _Seat:
+    """A thread that waits for something to run. Whoever has taken it out of `_Idle.waiting` is the only one to give it
+    something: that is written first, and then the item of ``free`` deleted. The thread deletes it to leave. Only one of
+    them can, in a single step, which no exception splits.
+    """
+
+    __slots__ = ("done", "free", "given", "thread", "wake")
+
+    def __init__(self, thread: threading.Thread) -> None:
+        self.thread = thread
+        self.given: Running | None = None  # what it is to run; None where it is to end
+        self.free = [None]
+        self.done = False  # it was given something, or told to end
+        self.wake = allocate_lock()  # until then
+        self.wake.acquire()
+
+    def give(self, running: Running | None) -> bool:
+        """Let the thread run it, or end. Whether it had not left. For the one that has taken it from `_Idle`."""
+        self.given = running
+        try:
+            del self.free[0]
+        except IndexError:
+            return False
+        self.done = True
+        self.wake.release()
+        return True
+
+
 class _Idle:
     """The threads that wait for something to run, as a stack."""
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[Channel[Running], threading.Thread]] = []
+        self.waiting: list[_Seat] = []
         self.over = False  # no thread shall wait any more
 
     def give(self, running: Running) -> bool:
         """Give it to an idle thread; whether there was one."""
         while True:
             try:
-                jobs, _ = self.waiting.pop()  # a single step
+                seat = self.waiting.pop()  # a single step
             except IndexError:
                 return False
-            try:
-                jobs.try_send(running)
+            if seat.give(running):
                 return True
-            except (ChannelClosed, WouldBlock):  # it has waited long enough and leaves
-                pass
 
-    def wait(self, jobs: Channel[Running], thread: threading.Thread) -> Running | None:
+    def wait(self, thread: threading.Thread) -> Running | None:
         """Wait for something to run. None where the thread is to end."""
-        entry = jobs, thread
-        self.waiting.append(entry)
+        seat = _Seat(thread)
         try:
-            return jobs.recv(timeout=0 if self.over else IDLE)
-        except BaseException:  # also one that was thrown at what had run here, and came too late
-            jobs.close()
+            self.waiting.append(seat)
+            if not yielded(seat):
+                seat.wake.acquire(timeout=0 if self.over else IDLE)
+        except BaseException:  # one that was thrown at what had run here, and came too late
+            pass
+        try:
+            del seat.free[0]
+        except IndexError:
+            return seat.given
         with contextlib.suppress(ValueError):
-            self.waiting.remove(entry)
-        with contextlib.suppress(ChannelClosed):
-            return jobs.try_recv()  # it came a moment before
+            self.waiting.remove(seat)
         return None
 
 
@@ -153,21 +180,25 @@ def _work(first: list[Running]) -> None:
     """The function of a thread."""
     thread = threading.current_thread()
     running: Running | None = first.pop()
-    jobs: Channel[Running] | None = None  # made when there is nothing to run: it takes a kilobyte
     while running is not None:
         running.run(thread)
         running = None
-        if jobs is None:
-            jobs = Channel(1, name=IDLE_CHANNEL)
-        running = _idle.wait(jobs, thread)
+        running = _idle.wait(thread)
+
+
+def idle_threads() -> int:
+    """How many threads wait for something to run."""
+    return len(_idle.waiting)
 
 
 def end_idle(timeout: float) -> None:
     """End the threads that are idle now, and wait for them, ``timeout`` seconds for all."""
     until = time.monotonic() + timeout
-    for jobs, thread in list(_idle.waiting):
-        jobs.close()  # whoever is giving it something now finds it closed, and takes another
-        thread.join(max(until - time.monotonic(), 0.0))
+    for seat in list(_idle.waiting):
+        with contextlib.suppress(ValueError):  # somebody gives it something, or it leaves
+            _idle.waiting.remove(seat)
+            seat.give(None)
+        seat.thread.join(max(until - time.monotonic(), 0.0))
 
 
 def _at_exit() -> None:

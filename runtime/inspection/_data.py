@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 from .._dataclasses import asdict, dataclass
-from ..execution._threads import IDLE_CHANNEL
 from ..foreign._printable import escaped, printable
 from ..foreign._sound import well_formed
 
@@ -104,6 +103,7 @@ class Dump:
     process: int
     streams: tuple[StreamDump, ...]
     channels: tuple[ChannelDump, ...]
+    idle_threads: int = 0  #: of lockgate, which wait for something to run
 
     def to_dict(self) -> dict[str, Any]:
         """The dump as JSON-ready data."""
@@ -135,15 +135,13 @@ def _dump_text(dump: Dump) -> str:
     lines = [f"lockgate process {dump.process} at {dump.time}: {_many(len(dump.streams), 'live stream')}"]
     for stream in dump.streams:
         lines += ["", _stream_text(stream)]
-    idle = sum(len(channel.parked) for channel in dump.channels if IDLE_CHANNEL in channel.name)
-    busy = [channel for channel in dump.channels if IDLE_CHANNEL not in channel.name]
-    if busy or idle:
+    if dump.channels:
         lines += ["", "channels with somebody parked:"]
-    for channel in busy:
+    for channel in dump.channels:
         lines.append(f"  {escaped(channel.name)}")
         lines += [f"    {escaped(who)}" for who in channel.parked]
-    if idle:
-        lines.append(f"  {_many(idle, 'idle thread')}")
+    if dump.idle_threads:
+        lines += ["", _many(dump.idle_threads, "idle thread")]
     return well_formed("\n".join(lines))
 
 

@@ -18,7 +18,7 @@ from channels import Channel, Parked, parked
 from channels._park import monotonic
 
 from ..execution._calls import Call, stack_text
-from ..execution._threads import Running
+from ..execution._threads import Running, idle_threads
 from ..foreign._redact import Redaction
 from ..human._asks import Ask
 from ..session._message import Message, ToolCall
@@ -50,6 +50,7 @@ def dump_of(cores: Iterable[StreamCore] | None = None) -> Dump:
         process=os.getpid(),
         streams=tuple(streams),
         channels=tuple(_channels(all_parked)),
+        idle_threads=idle_threads(),
     )
 
 

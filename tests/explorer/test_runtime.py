@@ -15,6 +15,7 @@ from interleave import CHANNELS, World, explore
 
 MODULES = (*CHANNELS, "runtime/human/_bridge.py", "runtime/stream/_scope.py", "runtime/human/_asks.py")
 PUMP = (*CHANNELS, "runtime/execution/_pump.py")
+THREADS = (*CHANNELS, "runtime/execution/_threads.py")
 CALLS = (*PUMP, "runtime/execution/_calls.py")
 
 
@@ -280,6 +281,54 @@ def something_after_the_items(world: World, leaves: bool) -> Callable[[], None]:
         assert done in ([], [3])
 
     return check
+
+
+def idle_threads(world: World, ends: bool) -> Callable[[], None]:
+    """What is given to an idle thread is run by it, once, also where it leaves in that moment, is told to end, or is
+    hit by an exception that was meant for what it has run; or whoever gives it knows that nobody takes it.
+    """
+    module = world.load("runtime.execution._threads")
+    idle = module._Idle()
+    given: dict[str, bool] = {}
+    got: list[str] = []
+    ended: list[str] = []
+
+    def sit(name: str) -> None:
+        running = idle.wait(name)
+        if running is None:
+            ended.append(name)
+        else:
+            got.append(running)
+
+    def end() -> None:
+        for seat in list(idle.waiting):
+            with contextlib.suppress(ValueError):
+                idle.waiting.remove(seat)
+                seat.give(None)
+
+    world.spawn("T", lambda: sit("T"), interruptible=True)
+    world.spawn("A", lambda: given.update(A=idle.give("A")))
+    if ends:
+        world.spawn("E", end)
+    else:
+        world.spawn("U", lambda: sit("U"))
+        world.spawn("B", lambda: given.update(B=idle.give("B")))
+
+    def check() -> None:
+        assert not world.stuck
+        assert sorted(got) == sorted(name for name, taken in given.items() if taken)
+        assert not [seat for seat in idle.waiting if seat.free]
+
+    return check
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_idle_threads(ends: bool) -> None:
+    """They wait for so long and no longer."""
+    scenario = partial(idle_threads, ends=ends)
+    assert explore(scenario, preemptions=1, modules=THREADS, schedules=2000).schedules
+    report = explore(scenario, preemptions=0, interrupts=1, modules=THREADS, schedules=2000)
+    assert report.thrown
 
 
 def test_waiting_for_a_call() -> None:

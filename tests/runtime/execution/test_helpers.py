@@ -45,7 +45,7 @@ def test_the_last_to_become_idle_is_the_next_to_work(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(_threads, "IDLE", 0.5)
     burst(20)
     idle(20)
-    threads = [thread for _, thread in _threads._idle.waiting]
+    threads = [seat.thread for seat in _threads._idle.waiting]
     used = set()
     pause = threading.Event()
     for _ in range(400):
@@ -161,8 +161,8 @@ def test_an_exception_is_told_as_that_of_any_thread(monkeypatch: pytest.MonkeyPa
 def test_an_exception_that_is_thrown_at_an_idle_thread_loses_nothing(interrupt: Any, cold: None) -> None:
     burst(1)
     idle(1)
-    [(_, thread)] = _threads._idle.waiting
-    interrupt(thread)  # seen when it next runs: with the next job, or when it has waited long enough
+    [seat] = _threads._idle.waiting
+    interrupt(seat.thread)  # seen when it next runs: with the next job, or when it has waited long enough
     done = threading.Event()
     with contextlib.suppress(BaseException):
         for _ in range(3):
