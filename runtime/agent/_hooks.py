@@ -212,6 +212,9 @@ class Hooks:
                         f"hooks[{point!r}]: no tool is called at this point, so it takes no matcher {hook.matcher!r}"
                     )
 
+    def __bool__(self) -> bool:
+        return bool(self._hooks)
+
     def at(self, point: str, tool_name: str = "") -> list[Hook]:
         """The hooks at ``point``, for this tool where there is one."""
         hooks = self._hooks.get(point)

@@ -110,20 +110,21 @@ class Kept:
 class Call:
     """One call of foreign code that is under way."""
 
+    thread: threading.Thread | None = None
+    task: TaskHandle | None = None
+    feed: Feed[Any] | None = None
+    tool_call_id: str | None = None  # where it is a tool that runs
+    future: Future[None] | None = None
+    traceback = ""  # where it failed
+    said = ""  # and the exception in one line
+    heard = True  # whether anybody may want to know why it failed
+    _over = False
+
     def __init__(self, what: str, inbox: Inbox) -> None:
         self.what = what
         self.inbox = inbox
-        self._over = False
-        self._done: dict[None, Channel[None]] = {}  # made for the first who waits, whom most calls do not have
-        self.thread: threading.Thread | None = None
-        self.task: TaskHandle | None = None
-        self.feed: Feed[Any] | None = None
-        self.tool_call_id: str | None = None  # where it is a tool that runs
         self.began = time.monotonic()
-        self.future: Future[None] | None = None
-        self.heard = True  # whether anybody may want to know why it failed
-        self.traceback = ""  # where it failed
-        self.said = ""  # and the exception in one line
+        self._done: dict[None, Channel[None]] = {}  # made for the first who waits, whom most calls do not have
         self._unclaimed = [None]
 
     @property

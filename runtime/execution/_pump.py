@@ -140,7 +140,7 @@ class Pump(Generic[T]):
                     del items[-1]
                 if 0 < len(items) <= most:
                     yield items
-                else:
+                elif items:
                     for first in range(0, len(items), most):
                         yield items[first : first + most]
                 if ended:

@@ -40,9 +40,11 @@ class ToolCall:
     _read: ReadArguments | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for what, text in (("id", self.id), ("name", self.name), ("arguments", self.arguments)):
-            if not isinstance(text, str):
-                check(f"the {what} of a call", text, str, "text")
+        id, name, arguments = self.id, self.name, self.arguments
+        if type(id) is type(name) is type(arguments) is str and id.isascii() and name.isascii() and arguments.isascii():
+            return
+        for what, text in (("id", id), ("name", name), ("arguments", arguments)):
+            check(f"the {what} of a call", text, str, "text")
             if not text.isascii():
                 object.__setattr__(self, what, well_formed(text))
 

@@ -42,6 +42,7 @@ class _Call:
         self.given = ""  # the id that the model gave it last
         self.ids_change = False  # with every piece: they tell nothing
         self.begun = False  # whether there are arguments
+        self.last: ToolCall | None = None  # the last piece, as the consumer is told of it
         self.size = 0
         self._pieces: list[str] = []
         self._object: WholeObject | None = None  # for `whole`, which few calls are asked
@@ -60,6 +61,13 @@ class _Call:
     @property
     def arguments(self) -> str:
         return "".join(self._pieces)
+
+    def made(self, nothing: str) -> ToolCall:
+        """The call, with ``nothing`` in the place of arguments that it has none of."""
+        arguments, last = self.arguments if self.begun else nothing, self.last
+        if last is not None and last.name == self.name and last.arguments == arguments:  # it came in one piece
+            return last
+        return ToolCall(self.id, self.name, arguments)
 
     @property
     def whole(self) -> bool:
@@ -111,18 +119,15 @@ class Assembler:
         if delta.name and not self._is_repeated(call.name, delta.name):
             call.name += delta.name
         call.add(arguments)
-        return ToolCall(call.id, call.name, arguments)
+        call.last = ToolCall(call.id, call.name, arguments)
+        return call.last
 
     def calls(self, finish: str | None) -> tuple[ToolCall, ...]:
         """The calls of a reply that ended with ``finish``. One whose arguments are blank, or null, has none: an empty
         object; not where the reply was cut off, as nobody knows then what would have been in it.
         """
         nothing = "{}" if finish in _ENDED else ""
-        return tuple(
-            ToolCall(each.id, each.name, each.arguments if each.begun else nothing)
-            for each in self._calls
-            if each.name or each.begun
-        )
+        return tuple([each.made(nothing) for each in self._calls if each.name or each.begun])
 
     def _find(self, delta: ToolCallDelta, arguments: str) -> _Call | None:
         """The call that the piece continues, or None if it begins a call."""

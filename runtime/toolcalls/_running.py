@@ -26,6 +26,7 @@ from ._resolve import Ready
 T = TypeVar("T")
 
 OVER: Final = "the call that asked is over"
+_OPEN: Final = CallState("")  # of the calls of this stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class Running:
     state: CallState = field(init=False)  # how far an earlier stream had come with the call
 
     def __post_init__(self) -> None:
-        self.state = self.turn.states.get(self.call.id) or CallState(self.call.id)
+        self.state = self.turn.states.get(self.call.id, _OPEN)
 
     @property
     def tool(self) -> Tool:
@@ -95,7 +96,8 @@ class Running:
 
     def hooked(self, point: str) -> bool:
         """Whether there are hooks at ``point`` for this call, so that there is something to `fire`."""
-        return bool(self.turn.core.hooks.at(point, self.ready.tool.name))
+        hooks = self.turn.core.hooks
+        return bool(hooks) and bool(hooks.at(point, self.ready.tool.name))
 
     def fire(self, point: str, **fields: Any) -> Steps[HookResult]:
         """Run the hooks at ``point`` for this call."""
