@@ -58,6 +58,8 @@ class _Fed(Channel[T]):
 
     def take_all(self) -> list[T]:
         """All values that are there, which may be none. An asynchronous exception puts them back."""
+        if not (self._buffer or self._senders):
+            return []  # not by an exception, which says what the channel is like
         try:
             return self._take_many(None)
         except ChannelClosed:
@@ -171,10 +173,11 @@ class Feed(Receiver[T_co]):
                 self.done.recv(timeout)
 
     def _drop(self) -> None:
-        self._channel.close()
+        channel = cast("_Fed[Any]", self._channel)
+        channel.close()
         self._run.cancel()
         with contextlib.suppress(ChannelClosed):
-            while self._channel._try_take() is not NOTHING:
+            while channel._buffer and channel._try_take() is not NOTHING:
                 pass
 
     def __enter__(self) -> Feed[T_co]:

@@ -88,7 +88,7 @@ class Run:
 
     def cancel(self, cause: object = None) -> None:
         """Cancel the task. Any thread; does not wait."""
-        if not self.done.closed:
+        if not (self._asked or self.done.closed):  # where it is at its end anyway, the loop need not be woken
             self.life.post(self._cancel, cause)
 
     def _cancel(self, cause: object) -> None:
