@@ -39,6 +39,7 @@ __all__ = [
     "StandingWaiter",
     "Waiter",
     "deadline_after",
+    "give_way",
     "get_ident",
     "monotonic",
     "parked_waiters",
@@ -111,6 +112,20 @@ def yielded(waiter: _Served) -> bool:
                     _yield_from = now + _CROWDED
                     break
     return False
+
+
+def give_way() -> None:
+    """Give the processor away once, where that helps: a thread that was just woken cannot run while this one has the
+    GIL, and is woken twice where it has to wait for it.
+    """
+    global _yield_from
+    if _yield is not None:
+        began = monotonic()
+        if began >= _yield_from:
+            _yield()
+            now = monotonic()
+            if now - began > _GONE:
+                _yield_from = now + _CROWDED
 
 
 class Waiter:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from channels import CancelToken, Channel
 from channels._lazy import lazy_logger
+from channels._park import give_way
 
 from .._dataclasses import dataclass, field
 from .._errors import SessionNotFound, StoreError, describe
@@ -292,6 +293,8 @@ class StreamCore:
         """
         if len(batch) == 1:  # as where a model is slower than its consumer
             self.emit(batch[0])
+            if not len(self.events):  # who has waited for it has it, and reads it before we go on
+                give_way()
             return
         if self._outbox.unwritten:
             self.commit()

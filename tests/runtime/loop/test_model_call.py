@@ -98,3 +98,25 @@ def test_what_comes_before_an_object_that_is_no_delta_is_sent(monkeypatch: pytes
             stream.result()
     assert told == ["one ", "two ", "three "]
     assert session.messages[-1].content == "one two three "
+
+
+def test_a_consumer_that_waits_for_a_delta_reads_it_before_the_worker_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker gives way to the thread that it has just woken; not to one that is busy."""
+    gave: list[int] = []
+    monkeypatch.setattr("runtime.stream._core.give_way", lambda: gave.append(len(told)))
+    streams: list[Any] = []
+    told: list[Event] = []
+
+    def awaited() -> None:
+        assert eventually(lambda: streams and streams[0]._core.events.statistics().waiting_to_receive == 1)
+
+    with Runtime(Agent("a", Scripted([awaited, TextDelta("1")], [TextDelta("2")]))) as runtime:
+        streams.append(runtime.run_stream(Session.from_user("go")))
+        for event in streams[0]:
+            told.append(event)
+        assert gave
+        gave.clear()
+        other = runtime.run_stream(Session.from_user("go"))  # which nobody reads yet
+        assert eventually(lambda: other._core.events.closed)
+        assert not gave
+        assert [event.content for event in other if isinstance(event, AgentChoice)] == ["2"]
