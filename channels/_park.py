@@ -41,6 +41,7 @@ __all__ = [
     "deadline_after",
     "get_ident",
     "give_way",
+    "handed_over",
     "monotonic",
     "parked_waiters",
     "refuse_patched",
@@ -90,6 +91,7 @@ _yield: Callable[[], None] | None = getattr(os, "sched_yield", None)
 # wakes up is let in at once. One look at the clock tells: then all threads park at once, for a while.
 _GONE: Final = 0.0002  # seconds; the partner, if it was that, would have served this waiter meanwhile
 _CROWDED: Final = 0.05  # seconds
+_ALONE: Final = 0.001  # seconds after the last value
 _yield_from: float = 0.0  # of `monotonic`; a hint, which threads may overwrite for each other
 
 
@@ -126,6 +128,16 @@ def give_way() -> None:
             now = monotonic()
             if now - began > _GONE:
                 _yield_from = now + _CROWDED
+
+
+def handed_over(before: float) -> float:
+    """A thread that waited was given a value, as the one ``before`` was: give way to it if this value comes alone, and
+    is not the first of many, which are read faster together. Returns the time.
+    """
+    now = monotonic()
+    if now - before > _ALONE:
+        give_way()
+    return now
 
 
 class Waiter:

@@ -17,7 +17,7 @@ from .. import _timer
 from .._channel import Channel, _done_of
 from .._errors import Cancelled, ChannelClosed
 from .._lazy import lazy_logger
-from .._park import NOTHING
+from .._park import NOTHING, handed_over
 from .._rescue import insist
 from .._views import Receiver, SupportsDone
 from ._life import Life
@@ -239,6 +239,7 @@ async def _pump(source: Any, ref: weakref.ref[_Fed[Any]], ending: list[Callable[
     channel: _Fed[Any] | None
     entry: list[Any] | None
     burst = 0
+    last = 0.0
     try:
         if not hasattr(source, "__aiter__"):
             if not inspect.isawaitable(source):
@@ -252,6 +253,8 @@ async def _pump(source: Any, ref: weakref.ref[_Fed[Any]], ending: list[Callable[
             if channel is None:
                 return
             if channel._try_put(value):
+                if not channel._buffer:  # who has waited has it
+                    last = handed_over(last)
                 burst += 1
                 if burst >= BURST:
                     burst = 0

@@ -255,16 +255,7 @@ class After:
         On the helper.
         """
         self._call = call
-        kind, see, put = self.kind, self.see, pump.put
-        with source as items:
-            for item in items:
-                try:
-                    put(item)
-                except ChannelClosed:
-                    return
-                if item.__class__ is kind:
-                    see(item)
-        if pump.end():
+        if pump.feed(source, self.kind, self.see) and pump.end():
             call.what = self.what
             context.copy().run(self.act)
 
@@ -402,9 +393,8 @@ class Calls:
         pump: Pump[Any] = Pump(DELTAS, what)
         call = Call(what, pump)
         items = reading(source, self._loop, self.token)
-        if after is None:
-            feed = functools.partial(pump.feed, items)
-        else:
+        feed: Callable[[], Any] = functools.partial(pump.feed, items)
+        if after is not None:
             feed = functools.partial(after.feed, call, pump, items, self._context)
         self._start(call, feed, within)
         yield from pump.batches(self.token, most=BATCH)

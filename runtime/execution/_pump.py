@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from channels import CancelToken, Channel, ChannelClosed, SupportsDone
+from channels._park import handed_over
 
 if TYPE_CHECKING:
     from channels.aio import LoopThread
@@ -51,15 +52,27 @@ class Pump(Generic[T]):
 
     # -- for the producer ----------------------------------------------------------------------------------------------
 
-    def feed(self, source: AbstractContextManager[Iterator[T]]) -> None:
-        """Put what ``source`` brings, until nobody takes it any more. Raises what the source raises."""
-        put = self.put
+    def feed(
+        self,
+        source: AbstractContextManager[Iterator[T]],
+        kind: type | None = None,
+        see: Callable[[T], object] = lambda item: None,
+    ) -> bool:
+        """Put what ``source`` brings, until nobody takes it any more; whether that was all. Raises what the source
+        raises. Items of ``kind`` are given to ``see``, too.
+        """
+        put, channel, last = self.put, self._items, 0.0
         with source as items:
             for item in items:
                 try:
                     put(item)
                 except ChannelClosed:
-                    return
+                    return False
+                if not channel._buffer:  # the consumer has waited for it, and has it
+                    last = handed_over(last)
+                if item.__class__ is kind:
+                    see(item)
+        return True
 
     def run(self, source: AbstractContextManager[Iterator[T]]) -> None:
         """The function of a thread that is the producer: `feed`, then `end`. Raises nothing."""
