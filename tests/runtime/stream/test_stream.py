@@ -220,6 +220,27 @@ def test_calls_of_one_turn_run_side_by_side_and_are_recorded_in_order() -> None:
         assert [m.content for m in session.messages if m.role == "tool"] == ["first", "second"]
 
 
+def test_the_thread_that_calls_run_is_woken_only_for_what_asks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would throw the other events away."""
+    got: list[str] = []
+    following = EventStream.__next__
+
+    def noting(stream: EventStream) -> Event:
+        event = following(stream)
+        got.append(event.type)
+        return event
+
+    monkeypatch.setattr(EventStream, "__next__", noting)
+    asked: list[str] = []
+    agent = Agent("a", Scripted([*say("I do "), call("f")], say("done")), tools=[tool(name="f")(lambda: "ok")])
+    with Runtime(agent) as runtime:
+        result = runtime.run(Session.from_user("go"), on_request=lambda event: asked.append(event.type) or True)
+    assert result.text == "done"
+    assert [message.content for message in result.messages] == ["I do ", "ok", "done"]
+    assert asked == ["tool_call_confirmation"]
+    assert got == ["tool_call_confirmation", "stream_stopped"]
+
+
 def test_a_tool_that_must_run_alone_does() -> None:
     """`parallel=False`."""
     running = threading.Semaphore(1)
