@@ -241,12 +241,12 @@ def test_closing_cancels_all_at_once_and_twice_is_harmless(caplog: pytest.LogCap
 def test_many_that_are_stuck_are_waited_for_together() -> None:
     """Not for as long as each may take, one after the other."""
     prompts = [f"p{number}" for number in range(6)]
-    with Stall() as stall, Runtime(Agent("a", Echo(**dict.fromkeys(prompts, stall))), grace=0.3) as runtime:
+    with Stall() as stall, Runtime(Agent("a", Echo(**dict.fromkeys(prompts, stall))), grace=1) as runtime:
         results = runtime.map([*prompts, "last"])
         assert next(results)[1].text == "LAST"
         began = time.monotonic()
         results.close()
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 4  # of 6
         stall.go_on.set()
 
 
