@@ -342,8 +342,8 @@ def test_streams_that_begin_and_end_at_once_never_lose_the_timer(threads: Any) -
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"stall_after": 0}, "stall_after must be a number of seconds, more than 0, or None, not 0"),
-        ({"stall_after": "soon"}, "stall_after must be a number of seconds, more than 0, or None, not 'soon'"),
+        ({"stall_after": 0}, "stall_after must be a number of seconds above 0, or None, not 0"),
+        ({"stall_after": "soon"}, "stall_after must be a number of seconds above 0, or None, not 'soon'"),
         ({"on_stall": print}, "on_stall needs stall_after=, the seconds without progress after which it is called"),
         ({"stall_after": 1, "on_stall": "log"}, "on_stall must be a function that is given a Stall, not 'log'"),
     ],
