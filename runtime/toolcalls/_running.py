@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Generator, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
@@ -26,7 +27,12 @@ from ._resolve import Ready
 T = TypeVar("T")
 
 OVER: Final = "the call that asked is over"
-_OPEN: Final = CallState("")  # of the calls of this stream
+
+
+@functools.cache  # not a constant: to make the first one takes as long as all imports
+def _open() -> CallState:
+    """How far a call of this stream has come in the store: nobody looks at its id."""
+    return CallState("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ class Running:
     state: CallState = field(init=False)  # how far an earlier stream had come with the call
 
     def __post_init__(self) -> None:
-        self.state = self.turn.states.get(self.call.id, _OPEN)
+        self.state = self.turn.states.get(self.call.id) or _open()
 
     @property
     def tool(self) -> Tool:
