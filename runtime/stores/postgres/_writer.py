@@ -27,6 +27,7 @@ from ..._errors import LeaseLost, StoreError
 from ...session._journal import Entry, Status
 from ...session._session import Stored
 from .._events import EVERY
+from .._waiting import wait_written
 from ._database import Connection, Database, Unreachable, is_conflict, is_passing, roll_back
 from ._events import Batch, write_batches
 from ._rows import Head, Statement, column, ring, withdraw
@@ -102,11 +103,9 @@ class PostgresJournal:
 
     def _wait(self, work: Work, timeout: float | None = None, cancel: SupportsDone | None = None) -> None:
         try:
-            work.done.recv(timeout=timeout, cancel=cancel)
+            wait_written(work.done, timeout, cancel)
         except TimeoutError:
             raise StoreError(f"the store has not written session {self.title} within {timeout:g} s") from None
-        except ChannelClosed:
-            pass
         if work.error is not None:
             raise work.error
 

@@ -29,6 +29,7 @@ from channels._lazy import lazy_logger
 from ..._dataclasses import dataclass
 from ..._errors import StoreError
 from .._store import Notice
+from .._waiting import wait_written
 from ._file import Connection, StoreFile, begin, roll_back
 from ._migrations import refuse_later
 from ._notices import Watchers
@@ -70,8 +71,7 @@ class Job:
 
     def wait(self, timeout: float | None = None, cancel: SupportsDone | None = None) -> Any:
         """What the function has returned. Raises what it raised, `StoreError`, `TimeoutError` and `Cancelled`."""
-        with contextlib.suppress(ChannelClosed):
-            self.done.recv(timeout, cancel)
+        wait_written(self.done, timeout, cancel)
         if self.error is not None:
             raise self.error
         return self.result
