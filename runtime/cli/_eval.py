@@ -197,10 +197,13 @@ def _again(args: argparse.Namespace, recording: Recording, name: str, team: Team
     session = recording.session()
     if args.live_tools:  # the file may be a stranger's: what its session was allowed, the user here has not allowed
         session = Session.from_dict({**session.to_dict(), "permissions": Session().to_dict()["permissions"]})
-    if args.recorded_model:
-        team = replayed(team, recording, live_tools=args.live_tools)
-    elif not args.live_tools:
-        team = with_recorded_tools(team, recording)
+    try:
+        if args.recorded_model:
+            team = replayed(team, recording, live_tools=args.live_tools)
+        elif not args.live_tools:
+            team = with_recorded_tools(team, recording)
+    except ValueError as failure:  # a tool that cannot be one
+        raise CannotLoad(f"cannot evaluate {recording.path}: {failure}") from None
     with tempfile.TemporaryDirectory(prefix="lockgate-eval-") as directory:
         path = Path(directory, "run.jsonl")
         if args.save is not None:

@@ -185,6 +185,7 @@ def test_one_record_may_be_named(records: Path, write: Write) -> None:
         (["{tmp}/broken", "agent.py"], "{tmp}/broken/bad.jsonl is not a recorded run: "),
         (["{tmp}/cut", "agent.py"], "cannot evaluate {tmp}/cut/cut.jsonl: the record does not have the end of its run"),
         (["{tmp}/silent", "agent.py"], "cannot evaluate {tmp}/silent/no.jsonl: no model was asked in it"),
+        (["{tmp}/odd", "{agent}"], "cannot evaluate {tmp}/odd/odd.jsonl: a tool needs a name"),
         (["{records}", "{agent}", "--save", "{agent}"], "cannot keep records in {agent}: "),
     ],
 )
@@ -203,6 +204,7 @@ def test_bad_input_is_told_before_anything_runs(
         "broken/bad.jsonl": "hello\n",
         "cut/cut.jsonl": "".join(lines[:-1]),
         "silent/no.jsonl": "".join(silent),
+        "odd/odd.jsonl": "".join(lines).replace('"name": "price", "d', '"name": "", "d'),
     }.items():
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(text, "utf-8")
