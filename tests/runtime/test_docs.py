@@ -151,3 +151,9 @@ def test_the_table_of_hook_points_is_whole() -> None:
         told = set(re.findall(r"`(\w+)`", said)) & known | (call if "the call" in said else set())
         assert told == set(row.told), point
         assert sorted(re.findall(r"\b(block|context|allow|updated_\w+)\b", answers)) == sorted(row.takes), point
+
+
+def test_every_page_is_found_by_its_task() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    linked = set(LINK.findall(index))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - linked == {"README.md"}
