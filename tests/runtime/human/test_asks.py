@@ -424,3 +424,57 @@ def test_the_store_may_tell_of_an_answer_before_its_answerer_settles_it(
         asks.settle(ask, given)
     assert settled[0] == told
     assert not asks.pending()
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def registered(
+    asks: Asks, stream: object = "stream", root: object = "root"
+) -> tuple[Ask[Question, Answer], list[Answer]]:
+    settled: list[Answer] = []
+    made = Ask(stream, root, "call", Question("Which size?"), settled.append)
+    asks.register(made, None)
+    return made, settled
+
+
+def test_a_second_answer_is_refused_also_if_it_is_the_same() -> None:
+    """Both had found the question open. Only the store's own word of an answer may come twice."""
+    asks = Asks()
+    made, settled = registered(asks)
+    asks.settle(made, Answer("decline"))
+    with pytest.raises(NotPending, match="was settled meanwhile"):
+        asks.settle(made, Answer("decline"))
+    assert settled == [Answer("decline")]
+
+
+def test_an_answer_to_a_question_that_was_parked_is_kept_and_not_refused() -> None:
+    """Its stream has ended meanwhile, but the next one finds the answer in the store."""
+    asks, kept = Asks(), []
+    made, _ = registered(asks)
+    made.keep = kept.append
+    deadline = made.deadline
+    assert deadline is not None
+    assert asks.park("stream") == [made.id]
+    assert made.deadline is None, "nobody waits for its time here"
+    asks.settle(made, Answer("decline"))
+    assert kept == [Answer("decline")]
+    assert not asks.pending()
+
+
+def test_a_question_is_that_of_its_consumer() -> None:
+    asks = Asks()
+    made, _ = registered(asks)
+    other, _ = registered(asks, root="another root")
+    assert asks.pending("root") == [made]
+    assert asks.pending() == [made, other]
+    assert asks.find(other.id) is other
+    with pytest.raises(NotPending, match="was answered, withdrawn or timed out"):
+        asks.find(other.id, "root")
+    assert asks.find(None, "root") is made
+    with pytest.raises(NotPending, match=f"2 questions are waiting, so the answer needs an id: {made.id}, {other.id}"):
+        asks.find(None)
+    assert asks.is_pending(made)
+    made.written[None] = [Answer("decline")]  # as an answer that is just being delivered
+    assert not asks.is_pending(made)
+    assert asks.find(None) is other
