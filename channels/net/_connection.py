@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import ChannelClosed
-from .._park import monotonic
+from .._park import deadline_after, monotonic
 from .._views import Receiver, SupportsDone
 from ._errors import ConnectionLost, HelloFailed
 from ._hello import Challenge, introduce, introduce_within, new_key
@@ -144,8 +144,11 @@ class Listener:
         self._capacities = list(capacities or [(capacity, capacity)] * len(self._codecs))
         if not all(isinstance(each, int) and each >= 1 for pair in self._capacities for each in pair):
             raise ValueError(f"over a network a channel has a capacity of 1 or more, not {self._capacities}")
-        if not heartbeat > 0:
-            raise ValueError(f"heartbeat must be a number of seconds, more than 0, not {heartbeat!r}")
+        if not _is_number(heartbeat) or not heartbeat > 0:
+            raise ValueError(f"heartbeat must be a number of seconds, more than 0, not {heartbeat!r:.200}")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ValueError(f"limit must be a whole number of bytes, 1 or more, not {limit!r:.200}")
+        _check_address(address)
         self._heartbeat, self._limit, self._name = float(heartbeat), limit, name
         #: The key for the one connection.
         self.key = new_key()
@@ -188,8 +191,8 @@ class Listener:
         """
         if self._taken:
             raise RuntimeError("a listener takes one connection: make another Listener for the next")
+        deadline = deadline_after(timeout)
         self._taken = True
-        deadline = None if timeout is None else monotonic() + timeout
 
         def opening(link: Link) -> tuple[socket.socket, Tls | None]:
             try:
@@ -331,6 +334,11 @@ def connect(
         checked(ssl, server_side=False)
     elif server_hostname is not None:
         raise ValueError("server_hostname= is for a certificate: it needs ssl=, a client's SSLContext")
+    _check_address(address)
+    if not isinstance(key, str):
+        raise TypeError(f"key must be the text that the listener has as its key, not {type(key).__name__}")
+    if not _is_number(timeout) or not 0 < timeout < float("inf"):
+        raise ValueError(f"timeout must be a number of seconds, more than 0, not {timeout!r:.200}")
     codecs = codecs or [Codec()]
     deadline = monotonic() + timeout
     sock = ours(socket.create_connection((address[0], address[1]), timeout))
@@ -366,3 +374,15 @@ def prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number, which True and NaN are not, that a float can be."""
+    return (isinstance(value, float) and value == value) or (type(value) is int and abs(value) < 2**63)
+
+
+def _check_address(address: object) -> None:
+    """Raise `TypeError` for what is no host with a port."""
+    pair = tuple(address) if isinstance(address, (tuple, list)) else ()
+    if len(pair) != 2 or not isinstance(pair[0], str) or isinstance(pair[1], bool) or not isinstance(pair[1], int):
+        raise TypeError(f"address must be a host and a port, such as ('127.0.0.1', 0), not {address!r:.200}")

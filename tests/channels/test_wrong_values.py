@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from channels import CancelToken, Channel, Receiver, Sender, WorkerGroup, after, parked, tick
+from channels import CancelToken, Channel, Receiver, Sender, WorkerGroup, after, net, parked, tick
 from channels.aio import LoopThread, from_async
 
 
@@ -85,3 +85,31 @@ def test_wrong_values_for_a_loop(wrong: Callable[[LoopThread], Any], says: str) 
         with pytest.raises(TypeError, match=says):
             wrong(loop)
         assert loop.call(nothing(), context=contextvars.copy_context()) is None
+
+
+CONNECTING: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
+    (net.Listener, {"address": "localhost"}, r"address must be a host and a port, such as .*, not 'localhost'"),
+    (net.Listener, {"address": ("localhost", "80")}, "address must be a host and a port"),
+    (net.Listener, {"heartbeat": None}, "heartbeat must be a number of seconds, more than 0, not None"),
+    (net.Listener, {"heartbeat": 10**400}, "heartbeat must be a number of seconds, more than 0, not 1000"),
+    (net.Listener, {"limit": "64 MB"}, "limit must be a whole number of bytes, 1 or more, not '64 MB'"),
+    (net.connect, {"address": None, "key": "k"}, "address must be a host and a port"),
+    (net.connect, {"address": ("127.0.0.1", 1), "key": b"k"}, "key must be the text .*, not bytes"),
+    (net.connect, {"address": ("127.0.0.1", 1), "key": "k", "timeout": 0}, "timeout must be a number of seconds"),
+    (net.connect, {"address": ("127.0.0.1", 1), "key": "k", "timeout": float("inf")}, "timeout must be a number"),
+]
+
+
+@pytest.mark.parametrize(("made", "given", "says"), CONNECTING, ids=[says[:40] for _, _, says in CONNECTING])
+def test_wrong_values_for_a_connection(made: Callable[..., Any], given: dict[str, Any], says: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=says):
+        made(**given)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "1", True])
+def test_a_wrong_timeout_does_not_use_up_a_listener(timeout: Any) -> None:
+    with net.Listener() as listener:
+        with pytest.raises((TypeError, ValueError), match="timeout must be a number of seconds"):
+            listener.accept(timeout=timeout)
+        with pytest.raises(TimeoutError, match="nobody connected"):
+            listener.accept(timeout=0)
