@@ -453,6 +453,11 @@ def test_an_answer_to_a_question_that_was_parked_is_kept_and_not_refused() -> No
     asks, kept = Asks(), []
     made, _ = registered(asks)
     made.keep = kept.append
+
+    def gone(answer: Answer) -> None:
+        raise ChannelClosed
+
+    made.settled = gone
     deadline = made.deadline
     assert deadline is not None
     assert asks.park("stream") == [made.id]

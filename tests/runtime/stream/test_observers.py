@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from channels import ChannelClosed
-from runtime import Agent, Runtime, Session
-from runtime.events import AgentChoice, Event, StreamStarted, StreamStopped
-from support.scripted import Scripted, Stall, say
+from runtime import Agent, ConsumerCall, Runtime, Session, tool
+from runtime.events import AgentChoice, Event, StreamStarted, StreamStopped, ToolCallResponse
+from support.scripted import Scripted, Stall, call, say
 from support.waiting import eventually
 
 
@@ -240,6 +240,21 @@ def test_a_cancel_after_the_end_drops_nothing(threads: Any) -> None:
     assert stream.reason == "normal"
     assert sum(isinstance(event, AgentChoice) for event in events) == 50
     assert events == watcher.seen
+
+
+def test_an_errand_for_the_consumers_thread_is_no_event_of_theirs() -> None:
+    """A tool that runs there is told to the consumer only."""
+
+    @tool(read_only=True, on="consumer")
+    def here() -> str:
+        """Run in the consumer's thread."""
+        return "done"
+
+    watcher = Watcher()
+    with Runtime(Agent("a", Scripted([call("here")], say("ok")), tools=[here]), observers=[watcher]) as runtime:
+        assert runtime.run(Session.from_user("go")).text == "ok"
+    assert any(isinstance(each, ToolCallResponse) for each in watcher.seen)
+    assert not any(isinstance(each, ConsumerCall) for each in watcher.seen)
 
 
 def test_no_observers_no_forwarder() -> None:
