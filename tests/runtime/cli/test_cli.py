@@ -150,6 +150,7 @@ def lockgate(place: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
         assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
+        done.stderr = re.sub(r"^still loading .*\n", "", done.stderr, flags=re.MULTILINE)  # on a busy machine
         return done
 
     return run
