@@ -25,6 +25,7 @@ import pytest
 
 from channels._park import StandingWaiter, Waiter
 from support import figures
+from support.interrupts import uncalled_by_collections
 from support.postgres import pooled, postgres, postgres_server
 
 __all__ = ["pooled", "postgres", "postgres_server"]  # fixtures for all tests
@@ -308,7 +309,7 @@ def cold(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def interrupt() -> Callable[..., None]:
+def interrupt() -> Iterator[Callable[..., None]]:
     """Throw an exception into a thread: it arrives when that thread next runs Python code, as Ctrl-C would."""
 
     def throw(thread: Any, kind: type[BaseException] = KeyboardInterrupt) -> None:
@@ -316,7 +317,8 @@ def interrupt() -> Callable[..., None]:
         hit = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(kind))
         assert hit == 1
 
-    return throw
+    with uncalled_by_collections():
+        yield throw
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ from runtime.session._journal import Entry, Journal, Status
 from runtime.stores import MemoryStore, Parent
 from runtime.stream._core import StreamCore
 from support import figures
-from support.interrupts import between, press_ctrl_c
+from support.interrupts import between, press_ctrl_c, uncalled_by_collections
 from support.waiting import eventually
 
 LONG = 10.0  # seconds after which something will never happen
@@ -490,7 +490,7 @@ def _patched(outside: Outside) -> Iterator[None]:
             if "in time" in text:
                 outside.left_out.append(args[0])
 
-    with pytest.MonkeyPatch.context() as patch:
+    with uncalled_by_collections(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(forwarder_module, "_logger", Log())
         patch.setattr(_threads, "_idle", _threads._Idle())  # so that each run starts as many threads
         patch.setattr(threading.Thread, "start", numbered_start)

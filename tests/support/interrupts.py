@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 OURS = ("runtime.", "channels.")
 # One closes generators, the other is the callback of a weak reference: what is raised there is lost.
 NOT_THERE = ("runtime.schema._checking", "channels._timer")
+
+
+@contextlib.contextmanager
+def uncalled_by_collections() -> Iterator[None]:
+    """Collections call nothing of other packages meanwhile: an exception that is thrown into a thread while it runs
+    such a callback, as the one that hypothesis has to measure them, is lost there.
+    """
+    before, gc.callbacks[:] = gc.callbacks[:], []
+    try:
+        yield
+    finally:
+        gc.callbacks[:] = before
 
 
 def between(number: int, function: Callable[[], object], act: Callable[[], object]) -> bool:
