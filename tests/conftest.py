@@ -71,6 +71,8 @@ def pytest_configure() -> None:
     for name in ("SIGHUP", "SIGTERM"):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
             signal.signal(getattr(signal, name), signal.SIG_DFL)
+    # What tests start writes as it does for most people: output that is left in a buffer counts as it ends.
+    os.environ.pop("PYTHONUNBUFFERED", None)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from channels import ChannelClosed
 
@@ -113,19 +113,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             terminal.note(f"stopped: {interrupts.cause}", "yellow")
             return interrupts.status
         except BrokenPipeError:  # what we print is not wanted any more, as with `| head`
-            _close_output()
+            _close_output(sys.stdout)
             return 141
         except CannotWrite as error:
-            _close_output()
+            _close_output(sys.stdout)
             with contextlib.suppress(CannotWrite):
                 terminal.note(f"error: {error}", "red")
             return FAILED
+        finally:
+            for output in (sys.stdout, sys.stderr):
+                try:
+                    output.flush()
+                except (OSError, ValueError, AttributeError):  # such as that of a terminal that is gone
+                    _close_output(output)
 
 
-def _close_output() -> None:
-    """Drop what could not be written: the interpreter would try again as it ends."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _close_output(output: TextIO) -> None:
+    """Drop what could not be written: the interpreter would try again as it ends, and make that its exit status."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
