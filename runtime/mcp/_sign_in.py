@@ -153,7 +153,7 @@ class Provider(OAuthClientProvider):
         try:
             yield
         finally:
-            server.close()
+            await _close(server)
 
     async def _on_browser(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         status, page = "404 Not Found", "There is nothing here."
@@ -208,6 +208,20 @@ class Provider(OAuthClientProvider):
         finally:
             browser.cancel()
             self._browser, self._state = None, ""
+
+
+async def _close(server: asyncio.Server) -> None:
+    """Close ``server``, but serve who came a moment before: asyncio accepts a connection one step earlier than it is
+    served, and leaves it open and unread if the server is closed in between. The browser would wait for ever.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(NotImplementedError):  # a proactor
+            for listening in server.sockets:
+                loop.remove_reader(listening.fileno())
+        await asyncio.sleep(0)
+    finally:
+        server.close()
 
 
 class _Kept:

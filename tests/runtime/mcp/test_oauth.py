@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import stat
 import threading
 import urllib.error
@@ -19,6 +20,7 @@ import pytest
 from channels import Cancelled
 from runtime import Agent, NotPending, Permissions, Runtime, Session, TextDelta, ToolCallDelta, events
 from runtime.mcp import MCPServerError, MCPToolSet, OAuth
+from runtime.mcp._sign_in import Provider
 from runtime.mcp._tokens import TokenStore
 from support.mcp import Context, call, children, running
 from support.mcp_http import GUARDED, served
@@ -27,6 +29,7 @@ from support.waiting import eventually
 pytest.importorskip("mcp")
 
 EVERYTHING = Permissions(approve_all=True)
+LONG = 10.0  # seconds after which something will never happen
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +219,32 @@ def test_a_stream_that_is_cancelled_takes_the_question_back(guarded: str, tmp_pa
         stream.cancel()
         assert list(stream)[-1].reason == "canceled"
         assert eventually(lambda: is_closed(asked.url))
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_browser_that_comes_as_the_sign_in_ends_has_its_reply(tmp_path: Path, steps: int) -> None:
+    """Whatever step of the loop it is that the browser comes in: it is told something, or that nobody is there."""
+
+    async def reply() -> bytes:
+        provider = Provider("http://127.0.0.1:9/mcp", OAuth(file=tmp_path / "token"), no_user)
+        async with provider._listening():
+            browser = socket.create_connection(("127.0.0.1", provider._kept.port_at_hand))
+            browser.sendall(b"GET /callback?code=x HTTP/1.1\r\n\r\n")
+            for _ in range(steps):
+                await asyncio.sleep(0)
+        with browser:
+            browser.settimeout(LONG)
+            try:
+                return await asyncio.to_thread(browser.recv, 100)
+            except ConnectionError:
+                return b""
+
+    said = asyncio.run(reply())
+    assert not said or said.startswith(b"HTTP/1.1 404")
+
+
+def no_user(url: str) -> Any:
+    raise NotImplementedError
 
 
 def is_closed(url: str) -> bool:
