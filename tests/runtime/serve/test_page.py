@@ -1049,6 +1049,28 @@ with SQLiteStore(folder / "sessions.db") as store:
 """
 
 
+def test_a_run_whose_process_has_died_goes_on(serve: Callable[..., Place]) -> None:
+    """Also where the page is told so by the events, because it looked as the next process found out."""
+    tab = serve().tab()
+    say(tab, "hello")
+    idle(tab)
+    tab.run("""
+        view.on({type: "error", code: "interrupted", error: "the process that had the run has died"});
+        view.on({type: "stream_stopped", reason: "error"});
+        view.unfinished({status: "interrupted"});
+    """)
+    tab.see("The run was interrupted.")
+    assert tab.run("[...document.querySelectorAll('.note')].map((note) => note.innerText)") == [
+        "The run was interrupted.Continue"
+    ]
+    tab.run("""
+        view.on({type: "error", code: "model_error", error: "the wire is cut"});
+        view.on({type: "stream_stopped", reason: "error"});
+    """)
+    tab.see("The run ended with an error.")
+    assert tab.run("[...document.querySelectorAll('.note button')].map((button) => button.innerText)") == ["Try again"]
+
+
 def test_the_server_is_killed_and_started_again(browser: Browser, tmp_path: Path) -> None:
     """The page connects again by itself, shows what there is, and lets the user go on with the run."""
     with socket.create_server(("127.0.0.1", 0)) as found:
