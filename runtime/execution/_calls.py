@@ -302,10 +302,7 @@ class Calls:
 
     def _start(self, call: Call, function: Callable[[], Any], within: Context | None) -> None:
         try:
-            self.launch(call, function, within)
-        except Exception as error:
-            if call.claim():
-                self._done(call, None, error)
+            self.begin(call, function, within)
         except BaseException:
             self.withdraw(call)
             raise
