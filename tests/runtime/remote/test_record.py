@@ -18,6 +18,7 @@ from runtime.recording import Recording
 from runtime.remote import Remote, _record
 from support import remote_agents
 from support.remote_agents import Processes
+from support.waiting import eventually
 
 AGENTS = "support.remote_agents"
 
@@ -64,7 +65,7 @@ def test_that_of_a_worker_that_is_lost_has_what_was_told(processes: Processes, t
     with remote, remote.run_stream(Session.from_user("go"), record=Recording(path)) as stream:
         for event in stream:
             if isinstance(event, ToolCallConfirmation):
-                time.sleep(0.2)  # a line may be on its way
+                assert eventually(lambda: "tool_call_confirmation" in path.read_text())  # it was on its way
                 processes.started[0].send_signal(signal.SIGKILL)
     assert stream.reason == "error"
     assert "tool_call_confirmation" in kinds(path)
