@@ -1,4 +1,4 @@
-"""The DBOS application of the tests: a worker, which has one job after the other from a queue in a SQLite database."""
+"""The DBOS application of the tests: a worker, which has one job after the other from a queue in a database."""
 
 from __future__ import annotations
 

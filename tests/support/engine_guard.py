@@ -1,4 +1,4 @@
-"""A program that keeps the workers of an engine for as long as its standard input is open: ``dask``, ``dbos``, or
+"""A program that keeps the workers of an engine for as long as its standard input is open: ``dask``, ``dbos URL``, or
 ``celery`` with its broker, a Redis server, which there is by itself too: ``redis``. It prints the address once they are
 there.
 
@@ -89,34 +89,33 @@ def celery() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def dbos() -> Iterator[str]:
+def dbos(database: str) -> Iterator[str]:
     """A worker, which is started again when it dies."""
     with tempfile.TemporaryDirectory() as directory:
-        database = f"sqlite:///{directory}/jobs.sqlite"
         ended = threading.Event()
         log = Path(directory) / "log"
 
-        def supervise() -> None:
-            while not ended.is_set():
-                with open(log, "a") as file:
-                    worker = subprocess.Popen(
-                        [sys.executable, "-m", "support.engine_dbos"],
-                        env=dict(os.environ, DBOS_DATABASE=database),
-                        stdout=file,
-                        stderr=file,
-                    )
-                    while worker.poll() is None and not ended.wait(0.05):
-                        pass
-                    _end(worker)
+        def start() -> subprocess.Popen[bytes]:
+            with open(log, "a") as file:
+                command = [sys.executable, "-m", "support.engine_dbos"]
+                return subprocess.Popen(command, env=dict(os.environ, DBOS_DATABASE=database), stdout=file, stderr=file)
 
-        supervisor = threading.Thread(target=supervise)
+        def supervise(worker: subprocess.Popen[bytes]) -> None:
+            while not ended.wait(0.05):
+                if worker.poll() is not None:
+                    worker = start()
+            _end(worker)
+
+        first = start()
+        until = time.monotonic() + STARTING
+        while "ready" not in log.read_text():
+            if first.poll() is not None or time.monotonic() > until:
+                _end(first)
+                raise RuntimeError(f"a worker does not start:\n{log.read_text()[-4000:]}")
+            time.sleep(0.02)
+        supervisor = threading.Thread(target=supervise, args=(first,))
         supervisor.start()
         try:
-            until = time.monotonic() + STARTING
-            while not (log.exists() and "ready" in log.read_text()):
-                if time.monotonic() > until:
-                    raise RuntimeError(f"a worker does not start:\n{log.read_text()}")
-                time.sleep(0.02)
             yield database
         finally:
             ended.set()
@@ -133,6 +132,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    with {"dask": dask, "celery": celery, "redis": redis, "dbos": dbos}[sys.argv[1]]() as address:
+    engine, *database = sys.argv[1:]
+    with {"dask": dask, "celery": celery, "redis": redis, "dbos": dbos}[engine](*database) as address:
         print(address, flush=True)
         sys.stdin.read()

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,8 @@ PATIENCE = 100.0  # seconds, on a busy machine
 
 
 @contextlib.contextmanager
-def guarded(engine: str) -> Iterator[str]:
-    """The workers of an engine, or a broker; their address.
+def guarded(engine: str, *database: str) -> Iterator[str]:
+    """The workers of an engine, or a broker; their address. The workers of DBOS are told their ``database``.
 
     Where no Redis server is installed, what needs one is skipped. With ``LOCKGATE_REDIS=required`` in the environment,
     as in CI, it fails instead.
@@ -27,14 +28,20 @@ def guarded(engine: str) -> Iterator[str]:
         if os.environ.get("LOCKGATE_REDIS") == "required":
             pytest.fail("redis-server is not installed")
         pytest.skip("redis-server is not installed")
-    command = [sys.executable, "-m", "support.engine_guard", engine]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    ) as guard:
+    command = [sys.executable, "-m", "support.engine_guard", engine, *database]
+    # Its errors go to a file: with a pipe it would wait for us to read them, while we wait for its address.
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()
+        ) as guard,
+    ):
         assert guard.stdout is not None
-        assert guard.stderr is not None
         address = guard.stdout.readline().strip()
-        assert address, guard.stderr.read()
+        if not address:
+            guard.wait(PATIENCE)
+            errors.seek(0)
+            pytest.fail(f"the guard of {engine} has ended:\n{errors.read()}")
         try:
             yield address
         finally:

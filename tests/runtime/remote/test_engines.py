@@ -97,10 +97,9 @@ def test_celery(tmp_path: Path) -> None:
     check(found["threads"])
 
 
-def test_dbos(tmp_path: Path) -> None:
+def test_dbos(tmp_path: Path, dbos_database: str) -> None:
     """DBOS runs the workflow of a lost worker again in the next one."""
-    pytest.importorskip("dbos", reason="the extra engines is not installed")
-    with guarded("dbos") as database:
+    with guarded("dbos", dbos_database) as database:
         found = called("dbos", database, tmp_path, *KILLS)
     check(found["client"])
     check_kills(found["client"], "refused")

@@ -100,8 +100,8 @@ def test_celery(programs: Programs) -> None:
             programs.run("with_celery.py")
 
 
-def test_dbos(programs: Programs) -> None:
-    needs("dbos")
+def test_dbos(programs: Programs, dbos_database: str) -> None:
+    programs.environment["DBOS_DATABASE"] = dbos_database
     with programs.service(sys.executable, "dbos_worker.py", ready="ready"):
         programs.run("with_dbos.py")
 
