@@ -7,6 +7,7 @@ import errno
 import os
 import selectors
 import socket
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .._errors import ChannelClosed
 from .._park import deadline_after, monotonic
 from .._views import Receiver, SupportsDone
+from ._checks import check_address, check_name, checked_capacities, checked_codecs, is_capacity, is_number
 from ._errors import ConnectionLost, HelloFailed
 from ._hello import Challenge, introduce, introduce_within, new_key
 from ._inherited import ours
@@ -84,9 +86,11 @@ class Connection:
         the peer to hear it, for ``timeout`` seconds at most (None: as long as the peer is there), and cuts the
         connection then. Twice is harmless.
         """
+        deadline = deadline_after(timeout)
         self._finalizer.detach()
         self._link.leave()
-        if not self._link.join(timeout):
+        left = None if deadline is None else min(max(deadline - monotonic(), 0.0), threading.TIMEOUT_MAX)
+        if not self._link.join(left):
             self._link.abort(ConnectionLost(f"the peer did not say goodbye within {timeout} s"))
             self._link.join(GOODBYE)
 
@@ -140,15 +144,23 @@ class Listener:
         name: str = "channels-net",
     ) -> None:
         self._ssl = None if ssl is None else checked(ssl, server_side=True)
-        self._codecs = codecs or [Codec()]
-        self._capacities = list(capacities or [(capacity, capacity)] * len(self._codecs))
-        if not all(isinstance(each, int) and each >= 1 for pair in self._capacities for each in pair):
-            raise ValueError(f"over a network a channel has a capacity of 1 or more, not {self._capacities}")
-        if not _is_number(heartbeat) or not heartbeat > 0:
+        self._codecs = checked_codecs(codecs)
+        if not is_capacity(capacity):
+            raise ValueError(f"over a network capacity must be a whole number, 1 or more, not {capacity!r:.200}")
+        if capacities is None:
+            capacities = [(capacity, capacity)] * len(self._codecs)
+        self._capacities = checked_capacities(capacities)
+        if len(self._capacities) != len(self._codecs):
+            raise ValueError(
+                f"each lane needs a codec and its capacities: codecs is of length {len(self._codecs)}, capacities of"
+                f" {len(self._capacities)}"
+            )
+        check_name("Listener", name)
+        if not is_number(heartbeat) or not heartbeat > 0:
             raise ValueError(f"heartbeat must be a number of seconds, more than 0, not {heartbeat!r:.200}")
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ValueError(f"limit must be a whole number of bytes, 1 or more, not {limit!r:.200}")
-        _check_address(address)
+        check_address(address)
         self._heartbeat, self._limit, self._name = float(heartbeat), limit, name
         #: The key for the one connection.
         self.key = new_key()
@@ -334,12 +346,13 @@ def connect(
         checked(ssl, server_side=False)
     elif server_hostname is not None:
         raise ValueError("server_hostname= is for a certificate: it needs ssl=, a client's SSLContext")
-    _check_address(address)
+    check_address(address)
     if not isinstance(key, str):
         raise TypeError(f"key must be the text that the listener has as its key, not {type(key).__name__}")
-    if not _is_number(timeout) or not 0 < timeout < float("inf"):
+    if not is_number(timeout) or not 0 < timeout < float("inf"):
         raise ValueError(f"timeout must be a number of seconds, more than 0, not {timeout!r:.200}")
-    codecs = codecs or [Codec()]
+    codecs = checked_codecs(codecs)
+    check_name("connection", name)
     deadline = monotonic() + timeout
     sock = ours(socket.create_connection((address[0], address[1]), timeout))
     tls: Tls | None = None
@@ -374,15 +387,3 @@ def prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-
-def _is_number(value: object) -> bool:
-    """Whether it is a number, which True and NaN are not, that a float can be."""
-    return (isinstance(value, float) and value == value) or (type(value) is int and abs(value) < 2**63)
-
-
-def _check_address(address: object) -> None:
-    """Raise `TypeError` for what is no host with a port."""
-    pair = tuple(address) if isinstance(address, (tuple, list)) else ()
-    if len(pair) != 2 or not isinstance(pair[0], str) or isinstance(pair[1], bool) or not isinstance(pair[1], int):
-        raise TypeError(f"address must be a host and a port, such as ('127.0.0.1', 0), not {address!r:.200}")

@@ -93,10 +93,27 @@ CONNECTING: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (net.Listener, {"heartbeat": None}, "heartbeat must be a number of seconds, more than 0, not None"),
     (net.Listener, {"heartbeat": 10**400}, "heartbeat must be a number of seconds, more than 0, not 1000"),
     (net.Listener, {"limit": "64 MB"}, "limit must be a whole number of bytes, 1 or more, not '64 MB'"),
+    (net.Listener, {"capacity": 0}, "capacity must be a whole number, 1 or more, not 0"),
+    (net.Listener, {"capacity": "8"}, "capacity must be a whole number, 1 or more, not '8'"),
+    (net.Listener, {"capacity": True}, "capacity must be a whole number, 1 or more, not True"),
+    (net.Listener, {"codecs": 3}, "codecs must be a sequence with a Codec for each lane, not 3"),
+    (net.Listener, {"codecs": []}, r"codecs must be a sequence with a Codec for each lane, not \[\]"),
+    (net.Listener, {"codecs": "json"}, "codecs must be a sequence with a Codec for each lane, not 'json'"),
+    (net.Listener, {"codecs": [None]}, r"codecs must be a sequence with a Codec for each lane, not \[None\]"),
+    (net.Listener, {"capacities": 3}, r"capacities must be a sequence with two whole numbers, .*, not 3"),
+    (net.Listener, {"capacities": []}, r"capacities must be .*, not \[\]"),
+    (net.Listener, {"capacities": [8]}, r"capacities must be .*, not \[8\]"),
+    (net.Listener, {"capacities": [(8,)]}, r"capacities must be .*, not \[\(8,\)\]"),
+    (net.Listener, {"capacities": [(8, 0)]}, r"capacities must be .*, not \[\(8, 0\)\]"),
+    (net.Listener, {"capacities": [(8, 8.0)]}, r"capacities must be .*, not \[\(8, 8\.0\)\]"),
+    (net.Listener, {"capacities": [(8, 8), (8, 8)]}, "codecs is of length 1, capacities of 2"),
+    (net.Listener, {"name": None}, "the name of a Listener must be text, not None"),
     (net.connect, {"address": None, "key": "k"}, "address must be a host and a port"),
     (net.connect, {"address": ("127.0.0.1", 1), "key": b"k"}, "key must be the text .*, not bytes"),
     (net.connect, {"address": ("127.0.0.1", 1), "key": "k", "timeout": 0}, "timeout must be a number of seconds"),
     (net.connect, {"address": ("127.0.0.1", 1), "key": "k", "timeout": float("inf")}, "timeout must be a number"),
+    (net.connect, {"address": ("127.0.0.1", 1), "key": "k", "codecs": 3}, "codecs must be a sequence with a Codec"),
+    (net.connect, {"address": ("127.0.0.1", 1), "key": "k", "name": 3}, "the name of a connection must be text, not 3"),
 ]
 
 
@@ -113,3 +130,25 @@ def test_a_wrong_timeout_does_not_use_up_a_listener(timeout: Any) -> None:
             listener.accept(timeout=timeout)
         with pytest.raises(TimeoutError, match="nobody connected"):
             listener.accept(timeout=0)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "1", True])
+def test_a_wrong_timeout_does_not_close_a_connection(timeout: Any) -> None:
+    with net.Listener() as listener, WorkerGroup() as group:
+        far = group.spawn(net.connect, listener.address, listener.key)
+        with listener.accept(timeout=10) as near, far.result(timeout=10) as peer:
+            with pytest.raises((TypeError, ValueError), match="timeout must be a number of seconds"):
+                near.close(timeout=timeout)
+            near.sender.send("still there", timeout=10)
+            assert peer.receiver.recv(timeout=10) == "still there"
+            peer.close(timeout=0)
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 10**400, 1e300, None])
+def test_a_connection_may_be_closed_without_a_bound(timeout: Any) -> None:
+    with net.Listener() as listener, WorkerGroup() as group:
+        far = group.spawn(net.connect, listener.address, listener.key)
+        near, peer = listener.accept(timeout=10), far.result(timeout=10)
+        group.spawn(peer.close)
+        near.close(timeout=timeout)
+        assert near.error is None
