@@ -48,7 +48,7 @@ class Asking(Protocol):
 def question_of(event: Event) -> ElicitationRequest | None:
     """The question that ``event`` asks, if it asks one."""
     if isinstance(event, MaxIterationsReached) and event.request_id:
-        text = f"It has taken all of its {event.max_iterations} turns. How many more may it take?"
+        text = f"It has reached its turn limit of {event.max_iterations}. How many more may it take?"
         return ElicitationRequest(event.request_id, text, schema=MORE)
     return event if isinstance(event, ElicitationRequest) else None
 

@@ -180,7 +180,8 @@ class Chat:
         session = self.session
         assert session is not None
         count = len(session.messages)
-        self.view.note(f"session {short(session.id)}: {session.title or 'without a title'}, {count} messages", "dim")
+        size = f"{count} message{'s' if count != 1 else ''}"
+        self.view.note(f"session {short(session.id)}: {session.title or 'without a title'}, {size}", "dim")
         for message in session.messages[-_BACK:]:
             self.view.reply(message)
         if not is_over(session):

@@ -189,16 +189,14 @@ def _usage(chat: Chat, rest: str) -> None:
     if session is None:
         chat.view.note("Nothing was used yet.", "dim")
         return
-    usage = session.usage
+    usage, count = session.usage, len(session.messages)
+    so_far = f"session {short(session.id)}: {count} message{'s' if count != 1 else ''}"
     if not usage.tokens:
-        chat.view.note(f"session {short(session.id)}: {len(session.messages)} messages; the model counts no tokens")
+        chat.view.note(f"{so_far}; the model counts no tokens")
         return
     cost = "" if usage.cost is None else f", ${usage.cost:.4f}"
     cached = f" ({usage.cached_tokens:,} of them from the cache)" if usage.cached_tokens else ""
-    chat.view.note(
-        f"session {short(session.id)}: {len(session.messages)} messages, {usage.input_tokens:,} tokens in{cached},"
-        f" {usage.output_tokens:,} out{cost}"
-    )
+    chat.view.note(f"{so_far}, {usage.input_tokens:,} tokens in{cached}, {usage.output_tokens:,} out{cost}")
 
 
 def _save(chat: Chat, rest: str) -> None:

@@ -39,7 +39,7 @@ def problem_of(event: events.Event) -> str:
     if isinstance(event, events.Error):
         return f"{event.code}: {event.error}"
     if isinstance(event, events.MaxIterationsReached):
-        return f"max_iterations: it took all of its {event.max_iterations} turns without coming to an end"
+        return f"max_iterations: it did not come to an end within its turn limit of {event.max_iterations}"
     if isinstance(event, events.BudgetExceeded):
         return f"budget_exceeded: {event.kind} {event.used:g}, of {event.limit:g} allowed"
     return ""

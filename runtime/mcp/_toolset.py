@@ -302,7 +302,7 @@ class MCPToolSet:
         try:
             from . import _connection
         except ImportError as error:
-            raise MissingExtra("MCP tool sets", "mcp") from error
+            raise MissingExtra("MCPToolSet", "mcp") from error
         stream: Asking | None = waiting_stream.get() if context is None else context  # type: ignore[assignment]
         with self._lock:
             if start:

@@ -354,9 +354,9 @@ class _Check:
             found = [f"{_name((where, key))} is missing" for key in missing[:_MOST]]
         least, most = _bound(schema, "minProperties"), _bound(schema, "maxProperties")
         if least is not None and len(value) < least:
-            found.append(f"{_name(where)} has at least {least} entries")
+            found.append(f"{_name(where)} has at least {least} entr{'y' if least == 1 else 'ies'}")
         if most is not None and len(value) > most:
-            found.append(f"{_name(where)} has at most {most} entries")
+            found.append(f"{_name(where)} has at most {most} entr{'y' if most == 1 else 'ies'}")
         for key, item in value.items():
             if len(found) >= _MOST:
                 break

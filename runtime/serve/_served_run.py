@@ -146,7 +146,8 @@ def _message(event: events.Event) -> Message | None:
         case events.ToolCallConfirmation():
             return Question(event.confirmation_id, _approval(event), _ALLOW, event=event)
         case events.MaxIterationsReached() if event.request_id:
-            message = f"{event.agent_name} has taken {event.max_iterations} turns. May it take {MORE} more?"
+            limit = f"its turn limit of {event.max_iterations}"
+            message = f"{event.agent_name} has reached {limit}. May it take {MORE} more turns?"
             return Question(event.request_id, message, _GO_ON, event=event)
         case events.ToolCallStarted():
             return Progress(f"{event.agent_name} calls {event.tool_call.name}")

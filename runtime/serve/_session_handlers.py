@@ -160,7 +160,7 @@ class SessionHandlers(Handlers):
         session = self.load(id)
         said = [number for number, message in enumerate(session.messages) if message.role == "user"]
         if not 0 <= index < len(said):
-            raise Problem(400, "bad_request", f"the session has {len(said)} messages of the user, from number 0 on")
+            raise Problem(400, "bad_request", f"user_message_index must be 0 or more, and less than {len(said)}")
         try:
             if owner:  # its id has to say whose it is
                 copy = branched(session, said[index], False)

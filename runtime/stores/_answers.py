@@ -21,7 +21,7 @@ def checked(request: Request, answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decision(answer: Mapping[str, Any]) -> dict[str, Any]:
-    _refuse_others(answer, ("approved", "scope", "reason"), 'to an approval: {"approved": true} or false')
+    _refuse_others(answer, ("approved", "scope", "reason"), '{"approved": true} or {"approved": false}')
     approved, scope, reason = answer.get("approved"), answer.get("scope", "once"), answer.get("reason", "")
     if not isinstance(approved, bool):  # "no" would approve
         raise InvalidAnswer(f"a call is approved with true or false, not {approved!r}")
@@ -33,7 +33,7 @@ def _decision(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reply(request: Request, answer: Mapping[str, Any]) -> dict[str, Any]:
-    _refuse_others(answer, ("action", "content"), 'to a question: {"action": "accept", "content": {...}}')
+    _refuse_others(answer, ("action", "content"), '{"action": "accept", "content": {...}}')
     action, content = answer.get("action"), answer.get("content")
     if action not in _ACTIONS:
         raise InvalidAnswer(f"an answer is one of {', '.join(_ACTIONS)}, not {action!r}")
@@ -52,4 +52,4 @@ def _reply(request: Request, answer: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_others(answer: Mapping[str, Any], known: tuple[str, ...], form: str) -> None:
     others = [name for name in answer if name not in known]
     if others:
-        raise InvalidAnswer(f"{', '.join(map(repr, others))} is no part of an answer {form}")
+        raise InvalidAnswer(f"the answer must be {form}, without {', '.join(map(repr, others))}")

@@ -184,7 +184,9 @@ def branched(session: Session, at: int | None, sub_session: bool) -> Session:
     if at is None:
         at = len(messages)
     elif isinstance(at, bool) or not isinstance(at, int) or not 0 <= at < len(messages):
-        raise ValueError(f"session {session.id} has {len(messages)} messages, from 0; there is no number {at!r}")
+        raise ValueError(
+            f"session {session.id} has no message {at!r}: say a number from 0 on, less than {len(messages)}"
+        )
     elif messages[at].role != "user":
         raise ValueError(
             f"a branch begins before a message of the user; number {at} of session {session.id} is one of the"

@@ -410,6 +410,8 @@ class StoreConformance:
         journal.append(Requested(_request(session, "q", kind, schema=_FORM, call_id="1")))
         with pytest.raises(InvalidAnswer):
             store.answer("q", answer)
+        with pytest.raises(InvalidAnswer, match=r"the answer must be .*, without .*'x', 'y'"):
+            store.answer("q", {**answer, "x": 1, "y": 2})
         assert [request.id for request in store.pending()] == ["q"]
         good = {"approved": True} if kind == "approval" else {"action": "decline"}
         assert store.answer("q", good, by="me").answer is not None

@@ -337,11 +337,11 @@ def test_asks_for_every_field_again_until_it_fits(terminal: Any) -> None:
 
 def test_asks_whether_it_may_go_on(terminal: Any) -> None:
     screen = terminal("run", "agents.py:endless", "Go")
-    screen.expect("? It has taken all of its 2 turns. How many more may it take?", "iterations*", "> ")
+    screen.expect("? It has reached its turn limit of 2. How many more may it take?", "iterations*", "> ")
     screen.enter("0")
     screen.expect("iterations is 1 or more, not 0", "> ")
     screen.enter("1")
-    screen.expect("-> fail()", "? It has taken all of its 3 turns.", "> ")
+    screen.expect("-> fail()", "? It has reached its turn limit of 3.", "> ")
     screen.type("/decline\r")
     screen.expect("error: max_iterations")
     screen.end(status=1)
@@ -498,7 +498,7 @@ def test_ctrl_c_before_it_begins(terminal: Any, place: Path) -> None:
 
 @pytest.mark.parametrize(("agent", "said"), [
     ("broken", "error: model_error: scripted: RuntimeError: the wire is cut\n"),
-    ("endless", "error: max_iterations: it took all of its 2 turns without coming to an end\n"),
+    ("endless", "error: max_iterations: it did not come to an end within its turn limit of 2\n"),
     ("barred", "error: hook_blocked: not on Sundays\n"),
 ])  # fmt: skip
 def test_the_code_of_an_error(lockgate: Any, agent: str, said: str) -> None:
@@ -545,7 +545,7 @@ def test_an_extra_that_is_missed_only_when_the_run_begins(lockgate: Any, place: 
         "agent = Agent('cook', Scripted(say('Done.')), toolsets=[MCPToolSet(['none'])])\n"
     )
     done = lockgate("run", "wanting.py", "Go", status=2)
-    assert done.stderr.splitlines()[-1] == "error: MCP tool sets needs an extra: pip install 'lockgate[mcp]'"
+    assert done.stderr.splitlines()[-1] == "error: MCPToolSet needs an extra: pip install 'lockgate[mcp]'"
 
 
 def test_an_answer_has_a_name(lockgate: Any) -> None:

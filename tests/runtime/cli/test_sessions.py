@@ -381,7 +381,7 @@ def test_a_question_of_a_tool_that_cannot_be_called_again_does_not_wait(lockgate
 
 def test_more_turns_are_given_from_another_process(lockgate: Lockgate) -> None:
     id = park(lockgate, "burn toast", "clerk.py:short")
-    assert "It has taken all of its 1 turns" in lockgate("waiting").stdout
+    assert "It has reached its turn limit of 1" in lockgate("waiting").stdout
     lockgate("answer", id, "3")
     assert "It said: burnt toast" in lockgate("run", "clerk.py:short", "--continue").stdout
 

@@ -1383,7 +1383,7 @@ def test_without_the_sdk_the_extra_is_named() -> None:
         toolset.stop()
     """)
     assert done.stderr == ""
-    assert done.stdout == "MissingExtra MCP tool sets needs an extra: pip install 'lockgate[mcp]'\n"
+    assert done.stdout == "MissingExtra MCPToolSet needs an extra: pip install 'lockgate[mcp]'\n"
 
 
 RESISTS = ["sh", "-c", f"trap '' TERM; {sys.executable} {BOOKING[1]}; sleep 60"]

@@ -922,7 +922,7 @@ def test_a_run_gets_more_turns(serve: Callable[..., Place]) -> None:
     for how, expected in (("Go on", "It said: accept"), ("Stop", "Stopped: all turns are used.")):
         say(tab, "!order")
         tab.click(".asked button", "Decline")
-        tab.see("all of its 1 turns")
+        tab.see("its turn limit of 1.")
         tab.click(".asked:not(.done) button", how)
         tab.see(expected.replace("accept", "decline"))
         idle(tab)
