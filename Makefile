@@ -17,7 +17,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help run serve chat test lint stress soak bench bench-quick bench-engines explore free-threaded peers clean
+.PHONY: help run serve chat test lint stress soak standstill bench bench-quick bench-engines explore free-threaded peers clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make lint      ruff, mypy --strict, and which room may import which"
 	@echo "make stress    minutes of randomised load"
 	@echo "make soak      minutes of concurrent streams"
+	@echo "make standstill  the tests, or those in ARGS, while all of their processes stand still now and then"
 	@echo "make explore   the explorer of thread interleavings, one preemption further than make test"
 	@echo "make bench     the benchmarks, which also write BENCH=bench.json; compare.py holds two such files together"
 	@echo "make bench-engines  runs on process pools, Dask and Celery, against the engines' own ways to bring values back"
@@ -56,6 +57,9 @@ stress: $(VENV)/test.stamp
 
 soak: $(VENV)/test.stamp
 	$(BIN)/pytest -m soak $(ARGS)
+
+standstill: $(VENV)/test.stamp
+	$(BIN)/python tests/standstill.py $(ARGS)
 
 explore: $(VENV)/test.stamp
 	$(BIN)/pytest -m stress tests/explorer $(ARGS)
