@@ -119,14 +119,33 @@ class Child:
 
     async def exits(self, seconds: float) -> bool:
         """Whether it ends. What it has started may have its pipes still."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        pause = 0.001
-        while self._process is not None and self._process.poll() is None:
-            if asyncio.get_running_loop().time() >= deadline:
-                return False
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 0.02)
-        return True
+        process = self._process
+        if process is None:
+            return True
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def on_end() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        try:
+            descriptor = os.pidfd_open(process.pid)  # which can be read once the process has ended
+        except (AttributeError, OSError):  # the system, or its sandbox, has none
+            return await _looked_for(process, seconds)
+        try:
+            if process.poll() is not None:  # before the descriptor was opened, and it may be that of another process
+                return True
+            loop.add_reader(descriptor, on_end)
+            try:
+                await asyncio.wait([ended], timeout=seconds)
+            finally:
+                loop.remove_reader(descriptor)
+        finally:
+            os.close(descriptor)
+        if ended.done():
+            process.wait()  # at once. `poll` knows nothing while another thread is asking
+        return process.poll() is not None
 
     def kill(self) -> None:
         """Kill the process, with what it started, if it has not ended; as soon as it is made, if it is being made. Any
@@ -167,3 +186,16 @@ _KILL: Final = signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL
 
 def _pipes(process: Popen[bytes]) -> list[Any]:
     return [pipe for pipe in (process.stdin, process.stdout, process.stderr) if pipe is not None]
+
+
+async def _looked_for(process: Popen[bytes], seconds: float) -> bool:
+    """Whether a process ends, by looking now and then."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    pause = 0.001
+    while process.poll() is None:
+        if loop.time() >= deadline:
+            return False
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 0.02)
+    return True
