@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,40 +33,11 @@ def texts(client: Client, id: str) -> list[str]:
     return [each["content"] for each in messages if each["role"] == "user"]
 
 
-class Two:
-    """Two servers, which may be one, and the model of the first."""
-
-    def __init__(self, first: Client, second: Client, model: Any) -> None:
-        self.first = first
-        self.second = second
-        self.model = model
+everywhere = pytest.mark.parametrize("two", ["one process", "sqlite", "postgres"], indirect=True)
 
 
-@pytest.fixture(params=["one process", "sqlite", "postgres"])
-def two(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Two]:
-    agent = waiter()
-    if request.param == "one process":
-        with serving(agent, ping=0.1) as client:
-            yield Two(client, client, agent.model)
-        return
-
-    def store() -> Any:
-        if request.param == "sqlite":
-            return SQLiteStore(tmp_path / "s.db")
-        from runtime.stores.postgres import PostgresStore
-
-        return PostgresStore(request.getfixturevalue("postgres"))
-
-    with (
-        store() as here,
-        store() as there,
-        serving(agent, store=here, ping=0.1) as first,
-        serving(store=there, ping=0.1) as second,
-    ):
-        yield Two(first, second, agent.model)
-
-
-def test_a_run_that_is_asked_for_twice_is_one(two: Two) -> None:
+@everywhere
+def test_a_run_that_is_asked_for_twice_is_one(two: Any) -> None:
     """While it goes on and when it is over: the second gets the events of the first, from the first one to the last."""
     id = two.first.session()
     with two.first.run(id, "before") as events:
@@ -89,7 +59,8 @@ def test_a_run_that_is_asked_for_twice_is_one(two: Two) -> None:
     assert texts(two.second, id) == ["before", "one wait two", "after"]
 
 
-def test_a_key_that_another_request_had_is_refused(two: Two) -> None:
+@everywhere
+def test_a_key_that_another_request_had_is_refused(two: Any) -> None:
     id = two.first.session()
     with run(two.first, id, "one") as events:
         events.until("stream_stopped")
@@ -107,7 +78,8 @@ def test_a_key_that_another_request_had_is_refused(two: Two) -> None:
         events.until("stream_stopped")
 
 
-def test_of_many_requests_at_once_one_is_carried_out(two: Two, threads: Any) -> None:
+@everywhere
+def test_of_many_requests_at_once_one_is_carried_out(two: Any, threads: Any) -> None:
     two.model.go_on.set()
     id = two.first.session()
 
@@ -123,7 +95,8 @@ def test_of_many_requests_at_once_one_is_carried_out(two: Two, threads: Any) -> 
     assert texts(two.first, id) == ["one"]
 
 
-def test_a_message_to_a_run_is_said_once(two: Two) -> None:
+@everywhere
+def test_a_message_to_a_run_is_said_once(two: Any) -> None:
     id = two.first.session()
     several = {"messages": [{"content": "a"}, {"content": "b"}]}
     with two.first.run(id, "wait") as events:
@@ -142,7 +115,8 @@ def test_a_message_to_a_run_is_said_once(two: Two) -> None:
     assert two.second.ask("POST", f"/api/sessions/{id}/followup", several, KEY)[1]["status"] == "duplicate"
 
 
-def test_a_message_for_the_next_run_is_said_once(two: Two) -> None:
+@everywhere
+def test_a_message_for_the_next_run_is_said_once(two: Any) -> None:
     id = two.first.session()
     for client, status in ((two.first, "queued_idle"), (two.second, "duplicate"), (two.first, "duplicate")):
         assert client.ask("POST", f"/api/sessions/{id}/followup", said("later"), KEY)[1]["status"] == status
@@ -166,7 +140,8 @@ def test_a_run_that_is_refused_leaves_no_key(tmp_path: Path) -> None:
         assert store.idempotency_key(session.id, "k1") is None
 
 
-def test_a_session_is_made_once(two: Two) -> None:
+@everywhere
+def test_a_session_is_made_once(two: Any) -> None:
     made = [client.ask("POST", "/api/sessions", {"title": "Bills"}, KEY) for client in (two.first, two.second)]
     assert [status for status, _ in made] == [200, 200]
     assert made[0][1]["id"] == made[1][1]["id"]

@@ -84,28 +84,8 @@ def gunicorn(folder: Path, *options: str, store: str = "None", fails: bool = Fal
             process.kill()
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def two(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Client, Client]]:
-    """Two servers that share a store, as two worker processes do."""
-
-    def store() -> Any:
-        if request.param == "sqlite":
-            return SQLiteStore(tmp_path / "s.db")
-        from runtime.stores.postgres import PostgresStore
-
-        return PostgresStore(request.getfixturevalue("postgres"))
-
-    with (
-        store() as here,
-        store() as there,
-        serving(store=here, linger=5, ping=0.1) as first,
-        serving(store=there, linger=5, ping=0.1) as second,
-    ):
-        yield first, second
-
-
-def test_a_run_of_one_process_is_shown_answered_and_steered_in_another(two: tuple[Client, Client]) -> None:
-    first, second = two
+def test_a_run_of_one_process_is_shown_answered_and_steered_in_another(two: Any) -> None:
+    first, second, _ = two
     id = first.session()
     with first.run(id, "!order") as events, second.events(id) as elsewhere:
         events.until("tool_call_confirmation")
@@ -164,8 +144,8 @@ def test_an_answer_to_a_parked_run_is_told_to_all_who_look(tmp_path: Path, kind:
             assert each.until("stream_stopped")["reason"] == "normal"
 
 
-def test_a_run_of_another_process_is_cancelled_and_its_session_deleted(two: tuple[Client, Client]) -> None:
-    first, second = two
+def test_a_run_of_another_process_is_cancelled_and_its_session_deleted(two: Any) -> None:
+    first, second, _ = two
     id = first.session()
     with first.run(id, "one wait") as events:
         events.until("agent_choice")
@@ -178,7 +158,7 @@ def test_a_run_of_another_process_is_cancelled_and_its_session_deleted(two: tupl
         assert [event for _, event in looking][-1] == {"type": "session_exited"}
 
 
-def test_a_client_that_is_cut_off_goes_on_at_the_other_process(two: tuple[Client, Client]) -> None:
+def test_a_client_that_is_cut_off_goes_on_at_the_other_process(two: Any) -> None:
     """Law 23: no gap, no twin, whichever process it comes to."""
     id = two[0].session()
     with two[0].run(id, "one two three four five six") as events:
@@ -269,24 +249,18 @@ def test_a_server_that_is_restarted_knows_the_ids_that_clients_have(tmp_path: Pa
         assert client.ask("GET", f"/api/sessions/{id}/events?wait=0&since={ids[-1] + 1000}")[1]["gap"]
 
 
-def test_a_snapshot_of_a_run_of_another_process_says_where_to_go_on(tmp_path: Path) -> None:
-    agent = waiter()
-    with (
-        SQLiteStore(tmp_path / "s.db") as here,
-        SQLiteStore(tmp_path / "s.db") as there,
-        serving(agent, store=here) as first,
-        serving(store=there) as second,
-    ):
-        id = first.session()
-        with first.run(id, "before") as events:
-            events.until("stream_stopped")
-        with first.run(id, "one wait two") as events:
-            events.until("agent_choice")
-            taken = [client.get(f"/api/sessions/{id}/snapshot") for client in (first, second)]
-            assert taken[0]["run"] == taken[1]["run"]
-            assert taken[1]["run"]["messages"] == 2
-            agent.model.go_on.set()
-            events.until("stream_stopped")
+def test_a_snapshot_of_a_run_of_another_process_says_where_to_go_on(two: Any) -> None:
+    first, second, model = two
+    id = first.session()
+    with first.run(id, "before") as events:
+        events.until("stream_stopped")
+    with first.run(id, "one wait two") as events:
+        events.until("agent_choice")
+        taken = [client.get(f"/api/sessions/{id}/snapshot") for client in (first, second)]
+        assert taken[0]["run"] == taken[1]["run"]
+        assert taken[1]["run"]["messages"] == 2
+        model.go_on.set()
+        events.until("stream_stopped")
 
 
 # -- gunicorn ----------------------------------------------------------------------------------------------------------
