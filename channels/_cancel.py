@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-import weakref
+from _weakref import ref  # `weakref` has more, which takes as long to import as this file
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, NoReturn, SupportsIndex
@@ -193,7 +193,7 @@ class CancelToken:
             if deadline <= monotonic():
                 core.cancel(_expired(timeout))
             else:
-                core.timer = call_at(deadline, functools.partial(_expire, weakref.ref(core), timeout), core)
+                core.timer = call_at(deadline, functools.partial(_expire, ref(core), timeout), core)
 
     def cancel(self, cause: object = None) -> bool:
         """Cancel the token, for the reason ``cause``, and run its callbacks in the order of registration. Returns
@@ -298,14 +298,14 @@ class _Link:
     def __init__(self, parent: _Cancellation, child: _Cancellation) -> None:
         key = next(_keys)
         callbacks = parent.callbacks
-        self.child: weakref.ref[_Cancellation] = weakref.ref(child, lambda _: callbacks.pop(key, None))
+        self.child: ref[_Cancellation] = ref(child, lambda _: callbacks.pop(key, None))
         callbacks[key] = self
         if parent.verdict:  # the canceller may have looked before the link stood there
             child.cancel(parent.cause)
 
 
-def _expire(ref: weakref.ref[_Cancellation], timeout: float | None) -> None:
-    core = ref()
+def _expire(holder: ref[_Cancellation], timeout: float | None) -> None:
+    core = holder()
     if core is not None:
         core.cancel(_expired(timeout), apart=True)
 

@@ -23,7 +23,6 @@ A `StandingWaiter` stays in the queues of many channels while it is served again
 from __future__ import annotations
 
 import _thread
-import math
 import os
 import time
 from _frozen_importlib import BuiltinImporter  # as in importlib.machinery, but without the import of importlib
@@ -31,7 +30,14 @@ from _thread import RLock, allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable
 from threading import TIMEOUT_MAX
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Served(Protocol):
+        done: bool
+
 
 __all__ = [
     "NOTHING",
@@ -92,14 +98,11 @@ _yield: Callable[[], None] | None = getattr(os, "sched_yield", None)
 _GONE: Final = 0.0002  # seconds; the partner, if it was that, would have served this waiter meanwhile
 _CROWDED: Final = 0.05  # seconds
 _ALONE: Final = 0.001  # seconds after the last value
+_FOREVER: Final = float("inf")  # seconds
 _yield_from: float = 0.0  # of `monotonic`; a hint, which threads may overwrite for each other
 
 
-class _Served(Protocol):
-    done: bool
-
-
-def yielded(waiter: _Served) -> bool:
+def yielded(waiter: Served) -> bool:
     """Give the processor away a few times, where that helps. Returns whether the waiter was served."""
     global _yield_from
     if _yield is not None:
@@ -271,7 +274,7 @@ def deadline_after(timeout: float | None) -> float | None:
     if timeout != timeout or timeout < 0:
         raise ValueError(f"timeout must be a number of seconds, 0 or more, not {timeout!r:.200}")
     try:
-        return None if math.isinf(timeout) else monotonic() + timeout
+        return None if timeout == _FOREVER else monotonic() + timeout
     except OverflowError:  # an int beyond the floats: longer than anyone waits
         return None
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import heapq
 import itertools
 import os
 import threading
-import weakref
+from _heapq import heapify, heappop, heappush  # in C: `heapq`, `queue` and `weakref` take longer to import than this
+from _queue import Empty, SimpleQueue
+from _weakref import ref
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from typing import Any, ClassVar, Final
 
 from ._channel import Channel
@@ -50,7 +50,7 @@ class Timer:
         self._function: Callable[[], object] | None = function
         self._key = (deadline, next(_order))
         # The reference leads back here by its callback: whoever drops the function drops it too.
-        self._owner: weakref.ref[object] | None = None if owner is None else weakref.ref(owner, self._disown)
+        self._owner: ref[object] | None = None if owner is None else ref(owner, self._disown)
 
     def __lt__(self, other: Timer) -> bool:
         return self._key < other._key
@@ -152,16 +152,16 @@ class _Clock:
                 if item is None:
                     return
                 if isinstance(item, Timer):
-                    heapq.heappush(heap, item)
+                    heappush(heap, item)
                     if len(heap) >= tidy_at:  # cancelled timers with far deadlines must not pile up
                         heap = [timer for timer in heap if timer._function is not None]
-                        heapq.heapify(heap)
+                        heapify(heap)
                         tidy_at = 2 * len(heap) + 64
                 else:
                     _call(item)
                 item = None
             while heap and heap[0].deadline <= monotonic():
-                function = heapq.heappop(heap).take()
+                function = heappop(heap).take()
                 if function is not None:
                     _call(function)
                 function = None
@@ -286,7 +286,7 @@ class _Fire:
     __slots__ = ("_channel", "_deadline", "_period")
 
     def __init__(self, channel: Channel[float], deadline: float = 0.0, period: float | None = None) -> None:
-        self._channel: weakref.ref[Channel[float]] = weakref.ref(channel)
+        self._channel: ref[Channel[float]] = ref(channel)
         self._deadline = deadline
         self._period = period
 

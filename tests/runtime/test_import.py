@@ -70,7 +70,9 @@ def test_importing_the_packages_brings_along_little_of_the_standard_library() ->
     heavy |= {"hashlib", "importlib", "json", "random", "runtime.batch", "runtime.recording", "tempfile"}
     heavy |= {"janus", "mcp", "openai", "anthropic", "pydantic", "jsonschema", "re2", "psycopg", "opentelemetry"}
     assert not heavy & modules("import channels, runtime, runtime.events")
-    assert not {"json", "datetime", "runtime"} & modules("import channels")
+    heavy = {"contextvars", "datetime", "heapq", "json", "math", "queue", "random", "weakref", "runtime"}
+    heavy |= {"channels._group", "channels._merge", "channels._parked"}
+    assert not heavy & modules("import channels")
 
 
 def test_importing_the_packages_compiles_nothing() -> None:
@@ -86,6 +88,22 @@ def test_importing_the_packages_compiles_nothing() -> None:
         "builtins.compile = lambda *args, **options: sys.exit(f'compiles {args[0]!r}')\n"
         "re.compile = lambda *args: sys.exit(f'compiles {args[0]!r}')\n"
         "import channels, runtime, runtime.events"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_channels_imports_later_is_there_all_the_same() -> None:
+    program = (
+        "import pickle, sys, typing, channels\n"
+        "assert set(channels.__all__) <= set(dir(channels))\n"
+        "from channels import *\n"
+        "for name in channels.__all__:\n"
+        "    value = globals()[name]\n"
+        "    assert value is getattr(channels, name) and value.__module__ == 'channels', name\n"
+        "    assert pickle.loads(pickle.dumps(value)) is value\n"
+        "assert typing.get_type_hints(Parked)['cases'] == tuple[ParkedCase, ...]\n"
+        "assert not hasattr(channels, 'other')"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr

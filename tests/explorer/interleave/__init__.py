@@ -46,8 +46,10 @@ def universe(modules: Sequence[str] = CHANNELS, patches: Patches | None = None) 
         park = all_patches.setdefault("channels/_park.py", [])
         park.append(("", "_YIELDS = 10", "_YIELDS = 1"))
         park.append(("", "= _own_clock()", "= time.monotonic"))
-        park.append(("", "_GONE: Final = 0.0002", "_GONE: Final = math.inf"))  # a hint, which lasts from run to run
-        _universes[key] = Universe(ROOT, sorted(packages), modules, all_patches, CONSTANTS)
+        park.append(("", "_GONE: Final = 0.0002", "_GONE: Final = float('inf')"))  # a hint, which lasts from run to run
+        made = _universes[key] = Universe(ROOT, sorted(packages), modules, all_patches, CONSTANTS)
+        for path in modules:  # also what is imported when it is first used: that would be in the middle of a run
+            made.load(path.removesuffix(".py").replace("/", "."))
     return _universes[key]
 
 

@@ -6,6 +6,7 @@ they would get from the standard library. Nothing that the rest of the process i
 
 from __future__ import annotations
 
+import _queue
 import _random
 import _thread
 import ast
@@ -355,6 +356,7 @@ class Universe:
             "_random": like(_random, Random=Chance),
             "os": like(os, sched_yield=scheduler.yield_, register_at_fork=ignore),
             "queue": like(queue, SimpleQueue=simple_queue),
+            "_queue": like(_queue, SimpleQueue=simple_queue),
             "atexit": like(__import__("atexit"), register=ignore),
             "logging": like(logging, getLogger=logger),
         }
