@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .batch._runs import Runs, Sessions
     from .inspection._data import Dump, Stall
     from .recording._recorder import Recorder
-    from .recording._recording import Recording
+    from .recording._recording import Recording, RecordOf
 
 T = TypeVar("T")
 
@@ -296,6 +296,7 @@ class Runtime:
         limit: int = 8,
         on_request: OnRequest | None = None,
         budget: Budget | None = None,
+        record: RecordOf | None = None,
         progress: bool = False,
     ) -> Runs[T]: ...
     @overload
@@ -307,6 +308,7 @@ class Runtime:
         limit: int = 8,
         on_request: OnRequest | None = None,
         budget: Budget | None = None,
+        record: RecordOf | None = None,
         progress: bool = False,
     ) -> Runs[Any]: ...
     def map(
@@ -317,6 +319,7 @@ class Runtime:
         limit: int = 8,
         on_request: OnRequest | None = None,
         budget: Budget | None = None,
+        record: RecordOf | None = None,
         progress: bool = False,
     ) -> Runs[Any]:
         """Run the agent on many sessions, at most ``limit`` at once. Returns an iterator of ``(session, result)`` in
@@ -329,11 +332,13 @@ class Runtime:
         that were not taken yet included. Each run goes on while the caller is busy with a result, unless the run asks.
 
         ``on_request``, ``output_type`` and ``budget``, which is for each run, are as in `run`; `on_request` is called
-        in the thread that iterates. ``progress`` shows on standard error how many runs have ended, as a bar if `rich`
-        is installed.
+        in the thread that iterates. ``record`` is a function, called in that thread too, that gets a session and
+        returns the file, or the `Recording`, to which its run is written as by `run`, or None; each run needs a file of
+        its own. ``progress`` shows on standard error how many runs have ended, as a bar if `rich` is installed.
 
-        Raises `TypeError` and `ValueError` for arguments that make no sense. An exception of ``sessions`` or
-        ``on_request`` cancels all runs, and is raised by the iterator.
+        Raises `TypeError` and `ValueError` for arguments that make no sense. An exception of ``sessions``,
+        ``on_request`` or ``record``, and the `OSError` of a record that cannot be written, cancel all runs, and are
+        raised by the iterator.
         """
         from .batch._runs import Runs
 
@@ -341,10 +346,13 @@ class Runtime:
         check("budget", budget, (Budget, NoneType), "a Budget, such as Budget(tokens=10_000)")
         output = None if output_type is None else Output(output_type)
 
-        def start(session: Session) -> EventStream:
-            return self._open(session, interactive=on_request is not None, budget=budget, output=output, quiet=True)
+        def start(session: Session, file: Recording | str | os.PathLike[str] | None) -> EventStream:
+            interactive = on_request is not None
+            return self._open(
+                session, interactive=interactive, budget=budget, output=output, record=_recorder(file), quiet=True
+            )
 
-        return Runs(start, sessions, limit=limit, on_request=on_request, progress=progress)
+        return Runs(start, sessions, limit=limit, on_request=on_request, record=record, progress=progress)
 
     def resume_elicitation(
         self, action: Action, content: Mapping[str, Any] | None = None, elicitation_id: str | None = None

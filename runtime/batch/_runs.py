@@ -10,6 +10,7 @@ answered. The streams go on by themselves while the consumer is busy, because th
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from time import monotonic
 from types import TracebackType
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 from channels import Channel, Receiver, merge
 from channels._lazy import lazy, lazy_logger
 
-from .._checks import check, check_flags, check_number
+from .._checks import check, check_flags, check_function, check_number
 from .._errors import SessionBusy, SessionChanged, StillWaiting, StoreError, StreamStuck
 from .._public import not_copied, publish
 from ..agent._result import RunResult
@@ -69,19 +70,23 @@ class Runs(Generic[T]):
 
     def __init__(
         self,
-        start: Callable[[Session], Stream],
+        start: Callable[[Session, Any], Stream],
         sessions: Sessions,
         *,
         limit: int,
         on_request: OnRequest | None,
+        record: Callable[[Session], Any] | None,
         progress: bool,
     ) -> None:
         check_number("limit", limit, "runs at once", least=1, whole=True)
         if isinstance(sessions, (str, bytes, Session)) or not isinstance(sessions, (Iterable, Channel, Receiver)):
             raise TypeError(f"map takes many sessions or prompts, such as a list of them, not {sessions!r:.200}")
         check_on_request(on_request)
+        if record is not None:
+            wanted = "that gets a session and returns the file of its run, as lambda session: f'{session.id}.jsonl'"
+            check_function("record", record, wanted)
         check_flags(progress=progress)
-        self._results = _results(start, sessions, limit, on_request, shown(sessions) if progress else None)
+        self._results = _results(start, sessions, limit, on_request, record, shown(sessions) if progress else None)
 
     def __iter__(self) -> Runs[T]:
         return self
@@ -120,16 +125,18 @@ class Runs(Generic[T]):
 
 
 def _results(
-    start: Callable[[Session], Stream],
+    start: Callable[[Session, Any], Stream],
     sessions: Sessions,
     limit: int,
     on_request: OnRequest | None,
+    record: Callable[[Session], Any] | None,
     progress: Progress | None,
 ) -> Generator[tuple[Session, RunResult[Any]], None, None]:
     live: dict[int, tuple[Session, Stream]] = {}  # by the identity of the stream
+    begin = functools.partial(_begin, start, record, live)
     try:
         with progress or contextlib.nullcontext():
-            for session, result in _ended(start, sessions, limit, on_request, live):
+            for session, result in _ended(begin, sessions, limit, on_request, live):
                 if progress is not None:
                     progress.ended(result)
                 yield session, result
@@ -139,7 +146,7 @@ def _results(
 
 
 def _ended(
-    start: Callable[[Session], Stream],
+    begin: Callable[[Any], tuple[Session, RunResult[Any]] | None],
     sessions: Sessions,
     limit: int,
     on_request: OnRequest | None,
@@ -154,7 +161,7 @@ def _ended(
             except StopIteration:
                 more = None
                 break
-            if (refused := _begin(start, item, live)) is not None:
+            if (refused := begin(item)) is not None:
                 yield refused
         open_ = waited_for and len(live) < limit
         streams = list(live.values())
@@ -162,7 +169,7 @@ def _ended(
         # A merge has fixed members. Making one is cheap beside a run, and it keeps nothing that it has not delivered.
         for index, value in merge(*receivers, *((sessions,) if open_ else ())):
             if index == len(streams):
-                if (refused := _begin(start, value, live)) is not None:
+                if (refused := begin(value)) is not None:
                     yield refused
                 break
             session, stream = streams[index]
@@ -184,14 +191,18 @@ def _ended(
 
 
 def _begin(
-    start: Callable[[Session], Stream], item: Any, live: dict[int, tuple[Session, Stream]]
+    start: Callable[[Session, Any], Stream],
+    record: Callable[[Session], Any] | None,
+    live: dict[int, tuple[Session, Stream]],
+    item: Any,
 ) -> tuple[Session, RunResult[Any]] | None:
     """Start a run; its result, if it could not be started."""
     if isinstance(item, str):
         item = Session.from_user(item)
     check("each item of map", item, Session, "a Session or a prompt")
+    file = None if record is None else record(item)  # whatever that raises is not the session's fault
     try:
-        stream = start(item)
+        stream = start(item, file)
     except REFUSED as error:
         return item, RunResult("", (), Usage(), "error", error=error)
     live[id(stream)] = item, stream

@@ -15,7 +15,7 @@ import typing
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from .. import events
 from .._checks import check_path
@@ -55,6 +55,9 @@ MAILED: Final = "user_mailed"
 TRAFFIC: Final = frozenset((REQUEST, REPLY, RETURNED, ANSWERED, MAILED))  # what is no event
 CUT_OFF: Final = "cut off"  # the error of a reply whose stream was cancelled meanwhile
 _NOT_SHOWN: Final = frozenset(("created_at", "agent_name", "model", "usage", "finish_reason"))
+
+#: What `map` takes: the record of the run on a session, or None for none.
+RecordOf: TypeAlias = "Callable[[Session], Recording | str | os.PathLike[str] | None]"
 
 
 @dataclass(frozen=True, slots=True)

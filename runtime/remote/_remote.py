@@ -21,7 +21,7 @@ from ..agent._result import RunResult
 from ..batch._runs import Runs, Sessions
 from ..execution._calls import refuse_on_the_loop
 from ..recording._recorder import opened
-from ..recording._recording import Recording
+from ..recording._recording import Recording, RecordOf
 from ..session._session import Session
 from ..stream._event_stream import IN_A_COROUTINE
 from ..stream._on_request import OnRequest, RequestEvent, ask, check_on_request
@@ -280,6 +280,7 @@ class Remote:
         limit: int = 8,
         on_request: OnRequest | None = None,
         budget: Budget | None = None,
+        record: RecordOf | None = None,
         progress: bool = False,
     ) -> Runs[T]: ...
     @overload
@@ -291,6 +292,7 @@ class Remote:
         limit: int = 8,
         on_request: OnRequest | None = None,
         budget: Budget | None = None,
+        record: RecordOf | None = None,
         progress: bool = False,
     ) -> Runs[Any]: ...
     def map(
@@ -301,6 +303,7 @@ class Remote:
         limit: int = 8,
         on_request: OnRequest | None = None,
         budget: Budget | None = None,
+        record: RecordOf | None = None,
         progress: bool = False,
     ) -> Runs[Any]:
         """Run the agent on many sessions, at most ``limit`` at once, as `Runtime.map`. Returns an iterator of
@@ -308,16 +311,17 @@ class Remote:
 
         A ``limit`` above the number of workers keeps them all busy: jobs that no worker has begun wait in the engine,
         for longer than ``start_timeout`` while others are under way. Only questions and results come over the
-        connections, not the events. What ``submit`` raises ends the iteration.
+        connections, not the events, and the records where ``record`` asks for them, which are written here as by `run`.
+        What ``submit`` raises ends the iteration.
         """
         refuse_on_the_loop("Remote.map", IN_A_COROUTINE)
         settings = {**_checked(on_request is not None, budget, output_type), "quiet": True}
         output = None if output_type is None else Output(output_type)
 
-        def start(session: Session) -> RemoteStream:
-            return self._open(session, settings, output)
+        def start(session: Session, file: Recording | str | os.PathLike[str] | None) -> RemoteStream:
+            return self._open(session, settings, output, _recording(file))
 
-        return Runs(start, sessions, limit=limit, on_request=on_request, progress=progress)
+        return Runs(start, sessions, limit=limit, on_request=on_request, record=record, progress=progress)
 
     def close(self) -> None:
         """Cancel the runs, and wait until they have ended, within a bounded time. Twice is harmless. What ``submit``

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ import pytest
 from channels import Channel
 from channels.aio import default_loop
 from runtime import Agent, Budget, RunError, Runtime, Session, SessionBusy, ToolContext, UsageDelta, tool
-from runtime.events import ElicitationRequest, ToolCallConfirmation
+from runtime.events import ElicitationRequest, StreamStopped, ToolCallConfirmation
+from runtime.recording import Recording
 from runtime.stores import MemoryStore
 from support.interrupts import between, press_ctrl_c
 from support.scripted import Stall, approving, call, say
@@ -472,6 +474,41 @@ def test_output_types_and_budgets_are_for_each_run() -> None:
     assert sorted(result.output for _, result in pairs) == [1, 2, 3]
 
 
+def test_each_run_has_a_record_of_its_own_where_one_is_asked_for(tmp_path: Path) -> None:
+    def record(session: Session) -> Path | None:
+        asked.append(threading.current_thread())
+        return None if session.messages[0].content == "b" else tmp_path / f"{session.id}.jsonl"
+
+    asked: list[threading.Thread] = []
+    with Runtime(Agent("a", Echo(c=fail))) as runtime:
+        results = dict(runtime.map(list("abc"), limit=2, record=record))
+    assert asked == [threading.current_thread()] * 3
+    recorded = {session.messages[0].content: tmp_path / f"{session.id}.jsonl" for session in results}
+    assert [recorded[prompt].exists() for prompt in "abc"] == [True, False, True]
+    for prompt, reason in (("a", "normal"), ("c", "error")):
+        last = list(Recording(recorded[prompt]).events())[-1]
+        assert isinstance(last, StreamStopped)
+        assert last.reason == reason
+
+
+@pytest.mark.parametrize("error", [KeyError("no file for it"), FileNotFoundError("no folder")])
+def test_a_record_that_cannot_be_made_cancels_all_and_is_raised(tmp_path: Path, error: Exception) -> None:
+    def record(session: Session) -> Path:
+        if session.messages[0].content == "wait":
+            return tmp_path / "record.jsonl"
+        if isinstance(error, KeyError):
+            raise error
+        return tmp_path / "nowhere" / "record.jsonl"
+
+    session = Session.from_user("wait")
+    with Stall() as stall, Runtime(Agent("a", Echo(wait=stall)), grace=0.05) as runtime:
+        with pytest.raises(type(error)):
+            list(runtime.map([session, "b"], limit=2, record=record))
+        assert not streams()
+    assert session._lease is None
+    assert list(Recording(tmp_path / "record.jsonl").events())[-1].type == "stream_stopped"
+
+
 def test_with_a_store_the_sessions_are_in_it() -> None:
     store = MemoryStore()
     with Runtime(Agent("a", Echo()), store=store) as runtime:
@@ -493,6 +530,7 @@ def test_with_a_store_the_sessions_are_in_it() -> None:
         (["a"], {"limit": True}, "limit must be a whole number"),
         (["a"], {"budget": 10}, "budget"),
         (["a"], {"on_request": 10}, "on_request"),
+        (["a"], {"record": "runs"}, "record must be a function that gets a session"),
         ([7], {}, "each item of map"),
     ],
 )

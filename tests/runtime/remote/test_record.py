@@ -44,6 +44,17 @@ def test_it_is_as_one_that_was_written_here_and_can_be_replayed(pool: ProcessPoo
         assert runtime.run(Session.from_user("go"), on_request=lambda event: True).text == result.text
 
 
+def test_that_of_each_of_many_runs(pool: ProcessPoolExecutor, tmp_path: Path) -> None:
+    with Remote(pool.submit, f"{AGENTS}:echoes") as remote:
+        pairs = list(remote.map(["one", "two"], record=lambda session: tmp_path / f"{session.id}.jsonl"))
+        with pytest.raises(TypeError, match="redact"):
+            list(remote.map(["one"], record=lambda session: Recording(tmp_path / "r", redact=str.upper)))
+    for session, result in pairs:
+        path = tmp_path / f"{session.id}.jsonl"
+        assert result.text in path.read_text()
+        assert kinds(path)[-1] == "stream_stopped"
+
+
 def test_it_is_there_when_the_stream_is_left(pool: ProcessPoolExecutor, tmp_path: Path) -> None:
     """Also where the run was cancelled, and where it is long."""
     path = tmp_path / "record.jsonl"
