@@ -13,13 +13,29 @@ import asyncio
 import datetime as dt
 from typing import Annotated, Any
 
-from mcp.server.mcpserver import AcceptedElicitation, Context, Elicit, ElicitationResult, MCPServer, Resolve
+from mcp.server.mcpserver import (
+    AcceptedElicitation,
+    Context,
+    Elicit,
+    ElicitationResult,
+    MCPServer,
+    RequestStateSecurity,
+    Resolve,
+)
 from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import BaseModel, BeforeValidator, Field
 
 # Standard output belongs to the protocol and the log goes to standard error, where at the default level (INFO) it
 # would fill the terminal of whoever started the client.
-server = MCPServer("booking", instructions="Books tables and tells opening hours.", log_level="WARNING")
+#
+# The key and the time say how long a question may be answered that the server has asked: also after it was started
+# again. On stdin and stdout the client may know the key; a server that others reach takes it from its secrets.
+server = MCPServer(
+    "booking",
+    instructions="Books tables and tells opening hours.",
+    log_level="WARNING",
+    request_state_security=RequestStateSecurity(keys=["the booking desk of this example"], ttl=7 * 24 * 3600),
+)
 
 HOURS = {"Luigi's": "17:00 to 23:00", "Sakura": "12:00 to 22:00"}
 bookings: list[str] = []  # a desk that forgets: gone when the server stops

@@ -58,7 +58,7 @@ SIGUSR1 (kill -USR1 PID) prints what the run waits for, with the stacks of its c
 The session is kept: `lockgate sessions` lists it, --continue and --session go on with it. With --park, what needs
 an answer that is not there waits for `lockgate answer`.
 
-Exit status: 0 when the run ended normally, 1 when it did not (the last line names the error's code), 2 when
+Exit status: 0 when the run ended normally, 1 when it did not (a line with `error:` names the code), 2 when
 it could not begin, 3 when it waits for an answer, 130 when it was interrupted, 129 and 143 when SIGHUP or
 SIGTERM ended it, 141 when nobody reads its output any more.
 

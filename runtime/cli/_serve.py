@@ -35,6 +35,15 @@ Examples:
 LOCAL: Final = ("127.0.0.1", "::1", "localhost")
 TOKEN: Final = "LOCKGATE_TOKEN"
 LISTEN: Final = ("127.0.0.1", 8080)
+LINGER: Final = 30.0
+_KEPT: Final = "with --mcp, sessions are kept in memory only"
+_WITH_MCP: Final = {
+    "listen": "with --mcp, the address is --http",
+    "linger": "with --mcp, a run ends with the call of the client",
+    "token": f"with --mcp, the token is {TOKEN} in the environment",
+    "store": _KEPT,
+    "no_store": _KEPT,
+}
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -63,7 +72,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--linger",
         metavar="SECONDS",
         type=_seconds,
-        default=30.0,
         help="cancel a run at which nobody has looked for so long (30); `forever` lets it run on",
     )
     parser.add_argument("--no-store", action="store_true", help="keep the sessions in memory only")
@@ -81,9 +89,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def serve(args: argparse.Namespace) -> int:
     """Serve, until the client or a signal ends it; the exit status."""
     if args.mcp:
-        for name in ("listen", "token", "store", "no_store"):
-            if getattr(args, name):
-                raise CannotLoad(f"--{name.replace('_', '-')} does not go with --mcp, whose address is --http")
+        for name in _WITH_MCP:
+            if getattr(args, name) is not None and getattr(args, name) is not False:  # --linger 0 is one, too
+                raise CannotLoad(f"--{name.replace('_', '-')} is an option of serving without --mcp; {_WITH_MCP[name]}")
     elif args.http is not None:
         raise CannotLoad("--http goes with --mcp; without it the address is --listen")
     if args.no_store and args.store:
@@ -115,7 +123,7 @@ def _serve_http(args: argparse.Namespace, teams: Sequence[Team], permissions: Pe
     shown = f"[{host}]" if ":" in host else host
     with contextlib.ExitStack() as stack:
         store = None if args.no_store else stack.enter_context(opened(args.store, make=True))
-        linger = None if args.linger < 0 else args.linger
+        linger = LINGER if args.linger is None else None if args.linger < 0 else args.linger
         application = Application(teams, store=store, token=token, linger=linger, permissions=permissions)
 
         try:

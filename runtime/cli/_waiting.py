@@ -42,8 +42,8 @@ To a question, by the names of its fields or in JSON:
   lockgate answer ID accept | decline | cancel
 Without an answer you are asked for it on the terminal.
 
-Exit status: 0 when the answer counts, 1 when somebody else's came first or nobody waits any more, 2 when it does
-not fit, or there is no such question.
+Exit status: 0 when the answer counts, 1 when somebody else's came first, nobody waits any more, or there is no such
+question, 2 when the answer does not fit.
 """
 
 

@@ -168,10 +168,9 @@ class MCPServer:
             stack.callback(self.close)
             # Not left to uvicorn, which exits where it cannot have the address, with a status that says something else.
             sockets = [stack.enter_context(each) for each in _listening(host, port)]
-            if ready is not None:
-                shown = f"[{host}]" if ":" in host else host
-                ready(f"http://{shown}:{sockets[0].getsockname()[1]}{path}")
-            self._run(lambda: server.serve(sockets), stop)
+            shown = f"[{host}]" if ":" in host else host
+            address = f"http://{shown}:{sockets[0].getsockname()[1]}{path}"
+            self._run(lambda: server.serve(sockets), stop, None if ready is None else lambda: ready(address))
 
     def app(self, *, path: str = "/mcp", host: str = "127.0.0.1", token: str | None = None) -> Any:
         """An ASGI application, for a server of your own. When that has ended, call `close`."""
@@ -182,8 +181,15 @@ class MCPServer:
         app = self._server().streamable_http_app(streamable_http_path=path, host=host)
         return app if token is None else _Guard(app, token)
 
-    def _run(self, serve: Callable[[], Coroutine[Any, Any, None]], stop: Callable[[], None] | None = None) -> None:
-        """Serve, until that ends or a signal ends it. Then everything is closed."""
+    def _run(
+        self,
+        serve: Callable[[], Coroutine[Any, Any, None]],
+        stop: Callable[[], None] | None = None,
+        ready: Callable[[], object] | None = None,
+    ) -> None:
+        """Serve, until that ends or a signal ends it. Then everything is closed. ``ready`` is called before, when a
+        signal would end it in good order.
+        """
 
         async def until_told() -> None:
             told = False
@@ -193,11 +199,13 @@ class MCPServer:
                 told = True
                 (stop or task.cancel)()
 
-            task = asyncio.ensure_future(serve())
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread
                     loop.add_signal_handler(number, tell)
+            if ready is not None:
+                ready()
+            task = asyncio.ensure_future(serve())
             try:
                 await task
             except (Exception, asyncio.CancelledError) as error:

@@ -4,14 +4,17 @@ the server wants back.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runtime import Agent, NotParkable, Runtime, Session, Store
 from runtime.events import ElicitationRequest, ToolCallConfirmation
 from runtime.mcp import MCPToolSet
-from runtime.stores import MemoryStore
+from runtime.stores import MemoryStore, SQLiteStore
 from support.mcp_http import BOOKING, ROOT, served
 from support.stores import Planned, calls, done, survivor
 from support.waiting import eventually
@@ -71,6 +74,32 @@ def test_a_question_of_a_server_is_answered_while_its_run_is_parked(booking_url:
     content = {"date": "2026-12-24", "people": 2} if question == 1 else {"confirm": True}
     store.answer(request.id, {"action": "accept", "content": content})
     assert ended(booking_url, store, session).startswith("Booked: Luigi's, 2026-12-24, 2 people")
+
+
+def test_the_example_server_goes_on_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """As `lockgate run examples/booking.py --park` does: its server ends with the process that has parked the run."""
+    server = [sys.executable, ROOT / "examples" / "booking_server.py"]
+    session = Session.from_user("go")
+    with SQLiteStore(tmp_path / "sessions.db") as store:
+
+        def goes_on(*answer: Any) -> str:
+            with Runtime(agent(MCPToolSet(server)), store=store, park_after=0) as runtime:
+                for which in store.pending():
+                    if which.kind == "approval":
+                        runtime.approve(which.id)
+                    else:
+                        runtime.resume_elicitation("accept", *answer)
+                with runtime.run_stream(session if not answer else store.load(session.id)) as stream:
+                    for _ in stream:
+                        pass
+                return str(stream.reason)
+
+        assert goes_on() == "waiting"
+        assert goes_on({}) == "waiting"
+        assert goes_on({"date": "2026-12-24", "people": 2}) == "waiting"
+        assert goes_on({"confirm": True}) == "normal"
+        said = next(message.content for message in store.load(session.id).messages if message.role == "tool")
+    assert said == "Booked: Luigi's, 2026-12-24, 2 people (booking 1)"
 
 
 def steps(store: Store, session: Session) -> list[str]:

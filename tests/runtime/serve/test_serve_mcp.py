@@ -250,7 +250,7 @@ def test_a_run_that_fails_is_an_error_of_the_tool(restaurant: MCPToolSet) -> Non
     result = ask(restaurant, "broken", "!noise", context)
     assert result.is_error
     assert "the run has failed" in result.content
-    assert "May it take 10 more?" in context.asked[0].message
+    assert "May it take 10 more turns?" in context.asked[0].message
 
 
 def test_cancelling_a_call_cancels_the_run(restaurant: MCPToolSet, threads: Any) -> None:
@@ -294,6 +294,18 @@ def test_a_signal_ends_it_in_good_order(script: Path, number: int, state: str) -
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_as_soon_as_the_address_is_known_ends_it_in_good_order(script: Path, number: int) -> None:
+    program = (
+        "import os, sys\nfrom runtime import serve\nfrom agents import waiter\n"
+        f"serve.mcp(waiter).run_http(port=0, ready=lambda address: os.kill(os.getpid(), {int(number)}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=script.parent, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_half_a_character_in_a_request_does_not_leave_it_without_an_answer(script: Path) -> None:
@@ -436,7 +448,10 @@ def test_the_command_serves_agents(script: Path) -> None:
     ("arguments", "problem"),
     [
         (["{script}:waiter", "--http", "8000"], "--http goes with --mcp"),
-        (["{script}:waiter", "--mcp", "--listen", "8000"], "--listen does not go with --mcp"),
+        (["{script}:waiter", "--mcp", "--listen", "8000"], "with --mcp, the address is --http"),
+        (["{script}:waiter", "--mcp", "--store", "s.db"], "--store .*; with --mcp, sessions are kept in memory only"),
+        (["{script}:waiter", "--mcp", "--token", "x"], "--token .*; with --mcp, the token is LOCKGATE_TOKEN"),
+        (["{script}:waiter", "--mcp", "--linger", "0"], "--linger .*; with --mcp, a run ends with the call"),
         (["{script}:waiter", "--listen", "0.0.0.0:8000"], "LOCKGATE_TOKEN in the environment"),
         (["{script}:waiter", "--listen", "x"], "an address must be PORT or HOST:PORT"),
         (["{script}:waiter", "--linger", "-1"], "a number of seconds, or forever"),
