@@ -82,6 +82,7 @@ class _Field:
 _ALWAYS: Final = ("__init__", "__repr__", "__match_args__", "__dataclass_fields__", "__dataclass_params__")
 #: In some versions, or never: who asks shall find what a dataclass has, or nothing.
 _PERHAPS: Final = ("__replace__", "__signature__")
+_MADE: Final = (*_ALWAYS, *_PERHAPS)
 
 
 class _Definition:
@@ -130,29 +131,31 @@ def _defined(cls: Any, settings: dict[str, Any]) -> Any:
     written = dict(vars(cls))
     if "__annotations__" not in written and cls.__dict__.get("__annotate_func__") is not None:
         return _standard().dataclass(**settings)(cls)  # its annotations are no texts
-    for name in ("__dict__", "__weakref__"):
-        written.pop(name, None)
-    slots, frozen, eq = (settings.get(name, name == "eq") for name in ("slots", "frozen", "eq"))
-    definition = _Definition({**written, "__qualname__": cls.__qualname__}, settings)
+    written.pop("__dict__", None)
+    written.pop("__weakref__", None)
+    written["__qualname__"] = cls.__qualname__
+    slots, frozen = settings.get("slots"), settings.get("frozen")
+    definition = _Definition(written, settings)
     annotations = written.get("__annotations__", {})
     own = [name for name, kind in annotations.items() if not str(kind).startswith(("ClassVar", "typing.ClassVar"))]
 
-    added: dict[str, Any] = {name: _Later(definition, name) for name in (*_ALWAYS, *_PERHAPS)}
-    if eq:
+    added: dict[str, Any] = {name: _Later(definition, name) for name in _MADE}
+    if settings.get("eq", True):
         added["__eq__"] = _Later(definition, "__eq__")
         added["__hash__"] = _Later(definition, "__hash__") if frozen else None
     if frozen:
         added["__setattr__"], added["__delattr__"] = _frozen(definition)
     if frozen and slots:
         added["__getstate__"], added["__setstate__"] = _getstate, _setstate
-    for name in written:
-        added.pop(name, None)
 
     if slots:
-        inherited = {slot for base in cls.__mro__[1:] for slot in vars(base).get("__slots__", ())}
-        kept = {name: value for name, value in written.items() if name not in own}
-        kept["__slots__"] = tuple(name for name in own if name not in inherited)
-        definition.cls = type(cls)(cls.__name__, cls.__bases__, {**kept, **added, "__qualname__": cls.__qualname__})
+        kept = {**added, **written}
+        for name in own:
+            kept.pop(name, None)
+        bases = cls.__mro__[1:-1]
+        inherited = {slot for base in bases for slot in vars(base).get("__slots__", ())}
+        kept["__slots__"] = tuple(name for name in own if name not in inherited) if bases else tuple(own)
+        definition.cls = type(cls)(cls.__name__, cls.__bases__, kept)
         return definition.cls
     definition.cls = cls
     for name in own:  # a default is the value of the class, too
@@ -163,7 +166,8 @@ def _defined(cls: Any, settings: dict[str, Any]) -> Any:
             else:
                 delattr(cls, name)
     for name, value in added.items():
-        setattr(cls, name, value)
+        if name not in written:
+            setattr(cls, name, value)
     return cls
 
 
@@ -205,8 +209,10 @@ def resolve_annotations(cls: type) -> bool:
     annotations, known = later.definition.namespace.get("__annotations__", {}), vars(sys.modules[cls.__module__])
     for name, kind in annotations.items():
         if isinstance(kind, str):
-            # Half of them are a name, and to look it up takes a tenth of what `eval` takes.
-            annotations[name] = known.get(kind) or getattr(builtins, kind, None) or eval(kind, known)
+            # Most of them are a name, or one or None, and to look it up takes a tenth of what `eval` takes.
+            one = kind.removesuffix(" | None")
+            meant = known.get(one) or getattr(builtins, one, None) or eval(one, known)
+            annotations[name] = meant if one == kind else meant | None
     return True
 
 

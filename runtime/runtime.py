@@ -26,7 +26,6 @@ from .execution._toolsets import ToolSets
 from .human._asks import Pending
 from .human._bridge import ElicitationBridge
 from .human._mailbox import Mail, Mailbox
-from .loop import _loop
 from .permissions import Decision, Permissions, Scope
 from .session._journal import MailPoint, Request
 from .session._session import Session
@@ -137,6 +136,9 @@ class Runtime:
             )
         check("permissions", permissions, (Permissions, NoneType), "made with Permissions(allow=[...], ...)")
         check("what a runtime runs", agent, (Agent, Team), "an Agent or a Team")
+        # Not with the others above: a module that declares agents and tools for others to run needs no turns.
+        from .loop import _loop
+
         self._team = agent if isinstance(agent, Team) else Team((agent,))
         roster = Roster(self._team.agents)
         for level in (permissions or Permissions(), self._team.permissions):

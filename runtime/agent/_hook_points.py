@@ -1,23 +1,32 @@
 """The hook points: what a hook is told at each of them, and what it may answer. One row a point."""
 
-# Without `from __future__ import annotations`: a NamedTuple compiles each annotation that is a text, and the first such
-# compilation in a process takes a millisecond.
+from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 
-class HookPoint(NamedTuple):
+class HookPoint:
     """What holds at one hook point."""
 
-    #: The fields of `HookInput` that are set here, besides those that every hook is told.
-    told: tuple[str, ...] = ()
-    #: The fields of `HookResult` that mean something here, besides ``reason``.
-    takes: tuple[str, ...] = ()
-    #: It is about a tool: a hook may be for some of them only, with a matcher.
-    has_matchers: bool = False
-    #: A hook that fails here, or takes too long, blocks.
-    guards: bool = False
+    # No dataclass or NamedTuple: they are made here, as the package is imported, and that takes ten times as long.
+    __slots__ = ("guards", "has_matchers", "takes", "told")
+
+    def __init__(
+        self,
+        told: tuple[str, ...] = (),
+        takes: tuple[str, ...] = (),
+        has_matchers: bool = False,
+        guards: bool = False,
+    ) -> None:
+        #: The fields of `HookInput` that are set here, besides those that every hook is told.
+        self.told = told
+        #: The fields of `HookResult` that mean something here, besides ``reason``.
+        self.takes = takes
+        #: It is about a tool: a hook may be for some of them only, with a matcher.
+        self.has_matchers = has_matchers
+        #: A hook that fails here, or takes too long, blocks.
+        self.guards = guards
 
 
 _CALL: Final = ("tool_name", "tool_use_id", "tool_input")

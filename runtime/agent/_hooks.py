@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -21,9 +20,11 @@ from ._hook_commands import run_command
 from ._hook_points import HOOK_POINTS
 
 if TYPE_CHECKING:
+    import copy
     import inspect
     import shlex
 else:
+    copy = lazy("copy")
     inspect = lazy("inspect")
     shlex = lazy("shlex")
 
@@ -225,13 +226,13 @@ class Hooks:
 
 def _private(given: HookInput) -> HookInput:
     """The hook input with a copy of the arguments: a change of them reaches neither the tool nor the other hooks."""
-    return given if given.tool_input is None else replace(given, tool_input=deepcopy(given.tool_input))
+    return given if given.tool_input is None else replace(given, tool_input=copy.deepcopy(given.tool_input))
 
 
 def _kept(value: Any) -> Any:
     """The answer of a hook, copied: the hook cannot change it any more."""
     if isinstance(value, HookResult) and isinstance(value.updated_input, Mapping):
-        return replace(value, updated_input=deepcopy(value.updated_input))
+        return replace(value, updated_input=copy.deepcopy(value.updated_input))
     return value
 
 

@@ -202,7 +202,7 @@ def end_idle(timeout: float) -> None:
 
 
 def _at_exit() -> None:
-    if _in_subinterpreter():
+    if threading.active_count() > 1 and _in_subinterpreter():  # to ask takes an import
         _idle.over = True
         end_idle(exit_seconds(_GOODBYE))
 

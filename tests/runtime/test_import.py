@@ -67,7 +67,8 @@ def test_importing_the_packages_brings_along_little_of_the_standard_library() ->
     """
     heavy = {"asyncio", "concurrent.futures", "dataclasses", "inspect", "logging", "subprocess", "traceback"}
     heavy |= {"pathlib", "platform", "socket", "sqlite3", "ssl", "textwrap", "unittest", "urllib.parse", "uuid"}
-    heavy |= {"hashlib", "importlib", "json", "random", "runtime.batch", "runtime.recording", "tempfile"}
+    heavy |= {"copy", "hashlib", "importlib", "json", "random", "tempfile"}
+    heavy |= {"runtime.batch", "runtime.loop", "runtime.recording", "runtime.team"}
     heavy |= {"janus", "mcp", "openai", "anthropic", "pydantic", "jsonschema", "re2", "psycopg", "opentelemetry"}
     assert not heavy & modules("import channels, runtime, runtime.events")
     heavy = {"contextvars", "datetime", "heapq", "json", "math", "queue", "random", "weakref", "runtime"}
