@@ -42,6 +42,7 @@ Exit status: 0 when every run passed, 1 when one did not, 2 when nothing could b
 interrupted.
 
 Example:
+  mkdir evals
   lockgate run examples/booking.py "Book a table at Luigi's" --record evals/luigi.jsonl
   lockgate eval evals examples/booking.py
 """
