@@ -330,6 +330,13 @@ def _resident() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
+#: What only runs need is imported with the first of them.
+FIRST_RUNTIME = (
+    "from types import SimpleNamespace as M; import channels, runtime;"
+    " runtime.Runtime(runtime.Agent('a', M(id='m', stream=print)))"
+)
+
+
 def import_times(more: Sequence[str] = (), rounds: int = 9) -> dict[str, float]:
     """Milliseconds of importing beyond a bare interpreter, in fresh processes that take turns; the best of each.
 
@@ -345,7 +352,7 @@ def import_times(more: Sequence[str] = (), rounds: int = 9) -> dict[str, float]:
             subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
             return time.perf_counter() - start
 
-        programs = ("pass", "import asyncio", "import channels", "import channels, runtime", *more)
+        programs = ("pass", "import asyncio", "import channels", "import channels, runtime", FIRST_RUNTIME, *more)
         for program in programs:
             run(program)
         took = [[run(program) for program in programs] for _ in range(rounds)]
@@ -430,6 +437,7 @@ def main() -> None:
     made, shown = (statistics.median(each) for each in zip(*(dump_of_many() for _ in range(rounds)), strict=True))
     print(f"dump of {STREAMS} streams {made:6.1f} ms, {shown:.1f} ms with its text")
     imports = import_times([f"import {peer.module}.{peer.imported}" for peer in peers])
+    imports["and a first Runtime"] = imports.pop(FIRST_RUNTIME)
     for program, took in imports.items():
         print(f"{program:24s} {took:6.1f} ms  {took / imports['import asyncio']:5.2f} x import asyncio")
     print(f"extras loaded: {', '.join(extras_loaded()) or 'none'}")
