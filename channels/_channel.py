@@ -6,6 +6,8 @@ Invariants, true whenever the lock is free:
   same select has queued on both sides, which never receives its own value).
 - If there is a live waiter in ``_senders``, the buffer is full and the channel is open.
 - A closed channel has no waiters. Its buffer may hold one value more than its capacity: the final one.
+- ``_room`` is 0 if the channel is closed or has an entry in ``_receivers``. Else it is the capacity, or 0 until a send
+  has found out that all receivers are gone. So a send looks at one number.
 - Queues are first in, first out. A value is handed over directly: a waiter that is served has its value before another
   thread can ask for it. The entries of withdrawn waiters stay until `_queue` tidies up, so that withdrawing costs
   nothing; they hold no value and no channel.
@@ -37,6 +39,9 @@ from ._views import ChannelStatistics, Receiver, Sender, Sending, SupportsDone
 
 T = TypeVar("T")
 
+forked = False  # a copy of `_fork.forked`
+_fork.looked_at.append(globals())
+
 TIDY_AT: Final = 16  # withdrawn entries that a queue may hold before the live ones are counted
 
 
@@ -62,6 +67,7 @@ class Channel(Rescue, Generic[T]):
         "__weakref__",
         "_capacity",
         "_closed",
+        "_room",
         "_tidy_at",
         "name",
     )
@@ -70,7 +76,7 @@ class Channel(Rescue, Generic[T]):
         if capacity.__class__ is not int or capacity < 0 or (name is not None and name.__class__ is not str):
             capacity = _checked(capacity, name)
         self.name = name
-        self._capacity = capacity
+        self._capacity = self._room = capacity
         # An empty deque is 0.76 KB: queues are made when something has to wait, and are lists at first.
         self._buffer = deque() if capacity else ()
         self._receivers = ()
@@ -107,23 +113,21 @@ class Channel(Rescue, Generic[T]):
         value was sent. Raises `RuntimeError` in a signal handler or finalizer that interrupted an operation on this
         channel.
         """
-        deadline = None
         if timeout is not cancel:  # type: ignore[comparison-overlap]  # in one test: not both None
             if timeout is not None:
                 deadline = deadline_after(timeout)
             if cancel is not None:
                 _look_at(cancel)
-        if _fork.forked and self._epoch is not _fork.epoch:
+        if forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
             raise self._reentered("send", "try_send")
-        waiter = None
-        entry: Any = None
+        entry: Any = None  # of the queue: waiter, value
         try:
             lock.acquire()
             buffer = self._buffer
-            if len(buffer) < self._capacity and not self._receivers and not self._closed:  # the most common case
+            if len(buffer) < self._room:  # the most common case
                 buffer.append(value)
                 lock.release()
                 if self._attention:
@@ -134,33 +138,34 @@ class Channel(Rescue, Generic[T]):
                 pass
             elif self._receivers and self._serve_receiver(value):
                 sent = True
-            elif len(buffer) < self._capacity:  # all receivers in the queue had withdrawn
+            elif len(buffer) < self._capacity:  # all receivers are gone
+                self._room = self._capacity
                 buffer.append(value)
                 sent = True
             elif timeout != 0:
-                waiter = Waiter(None if cancel is None else [None])
-                entry = [waiter, value, -1]
+                entry = [Waiter(None if cancel is None else [None]), value, -1]
                 self._senders = self._queue(self._senders, entry)
             lock.release()
             if self._attention:
                 self._attend()
-            if waiter is not None:
-                self._wait(waiter, "send", deadline, cancel)
+            if entry is not None:
+                self._wait(entry[0], "send", None if timeout is None else deadline, cancel)
         except BaseException:
             try:
-                self._let_go(waiter, entry=entry)
+                self._let_go(entry and entry[0], entry=entry)
             except RecursionError:
                 if lock._is_owned():
                     lock.release()
             except BaseException:
-                self._let_go(waiter, entry=entry)
+                self._let_go(entry and entry[0], entry=entry)
             raise
         if sent:
             return
-        if waiter is None:
+        if entry is None:
             if self._closed:
                 raise ChannelClosed(f"send on {self!r}")
             raise TimeoutError(f"send on {self!r}: nobody received at once")
+        waiter: Waiter = entry[0]
         served = waiter.channel
         waiter.channel = None  # a dead entry may stay in a queue for a while, and must not keep the channel alive
         if served is self:
@@ -237,13 +242,12 @@ class Channel(Rescue, Generic[T]):
         receiver or back to the front. Raises `RuntimeError` in a signal handler or finalizer that interrupted an
         operation on this channel.
         """
-        deadline = None
         if timeout is not cancel:  # type: ignore[comparison-overlap]  # in one test: not both None
             if timeout is not None:
                 deadline = deadline_after(timeout)
             if cancel is not None:
                 _look_at(cancel)
-        if _fork.forked and self._epoch is not _fork.epoch:
+        if forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -266,12 +270,13 @@ class Channel(Rescue, Generic[T]):
                 value = self._take()
             if value is NOTHING and not self._closed and timeout != 0:
                 waiter = Waiter(None if cancel is None else [None])
+                self._room = 0
                 self._receivers = self._queue(self._receivers, waiter)
             lock.release()
             if self._attention:
                 self._attend()
             if waiter is not None:
-                self._wait(waiter, "recv", deadline, cancel)
+                self._wait(waiter, "recv", None if timeout is None else deadline, cancel)
         except BaseException:
             try:
                 self._let_go(waiter, value)
@@ -381,7 +386,7 @@ class Channel(Rescue, Generic[T]):
         """
         if self._closed:
             return False
-        if _fork.forked and self._epoch is not _fork.epoch:
+        if forked and self._epoch is not _fork.epoch:
             self._refresh()
         record = [final, False, self]
         try:
@@ -477,7 +482,7 @@ class Channel(Rescue, Generic[T]):
 
     def _try_put(self, value: T) -> bool:
         """Send ``value`` if that is possible without waiting. Returns whether it was."""
-        if _fork.forked and self._epoch is not _fork.epoch:
+        if forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -507,7 +512,7 @@ class Channel(Rescue, Generic[T]):
 
     def _try_take(self) -> Any:
         """Take the next value, or return NOTHING if a receive would have to wait."""
-        if _fork.forked and self._epoch is not _fork.epoch:
+        if forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -549,7 +554,7 @@ class Channel(Rescue, Generic[T]):
 
     def _put_many(self, values: list[T], sent: int) -> int:
         """Send the values from number ``sent`` on, as far as that needs no waiting: the number of the next."""
-        if _fork.forked and self._epoch is not _fork.epoch:
+        if forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -587,7 +592,7 @@ class Channel(Rescue, Generic[T]):
         """The values that are there, up to ``limit``, which may be none. Raises `ChannelClosed`."""
         if limit is not None and (limit.__class__ is not int or limit < 1):
             limit = _limit(limit)
-        if _fork.forked and self._epoch is not _fork.epoch:
+        if forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -648,12 +653,13 @@ class Channel(Rescue, Generic[T]):
 
     def _await_close(self, waiter: Waiter) -> None:
         """Let the close of this channel serve ``waiter`` too, which has a ticket."""
-        if _fork.forked and self._epoch is not _fork.epoch:
+        if forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         try:
             lock.acquire()
             if not self._closed:
+                self._room = 0
                 self._receivers = self._queue(self._receivers, waiter)
             elif waiter.ticket:
                 try:
@@ -680,7 +686,7 @@ class Channel(Rescue, Generic[T]):
 
         False: it looked ready, but its partner was taken by another channel meanwhile; the select starts anew.
         """
-        if _fork.forked and self._epoch is not _fork.epoch:
+        if forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -692,6 +698,7 @@ class Channel(Rescue, Generic[T]):
             if entry is None:
                 ready = self._closed or self._buffer or self._another_sender(waiter)
                 if not ready:
+                    self._room = 0
                     self._receivers = self._queue(self._receivers, waiter)
             else:
                 ready = self._closed or len(self._buffer) < self._capacity or self._another_receiver(waiter)
@@ -735,7 +742,7 @@ class Channel(Rescue, Generic[T]):
 
     def _stand(self, waiter: StandingWaiter) -> bool:
         """Queue the waiter of a `merge`, which does not wait yet. False: it is not queued, a receive need not wait."""
-        if _fork.forked and self._epoch is not _fork.epoch:
+        if forked and self._epoch is not _fork.epoch:
             self._refresh()
         lock = self._lock
         if lock._is_owned():
@@ -744,6 +751,7 @@ class Channel(Rescue, Generic[T]):
             lock.acquire()
             ready = bool(self._closed or self._buffer or self._another_sender(waiter))
             if not ready:
+                self._room = 0
                 self._receivers = self._queue(self._receivers, waiter)
             lock.release()
             if self._attention:
@@ -928,6 +936,7 @@ class Channel(Rescue, Generic[T]):
                 buffer += record[:1]
                 self._buffer = buffer
             record[1] = True
+            self._room = 0
             self._closed = True
             del closing[id(self)]
         elif record is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from ._park import RLock, get_ident, parked_waiters
 
@@ -10,11 +11,16 @@ forked = False  # whether this process is a forked child, which may have inherit
 epoch = object()  # of this process: another one in a forked child
 survivor: int | None = None  # the thread that a forked child began with
 refreshing = RLock()  # held by who makes an inherited channel fit for the child
+# Of modules whose hot paths look at `forked` in a variable of their own: that is one step, and without the GIL no write
+# to the reference count of a module that all threads share.
+looked_at: list[dict[str, Any]] = []
 
 
 def _after_fork() -> None:
     global forked, epoch, survivor, refreshing
     forked = True
+    for variables in looked_at:
+        variables["forked"] = True
     epoch = object()
     survivor = get_ident()
     refreshing = RLock()

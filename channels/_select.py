@@ -13,6 +13,9 @@ from ._park import NOTHING, Waiter, deadline_after
 from ._rescue import PATIENCE, insist
 from ._views import Receiver, Sending, SupportsDone
 
+forked = False  # a copy of `_fork.forked`
+_fork.looked_at.append(globals())
+
 random: Final = Random().random  # without the module `random`, which takes twice as long to import as this one
 _new = object.__new__  # without the arguments of `Selected`, which take time
 
@@ -78,19 +81,19 @@ def select(
     handler or finalizer that interrupted an operation on one of these channels, and if no other case is ready, a select
     raises `WouldBlock` with ``block=False``, else `RuntimeError`.
     """
-    deadline = None
-    if timeout is not None:
-        deadline = deadline_after(timeout)
-        if not block:
-            raise ValueError("select(block=False) does not wait: leave out timeout=, or block=False")
-    if cancel is not None:
-        _look_at(cancel)
+    if timeout is not cancel:  # type: ignore[comparison-overlap]  # in one test: not both None
+        if timeout is not None:
+            deadline = deadline_after(timeout)
+            if not block:
+                raise ValueError("select(block=False) does not wait: leave out timeout=, or block=False")
+        if cancel is not None:
+            _look_at(cancel)
 
     # One look without a lock, then one try under one: most selects end here.
-    first = index = -1  # of those that look ready
-    several: list[int] | None = None
+    first = index = -1
+    ready: Any = None  # case number `first`, which looks ready
+    several: list[int] | None = None  # the numbers of those that do, where they are several
     case: Any
-    channel: Any
     for case in cases:
         index += 1
         if type(case) is Channel:
@@ -98,51 +101,53 @@ def select(
                 continue
         elif case is None or not _looks_ready(case):
             continue
-        if first < 0:
+        if ready is None:
+            ready = case
             first = index
         elif several is None:
             several = [first, index]
         else:
             several.append(index)
     value: Any = NOTHING
-    while first >= 0:
+    while ready is not None:
         if several:
             first = several.pop(int(random() * len(several)))
-        case = cases[first]
-        channel = case if type(case) is Channel else case._channel
+            ready = cases[first]
+        channel: Any = ready
         try:
-            if block and type(case) is Channel and not (_fork.forked or case._lock._is_owned()):
+            if type(ready) is Channel and block and not (forked or (lock := channel._lock)._is_owned()):
                 # Channel.recv, spelt out as far as it needs no waiting: the way of most values.
-                case._lock.acquire()
-                buffer = case._buffer
+                lock.acquire()
+                buffer = channel._buffer
                 if buffer:
                     value = buffer[0]
                     buffer.popleft()
-                    if case._senders:
-                        case._refill()
-                elif case._senders:
-                    value = case._take()
-                case._lock.release()
-                if case._attention:
-                    case._attend()
+                    if channel._senders:
+                        channel._refill()
+                elif channel._senders:
+                    value = channel._take()
+                lock.release()
+                if channel._attention:
+                    channel._attend()
                 if value is NOTHING:  # it is closed, or somebody was faster
-                    value = case._try_take()
-            elif type(case) is Sending:
-                if channel._try_put(case.value):
-                    return Selected(first, None, True, case)
+                    value = channel._try_take()
             else:
-                value = channel._try_take()
+                channel = ready._channel  # an attribute of views; channels return themselves, so cleaning up has one
+                if type(ready) is not Sending:
+                    value = channel._try_take()
+                elif channel._try_put(ready.value):
+                    return Selected(first, None, True, ready)
             if value is not NOTHING:
                 selected = _new(Selected)
                 selected.index = first
                 selected.value = value
                 selected.ok = True
-                selected.case = case
+                selected.case = ready
                 return selected
         except ChannelClosed:
-            if type(case) is Sending:
+            if type(ready) is Sending:
                 raise
-            return Selected(first, None, False, case)
+            return Selected(first, None, False, ready)
         except BaseException:
             try:
                 channel._let_go(None, value)
@@ -155,7 +160,7 @@ def select(
                 channel._let_go(None, value)
             raise
         if not several:
-            first = -1
+            break
 
     channels = [None if case is None else _channel_of(case) for case in cases]
     if not block:
@@ -166,7 +171,7 @@ def select(
         except WouldBlock:
             raise TimeoutError("select: no case was ready") from None
     while True:
-        done = _park(cases, channels, deadline, timeout, cancel)
+        done = _park(cases, channels, None if timeout is None else deadline, timeout, cancel)
         if done is not None:
             return done
 
@@ -191,7 +196,7 @@ def _decide(cases: tuple[Any, ...], channels: list[Channel[Any] | None]) -> Sele
     """Go's ``default``: hold all the channels, locked in one order, and judge one moment."""
     held = sorted({id(channel): channel for channel in channels if channel is not None}.values(), key=id)
     for one in held:
-        if _fork.forked and one._epoch is not _fork.epoch:
+        if forked and one._epoch is not _fork.epoch:
             one._refresh()
     if any(one._lock._is_owned() for one in held):
         raise WouldBlock("select in a signal handler or finalizer that interrupted an operation on one of its channels")

@@ -203,6 +203,38 @@ MUTANTS = [
         "function = entry[0]\n            entry.clear()",
         ("callback_runs_once", "callbacks_that_cancel_each_other", "callback_is_removed_or_runs"),
     ),
+    Mutant(
+        "a send does not see that a receiver waits",
+        CHANNEL,
+        "recv",
+        "self._room = 0",
+        "pass",
+        ("a_receiver_is_not_overtaken", "send_recv_close", "two_receivers"),
+    ),
+    Mutant(
+        "a send does not see that a select waits",
+        CHANNEL,
+        "_enlist",
+        "self._room = 0",
+        "pass",
+        ("select_and_senders", "crossed_selects"),
+    ),
+    Mutant(
+        "a send does not see that a merge waits",
+        CHANNEL,
+        "_stand",
+        "self._room = 0",
+        "pass",
+        ("merged_while_all_are_open[1]",),
+    ),
+    Mutant(
+        "a send does not see the close",
+        CHANNEL,
+        "_complete_close",
+        "self._room = 0",
+        "pass",
+        ("send_recv_close", "closed_means_closed"),
+    ),
     # With exceptions:
     Mutant(
         "an exception between the callbacks ends their round",

@@ -454,6 +454,22 @@ def merged(stage: Stage, capacity: int) -> Any:
     return _all_came(stage, channels, got, [(0, 1)])
 
 
+@scenario(0, 1, preemptions=1)
+def merged_while_all_are_open(stage: Stage, capacity: int) -> Any:
+    """A value wakes it, though nothing is closed."""
+    channel = stage.package.Channel(capacity)
+    got: list[Any] = []
+
+    def collect() -> None:
+        for pair in stage.package.merge(channel):
+            got.append(pair)
+            channel.close()
+
+    stage.world.spawn("M", collect)
+    stage.world.spawn("A", lambda: channel.send(1))
+    return _all_came(stage, [channel], got, [(0, 1)])
+
+
 @scenario(preemptions=1)
 def merged_one_after_the_other(stage: Stage) -> Any:
     """It loses its place in a queue to one value, and takes it again for the next."""
