@@ -90,14 +90,19 @@ def select(
             _look_at(cancel)
 
     # One look without a lock, then one try under one: most selects end here.
-    first = index = -1
+    index = -1
     ready: Any = None  # case number `first`, which looks ready
     several: list[int] | None = None  # the numbers of those that do, where they are several
     case: Any
+    channel: Any
     for case in cases:
         index += 1
         if type(case) is Channel:
             if not (case._buffer or case._senders or case._closed):
+                continue
+        elif type(case) is Receiver:
+            channel = case._channel
+            if not (channel._buffer or channel._senders or channel._closed):
                 continue
         elif case is None or not _looks_ready(case):
             continue
@@ -113,9 +118,12 @@ def select(
         if several:
             first = several.pop(int(random() * len(several)))
             ready = cases[first]
-        channel: Any = ready
+        channel, plain = ready, block
+        if type(ready) is not Channel:
+            channel = ready._channel
+            plain = block and type(ready) is Receiver and type(channel) is Channel
         try:
-            if type(ready) is Channel and block and not (forked or (lock := channel._lock)._is_owned()):
+            if plain and not (forked or (lock := channel._lock)._is_owned()):
                 # Channel.recv, spelt out as far as it needs no waiting: the way of most values.
                 lock.acquire()
                 buffer = channel._buffer
@@ -129,10 +137,7 @@ def select(
                 lock.release()
                 if channel._attention:
                     channel._attend()
-                if value is NOTHING:  # it is closed, or somebody was faster
-                    value = channel._try_take()
-            else:
-                channel = ready._channel  # an attribute of views; channels return themselves, so cleaning up has one
+            if value is NOTHING:  # another kind of case, a closed channel, or somebody was faster
                 if type(ready) is not Sending:
                     value = channel._try_take()
                 elif channel._try_put(ready.value):
