@@ -102,6 +102,7 @@ RECEIVE = {
     "receiver.try_recv": lambda channel, token: channel.receiver.try_recv(),
     "select": lambda channel, token: select(channel).value,
     "select two": lambda channel, token: select(None, token.done, channel).value,
+    "select receiver": lambda channel, token: select(token.done, channel.receiver).value,
     "select default": lambda channel, token: select(channel, block=False).value,
     "select cancel": lambda channel, token: select(channel, cancel=token).value,
     "iteration": lambda channel, token: next(_kept(iter(channel))),

@@ -295,6 +295,14 @@ MUTANTS = [
         ("interrupted_receive[1]",),
     ),
     Mutant(
+        "a select takes a value by popleft",
+        SELECT,
+        "select",
+        "value = buffer[0]\n                    buffer.popleft()",
+        "value = buffer.popleft()",
+        ("interrupted_select_of_a_receiver[1]",),
+    ),
+    Mutant(
         "a sender's value is let in by a call",
         CHANNEL,
         "_refill",

@@ -884,6 +884,15 @@ def interrupted_select(stage: Stage, capacity: int) -> None:
 
 
 @interrupted(0, 1, preemptions=0)
+def interrupted_select_of_a_receiver(stage: Stage, capacity: int) -> None:
+    a, b = stage.channel(capacity), stage.channel(capacity)
+    cases = stage.receiving(a, view=True), stage.receiving(b, view=True)
+    stage.thread(stage.select(*cases), interruptible=True)
+    stage.thread(stage.send(a, 1, timeout=1), stage.close(b))
+    stage.thread(stage.try_recv(a))
+
+
+@interrupted(0, 1, preemptions=0)
 def interrupted_select_and_close(stage: Stage, capacity: int) -> None:
     a, b = stage.channel(capacity), stage.channel(capacity, *range(10, 10 + capacity))
     stage.thread(stage.select(stage.receiving(a), stage.sending(b, 5), timeout=1), interruptible=True)

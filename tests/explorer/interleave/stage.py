@@ -163,8 +163,9 @@ class Stage:
     def sending(self, channel: int, value: Any) -> Case:
         return Case(f"send {channel} {value}", Way("send", channel, value), self.channels[channel].sending(value))
 
-    def receiving(self, channel: int) -> Case:
-        return Case(f"recv {channel}", Way("recv", channel), self.channels[channel])
+    def receiving(self, channel: int, *, view: bool = False) -> Case:
+        case = self.channels[channel]
+        return Case(f"recv {channel}", Way("recv", channel), case.receiver if view else case)
 
     def select(
         self, *cases: Case | None, timeout: float | None = None, block: bool = True, cancel: int | None = None
