@@ -191,6 +191,24 @@ def selecting(peer: Peer | None, n: int, cases: int, parked: bool) -> float:
     return timed(alone_with_two if cases == 2 else alone) / (rounds * cases)
 
 
+def merging(peer: Peer | None, n: int, cases: int) -> float:
+    """Where the channels stay the same: a merge keeps its places in their queues from one value to the next."""
+    need(peer and peer.name == "lockgate")
+    channels = [peer.make(16) for _ in range(cases)]
+    sends = [channel.send for channel in channels]
+    merged = peer.m.merge(*channels)
+
+    def alone(rounds: int) -> None:
+        for _ in range(rounds):
+            for send in sends:
+                send(1)
+                next(merged)
+
+    alone(1)  # it takes its places
+    rounds = -(-n // cases)
+    return timed(lambda: alone(rounds)) / (rounds * cases)
+
+
 def to_asyncio(peer: Peer | None, n: int) -> float:
     need(peer and peer.asynchronous)
 
@@ -255,6 +273,8 @@ MEASURES = {
     "select2": Measure("send + select over 2, one thread", ("pair", "queue.Queue"), 40_000, selecting, (2, False)),
     "select10": Measure("send + select over 10, one thread", ("pair", "queue.Queue"), 2000, selecting, (10, False)),
     "select100": Measure("send + select over 100, one thread", ("pair", "queue.Queue"), 300, selecting, (100, False)),
+    "merge2": Measure("send + merge of 2, one thread", ("pair", "queue.Queue"), 2000, merging, (2,)),
+    "merge100": Measure("send + merge of 100, one thread", ("pair", "queue.Queue"), 2000, merging, (100,)),
     "parked2": Measure("thread to parked select over 2", ("trip", RAW), 1000, selecting, (2, True)),
     "parked10": Measure("thread to parked select over 10", ("trip", RAW), 600, selecting, (10, True)),
     "parked100": Measure("thread to parked select over 100", ("trip", RAW), 100, selecting, (100, True)),
@@ -264,7 +284,7 @@ MEASURES = {
     "bytes": Measure("bytes of an empty channel", ("bytes", "queue.Queue"), 10_000, size),
 }
 UNSCALED = {"wake", "close", "bytes"}
-TARGETS = {"cap128": 0.35, "trip": 1.0, "select2": 0.6}
+TARGETS = {"pair": 0.3, "batch": 0.05, "cap128": 0.35, "trip": 1.0, "select2": 0.6}
 
 Figures = dict[tuple[str, str], list[float]]  # (measure, library) -> one a round
 

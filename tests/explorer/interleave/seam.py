@@ -428,7 +428,7 @@ def _patched(source: str, function: str, old: str, new: str) -> str:
     """The source with ``old``, which has to be in it once, replaced; in that function only."""
     begin, end = 0, len(source)
     if function:
-        match = re.search(rf"^( *)def {function}\(.*?(?=^\1\S|\Z)", source, re.DOTALL | re.MULTILINE)
+        match = re.search(rf"^( *)def {function}\(.*?(?=^\1[^\s)]|\Z)", source, re.DOTALL | re.MULTILINE)
         if match is None:
             raise LookupError(f"no function {function}")
         begin, end = match.span()
