@@ -37,6 +37,7 @@ from ._server_error import MCPServerError
 _ASKED: Final = "mcp asked "  # steps of a call, numbered: what the server wants back with the answer to a question
 _ANSWERED: Final = "mcp answered "  # and that it is about to get it
 _LONGEST: Final = 1_000_000  # characters of that
+_PIECES: Final = 4  # waits within the timeout of a call
 _VISITS: Final = 3  # times that a user is sent to the pages that one call needs
 
 
@@ -120,10 +121,15 @@ class Conversation:
         context = self._context
         try:
             while True:
+                left, began = self._left(call), time.monotonic()
                 try:
-                    message = call.inbox.recv(self._left(call), None if context is None else context.cancel)
+                    message = call.inbox.recv(left, None if context is None else context.cancel)
                 except TimeoutError:
-                    if self._left(call):  # it has waited for others so far, or progress was heard of meanwhile
+                    if left is not None and call.heard_at is not None:
+                        # While this process stands still it hears nothing, and a server on this machine says nothing.
+                        now = time.monotonic()
+                        call.heard_at = min(call.heard_at + max(now - began - left, 0.0), now)
+                    if self._left(call):  # or it has waited for others so far, or progress was heard of meanwhile
                         continue
                     problem = (
                         f"has not finished {call.name} after {self._timeout:g} s, so the call was cancelled;"
@@ -171,10 +177,13 @@ class Conversation:
             call.drop()
 
     def _left(self, call: ServerCall) -> float | None:
-        """The seconds for which nothing may be heard of the call, from now on. None: as many as it likes."""
-        if self._timeout is None or call.heard_at is None:
-            return self._timeout
-        return max(call.heard_at + self._timeout - time.monotonic(), 0.0)
+        """The seconds for which nothing may be heard of the call, from now on: a piece of them, as much as a standstill
+        of this process may cost the server. None: as many as it likes.
+        """
+        if self._timeout is None:
+            return None
+        left = self._timeout if call.heard_at is None else call.heard_at + self._timeout - time.monotonic()
+        return min(max(left, 0.0), self._timeout / _PIECES)
 
     def _sample(self, question: Sampling) -> None:
         if self._context is None:

@@ -40,7 +40,8 @@ from runtime._orphans import _wrapper
 from runtime.agent import Answer, ToolResult, ToolSet
 from runtime.agent._tool import Question
 from runtime.events import ElicitationRequest
-from runtime.mcp import MCPServerError, MCPToolSet
+from runtime.mcp import MCPServerError, MCPToolSet, _conversation
+from runtime.mcp._connection import CallEnded
 from runtime.mcp._conversation import is_page
 from support.mcp import Context, books, call, children, is_alive, running, tasks, use
 from support.waiting import eventually
@@ -865,6 +866,51 @@ def test_call_timeout_is_silence() -> None:
         assert call(booking, "wait_for_table", context, seconds=2).content
         assert time.monotonic() - since > 1.9
         assert len(context.told) > 5
+
+
+class StoodStill:
+    """A call of a server that needs ``works`` seconds, in a process that stands still after 0.1 s, for ``seconds``; and
+    the clock of both.
+    """
+
+    name = "wait_for_table"
+    heard_at: float | None = 0.0
+
+    def __init__(self, works: float, seconds: float) -> None:
+        self.inbox = self
+        self.now = 0.0
+        self._answers_at = works + seconds  # the server's process stands still too
+        self._until = 0.1 + seconds
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def recv(self, timeout: float | None, cancel: object) -> CallEnded:
+        assert timeout is not None
+        until = min(self.now + timeout, self._answers_at)
+        self.now = self._until if 0.1 < until < self._until else until
+        if self.now < self._answers_at:
+            raise TimeoutError
+        return CallEnded(result="a table")
+
+    def drop(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.3, 3600.0])
+def test_a_standstill_of_this_process_is_no_silence_of_the_server(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The computer was closed, for example: nothing that the server said could be heard."""
+    conversation = _conversation.Conversation("booking", 1.0, None)
+    call = StoodStill(0.7, seconds)
+    monkeypatch.setattr(_conversation, "time", call)
+    assert conversation._converse(call) == "a table"  # type: ignore[arg-type]
+    call = StoodStill(1.1, seconds)
+    monkeypatch.setattr(_conversation, "time", call)
+    with pytest.raises(MCPServerError, match="has not finished wait_for_table after 1 s"):
+        conversation._converse(call)  # type: ignore[arg-type]
+    assert call.now <= seconds + 1.0
 
 
 # -- timeouts ----------------------------------------------------------------------------------------------------------
