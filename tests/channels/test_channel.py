@@ -745,6 +745,24 @@ def test_an_overridden_recv_of_a_receiver_is_iterated_over():
     assert list(Doubling(channel)) == [8]
 
 
+def test_a_send_looks_at_one_number_again_once_all_receivers_have_gone(threads):
+    """However they went: `_room` says "look closer" while a receiver waits, and would say so for ever."""
+    channel = Channel(2)
+    with pytest.raises(TimeoutError):
+        channel.recv(timeout=0.001)
+    channel.send("after one that gave up")
+    assert channel._room == 2
+    channel.recv()
+    served = threads.go(channel.recv)
+    threads.parked(channel, receivers=1)
+    channel.send("to one that waits")
+    served.result()
+    channel.send("after one that was served")
+    assert channel._room == 2
+    channel.close()
+    assert channel._room == 0
+
+
 # -- statistics --------------------------------------------------------------------------------------------------------
 
 
