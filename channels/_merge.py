@@ -163,9 +163,10 @@ def _try_one(place: _Place, open_: dict[int, Channel[Any]]) -> bool:
     at = int(random() * len(ready)) if len(ready) > 1 else 0
     channel = place.channel = ready[at]
     try:
-        place.value = channel._try_take()
-        if place.value is not NOTHING:
-            return True
+        if channel._buffer or channel._senders or channel._closed:  # a look without the lock: `_stand` looks again
+            place.value = channel._try_take()
+            if place.value is not NOTHING:
+                return True
         if not channel._stand(place.waiter):
             return False  # it has something by now
     except ChannelClosed:

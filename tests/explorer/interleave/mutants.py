@@ -261,6 +261,14 @@ MUTANTS = [
         ("merged",),
     ),
     Mutant(
+        "a merge does not look again before it takes its place",
+        CHANNEL,
+        "_stand",
+        "ready = bool(self._closed or self._buffer or self._another_sender(waiter))",
+        "ready = False",
+        ("merged",),
+    ),
+    Mutant(
         "a merge does not look who came before it waited",
         MERGE,
         "_wait",
