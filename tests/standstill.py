@@ -22,11 +22,12 @@ import time
 from collections.abc import Iterator
 
 SECONDS = "0.15,0.7,1.3"
+LOOKS = 100  # for processes that still run
 RUNNING = 1.0  # seconds between two standstills, at most
 
 
-def _descendants(root: int) -> Iterator[int]:
-    """A process and those it has started, parents first, without those that stand still already."""
+def _running(root: int) -> Iterator[int]:
+    """Of a process and those it has started, those that run and whose parents stand still."""
     table = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
     children: dict[int, list[int]] = {}
     states = {}
@@ -35,8 +36,9 @@ def _descendants(root: int) -> Iterator[int]:
         states[int(pid)] = state
     waiting = [root]
     for pid in waiting:
-        waiting += children.get(pid, ())
-        if states.get(pid, "Z")[0] not in "TZ":
+        if states.get(pid, "Z")[0] == "T":
+            waiting += children.get(pid, ())
+        elif states.get(pid, "Z")[0] != "Z":
             yield pid
 
 
@@ -45,15 +47,20 @@ def stopped(root: int) -> Iterator[list[int]]:
     """A process stands still, with all that it has started. What a test has stopped itself stays so at the end."""
     ours: list[int] = []
     try:
-        while found := [pid for pid in _descendants(root) if pid not in ours]:  # they start others until they stop
+        # Parents before their children: a shell that still runs would take a child that stops for suspended.
+        for _ in range(LOOKS):
+            found = list(_running(root))
             for pid in found:
-                ours.append(pid)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)
+                if pid not in ours:
+                    ours.append(pid)
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGSTOP)
+            if not found:
+                break
         yield ours
     finally:
-        for pid in reversed(ours):  # parents last: they find their children running
-            with contextlib.suppress(ProcessLookupError):
+        for pid in reversed(ours):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGCONT)
 
 
