@@ -579,7 +579,8 @@ def test_output_that_cannot_be_written_is_an_error_in_one_line(place: Path, more
             stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, timeout=LONG, cwd=place,
             env=environment(),
         )  # fmt: skip
-    assert (done.returncode, done.stderr) == (1, "error: the output cannot be written: No space left on device\n")
+    said = without_patience(done.stderr)
+    assert (done.returncode, said) == (1, "error: the output cannot be written: No space left on device\n")
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
