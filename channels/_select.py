@@ -104,6 +104,10 @@ def select(
             channel = case._channel
             if not (channel._buffer or channel._senders or channel._closed):
                 continue
+        elif type(case) is Sending:
+            channel = case._channel
+            if not (channel._receivers or channel._closed or len(channel._buffer) < channel._capacity):
+                continue
         elif case is None or not _looks_ready(case):
             continue
         if ready is None:
@@ -182,9 +186,8 @@ def select(
 
 
 def _looks_ready(case: Any) -> Any:
+    """Whether a receive looks ready: from an instance of a subclass, or through a receiver of another type."""
     channel = _channel_of(case)
-    if type(case) is Sending:
-        return channel._receivers or channel._closed or len(channel._buffer) < channel._capacity
     return channel._buffer or channel._senders or channel._closed
 
 
