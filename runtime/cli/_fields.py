@@ -106,11 +106,11 @@ class Field:
             for label, value in options:
                 if text.casefold() in (label.casefold(), str(value).casefold()):
                     return value
-            raise NotUnderstood(f"{self.name} is one of {', '.join(label for label, _ in options)}, not {text!r}")
+            raise NotUnderstood(f"{self.name} must be one of {', '.join(label for label, _ in options)}, not {text!r}")
         if kind == "boolean":
             if text.casefold() in _YES + _NO:
                 return text.casefold() in _YES
-            raise NotUnderstood(f"{self.name} is yes or no, not {text!r}")
+            raise NotUnderstood(f"{self.name} must be yes or no, not {text!r}")
         if kind in ("integer", "number"):
             return self._number(text)
         if kind == "array" and not self._nested():
@@ -119,7 +119,7 @@ class Field:
             try:
                 return json.loads(text)
             except ValueError as error:
-                raise NotUnderstood(f"{self.name} is not JSON: {error}") from None
+                raise NotUnderstood(f"{self.name} must be JSON: {error}") from None
         return text
 
     def _number(self, text: str) -> int | float:
@@ -134,7 +134,7 @@ class Field:
                 return int(value) if whole else value
         except ValueError:
             pass
-        raise NotUnderstood(f"{self.name} is a {'whole ' if whole else ''}number, not {text!r}")
+        raise NotUnderstood(f"{self.name} must be a {'whole ' if whole else ''}number, not {text!r}")
 
     def _item(self) -> Field:
         return Field(self.name, _readable(self.schema.get("items")))

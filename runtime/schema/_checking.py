@@ -265,7 +265,7 @@ class _Check:
         if choices is not None and _frozen(value) not in choices:
             values = _choices(schema) or []
             said = ", ".join(map(_shown, values[:20]))
-            return [f"{_name(where)} is one of {said}{', ...' if len(values) > 20 else ''}, not {_shown(value)}"]
+            return [f"{_name(where)} must be one of {said}{', ...' if len(values) > 20 else ''}, not {_shown(value)}"]
         kinds = schema.get("type")
         if kinds is None:
             return []
@@ -275,20 +275,20 @@ class _Check:
             return self.leave(f"there is no type {_shown(schema['type'])}")
         if kinds and not any(_is_a(value, kind) for kind in kinds):
             said = " or ".join(_SAID[kind] for kind in kinds)
-            return [f"{_name(where)} is {said}, not {_shown(value)}"]
+            return [f"{_name(where)} must be {said}, not {_shown(value)}"]
         return []
 
     def _text(self, value: str, schema: Mapping[str, Any], where: _Where) -> list[str]:
         least, most = _bound(schema, "minLength"), _bound(schema, "maxLength")
         if least is not None and len(value) < least:
-            return [f"{_name(where)} has at least {least} character{'' if least == 1 else 's'}"]
+            return [f"{_name(where)} must have at least {least} character{'' if least == 1 else 's'}"]
         if most is not None and len(value) > most:
-            return [f"{_name(where)} has at most {most} character{'' if most == 1 else 's'}"]
+            return [f"{_name(where)} must have at most {most} character{'' if most == 1 else 's'}"]
         wanted = schema.get("pattern")
         if isinstance(wanted, str):
             fits = self._matches(wanted, value)
             if fits is False:
-                return [f"{_name(where)} does not have the form {wanted}: {_shown(value)}"]
+                return [f"{_name(where)} must have the form {wanted}, not {_shown(value)}"]
         form = schema.get("format")
         check = _FORMATS.get(form) if isinstance(form, str) else None
         if check is not None:
@@ -297,12 +297,12 @@ class _Check:
             except ValueError:
                 fits = False
             if not fits:
-                return [f"{_name(where)} is {check[1]}, not {_shown(value)}"]
+                return [f"{_name(where)} must be {check[1]}, not {_shown(value)}"]
         return []
 
     def _number(self, value: float, schema: Mapping[str, Any], where: _Where) -> list[str]:
         if isinstance(value, float) and not math.isfinite(value):  # passes every bound, and JSON has none
-            return [f"{_name(where)} is a finite number, not {value}"]
+            return [f"{_name(where)} must be a finite number, not {value}"]
         least, most = _bound(schema, "minimum"), _bound(schema, "maximum")
         above, below = _bound(schema, "exclusiveMinimum"), _bound(schema, "exclusiveMaximum")
         if schema.get("exclusiveMinimum") is True:  # as draft 4 has it
@@ -310,23 +310,23 @@ class _Check:
         if schema.get("exclusiveMaximum") is True:
             most, below = None, most
         if least is not None and value < least:
-            return [f"{_name(where)} is {least} or more, not {_shown(value)}"]
+            return [f"{_name(where)} must be {least} or more, not {_shown(value)}"]
         if most is not None and value > most:
-            return [f"{_name(where)} is {most} or less, not {_shown(value)}"]
+            return [f"{_name(where)} must be {most} or less, not {_shown(value)}"]
         if above is not None and value <= above:
-            return [f"{_name(where)} is more than {above}, not {_shown(value)}"]
+            return [f"{_name(where)} must be more than {above}, not {_shown(value)}"]
         if below is not None and value >= below:
-            return [f"{_name(where)} is less than {below}, not {_shown(value)}"]
+            return [f"{_name(where)} must be less than {below}, not {_shown(value)}"]
         return []
 
     def _list(self, value: list[Any], schema: Mapping[str, Any], where: _Where, depth: int) -> list[str]:
         least, most = _bound(schema, "minItems"), _bound(schema, "maxItems")
         if least is not None and len(value) < least:
-            return [f"{_name(where)} has at least {least} item{'' if least == 1 else 's'}"]
+            return [f"{_name(where)} must have at least {least} item{'' if least == 1 else 's'}"]
         if most is not None and len(value) > most:
-            return [f"{_name(where)} has at most {most} item{'' if most == 1 else 's'}"]
+            return [f"{_name(where)} must have at most {most} item{'' if most == 1 else 's'}"]
         if schema.get("uniqueItems") is True and len({_frozen(item) for item in value}) < len(value):
-            return [f"{_name(where)} has no item twice"]
+            return [f"{_name(where)} must not have an item twice"]
         first, rest = schema.get("prefixItems"), schema.get("items", True)
         if isinstance(rest, list):  # as it was before 2020
             first, rest = rest, schema.get("additionalItems", True)
@@ -354,9 +354,9 @@ class _Check:
             found = [f"{_name((where, key))} is missing" for key in missing[:_MOST]]
         least, most = _bound(schema, "minProperties"), _bound(schema, "maxProperties")
         if least is not None and len(value) < least:
-            found.append(f"{_name(where)} has at least {least} entr{'y' if least == 1 else 'ies'}")
+            found.append(f"{_name(where)} must have at least {least} entr{'y' if least == 1 else 'ies'}")
         if most is not None and len(value) > most:
-            found.append(f"{_name(where)} has at most {most} entr{'y' if most == 1 else 'ies'}")
+            found.append(f"{_name(where)} must have at most {most} entr{'y' if most == 1 else 'ies'}")
         for key, item in value.items():
             if len(found) >= _MOST:
                 break
@@ -417,7 +417,7 @@ class _Check:
         if fitting == 1 or (fitting and self.left > left):
             return []
         if fitting:
-            return [f"{_name(where)} fits {fitting} of what it is exactly one of: {_shown(value)}"]
+            return [f"{_name(where)} must fit exactly one of {len(options)} schemas, not {fitting}: {_shown(value)}"]
         if best is not None and len(best) == 1 and len(alone) <= 4:
             return ["; or ".join(alone)]
         return best or []

@@ -215,14 +215,14 @@ def test_nested_schemas_are_checked_too() -> None:
     """References too."""
     schema = {"$defs": {"n": {"type": "integer"}}, "type": "object", "properties": {"a": {"$ref": "#/$defs/n"}}}
     assert problems({"a": 1}, schema) == []
-    assert problems({"a": "x"}, schema) == ["a is a whole number, not 'x'"]
+    assert problems({"a": "x"}, schema) == ["a must be a whole number, not 'x'"]
 
 
 @pytest.mark.parametrize("endless", [float("nan"), float("inf"), -float("inf")])
 def test_a_number_is_one_that_json_has(endless: float) -> None:
     """A bound is no bound to it, and what an answer says would reach nobody."""
     form = {"properties": {"stars": {"type": "number", "minimum": 1}}}
-    assert problems({"stars": endless}, form) == [f"stars is a finite number, not {endless}"]
+    assert problems({"stars": endless}, form) == [f"stars must be a finite number, not {endless}"]
     assert problems({"stars": 10**400}, form) == []
 
 

@@ -97,7 +97,7 @@ def test_a_pydantic_model() -> None:
         ("A table at Luigi's.", "not JSON"),
         ("", "not JSON"),
         ('{"restaurant": "x"}', "people is missing"),
-        (GOOD.replace("2,", '"two",'), "people is a whole number"),
+        (GOOD.replace("2,", '"two",'), "people must be a whole number"),
         (GOOD.replace("2,", "30,"), "no table is that long"),
         ("[" * 100_000, "not JSON"),
     ],

@@ -320,19 +320,19 @@ def test_asks_for_every_field_again_until_it_fits(terminal: Any) -> None:
     screen.expect('-> book(restaurant="Luigi\'s")', "? book asks: When, and how many?", "/decline, /cancel")
     screen.expect("date* - The day (a date, YYYY-MM-DD)\n", "> ")
     screen.enter("tomorrow")
-    screen.expect("date is a date such as 2026-12-24, not 'tomorrow'", "> ")
+    screen.expect("date must be a date such as 2026-12-24, not 'tomorrow'", "> ")
     screen.enter("2026-12-24")
     screen.expect("people* - a whole number from 1 to 20\n", "> ")
     screen.enter("many")
-    screen.expect("people is a whole number, not 'many'", "> ")
+    screen.expect("people must be a whole number, not 'many'", "> ")
     screen.enter("21")
-    screen.expect("people is 20 or less, not 21", "> ")
+    screen.expect("people must be 20 or less, not 21", "> ")
     screen.enter()
     screen.expect("people has to be answered", "> ")
     screen.enter("4")
     screen.expect("table* - window / garden\n", "> ")
     screen.enter("cellar")
-    screen.expect("table is one of window, garden, not 'cellar'", "> ")
+    screen.expect("table must be one of window, garden, not 'cellar'", "> ")
     screen.enter("Garden")
     screen.expect("note (A word to the cook) - text\n", "> ")
     screen.enter()
@@ -344,7 +344,7 @@ def test_asks_whether_it_may_go_on(terminal: Any) -> None:
     screen = terminal("run", "agents.py:endless", "Go")
     screen.expect("? It has reached its turn limit of 2. How many more may it take?", "iterations*", "> ")
     screen.enter("0")
-    screen.expect("iterations is 1 or more, not 0", "> ")
+    screen.expect("iterations must be 1 or more, not 0", "> ")
     screen.enter("1")
     screen.expect("-> fail()", "? It has reached its turn limit of 3.", "> ")
     screen.type("/decline\r")
@@ -390,7 +390,7 @@ def test_pages_to_visit_and_questions_without_fields(terminal: Any, agent: str, 
         screen.expect("? visit asks: Please sign in\n  https://example.org/sign-in")
     screen.expect("yes or no", "> ")
     screen.enter("perhaps")
-    screen.expect("is yes or no, not 'perhaps'", "> ")
+    screen.expect("must be yes or no, not 'perhaps'", "> ")
     screen.enter(typed)
     screen.expect(f": {action}\n", "Done.")
     screen.end()
@@ -448,7 +448,7 @@ def test_what_they_leave_open_is_declined(lockgate: Any) -> None:
 def test_what_does_not_fit_is_declined(lockgate: Any) -> None:
     given = ["--answer", "date=2026-12-24", "--answer", "people=0", "--answer", "table=garden"]
     done = lockgate("run", "agents.py:booking", "Book", *given)
-    assert "  declined: --answer does not fit: people is 1 or more, not 0\n" in done.stdout
+    assert "  declined: --answer does not fit: people must be 1 or more, not 0\n" in done.stdout
     assert "<- book: decline {}\n" in done.stdout
 
 

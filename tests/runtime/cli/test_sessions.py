@@ -351,9 +351,9 @@ def test_a_form_is_answered_by_its_fields_or_in_json(lockgate: Lockgate, answer:
     assert "[clerk] order asks: Which size?\n  size* - small / large\n  people - a whole number, 9 or less\n" in shown
     for bad, told in (
         (["colour=red"], "'colour' is no field of it; its fields are: size, people"),
-        (["size=huge"], "size is one of small, large, not 'huge'"),
+        (["size=huge"], "size must be one of small, large, not 'huge'"),
         (["people=2"], "size is missing"),
-        (['{"size": "large", "people": 20}'], "people is 9 or less, not 20"),
+        (['{"size": "large", "people": 20}'], "people must be 9 or less, not 20"),
         (["{broken"], "it is no JSON"),
     ):
         refused = lockgate("answer", id, *bad, status=2)

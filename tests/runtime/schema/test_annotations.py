@@ -115,7 +115,7 @@ def test_what_is_none_of_a_union_is_told_all_that_it_may_be() -> None:
         """Keep."""
 
     assert tool(keep).schema.problems({"x": "often"}) == [
-        "x is a whole number, not 'often'; or x is one of 'auto', not 'often'"
+        "x must be a whole number, not 'often'; or x must be one of 'auto', not 'often'"
     ]
 
 

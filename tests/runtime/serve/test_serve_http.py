@@ -57,7 +57,11 @@ def test_a_run_with_an_approval_and_a_question(client: Client) -> None:
         question = events.until("elicitation_request")
         wrong = {"action": "accept", "content": {"dish": "x"}, "elicitation_id": question["elicitation_id"]}
         status, said = client.ask("POST", f"/api/sessions/{id}/elicitation", wrong)
-        assert (status, said["code"], said["problems"]) == (422, "invalid_answer", ["dish has at least 3 characters"])
+        assert (status, said["code"], said["problems"]) == (
+            422,
+            "invalid_answer",
+            ["dish must have at least 3 characters"],
+        )
         client.post(f"/api/sessions/{id}/elicitation", {"action": "accept", "content": {"dish": "soup"}})
         assert events.until("tool_call_response")["response"] == "ordered soup"
         assert events.until("stream_stopped")["reason"] == "normal"

@@ -169,7 +169,7 @@ def test_wrong_calls_come_back_to_the_model() -> None:
         assert [m.is_error for m in results] == [True, True, True, True, False]
         assert "there is no tool 'sub'" in results[0].content
         assert "not JSON" in results[1].content
-        assert "b is a whole number" in results[2].content
+        assert "b must be a whole number" in results[2].content
         assert results[4].content == "3"
         assert len({m.tool_call_id for m in results}) == 5
 

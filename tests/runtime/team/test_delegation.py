@@ -100,7 +100,10 @@ def test_an_unknown_agent_is_an_error_that_the_model_can_mend() -> None:
     session = Session.from_user("go")
     with Runtime(Agent("waiter", model, sub_agents=[cook])) as runtime:
         assert runtime.run(session).text == "ok"
-    assert results(session) == ["wrong arguments for transfer_task: agent is one of 'cook', not 'butler'", "omelette"]
+    assert results(session) == [
+        "wrong arguments for transfer_task: agent must be one of 'cook', not 'butler'",
+        "omelette",
+    ]
 
 
 def test_a_sub_agent_that_fails_is_a_result() -> None:

@@ -169,9 +169,9 @@ def test_what_may_be_left_out_may_be_null() -> None:
     ("[1]", "the arguments are a JSON object"),
     ("{}", "wrong arguments for take: point is missing"),
     ('{"point": {"y": 1}}', "wrong arguments for take: point.x is missing"),
-    ('{"point": {"x": "one"}}', "wrong arguments for take: point.x is a whole number, not 'one'"),
-    ('{"point": {"x": 1, "colours": ["green"]}}', "is one of 'red', 'blue', not 'green'"),
-    ('{"point": {"x": 1}, "day": "soon"}', "day is a date such as 2026-12-24, not 'soon'"),
+    ('{"point": {"x": "one"}}', "wrong arguments for take: point.x must be a whole number, not 'one'"),
+    ('{"point": {"x": 1, "colours": ["green"]}}', "must be one of 'red', 'blue', not 'green'"),
+    ('{"point": {"x": 1}, "day": "soon"}', "day must be a date such as 2026-12-24, not 'soon'"),
     ('{"point": {"x": 1}, "id": "7"}', "wrong arguments for take: badly formed hexadecimal UUID string"),
     ('{"point": {"x": 1}, "more": 1}', "more is not asked for"),
 ])  # fmt: skip
