@@ -367,7 +367,7 @@ def test_a_form_with_wrong_answers_first(serve: Callable[..., Place]) -> None:
     tab.run("document.querySelectorAll('.field select')[0].value = '1'")
     tab.press("Enter")  # from within a field
     tab.see("pieces must be a whole number, not 'ten'")
-    tab.see("mail is an e-mail address, not 'ann'")
+    tab.see("mail must be an e-mail address, not 'ann'")
     assert tab.count("[aria-invalid]") == 2
     for index, text in ((2, "3"), (3, "4.5"), (4, "ann@example.org")):
         tab.run(f"{fill}({index})")
