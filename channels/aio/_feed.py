@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from .. import _timer
 from .._channel import Channel, _done_of
@@ -33,6 +33,15 @@ _logger = lazy_logger("channels")
 Source: TypeAlias = (
     "AsyncIterable[T] | Awaitable[AsyncIterable[T]] | Callable[[], AsyncIterable[T] | Awaitable[AsyncIterable[T]]]"
 )
+
+
+class First(Protocol):
+    """Takes values of a feed on its loop, before they go through its channel."""
+
+    put: int  # how many were put into the channel
+
+    def take(self, value: Any, /) -> bool:
+        """Take the value, which would be the only one in the channel, or else count it in ``put``. Never waits."""
 
 
 class _Fed(Channel[T]):
@@ -200,7 +209,9 @@ def start_feed(
     capacity: int,
     cancel: SupportsDone | None,
     context: contextvars.Context | None,
+    first: First | None = None,
 ) -> Feed[Any]:
+    """`LoopThread.iterate`. What ``first`` takes does not go through the channel."""
     try:
         channel: _Fed[Any] = _Fed(capacity)
         if not (hasattr(source, "__aiter__") or callable(source) or inspect.isawaitable(source)):
@@ -214,7 +225,7 @@ def start_feed(
         raise
     ref = weakref.ref(channel)
     ending: list[Callable[[], None]] = []
-    run = _FeedRun(owner, life, _pump, (source, ref, ending), functools.partial(_end_feed, ref), context)
+    run = _FeedRun(owner, life, _pump, (source, ref, ending, first), functools.partial(_end_feed, ref), context)
     ending.append(run.ending)
     run.name = f"feed of {named(source)}"
     _timer.start()
@@ -233,7 +244,12 @@ def _end_feed(ref: weakref.ref[_Fed[Any]], result: Any, error: BaseException | N
         _logger.warning("the source of a feed failed after nobody listened any more", exc_info=error)
 
 
-async def _pump(source: Any, ref: weakref.ref[_Fed[Any]], ending: list[Callable[[], None]]) -> None:
+async def _pump(
+    source: Any,
+    ref: weakref.ref[_Fed[Any]],
+    ending: list[Callable[[], None]],
+    first: First | None,
+) -> None:
     """Send the values of ``source``, until it ends or the channel is closed or gone."""
     iterator: Any = None
     channel: _Fed[Any] | None
@@ -252,6 +268,16 @@ async def _pump(source: Any, ref: weakref.ref[_Fed[Any]], ending: list[Callable[
             channel = ref()
             if channel is None:
                 return
+            if first is not None:
+                if channel._buffer:
+                    first.put += 1
+                elif not channel._closed and first.take(value):
+                    burst += 1
+                    if burst >= BURST:
+                        burst = 0
+                        await asyncio.sleep(0)
+                    channel = value = None
+                    continue
             if channel._try_put(value):
                 if not channel._buffer:  # who has waited has it
                     last = handed_over(last)

@@ -204,7 +204,7 @@ class _Ear:
         _timer.start()
 
     def release_of(self, waiter: LoopWaiter) -> Callable[[], object]:
-        return functools.partial(_timer._clock._inbox.put, functools.partial(self._tell, waiter))
+        return _timer.ringing(functools.partial(self._tell, waiter))
 
     def _tell(self, waiter: LoopWaiter) -> None:
         try:

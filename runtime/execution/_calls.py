@@ -13,11 +13,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Container, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Container, Iterator
 from contextvars import Context
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed
 from channels._lazy import lazy, lazy_logger
@@ -25,7 +24,6 @@ from channels._lazy import lazy, lazy_logger
 from .._dataclasses import dataclass
 from .._errors import NotInTime, describe
 from ._helpers import HelperPool
-from ._pump import Pump, reading
 from ._threads import Running
 
 if TYPE_CHECKING:
@@ -45,16 +43,8 @@ _logger = lazy_logger("runtime")
 INBOX: Final = 1 << 30
 _DEBUG: Final = 10  # as in `logging`, which is not imported
 _ELSEWHERE: Final = object()  # the call is made by somebody else
-DELTAS: Final = 256  # how far a model may run ahead of the worker
-#: The most items in a batch. What the worker does with the last of a batch, the first has to wait for; and one step for
-#: so many costs each of them next to nothing.
-BATCH: Final = 32
 
-Batches: TypeAlias = Generator[Sequence[Any], None, None]
-
-
-_COROUTINE: Final = 0x80  # `inspect.CO_COROUTINE` and `CO_ASYNC_GENERATOR`, flags of the code of a function
-_ASYNC_GENERATOR: Final = 0x200
+_COROUTINE: Final = 0x80  # `inspect.CO_COROUTINE`, a flag of the code of a function
 
 FRAMES: Final = 20  # of a stack or a traceback, the innermost: enough to find the place, few enough to be read
 
@@ -91,6 +81,17 @@ class Inbox(Protocol):
 
     def send(self, message: Finished, /) -> None: ...
     def close(self) -> object: ...
+
+
+class _Nobody:
+    """An inbox that nobody reads."""
+
+    def send(self, message: Finished) -> None: ...
+
+    def close(self) -> None: ...
+
+
+NOBODY: Final = _Nobody()
 
 
 class Kept:
@@ -152,6 +153,11 @@ class Call:
         if self._done:
             self._done[None].close()
 
+    @property
+    def claimed(self) -> bool:
+        """Whether somebody makes it, or has."""
+        return not self._unclaimed
+
     def claim(self) -> bool:
         """Claim the call: True for the one caller that has to make it, else False. A single step."""
         try:
@@ -163,10 +169,8 @@ class Call:
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Called once, on the thread where the call ran."""
         try:
-            if error is not None and (self.heard or _logger.isEnabledFor(_DEBUG)):
-                if not isinstance(error, Cancelled):
-                    self.traceback = _failed(self.what, error)
-                self.said = describe(error)
+            if error is not None:
+                self.explain(error)
             self.inbox.send(Finished(value, error, self))
         except ChannelClosed:
             pass
@@ -175,6 +179,13 @@ class Call:
             _logger.exception("%r could not say that it is over", self)
         finally:
             self.end()
+
+    def explain(self, error: BaseException) -> None:
+        """Put into words why it failed. On the thread where it ran: the text of an exception is foreign code."""
+        if self.heard or _logger.isEnabledFor(_DEBUG):
+            if not isinstance(error, Cancelled):
+                self.traceback = _failed(self.what, error)
+            self.said = describe(error)
 
     def cancel(self) -> None:
         """Ask the call to end: a task is cancelled, a job that has not begun is dropped, a thread cannot be
@@ -198,7 +209,7 @@ class Call:
 
 
 def _failed(what: str, error: BaseException) -> str:
-    """The traceback of a failed call, made here and not by the worker: the text of an exception is foreign code."""
+    """The traceback of a failed call."""
     try:
         text = "".join(traceback.format_exception(error, limit=-FRAMES))
     except Exception:  # its `str` may fail in ways that `traceback` does not expect
@@ -228,45 +239,6 @@ class Finished(Outcome):
     call: Call
 
 
-class After:
-    """What has to be done with the items of `Calls.batches` when the last of them is put, on the helper that they come
-    from: it is at work, and another would have to be woken. The items are taken meanwhile. An asynchronous source runs
-    on no helper, so then it is not done at all; nor is it where the items are not taken to their end.
-    """
-
-    kind: type  # of the items that it has to see
-    what: str  # it does, for reports
-
-    def __init__(self) -> None:
-        self._call: Call | None = None
-
-    def see(self, item: Any) -> None:
-        """An item of its ``kind``. On the helper."""
-        raise NotImplementedError
-
-    def act(self) -> None:
-        """The last item was put. On the helper."""
-        raise NotImplementedError
-
-    def feed(
-        self, call: Call, pump: Pump[Any], source: AbstractContextManager[Iterator[Any]], context: Context
-    ) -> None:
-        """The function of ``call``: put the items, say that this was all, and do the rest, in a copy of ``context``.
-        On the helper.
-        """
-        self._call = call
-        if pump.feed(source, self.kind, self.see) and pump.end():
-            call.what = self.what
-            context.copy().run(self.act)
-
-    def wait(self, cancel: CancelToken) -> None:
-        """Wait until all is done. On the thread that has taken the items. Raises `Cancelled`."""
-        call = self._call
-        if call is not None and not call.over:
-            with contextlib.suppress(ChannelClosed):
-                call.done.recv(cancel=cancel)
-
-
 class Calls:
     """The foreign calls of one stream. Used by its worker."""
 
@@ -278,6 +250,7 @@ class Calls:
         self._loop = loop
         self._context = context
         self._live: set[Call] = set()
+        self.heard = 0.0  # when a model has last said something, of `monotonic`, where it was not the worker that heard
         self._nested: dict[Call, Calls] = {}  # nested streams, while there may be something left of them
 
     def start(
@@ -297,10 +270,13 @@ class Calls:
         fails, and not the stream.
         """
         call = Call(what, inbox)
-        self._start(call, functools.partial(function, *args, **kwargs) if args or kwargs else function, within)
+        self.begin_or_withdraw(
+            call, functools.partial(function, *args, **kwargs) if args or kwargs else function, within
+        )
         return call
 
-    def _start(self, call: Call, function: Callable[[], Any], within: Context | None) -> None:
+    def begin_or_withdraw(self, call: Call, function: Callable[[], Any], within: Context | None) -> None:
+        """`begin`, for who has not told anybody of the call yet: interrupted, it is taken back."""
         try:
             self.begin(call, function, within)
         except BaseException:
@@ -319,7 +295,7 @@ class Calls:
         """Make ``call``. Launching it twice makes it once, for a worker that was interrupted and cannot know."""
         self._live.add(call)
         context = (within or self._context).copy()
-        if _is_coroutine_function(function):
+        if is_coroutine_function(function):
             call.task = self._loop().start(
                 lambda: _claimed(call, function),
                 on_done=lambda value, error: None if value is _ELSEWHERE else self._done(call, value, error),
@@ -332,6 +308,11 @@ class Calls:
         """Take back a call that could not be launched, unless it has begun all the same."""
         if call.claim():
             self._live.discard(call)
+
+    @property
+    def may_make_here(self) -> bool:
+        """Whether the thread of the worker may make calls: threads are not those of an executor alone."""
+        return self._helpers.unbounded
 
     def run(
         self, what: str, function: Callable[..., Any], /, *args: Any, timeout: float | None = None, **kwargs: Any
@@ -352,71 +333,34 @@ class Calls:
             inbox.close()
         return finished.result()
 
-    def batches(
-        self,
-        what: str,
-        function: Callable[..., Any],
-        /,
-        *args: Any,
-        within: Context | None = None,
-        after: After | None = None,
-        **kwargs: Any,
-    ) -> Batches:
-        """Iterate over what ``function`` returns, an iterator or an asynchronous one, in batches: an item comes with
-        those that have come with it, and never waits for another. ``within`` is as in `start`.
-
-        ``after`` is something to do behind the last item, on the same helper: see there.
-        """
-        source = functools.partial(function, *args, **kwargs)
-        return (
-            self._iterate_async(what, source, within)
-            if _is_async_generator_function(function)
-            else self._iterate_sync(what, source, within, after)
-        )
-
-    def _iterate_async(self, what: str, source: Callable[[], AsyncIterator[Any]], within: Context | None) -> Batches:
-        call = Call(what, Channel(name=what))
-        context = (within or self._context).copy()
-        with self._loop().iterate(source, cancel=self.token, buffer=DELTAS, context=context) as items:
-            call.done, call.feed = items.done._channel, items  # type: ignore[assignment]
-            self._live.add(call)  # leaving the block cancels the task; `join` waits for its end
-            yield from _small(items.batches())
-        if call.over:
-            self._live.discard(call)
-
-    def _iterate_sync(
-        self, what: str, source: Callable[[], Any], within: Context | None, after: After | None
-    ) -> Batches:
-        pump: Pump[Any] = Pump(DELTAS, what)
-        call = Call(what, pump)
-        items = reading(source, self._loop, self.token)
-        feed: Callable[[], Any] = functools.partial(pump.feed, items)
-        if after is not None:
-            feed = functools.partial(after.feed, call, pump, items, self._context)
-        self._start(call, feed, within)
-        yield from pump.batches(self.token, most=BATCH)
-
     def _help(self, call: Call, context: Context, function: Callable[[], Any]) -> None:
-        if not call.claim():
-            return
+        if call.claim():
+            self._done(call, *self._make(call, context, function))
+
+    def _make(self, call: Call, context: Context, function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+        """Make a call that was claimed, in this thread. What it returned, and what it raised."""
         call.thread = threading.current_thread()
         try:
-            value, error = context.run(function), None
+            value = context.run(function)
             if value is not None and inspect.isawaitable(value):  # a plain function that returns a coroutine
                 value = self._loop().call(value, cancel=self.token, context=context)
-        except BaseException as caught:  # SystemExit too: it ends the call, not the helper
-            value, error = None, caught
-        self._done(call, value, error)
+            return value, None
+        except BaseException as error:  # SystemExit too: it ends the call, not the thread
+            return None, error
 
     def _done(self, call: Call, value: Any, error: BaseException | None) -> None:
         self._live.discard(call)
         if error is None:
             call.finish(value, None)
-        else:  # what is logged then is about the stream of the call
-            # A cancel ends many calls with an exception, and of many streams at once: to make a traceback for each one,
-            # which looks for its source files, would take longer than all else.
-            call.heard = not self.token.cancelled
-            self._context.copy().run(call.finish, value, error)
+        else:
+            self._told(call, error, functools.partial(call.finish, value))
+
+    def _told(self, call: Call, error: BaseException, tell: Callable[[BaseException], object]) -> None:
+        """Tell of a call that failed, in the context of its stream: what is logged then is about that."""
+        # A cancel ends many calls with an exception, and of many streams at once: to make a traceback for each one,
+        # which looks for its source files, would take longer than all else.
+        call.heard = not self.token.cancelled
+        self._context.copy().run(tell, error)
 
     def abandon(self, keep: Container[Call] = ()) -> None:
         """Let go of all calls except ``keep``: inboxes are closed, tasks are cancelled, threads end by themselves."""
@@ -475,29 +419,13 @@ class Calls:
         return f"<Calls {len(self._live)} under way>"
 
 
-def _small(batches: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
-    """The same items, in batches of one and more, up to `BATCH`."""
-    for batch in batches:
-        if 0 < len(batch) <= BATCH:
-            yield batch
-        else:
-            for first in range(0, len(batch), BATCH):
-                yield batch[first : first + BATCH]
-
-
-def _is_coroutine_function(function: Any) -> bool:
+def is_coroutine_function(function: Any) -> bool:
     """`inspect.iscoroutinefunction`, which takes its time to find out that a plain function is none."""
-    plain = _plain(function)
+    plain = plain_function(function)
     return inspect.iscoroutinefunction(function) if plain is None else bool(plain.__code__.co_flags & _COROUTINE)
 
 
-def _is_async_generator_function(function: Any) -> bool:
-    """`inspect.isasyncgenfunction`, likewise."""
-    plain = _plain(function)
-    return inspect.isasyncgenfunction(function) if plain is None else bool(plain.__code__.co_flags & _ASYNC_GENERATOR)
-
-
-def _plain(function: Any) -> FunctionType | None:
+def plain_function(function: Any) -> FunctionType | None:
     """The function that is called, where it is one that is written in Python, and not marked as anything else."""
     while type(function) is functools.partial:
         function = function.func

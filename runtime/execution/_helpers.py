@@ -35,6 +35,16 @@ class HelperPool:
         _threads.start(job, among=self._running)
         return None
 
+    @property
+    def unbounded(self) -> bool:
+        """Whether there is a thread for every job, and not those of an executor alone."""
+        return self._executor is None
+
+    def adopt(self, running: _threads.Running) -> None:
+        """Count a thread that is at a job of this pool already as one of its helpers."""
+        running.rename(_threads.helper_name())
+        running.is_among(self._running)
+
     def close(self) -> None:
         """Take no more jobs. What runs is done."""
         self._closed = True

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from channels import CancelToken, Channel, ChannelClosed, SupportsDone
 from channels._park import handed_over
@@ -32,11 +32,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _END: Final[Any] = object()
-
-
-class _Ended(Protocol):
-    @property
-    def error(self) -> BaseException | None: ...
 
 
 class Pump(Generic[T]):
@@ -55,11 +50,9 @@ class Pump(Generic[T]):
     def feed(
         self,
         source: AbstractContextManager[Iterator[T]],
-        kind: type | None = None,
-        see: Callable[[T], object] = lambda item: None,
     ) -> bool:
         """Put what ``source`` brings, until nobody takes it any more; whether that was all. Raises what the source
-        raises. Items of ``kind`` are given to ``see``, too.
+        raises.
         """
         put, channel, last = self.put, self._items, 0.0
         with source as items:
@@ -70,8 +63,6 @@ class Pump(Generic[T]):
                     return False
                 if not channel._buffer:  # the consumer has waited for it, and has it
                     last = handed_over(last)
-                if item.__class__ is kind:
-                    see(item)
         return True
 
     def run(self, source: AbstractContextManager[Iterator[T]]) -> None:
@@ -95,15 +86,19 @@ class Pump(Generic[T]):
         self._ended = True
         return self._items.close(final=_END)
 
-    # A pump is an inbox to the call that is its producer: the last message of the call is the end.
-
-    def send(self, finished: _Ended) -> None:
-        """`end`, with the outcome of a call."""
-        self.end(finished.error)
-
     def close(self) -> None:
         """Nobody takes items any more. Any thread; never waits."""
         self._items.close()
+
+    @property
+    def channel(self) -> Channel[T]:
+        """Through which the items go, for reports."""
+        return self._items
+
+    @property
+    def waiting(self) -> int:
+        """How many items have not been taken."""
+        return len(self._items)
 
     @property
     def closed(self) -> bool:

@@ -45,9 +45,9 @@ class Running:
 
     __slots__ = ("__weakref__", "_alive", "_among", "_ended", "_function", "_thread", "name")
 
-    def __init__(self, function: Callable[[], object], name: str, among: set[Running] | None = None) -> None:
+    def __init__(self, function: Callable[[], object], name: str) -> None:
         self.name = name
-        self._among = among
+        self._among: set[Running] | None = None
         self._function: Callable[[], object] | None = function
         self._thread: threading.Thread | None = None
         self._alive = True
@@ -60,6 +60,11 @@ class Running:
         thread = self._thread
         return thread.ident if thread is not None and self._alive else None
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has come to a thread."""
+        return self._thread is not None
+
     def is_alive(self) -> bool:
         """Whether the function has not returned."""
         thread = self._thread
@@ -69,6 +74,20 @@ class Running:
         """Wait until the function has returned."""
         if self._ended.acquire(timeout=-1 if timeout is None else max(timeout, 0.0)):
             self._ended.release()
+
+    def is_among(self, others: set[Running]) -> None:
+        """It is one of them as long as it runs."""
+        self._among = others
+        others.add(self)
+        if not self._alive:  # it was over before it was there
+            others.discard(self)
+
+    def rename(self, name: str) -> None:
+        """From now on it runs for something else, and is called so."""
+        self.name = name
+        thread = self._thread
+        if thread is not None and self._alive:
+            thread.name = name
 
     def run(self, thread: threading.Thread) -> None:
         """On the thread."""
@@ -165,15 +184,23 @@ def start(function: Callable[[], object], name: str | None = None, *, among: set
     ``name`` is that of the thread meanwhile; helpers, which have none, are numbered. It is ``among`` others as long as
     it runs.
     """
-    running = Running(function, name or f"lockgate-helper-{next(_numbers)}", among)
+    running = Running(function, name or helper_name())
+    launch(running)
+    if among is not None:
+        running.is_among(among)
+    return running
+
+
+def launch(running: Running) -> None:
+    """Run it on a thread of its own. Raises `RuntimeError` where none can be had."""
     if not _idle.give(running):
         first = [running]  # to be taken out of there: a thread holds its arguments as long as it lives
         threading.Thread(target=_work, args=(first,), name=running.name, daemon=True).start()
-    if among is not None:
-        among.add(running)
-        if not running._alive:  # it was over before it was there
-            among.discard(running)
-    return running
+
+
+def helper_name() -> str:
+    """A name for a helper, which has none by itself."""
+    return f"lockgate-helper-{next(_numbers)}"
 
 
 def _work(first: list[Running]) -> None:

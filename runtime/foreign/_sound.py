@@ -39,20 +39,20 @@ class TextPieces:
     """Makes a text valid that comes in pieces: half of a character is kept until the other half arrives."""
 
     def __init__(self) -> None:
-        self._half = ""
+        self.half = ""
 
     def add(self, piece: str) -> str:
         """Add a piece. Returns the text that is valid so far."""
-        if not self._half and piece.isascii():
+        if not self.half and piece.isascii():
             return piece
-        piece, self._half = self._half + piece, ""
+        piece, self.half = self.half + piece, ""
         if piece and "\ud800" <= piece[-1] <= "\udbff":
-            piece, self._half = piece[:-1], piece[-1]
+            piece, self.half = piece[:-1], piece[-1]
         return well_formed(piece)
 
     def end(self) -> str:
         """The text that is left at the end."""
-        left, self._half = self._half, ""
+        left, self.half = self.half, ""
         return well_formed(left)
 
 

@@ -23,8 +23,15 @@ _MORE: Final = "more turns"
 _KINDS: Final[tuple[WaitKind, ...]] = ("model", "tool", "hook")
 
 
+def worker_rest(core: StreamCore) -> tuple[object, Call] | None:
+    """Which rest it is of the worker, and what call its thread makes meanwhile; None where it does not rest."""
+    return None if core.driver is None else core.driver.rest
+
+
 def worker_wait(core: StreamCore, all_parked: Sequence[Parked]) -> Parked | None:
     """What the worker is parked in; None where it is not parked."""
+    if worker_rest(core) is not None:
+        return None  # what its thread is parked in is foreign code
     worker = core.threads[0].ident if core.threads else None
     # The last, where a signal handler has come into the wait of the thread.
     return next((wait for wait in reversed(all_parked) if wait.thread_id == worker and wait.task_name is None), None)
@@ -41,6 +48,9 @@ def waits(core: StreamCore, now: float, all_parked: Sequence[Parked]) -> list[Wa
     """What the worker waits for: several things, while the calls of a turn are under way."""
     if not core.threads:
         return [WaitDump(kind="none", what="", seconds=0.0)]
+    rest = worker_rest(core)
+    if rest is not None:
+        return [_called(rest[1], now)]
     wait = worker_wait(core, all_parked)
     if wait is None:
         if _writes(core):
@@ -102,7 +112,7 @@ def _call_of(core: StreamCore, channel: Channel[Any]) -> Call | None:
     """The call that says something on ``channel``."""
     live = list(core.calls._live)
     for call in (*live, *list(core.calls._nested)):
-        if channel in (call.done, call.inbox, getattr(call.inbox, "_items", None)):
+        if channel in (call.done, call.inbox, getattr(call.inbox, "channel", None)):
             return call
         if call.feed is not None and call.feed._channel is channel:
             return call

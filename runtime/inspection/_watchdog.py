@@ -20,7 +20,7 @@ from ..stream import _at_exit
 from ..stream._core import StreamCore
 from ._data import Stall
 from ._dump import dump_of, snapshot
-from ._waits import asks_of, circle, worker_wait
+from ._waits import asks_of, circle, worker_rest, worker_wait
 
 _logger = lazy_logger("runtime")
 _LOOKS: Final = 5  # at a worker that is not parked: whether it is where it was, each time
@@ -98,7 +98,7 @@ class Watchdog:
             return
         wait = worker_wait(core, all_parked)
         if wait is not None:
-            seen.since, seen.at = wait.since, None
+            seen.since, seen.at = max(wait.since, core.calls.heard), None
             return
         at = _place(core)
         if at is None or at != seen.at:
@@ -137,8 +137,25 @@ def _may_stand_still(core: StreamCore, cores: Sequence[StreamCore], all_parked: 
     return any(child.parent is core and child.calls not in background for child in cores)
 
 
+class _Same:
+    """Is equal if it is about the same object, which it keeps: another one may come to its address."""
+
+    __slots__ = ("_object",)
+
+    def __init__(self, object: object) -> None:
+        self._object = object
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other._object is self._object
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def _place(core: StreamCore) -> object:
     """Where the worker is that is not parked, and how far its stream has come; None where it is about to be served."""
+    rest = worker_rest(core)
+    if rest is not None:
+        return _Same(rest[0])
     worker = core.threads[0].ident if core.threads else None
     frame = sys._current_frames().get(worker or 0)
     if frame is None or frame.f_code is Waiter.wait.__code__:

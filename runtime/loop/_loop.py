@@ -14,6 +14,8 @@ from ..agent._agent import Agent
 from ..agent._instructions import instructions_text
 from ..agent._output import InvalidOutput
 from ..agent._tool import Tool
+from ..execution._driver import Steps
+from ..execution._errands import call_here
 from ..human._mailbox import Mail
 from ..session._journal import CallState, Unfinished
 from ..session._message import Message
@@ -23,7 +25,6 @@ from ..stream._ending import time_is_up
 from ..stream._private_events import UserMailed
 from ..team import _delegation
 from ..toolcalls._dispatch import dispatch
-from ..toolcalls._resolve import ReadEarly
 from ._compact import OVERFLOWS, after_overflow, conversation
 from ._limits import ask_for_more, check_budget, loop_detected, over_budget
 from ._model_call import take_turn
@@ -39,7 +40,7 @@ TITLE: Final = 60  # characters
 STOPS_BLOCKED: Final = 8  # times that ``stop`` hooks may make the agent go on: a condition that never holds ends too
 
 
-def run(core: StreamCore, cleanup: EndHooks) -> None:
+def run(core: StreamCore, cleanup: EndHooks) -> Steps[None]:
     """Run the agent on its session until it has nothing more to do. Raises `StopRun` and `Cancelled`."""
     try:
         core.emit(events.StreamStarted(**core.tags))
@@ -57,7 +58,7 @@ def run(core: StreamCore, cleanup: EndHooks) -> None:
         elif left is not None and _is_over(core, left):
             return
         check_budget(core)
-        while run.turn():
+        while (yield from run.turn()):
             if run.iteration >= limit:
                 limit += ask_for_more(core, limit)
     except Cancelled as error:
@@ -87,7 +88,7 @@ class _Run:
         self._asked_again = False
         self._left = core.unfinished.calls if core.unfinished is not None else {}
 
-    def turn(self) -> bool:
+    def turn(self) -> Steps[bool]:
         """Call the model and make its tool calls. Returns whether there is more to do. The ``turn_end`` hooks run
         however the turn ends.
         """
@@ -99,7 +100,7 @@ class _Run:
         self._cleanup.owe("turn_end", iteration=self.iteration)
         try:
             started = core.fire("turn_start", iteration=self.iteration)
-            goes_on = self._turn([*self._next, started.context])
+            goes_on = yield from self._turn([*self._next, started.context])
             reason = "continue" if goes_on else "normal"
             return goes_on
         except StopRun as stop:
@@ -131,25 +132,24 @@ class _Run:
             core.emit(events.ToolsetInfo(tuple(self._tools.now(self._team)), **core.tags))
             check_budget(core)
 
-    def _turn(self, context: list[str]) -> bool:
+    def _turn(self, context: list[str]) -> Steps[bool]:
         core = self._core
         self._next = []
         unmade, self._left = self._left, {}
         if unmade:  # an earlier stream was parked, or its process died, in the middle of these calls
             reply = next(each for each in reversed(core.session._messages) if each.tool_calls)
-            return self._calls(reply, self._tools.now(self._team), unmade)
+            return (yield from self._calls(reply, self._tools.now(self._team), unmade))
         self._hear(core.mailbox.steering())
         model = core.agent.model.id
         tools = self._tools.now(self._team)
         blocked = core.fire("before_llm_call", model=model, iteration=self.iteration)
         core.stop_if_blocked("before_llm_call", blocked)
         definitions = [tool.definition for tool in tools.values()]
-        system = _system(core, [*self._context, *self._tools.notes, *context])
+        system = yield from _system(core, [*self._context, *self._tools.notes, *context])
         shown, before = conversation(core, system, definitions), len(core.session._messages)
         for left in range(OVERFLOWS, -1, -1):
-            early = ReadEarly(tools, core.token)
             try:
-                reply = take_turn(core, shown, definitions, early)
+                reply = yield from take_turn(core, shown, definitions)
                 break
             except StopRun as failure:
                 less = after_overflow(core, failure, before, shown, definitions) if left else None
@@ -158,8 +158,10 @@ class _Run:
                 shown = less
         core.fire("after_llm_call", model=model, iteration=self.iteration, response=reply.content, usage=reply.usage)
         if reply.tool_calls:
-            return self._calls(reply, tools, early=early)
-        if not (self._is_asked_again(reply) or self._stop_is_blocked(reply) or self._hear(core.next_mail())):
+            return (yield from self._calls(reply, tools))
+        if not (
+            (yield from self._is_asked_again(reply)) or self._stop_is_blocked(reply) or self._hear(core.next_mail())
+        ):
             return False
         check_budget(core)
         return True
@@ -169,12 +171,11 @@ class _Run:
         reply: Message,
         tools: Mapping[str, Tool],
         left: Mapping[str, CallState] | None = None,
-        early: ReadEarly | None = None,
-    ) -> bool:
+    ) -> Steps[bool]:
         """Make the calls of the reply, or those that an earlier stream has ``left``."""
         core = self._core
         check_budget(core)  # calls may have effects, and nobody would see their results
-        made = dispatch(core, reply, tools, left, early)
+        made = yield from dispatch(core, reply, tools, left)
         self._next, self._successor = made.contexts, made.successor
         results = core.session._messages[-len(reply.tool_calls) :]
         repeated = self._repeats.look(reply.tool_calls, made.compared, results, tools)
@@ -198,7 +199,7 @@ class _Run:
                 self._context.append(submitted.context)
         return bool(messages)
 
-    def _is_asked_again(self, reply: Message) -> bool:
+    def _is_asked_again(self, reply: Message) -> Steps[bool]:
         """Whether the model is asked again, because its reply does not fit the output type, for the first time in a
         row."""
         core = self._core
@@ -206,7 +207,7 @@ class _Run:
             core.said = None
             return False
         try:
-            core.said = core.calls.run("output type", core.output.read, reply.content)
+            core.said = yield from call_here(core.calls, "output type", core.output.read, reply.content)
             self._asked_again = False
             return False
         except InvalidOutput as error:
@@ -267,19 +268,21 @@ def _begin(core: StreamCore, tools: AgentTools, team: Sequence[Tool]) -> list[st
     return [text for text in extra if text]
 
 
-def _system(core: StreamCore, extra: Sequence[str]) -> str:
+def _system(core: StreamCore, extra: Sequence[str]) -> Steps[str]:
     """The system message: the instructions, and the context of hooks."""
     wanted = "" if core.output is None else core.output.instructions
-    return "\n\n".join(text for text in (_instructions(core), *extra, wanted) if text)
+    instructions = yield from _instructions(core)
+    return "\n\n".join(text for text in (instructions, *extra, wanted) if text)
 
 
-def _instructions(core: StreamCore) -> str:
-    """The agent's instructions. If they are a function, it is called on a helper thread, or as a task."""
+def _instructions(core: StreamCore) -> Steps[str]:
+    """The agent's instructions. If they are a function, it is called."""
     given = core.agent._instructions
     if given.function is None:
         return given.text
     try:
-        return instructions_text(core.calls.run(f"instructions of {core.agent.name}", given.function, core.session))
+        made = yield from call_here(core.calls, f"instructions of {core.agent.name}", given.function, core.session)
+        return instructions_text(made)
     except BaseException as error:
         if core.token.cancelled:
             raise Cancelled(core.token.cause) from error

@@ -12,7 +12,8 @@ from channels import Cancelled
 from .. import events
 from .._errors import describe
 from ..agent._output import output_for
-from ..execution._calls import After
+from ..execution._driver import Steps, thrown
+from ..execution._reading import ReadHere, Reading, ReadOnLoop, read
 from ..foreign._sound import TextPieces
 from ..human._mailbox import Mail
 from ..model import (
@@ -30,7 +31,7 @@ from ..session._message import Message, Native
 from ..stream._core import StreamCore
 from ..stream._end_reason import StopRun
 from ..stream._private_events import ModelAsked, ModelDone, ModelSaid
-from ..stream._tracing import Batches, ModelTrace
+from ..stream._tracing import ModelTrace
 from ..toolcalls._assembler import Assembler
 from ..usage import Usage
 
@@ -38,18 +39,15 @@ SKETCH: Final = 0.5  # seconds from one time that a store is told of a reply tha
 LONG: Final = 1024  # characters of a piece after which no other is waited for: what is done with it takes its time
 
 
-def take_turn(
-    core: StreamCore, messages: Sequence[Message], tools: Sequence[ToolDefinition], after: After | None = None
-) -> Message:
-    """Call the model, send its deltas to the stream, record its message, and return the message. ``after`` is done
-    behind its deltas.
+def take_turn(core: StreamCore, messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> Steps[Message]:
+    """Call the model, send its deltas to the stream, record its message, and return the message.
 
     If the model fails, the run ends (`StopRun`, code ``model_error``). The part of the reply that arrived before a
     failure or a cancel is recorded, because the consumer has seen it.
     """
     typed = core.output is not None and core.output.schema is not None
     with core.trace.model_call(core.agent.model, messages, tools, typed=typed) as trace:
-        return _take_turn(core, messages, tools, trace, after)
+        return (yield from _take_turn(core, messages, tools, trace))
 
 
 def _take_turn(
@@ -57,8 +55,7 @@ def _take_turn(
     messages: Sequence[Message],
     tools: Sequence[ToolDefinition],
     trace: ModelTrace,
-    after: After | None,
-) -> Message:
+) -> Steps[Message]:
     model = core.agent.model
     answering = model.id
     out = _Outgoing(core)
@@ -73,56 +70,95 @@ def _take_turn(
     if core.recorded:
         core.emit(ModelAsked(model.id, tuple(messages), tuple(tools), **core.tags))
     wanted = output_for(model, None if core.output is None else core.output.schema)
-    given = messages, tools
-    produced = core.calls.batches(
-        f"model {model.id}", model.stream, *given, cancel=core.token, within=trace.context, after=after, **wanted
-    )
-    batches = trace.watch(produced)
+    asked: dict[str, Any] = {"cancel": core.token, "within": trace.context, **wanted}
+    reading = read(core.calls, f"model {model.id}", model.stream, messages, tools, **asked)
     tags, recorded = core.tags, core.recorded
-    add_text, add_event = text.append, out.events.append
+    add_text, add_event, emit = text.append, out.events.append, core.emit
+
+    def take(batch: Sequence[Any]) -> None:
+        nonlocal usage, finish, native, answering, sketch_at
+        for delta in batch:
+            kind = delta.__class__
+            size = 0
+            if not (kind is TextDelta and isinstance(delta.text, str)) and not _is_sound(delta):
+                out.send()
+                if not is_delta(core, model, delta):
+                    continue
+            if recorded:
+                add_event(ModelSaid(delta, **tags))
+            if kind is TextDelta:
+                said = speaking.add(delta.text)
+                size = len(said)
+                add_text(said)
+                add_event(events.AgentChoice(said, **tags))
+            elif kind is ReasoningDelta:
+                said = thinking.add(delta.text)
+                size = len(said)
+                add_event(events.AgentChoiceReasoning(said, **tags))
+            elif kind is ToolCallDelta:
+                piece = assembler.add(delta)
+                if piece is not None:
+                    size = len(piece.arguments)
+                    add_event(events.PartialToolCall(piece, **tags))
+            elif kind is UsageDelta:
+                usage = highest(usage or Usage(), delta)
+            elif kind is FinishDelta:
+                finish = delta.reason
+            elif kind is NativeDelta:
+                native = Native(delta.provider, delta.content)
+            elif kind is FallbackDelta:
+                out.send()
+                settle_usage(core, answering, usage)
+                usage = None
+                answering = delta.to_model
+                add_event(events.ModelFallback(delta.from_model, answering, delta.reason, **tags))
+            if size > LONG:
+                out.send()
+        out.send()
+        if sketch_at is not None and time.monotonic() >= sketch_at:
+            core.log.outbox.sketch("".join(text), core.agent.name)
+            sketch_at = time.monotonic() + SKETCH
+
+    def take_one(delta: Any) -> None:
+        """The same for a delta that comes alone, where there is nothing to be done with it but to send it."""
+        if delta.__class__ is not TextDelta or not isinstance(delta.text, str):
+            take((delta,))
+            return
+        said = speaking.add(delta.text)
+        add_text(said)
+        try:
+            emit(events.AgentChoice(said, **tags))
+        except (Cancelled, StopRun):
+            text.pop()  # a reply that is cut off here ends with what was sent
+            raise
+
+    def take_now(delta: Any) -> bool:
+        """The same where nothing may wait; whether that was done."""
+        if delta.__class__ is not TextDelta or not isinstance(delta.text, str) or len(delta.text) > LONG:
+            return False
+        before = speaking.half
+        said = speaking.add(delta.text)
+        if core.try_emit(events.AgentChoice(said, **tags)):
+            add_text(said)
+            return True
+        speaking.half = before
+        return False
+
+    heard = trace.watch(take)
     try:
-        while batch := next_batch(core, model, batches):
-            for delta in batch:
-                kind = delta.__class__
-                size = 0
-                if not (kind is TextDelta and isinstance(delta.text, str)) and not _is_sound(delta):
-                    out.send()
-                    if not is_delta(core, model, delta):
-                        continue
-                if recorded:
-                    add_event(ModelSaid(delta, **tags))
-                if kind is TextDelta:
-                    said = speaking.add(delta.text)
-                    size = len(said)
-                    add_text(said)
-                    add_event(events.AgentChoice(said, **tags))
-                elif kind is ReasoningDelta:
-                    said = thinking.add(delta.text)
-                    size = len(said)
-                    add_event(events.AgentChoiceReasoning(said, **tags))
-                elif kind is ToolCallDelta:
-                    piece = assembler.add(delta)
-                    if piece is not None:
-                        size = len(piece.arguments)
-                        add_event(events.PartialToolCall(piece, **tags))
-                elif kind is UsageDelta:
-                    usage = highest(usage or Usage(), delta)
-                elif kind is FinishDelta:
-                    finish = delta.reason
-                elif kind is NativeDelta:
-                    native = Native(delta.provider, delta.content)
-                elif kind is FallbackDelta:
-                    out.send()
-                    settle_usage(core, answering, usage)
-                    usage = None
-                    answering = delta.to_model
-                    add_event(events.ModelFallback(delta.from_model, answering, delta.reason, **tags))
-                if size > LONG:
-                    out.send()
-            out.send()
-            if sketch_at is not None and time.monotonic() >= sketch_at:
-                core.log.outbox.sketch("".join(text), core.agent.name)
-                sketch_at = time.monotonic() + SKETCH
+        alone = heard is take and not recorded and sketch_at is None
+        if isinstance(reading, ReadOnLoop) and alone:
+            reading.take_now = take_now
+        if isinstance(reading, ReadHere) and reading.may_be_errand:
+            out.gives_way = False  # the thread of the model goes on to wait for it
+            reading.take = lambda delta: heard((delta,))
+            if alone:
+                reading.take = take_one
+            thrown((yield reading))
+            reading.raise_failure()
+            out.gives_way = True
+        while batch := next_batch(core, model, reading):
+            heard(batch)
         if recorded:
             core.emit(ModelDone(**tags))
         if left := speaking.end():
@@ -150,7 +186,7 @@ def _take_turn(
             core.record(message)
         elif usage is not None:
             core.log.count(usage)
-        batches.close()
+        reading.close()
         if usage is not None and not core.token.cancelled:
             report(core, answering, usage)
     if usage is None and core.spending.is_blind(answering):
@@ -168,6 +204,7 @@ class _Outgoing:
     def __init__(self, core: StreamCore) -> None:
         self.text: list[str] = []
         self.events: list[events.Event] = []
+        self.gives_way = True  # to a consumer that has waited
         self._core = core
 
     def send(self) -> None:
@@ -177,7 +214,7 @@ class _Outgoing:
         if not batch:
             return
         try:
-            self._core.emit_many(batch)
+            self._core.emit_many(batch, self.gives_way)
         except (Cancelled, StopRun) as error:  # after any other it is not known what was sent
             unsent = sum(event.__class__ is events.AgentChoice for event in batch[getattr(error, "sent", 0) :])
             if unsent:
@@ -185,11 +222,11 @@ class _Outgoing:
             raise
 
 
-def next_batch(core: StreamCore, model: Model, batches: Batches) -> Sequence[Any]:
+def next_batch(core: StreamCore, model: Model, reading: Reading) -> Sequence[Any]:
     """The deltas of ``model`` that come next, none at its end. Errors of the model are raised here, apart from errors
     in sending events."""
     try:
-        return next(batches, ())
+        return next(reading.batches, ())
     except BaseException as error:
         raise failed(core, model, error) from error
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from ..execution._reading import read
 from ..model import FallbackDelta, Model, TextDelta, UsageDelta
 from ..session._message import Message
 from ..stream._core import StreamCore
@@ -25,28 +27,32 @@ def _ask(core: StreamCore, model: Model, messages: Sequence[Message], trace: Mod
     text: list[str] = []
     usage: Usage | None = None
     answering = model.id
-    produced = core.calls.batches(
-        f"model {model.id}", model.stream, messages, (), cancel=core.token, within=trace.context
-    )
-    batches = trace.watch(produced)
+    given = messages, ()
+    reading = read(core.calls, f"model {model.id}", model.stream, *given, cancel=core.token, within=trace.context)
+
+    def take(batch: Sequence[Any]) -> None:
+        nonlocal usage, answering
+        for delta in batch:
+            if not is_delta(core, model, delta):
+                continue
+            if core.recorded:
+                core.emit(ModelSaid(delta, **core.tags))
+            if delta.__class__ is TextDelta:
+                text.append(delta.text)
+            elif delta.__class__ is UsageDelta:
+                usage = highest(usage or Usage(), delta)
+            elif delta.__class__ is FallbackDelta:
+                settle_usage(core, answering, usage)
+                usage, answering = None, delta.to_model
+
+    heard = trace.watch(take)
     try:
-        while batch := next_batch(core, model, batches):
-            for delta in batch:
-                if not is_delta(core, model, delta):
-                    continue
-                if core.recorded:
-                    core.emit(ModelSaid(delta, **core.tags))
-                if delta.__class__ is TextDelta:
-                    text.append(delta.text)
-                elif delta.__class__ is UsageDelta:
-                    usage = highest(usage or Usage(), delta)
-                elif delta.__class__ is FallbackDelta:
-                    settle_usage(core, answering, usage)
-                    usage, answering = None, delta.to_model
+        while batch := next_batch(core, model, reading):
+            heard(batch)
         if core.recorded:
             core.emit(ModelDone(**core.tags))
     finally:
-        batches.close()
+        reading.close()
         trace.said(Message("assistant", "".join(text), model=answering, usage=usage))
         settle_usage(core, answering, usage)
     return "".join(text)

@@ -35,7 +35,7 @@ from ..foreign._redact import Redaction
 from ..model import Model, ToolDefinition
 from ..session._message import Message, ToolCall
 from ..stream._end_reason import StopRun
-from ..stream._tracing import UNTRACED, Batches, Traced
+from ..stream._tracing import UNTRACED, Take, Traced
 from ._attributes import Attributes, error_type, of_model, of_request, of_usage, provider_and_model
 from ._content import Content, is_wanted
 from ._finisher import Finisher
@@ -536,14 +536,13 @@ class _ModelCall(_Operation):
         kind = SpanKind.INTERNAL if known["gen_ai.provider.name"] == "local" else SpanKind.CLIENT
         return f"chat {known['gen_ai.request.model']}", kind, attributes
 
-    def watch(self, batches: Batches) -> Batches:
-        try:
-            for batch in batches:
+    def watch(self, take: Take) -> Take:
+        def heard(batch: Sequence[Any]) -> object:
+            if self._first is None:
                 self._first = time.perf_counter_ns()
-                yield batch
-                yield from batches
-        finally:
-            batches.close()
+            return take(batch)
+
+        return heard
 
     def said(self, reply: Message) -> None:
         self._reply = reply

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from channels import CancelToken, Channel
+from channels import CancelToken, Channel, ChannelClosed
 from channels._lazy import lazy_logger
 from channels._park import give_way
 
@@ -28,6 +27,7 @@ from ..agent._roster import Roster
 from ..agent._spending import Spending
 from ..events import Event, HookBlocked
 from ..execution._calls import Call, Calls
+from ..execution._driver import Driver, Steps
 from ..execution._helpers import HelperPool
 from ..execution._result_files import ResultFiles
 from ..execution._threads import Running
@@ -91,7 +91,7 @@ class Shared:
     toolsets: ToolSets
     result_files: ResultFiles
     #: The function that the worker calls between the first and the last event (the loop). This folder knows no turns.
-    run: Callable[[StreamCore, EndHooks], None]
+    run: Callable[[StreamCore, EndHooks], Steps[None]]
 
     answer_timeout: float | None
     grace: float
@@ -140,6 +140,7 @@ class StreamCore:
         "calls",
         "context",
         "density",
+        "driver",
         "ending",
         "events",
         "failures",
@@ -241,7 +242,8 @@ class StreamCore:
         #: Closes when the worker has ended; `over` when the forwarder has too.
         self.finished: Channel[None] = Channel(name=f"stream {self.number} finished")
         self.over: Channel[None] = Channel(name=f"stream {self.number} over") if observed else self.finished
-        self.threads: list[threading.Thread | Running] = []
+        self.threads: list[Running] = []  # that of the worker is the first
+        self.driver: Driver | None = None  # of the worker
         self.inherited = False  # by a forked child, which has none of these threads
         self.first_message = len(session._messages)
         #: What an earlier stream has left to do, as the store has it: it was parked, or its process has died.
@@ -287,13 +289,22 @@ class StreamCore:
             self.commit()
         self.events.send(event, None, self.token)
 
-    def emit_many(self, batch: Sequence[Event]) -> None:
+    def try_emit(self, event: Event) -> bool:
+        """`emit`, where that needs not wait. Returns whether it was sent. Any thread, as if it were the worker."""
+        if self._outbox.unwritten or self.token.cancelled:
+            return False
+        try:
+            return self.events._try_put(event)
+        except ChannelClosed:
+            return False
+
+    def emit_many(self, batch: Sequence[Event], gives_way: bool = True) -> None:
         """`emit` for several events, in order. Where the stream is cancelled first, ``sent`` of the `Cancelled` tells
         how many were sent all the same.
         """
         if len(batch) == 1:  # as where a model is slower than its consumer
             self.emit(batch[0])
-            if not len(self.events):  # who has waited for it has it, and reads it before we go on
+            if gives_way and not len(self.events):  # who has waited for it has it, and reads it before we go on
                 give_way()
             return
         if self._outbox.unwritten:

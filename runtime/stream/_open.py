@@ -6,7 +6,6 @@ import contextlib
 import functools
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any
 
 from channels import CancelToken, ChannelClosed, Registration
 
@@ -16,6 +15,7 @@ from ..agent._agent import Agent
 from ..agent._budget import Budget
 from ..agent._output import Output
 from ..execution._calls import Calls
+from ..execution._driver import Driver, Steps
 from ..execution._threads import start
 from ..session._journal import Journal
 from ..session._session import Session, SessionLog
@@ -98,9 +98,13 @@ def open_stream(
         if shared.listen and shared.store is not None:
             obey(core, shared.store)  # what it was told before it was one of the cores
         shared.tracing.begin(core)
-        _start(core, f"lockgate-stream-{core.number}", _work, core, Cleanup(core))
+        steps, helpers = _work(core, Cleanup(core)), shared.helpers
+        name, runs_in = f"lockgate-stream-{core.number}", core.context.copy()
+        core.driver = Driver(name, steps, runs_in, core.threads, helpers, core.token)
+        core.driver.start()
         if observing is not None:
-            _start(core, f"lockgate-observe-{core.number}", _forward, core, observing)
+            observe = functools.partial(core.context.copy().run, _forward, core, observing)
+            core.threads.append(start(observe, f"lockgate-observe-{core.number}"))
     except BaseException:
         core.token.cancel("the stream could not be started")
         if not core.threads:  # the worker would have done all this
@@ -150,16 +154,14 @@ def _parent(parent: StreamCore | None, call_id: str | None) -> Parent | None:
     return None if parent is None else Parent(parent.session.id, parent.root.session.id, call_id)
 
 
-def _start(core: StreamCore, name: str, target: Callable[..., None], *args: Any) -> None:
-    core.threads.append(start(functools.partial(core.context.copy().run, target, *args), name))
-
-
-def _work(core: StreamCore, cleanup: Cleanup) -> None:
-    """The function of the worker thread. It holds the core, never the consumer's `EventStream` nor the `Runtime`."""
+def _work(core: StreamCore, cleanup: Cleanup) -> Steps[None]:
+    """The worker. It holds the core, never the consumer's `EventStream` nor the `Runtime`."""
     cancelled: Registration | None = None
     try:
         cancelled = core.stopping.on_cancel(_crowd.enter)
-        work(core, cleanup)
+        yield from work(core, cleanup)
+        if core.driver is not None:
+            core.driver.settle()
     finally:  # `insist`, spelt out: nobody would call that a second time
         try:
             leave(core, cleanup)

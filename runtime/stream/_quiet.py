@@ -31,10 +31,16 @@ class QuietCore(StreamCore):
         if self.token.cancelled:  # a send would have ended the run here
             raise Cancelled(self.token.cause)
 
-    def emit_many(self, batch: Sequence[Event]) -> None:
+    def try_emit(self, event: Event) -> bool:
+        """As `StreamCore.try_emit`."""
+        if self.observed or isinstance(event, WANTED):
+            return super().try_emit(event)
+        return not (self._outbox.unwritten or self.token.cancelled)
+
+    def emit_many(self, batch: Sequence[Event], gives_way: bool = True) -> None:
         """As `StreamCore.emit_many`."""
         if self.observed:
-            super().emit_many(batch)
+            super().emit_many(batch, gives_way)
             return
         for sent, event in enumerate(batch):
             try:

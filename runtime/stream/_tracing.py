@@ -8,10 +8,10 @@ and none calls foreign code, but for ``begin``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from ..agent._agent import Agent
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..session._session import Session
     from ._end_reason import Ending
 
-Batches = Generator[Sequence[Any], None, None]
+Take: TypeAlias = Callable[[Sequence[Any]], object]  # what is done with the deltas that have come together
 
 
 class Traced(Protocol):
@@ -79,8 +79,8 @@ class ModelTrace(Protocol):
     def context(self) -> Context | None:
         """What the model runs in; None where that is the context of its stream."""
 
-    def watch(self, batches: Batches) -> Batches:
-        """The same batches of deltas, seen on their way."""
+    def watch(self, take: Take) -> Take:
+        """The same, and the deltas are seen on their way."""
 
     def said(self, reply: Message) -> None:
         """The reply, whole or as far as it came."""
@@ -128,8 +128,8 @@ class _Untraced:
 
     def act(self, agent: Agent) -> None: ...
 
-    def watch(self, batches: Batches) -> Batches:
-        return batches
+    def watch(self, take: Take) -> Take:
+        return take
 
     def said(self, reply: Message) -> None: ...
 

@@ -14,6 +14,7 @@ from channels._lazy import lazy_logger
 
 from .. import events
 from .._errors import StoreError, describe
+from ..execution._driver import Steps
 from ..human._mailbox import Mail
 from ..session._journal import Unfinished
 from ..session._message import Message
@@ -27,14 +28,14 @@ _UNKNOWN: Final = "interrupted: the run ended in the middle of this call; it is 
 _INTERRUPTED: Final = "interrupted: the stream ended before this call did"
 
 
-def work(core: StreamCore, cleanup: Cleanup) -> None:
+def work(core: StreamCore, cleanup: Cleanup) -> Steps[None]:
     """Run the stream to its end; `_ending.leave` has to follow. Raises nothing."""
     ending = core.ending
     try:
         _logger.debug("%r of agent %r begins", core, core.agent.name)
         with core.scope:
             try:
-                _run(core, cleanup)
+                yield from _run(core, cleanup)
                 ending.decide("normal")
             except Cancelled as error:
                 ending.decide("canceled", message=str(error.cause or ""), error=error)
@@ -54,7 +55,7 @@ def work(core: StreamCore, cleanup: Cleanup) -> None:
     _logger.debug("%r has ended: %s", core, ending.reason)
 
 
-def _run(core: StreamCore, cleanup: Cleanup) -> None:
+def _run(core: StreamCore, cleanup: Cleanup) -> Steps[None]:
     """Run the loop, and complete the session: every call gets a result, a note says why the run ended early, and
     messages of the user that came too late are recorded for the next stream.
     """
@@ -63,7 +64,7 @@ def _run(core: StreamCore, cleanup: Cleanup) -> None:
     try:
         # The session may have been saved in the middle of a run, or its process have died.
         log.settle(_UNKNOWN, core.unfinished.calls if core.unfinished is not None else ())
-        core.shared.run(core, cleanup)
+        yield from core.shared.run(core, cleanup)
         reason = "normal"
     except Cancelled:
         reason = "canceled"

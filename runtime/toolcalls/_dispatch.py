@@ -13,14 +13,18 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from channels import CancelToken
+from channels import Cancelled, CancelToken
+from channels._park import NOTHING
 
 from .. import events
 from .._dataclasses import dataclass
 from .._errors import NotParkable
 from ..agent._agent import Agent
 from ..agent._tool import Answer, Tool
+from ..execution import _driver
 from ..execution._calls import Call, Finished
+from ..execution._driver import thrown
+from ..execution._errands import call_here
 from ..human._asks import Ask
 from ..permissions import Decision
 from ..session._journal import CallState
@@ -32,7 +36,7 @@ from ..stream._run_hooks import HookRun, firing
 from ._approval import remember_late
 from ._elicitation import elicitation
 from ._messages import Asked, Decided, Fire, Forwarded, Late, NestedParked, Park, Progress, Resumed, posting
-from ._resolve import Read, ReadEarly, Resolved, read
+from ._resolve import Read, Resolved, read
 from ._running import OVER, Approval, Steps, Turn
 from ._tool_run import tool_run
 
@@ -53,11 +57,9 @@ def dispatch(
     reply: Message,
     tools: Mapping[str, Tool],
     left: Mapping[str, CallState] | None = None,
-    early: ReadEarly | None = None,
-) -> Made:
+) -> _driver.Steps[Made]:
     """Make the calls of the reply and record their results. If a tool raises, the error is its result, which the model
-    reads. With ``left``, only these calls are made, which an earlier stream has left unfinished. ``early`` may have
-    read them already.
+    reads. With ``left``, only these calls are made, which an earlier stream has left unfinished.
 
     Raises `Cancelled` if the stream is cancelled first, and `StopRun` if a hook ends it. Results that have arrived by
     then are recorded.
@@ -66,7 +68,7 @@ def dispatch(
     calls = [call for call in reply.tool_calls if left is None or call.id in left]
     dispatcher = _Dispatcher(turn, calls)
     try:
-        compared = dispatcher.run(reply, early)
+        compared = yield from dispatcher.run(reply)
     finally:
         dispatcher.close()
     core.stop_if_blocked("post_tool_use", turn.blocked)
@@ -87,34 +89,30 @@ class _Dispatcher:
         self.waits: dict[Call | Ask[ToolCall, Decision], tuple[Steps[Any], CancelToken | None]] = {}
         self.asks_since: float | None = None  # when nothing was left under way but questions
 
-    def run(self, reply: Message, early: ReadEarly | None) -> Mapping[str, str]:
+    def run(self, reply: Message) -> _driver.Steps[Mapping[str, str]]:
         """Make the calls. Returns what they are compared by."""
-        # The schemas are from servers and the arguments from a model: checking them may take long, so a helper does it.
-        # All that is to be known of them is read at once: another way to a helper costs as much as the rest.
-        said: Read | None = None if early is None else early.take(reply, self.core.token)
-        if said is None:
-            given = reply, self.calls, self.turn.tools, self.turn.states, self.core.token
-            said = self.core.calls.run("reading the arguments", read, *given)
-        assert said is not None
+        # The schemas are from servers and the arguments from a model: checking them may take long.
+        given = reply, self.calls, self.turn.tools, self.turn.states, self.core.token
+        said: Read = yield from call_here(self.core.calls, "reading the arguments", read, *given)
         parking = self.core.parking
         if parking is None:
-            self._make(said.resolved)
+            yield from self._make(said.resolved)
             return said.compared
         with parking.wanted.on_cancel(posting(self.turn.inbox, Park())):
             try:
-                self._make(said.resolved)
+                yield from self._make(said.resolved)
             finally:
                 parking.at_the_model()
         return said.compared
 
-    def _make(self, resolved: Mapping[str, Resolved]) -> None:
+    def _make(self, resolved: Mapping[str, Resolved]) -> _driver.Steps[None]:
         while self.to_begin or self.waits:
             self._park_if_wanted()
             while self.to_begin and self._has_room(self.to_begin[0]):
                 call = self.to_begin.popleft()
                 self._step(tool_run(self.turn, call, resolved[call.id]))
             if self.waits:
-                self._wait()
+                yield from self._wait()
 
     def _park_if_wanted(self) -> None:
         """End the stream (`StopRun`) if it is to be parked and only waits for answers of the user."""
@@ -192,16 +190,27 @@ class _Dispatcher:
         if steps is not None:
             self._step(steps, sent)
 
-    def _wait(self) -> None:
-        """Wait for the next message, or until the time of a tool is up."""
+    def _wait(self) -> _driver.Steps[None]:
+        """Wait for the next message, or until the time of a tool is up. Where there is nothing to wait for but one
+        tool that has not begun, its call is an errand.
+        """
         deadlines = [each.deadline for each in self.turn.running.values() if each.deadline is not None]
         if (parks_at := self._parks_at()) is not None:
             deadlines.append(parks_at)
         timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
-        try:
-            message = self.turn.inbox.recv(timeout, self.core.token)
-        except TimeoutError:
-            message = None
+        held, message = self.turn.held, NOTHING
+        if held:
+            if len(self.waits) == len(held) == 1 and timeout is None and held[0].may_be_errand:
+                message = thrown((yield held.pop()))
+            while held:
+                held.pop(0).start()
+        if message is NOTHING:
+            try:
+                message = self.turn.inbox.recv(timeout, self.core.token)
+            except TimeoutError:
+                message = None
+        elif self.core.token.cancelled:  # meanwhile; `recv` would say so
+            raise Cancelled(self.core.token.cause)
         if message is not None:
             self._take(message)
         if deadlines:

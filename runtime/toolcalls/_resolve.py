@@ -13,14 +13,11 @@ from channels._lazy import lazy
 from .._dataclasses import dataclass, replace
 from .._errors import BadArguments, describe
 from ..agent._tool import Tool, ToolResult
-from ..execution._calls import After
-from ..foreign._json import LONGEST
 from ..foreign._sound import sound
 from ..foreign._spelling import spelled
-from ..model import ToolCallDelta
 from ..session._journal import CallState
 from ..session._message import Message, ToolCall, canonical
-from ._assembler import NOTHING, cut_off
+from ._assembler import cut_off
 
 if TYPE_CHECKING:
     import json
@@ -71,58 +68,6 @@ def read(
     compared = {call.id: _compared(call, call.parsed) for call in reply.tool_calls}
     made = {call.id: _as_shown(call, states) for call in calls}
     return Read({id: _resolve(each, each.parsed, finish, tools, cancel) for id, each in made.items()}, compared)
-
-
-class ReadEarly(After):
-    """Reads the calls of a reply on the helper that has run the model: to wake another takes as long as to read them.
-
-    What it has read is what `read` would say of a call with the same name and the same text, letter for letter. Only
-    `Assembler` knows how a server means its pieces. Here they are put together as the protocols say, and where that
-    comes to other calls than those of the reply, `take` has nothing, and all of them are read by `read`.
-    """
-
-    kind = ToolCallDelta
-    what = "reading the arguments"
-
-    def __init__(self, tools: Mapping[str, Tool], cancel: CancelToken) -> None:
-        super().__init__()
-        self._tools = tools
-        self._cancel = cancel
-        self._size = 0
-        self._pieces: dict[int | None, tuple[str, list[str]]] = {}  # the name and the texts, by index
-        self._read: dict[tuple[str, str], list[tuple[ToolCall, Resolved, str]]] = {}
-
-    def see(self, delta: ToolCallDelta) -> None:
-        index, name, text = delta.index, delta.name, delta.arguments
-        if not (index is None or index.__class__ is int) or name.__class__ is not str or text.__class__ is not str:
-            return
-        self._size += len(text)
-        if self._size <= LONGEST:
-            self._pieces.setdefault(index, (name, []))[1].append(text)
-
-    def act(self) -> None:
-        for name, pieces in self._pieces.values():
-            text = "".join(pieces)
-            call = ToolCall("", name, "{}" if text.strip() in NOTHING else text)
-            arguments = call.parsed
-            compared = _compared(call, arguments)  # first: what a tool makes of its arguments may change them
-            made = call, _resolve(call, arguments, None, self._tools, self._cancel), compared
-            self._read.setdefault((call.name, call.arguments), []).append(made)
-
-    def take(self, reply: Message, cancel: CancelToken) -> Read | None:
-        """What was read, where that is all calls of the reply. By the worker. Raises `Cancelled`."""
-        self.wait(cancel)
-        resolved: dict[str, Resolved] = {}
-        compared: dict[str, str] = {}
-        for call in reply.tool_calls:
-            known = self._read.get((call.name, call.arguments))
-            if not known:  # or called twice, and read once: what two calls get is not shared
-                return None
-            early, result, compared[call.id] = known.pop()
-            call.read_as(early)
-            too_early = cut_off(call, reply.finish_reason)
-            resolved[call.id] = ToolResult(too_early, is_error=True) if too_early else result
-        return Read(resolved, compared)
 
 
 def _compared(call: ToolCall, arguments: Mapping[str, Any] | None) -> str:

@@ -14,6 +14,7 @@ from ..agent._agent import Agent
 from ..agent._hooks import HookResult, nothing
 from ..agent._tool import Tool, ToolResult
 from ..execution._calls import INBOX, Call
+from ..execution._errands import Held
 from ..human._asks import Ask
 from ..permissions import Decision
 from ..session._journal import CallState
@@ -60,6 +61,7 @@ class Turn:
     states: Mapping[str, CallState] = field(default_factory=dict)  # of those that an earlier stream has left, by id
     inbox: Channel[Any] = field(default_factory=lambda: Channel(INBOX, name="tool calls"))
     running: dict[str, Running] = field(default_factory=dict)
+    held: list[Held] = field(default_factory=list)  # tools that have to begin
     results: dict[str, ToolResult] = field(default_factory=dict)
     blocked: HookResult = field(default_factory=nothing)  # or what a hook said that ends the run after these calls
     contexts: list[str] = field(default_factory=list)  # what hooks want the model to know next

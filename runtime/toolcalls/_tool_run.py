@@ -18,6 +18,7 @@ from .._errors import BadArguments, describe
 from ..agent._hooks import nothing
 from ..agent._tool import ToolResult
 from ..execution._calls import Call, Finished
+from ..execution._errands import Held
 from ..session._journal import Began
 from ..session._message import Message, ToolCall
 from ..stream._private_events import ToolReturned
@@ -162,9 +163,9 @@ def _start(running: Running) -> Call:
         return task
     context = StreamContext(core, call, turn.inbox, running.token, running.state, running.agents)
     run = run_tool_async if tool.is_async else run_tool
-    task = running.task = core.calls.start(
-        f"tool {tool.name}", turn.inbox, run, tool, values, context, within=trace.context
-    )
+    held = Held(core.calls, f"tool {tool.name}", turn.inbox, run, tool, values, context, within=trace.context)
+    turn.held.append(held)
+    task = running.task = held.call
     task.tool_call_id = call.id
     running.resume()
     return task

@@ -3,20 +3,19 @@
     python tests/benchmarks/ablation.py [--rounds N]
 
 Variants take turns, and each figure is the lowest of its rounds, in processor time where that is said: it does not
-depend on what else runs on the machine. A variant without helper threads breaks the laws (a model or a tool that stands
-still would hold up a cancel); it is there to show what keeping them costs.
+depend on what else runs on the machine. A variant whose worker never rests breaks the laws (a model or a tool that
+stands still would hold up a cancel); it is there to show what keeping them costs.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,7 +27,8 @@ sys.path[0:1] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "benchmark
 from channels import CancelToken, Channel  # noqa: E402
 from runtime import Agent, Runtime, Session, TextDelta, tool  # noqa: E402
 from runtime.events import AgentChoice  # noqa: E402
-from runtime.execution._calls import Call, Calls  # noqa: E402
+from runtime.execution._driver import Carrier  # noqa: E402
+from runtime.execution._helpers import HelperPool  # noqa: E402
 from runtime.execution._threads import start  # noqa: E402
 from support.scripted import AsyncScripted, Scripted, call  # noqa: E402
 
@@ -68,35 +68,15 @@ def turns(model: type[Scripted] = Scripted, *, reads: bool = True) -> float:
         return processor(lambda: run(Session.from_user("go")), TURNS)
 
 
-@contextlib.contextmanager
-def on_the_worker(*parts: str) -> Iterator[None]:
-    """These parts without a helper thread: what is read, the tool, the model."""
-    kept = Calls.run, Calls.start, Calls.batches
-
-    def run(calls: Calls, what: str, function: Any, /, *args: Any, **more: Any) -> Any:
-        return function(*args) if "reading" in parts else kept[0](calls, what, function, *args, **more)
-
-    def started(calls: Calls, what: str, inbox: Any, function: Any, /, *args: Any, **more: Any) -> Call:
-        if "tool" not in parts or not what.startswith("tool "):
-            return kept[1](calls, what, inbox, function, *args, **more)
-        made = Call(what, inbox)
-        made.finish(function(*args), None)
-        return made
-
-    def batches(
-        calls: Calls, what: str, function: Any, /, *args: Any, within: Any = None, after: Any = None, **more: Any
-    ) -> Any:
-        if "model" not in parts:
-            after = None if "reading" in parts else after
-            return kept[2](calls, what, function, *args, within=within, after=after, **more)
-        return ([delta] for delta in function(*args, **more))
-
-    with mock.patch.multiple(Calls, run=run, start=started, batches=batches):
-        yield
+def turns_on_helpers() -> float:
+    """Each call on a thread of its own, which is how they are made where the user gives an executor."""
+    with mock.patch.object(HelperPool, "unbounded", False):
+        return turns()
 
 
-def turns_without(*parts: str) -> float:
-    with on_the_worker(*parts):
+def turns_without_rest() -> float:
+    """The worker never rests while its thread makes a call, so that nobody can take it over."""
+    with mock.patch.object(Carrier, "leave"):
         return turns()
 
 
@@ -115,9 +95,8 @@ def way_to_a_helper() -> float:
 TOOL_TURN: Figures = {
     "as it is": turns,
     "with run(), which reads no events": lambda: turns(reads=False),
-    "its calls read on the worker": lambda: turns_without("reading"),
-    "and the tool called there": lambda: turns_without("reading", "tool"),
-    "and the model asked there": lambda: turns_without("reading", "tool", "model"),
+    "the worker never rests": turns_without_rest,
+    "each call on a helper": turns_on_helpers,
     "one way to a helper and back": way_to_a_helper,
     "with an asynchronous model": lambda: turns(AsyncScripted),
 }
@@ -217,7 +196,12 @@ def by_hand(threads: int) -> float:
     return sorted(late)[len(late) // 2] * 1e6
 
 
-def paced() -> float:
+def paced(on_helper: bool = False) -> float:
+    with mock.patch.object(HelperPool, "unbounded", not on_helper):
+        return _paced()
+
+
+def _paced() -> float:
     made: list[float] = []
     late: list[float] = []
 
@@ -236,6 +220,7 @@ PACED_DELTA: Figures = {
     "the floor: one thread and a queue": lambda: by_hand(1),
     "two threads and two queues": lambda: by_hand(2),
     "as it is, with a synchronous model": paced,
+    "its model on a helper": lambda: paced(on_helper=True),
 }
 
 

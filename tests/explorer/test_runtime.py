@@ -17,6 +17,8 @@ MODULES = (*CHANNELS, "runtime/human/_bridge.py", "runtime/stream/_scope.py", "r
 PUMP = (*CHANNELS, "runtime/execution/_pump.py")
 THREADS = (*CHANNELS, "runtime/execution/_threads.py")
 CALLS = (*PUMP, "runtime/execution/_calls.py")
+WORKERS = (*CHANNELS, "channels/_standby.py", "runtime/execution/_driver.py")
+READINGS = (*WORKERS, "runtime/execution/_reading.py", "runtime/execution/_errands.py")
 
 
 def streams_and_a_question(world: World) -> Callable[[], None]:
@@ -231,54 +233,137 @@ def waiting_for_a_call(world: World) -> Callable[[], None]:
     return check
 
 
-def something_after_the_items(world: World, leaves: bool) -> Callable[[], None]:
-    """It is done when all items were taken, and waited for; where their consumer leaves before, it is not begun."""
-    module, pump_module = world.load("runtime.execution._calls"), world.load("runtime.execution._pump")
-    channels = world.load("channels")
-    pump, token = pump_module.Pump(2, "test"), channels.CancelToken()
-    done: list[Any] = []
+class _Went:
+    """What a worker went through, and whether it ever was on two threads at once."""
 
-    class Sum(module.After):  # type: ignore[misc,name-defined]
-        kind, what = int, "adding up"
+    def __init__(self) -> None:
+        self.steps: list[Any] = []
+        self.on: list[str] = []
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.seen: list[int] = []
+    def __enter__(self) -> None:
+        assert not self.on
+        self.on.append("one")
 
-        def see(self, item: int) -> None:
-            self.seen.append(item)
+    def __exit__(self, *_: object) -> None:
+        self.on.pop()
 
-        def act(self) -> None:
-            done.append(sum(self.seen))
 
-    after, call = Sum(), module.Call("model", pump)
+def a_worker_that_is_taken_over(world: World, interrupted: bool = False) -> Callable[[], None]:
+    """Whoever wants the worker while its thread is away, it goes on, on one thread at a time, step after step."""
+    driver_module, channels = world.load("runtime.execution._driver"), world.load("channels")
+    world.load("channels._timer")._clock._reset()
+    went = _Went()
+
+    class Away:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def run(self, carrier: Any) -> Any:
+            carrier.leave()
+            return self.number if carrier.is_back() else None
+
+        def taken_over(self) -> Any:
+            return self.number
+
+    def worker() -> Any:
+        try:
+            for number in (1, 2):
+                with went:
+                    went.steps.append(number)
+                assert driver_module.thrown((yield Away(number))) == number
+            with went:
+                went.steps.append(3)
+        finally:
+            with went:
+                went.steps.append("end")
+
+    class Helpers:
+        def adopt(self, running: Any) -> None: ...
+
+    token, threads = channels.CancelToken(), ["the first"]
     context = contextvars.copy_context()
+    driver = driver_module.Driver("worker", worker(), context, threads, Helpers(), token)
 
-    def produce() -> None:
-        after.feed(call, pump, contextlib.nullcontext(iter([1, "x", 2])), context)
-        call.finish(None, None)
+    def take_over() -> None:
+        rest = driver._rest
+        if not rest:
+            carrier = driver_module.Carrier(driver)
+            carrier.running = "another"
+            carrier.take_over(rest)
 
-    taken: list[Any] = []
-
-    def take() -> None:
-        for batch in pump.batches(token):
-            taken.extend(batch)
-            if leaves:
-                break
-        if not leaves:
-            after.wait(token)
-            assert done == [3]
-        pump.close()
-
-    world.spawn("H", produce)
-    world.spawn("W", take)
+    world.spawn("T", driver_module.Carrier(driver).begin, interruptible=interrupted)
+    world.spawn("R", take_over)
+    world.spawn("S", take_over)
 
     def check() -> None:
         assert not world.stuck
-        assert call.over
-        if not leaves:
-            assert taken == [1, "x", 2]
-        assert done in ([], [3])
+        if interrupted and not went.steps:
+            return  # before the first line of its thread
+        assert went.steps[-1] == "end"
+        assert went.steps.count("end") == 1
+        assert went.steps[:-1] == [1, 2, 3][: len(went.steps) - 1]
+        assert interrupted or len(went.steps) == 4
+
+    return check
+
+
+def a_reading_that_is_taken_over(world: World, cancels: bool, fails: bool) -> Callable[[], None]:
+    """The worker has every item once, in order, whichever thread it has them from; then the end."""
+    channels, timer = world.load("channels"), world.load("channels._timer")
+    driver_module, reading_module = world.load("runtime.execution._driver"), world.load("runtime.execution._reading")
+    calls_module, helpers_module = world.load("runtime.execution._calls"), world.load("runtime.execution._helpers")
+    timer._clock._reset()
+    token, context = channels.CancelToken(), contextvars.copy_context()
+    helpers = helpers_module.HelperPool()
+    calls = calls_module.Calls(token, helpers, None, context)
+    got: list[Any] = []
+    ended: list[str] = []
+
+    def items() -> Iterator[int]:
+        yield from (1, 2)
+        if fails:
+            raise ValueError("broken")
+
+    def worker() -> Any:
+        reading = reading_module.read(calls, "model", items)
+        reading.take = got.append
+        try:
+            driver_module.thrown((yield reading))
+            reading.raise_failure()
+            for batch in reading.batches:
+                got.extend(batch)
+            ended.append("all")
+        except (ValueError, channels.Cancelled) as error:
+            ended.append(type(error).__name__)
+        finally:
+            reading.close()
+
+    class Threads(list[Any]):
+        """Their names do not matter."""
+
+    class Helpers:
+        def adopt(self, running: Any) -> None: ...
+
+    driver = driver_module.Driver("worker", worker(), context, Threads(["the first"]), Helpers(), token)
+
+    def take_over() -> None:
+        rest = driver._rest
+        if not rest:
+            carrier = driver_module.Carrier(driver)
+            carrier.running = "another"
+            carrier.take_over(rest)
+
+    world.spawn("T", driver_module.Carrier(driver).begin)
+    world.spawn("R", take_over)
+    if cancels:
+        world.spawn("C", lambda: (token.cancel(), take_over()))
+
+    def check() -> None:
+        assert not world.stuck
+        assert got == [1, 2][: len(got)]
+        assert len(ended) == 1
+        assert ended[0] == "Cancelled" if cancels and len(got) < 2 else True
+        assert cancels or (got, ended) == ([1, 2], ["ValueError" if fails else "all"])
 
     return check
 
@@ -335,9 +420,17 @@ def test_waiting_for_a_call() -> None:
     assert explore(waiting_for_a_call, preemptions=1, modules=CALLS).complete
 
 
-@pytest.mark.parametrize("leaves", [False, True])
-def test_something_after_the_items(leaves: bool) -> None:
-    assert explore(partial(something_after_the_items, leaves=leaves), preemptions=1, modules=CALLS).complete
+def test_a_worker_that_is_taken_over() -> None:
+    assert explore(a_worker_that_is_taken_over, preemptions=2, modules=WORKERS).complete
+    interrupted = partial(a_worker_that_is_taken_over, interrupted=True)
+    assert explore(interrupted, preemptions=1, interrupts=1, modules=WORKERS).thrown
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("cancels", [False, True])
+def test_a_reading_that_is_taken_over(cancels: bool, fails: bool) -> None:
+    scenario = partial(a_reading_that_is_taken_over, cancels=cancels, fails=fails)
+    assert explore(scenario, preemptions=1, modules=READINGS, schedules=1500).schedules
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2])

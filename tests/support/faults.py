@@ -69,6 +69,7 @@ from runtime.events import (
 from runtime.execution import _threads
 from runtime.session._journal import Entry, Journal, Status
 from runtime.stores import MemoryStore, Parent
+from runtime.stream import _at_exit
 from runtime.stream._core import StreamCore
 from support import figures
 from support.interrupts import between, press_ctrl_c, uncalled_by_collections
@@ -171,6 +172,7 @@ class Outside:
         self.fault = fault
         self.points: list[Point] = []
         self.threads_of: dict[Point, str] = {}
+        self.left: set[Point] = set()  # where the thread of a worker has left it
         self.opened = threading.Event()  # the consumer has its stream
         self.core: StreamCore | None = None
         self.stream: Callable[[], EventStream | None] = lambda: None  # weak: the consumer alone holds it
@@ -195,7 +197,10 @@ class Outside:
             self._counts[name] += 1
             point = Point(name, self._counts[name])
             self.points.append(point)
-            self.threads_of[point] = threading.current_thread().name
+            self.threads_of[point] = name_of_thread = threading.current_thread().name
+            for core in list(_at_exit.live):
+                if name_of_thread == f"lockgate-stream-{core.number}" and core.driver and core.driver.rest:
+                    self.left.add(point)
             return point == self.target
 
     def reach(self, name: str, stall: Callable[[], None] | None = None) -> None:
@@ -1088,8 +1093,8 @@ def inject(scenario: Scenario, choose: Callable[[Point], Iterable[Fault]]) -> li
 
 
 def on_helper(outside: Outside, point: Point) -> bool:
-    """Whether the call was made on a helper thread."""
-    return outside.threads_of[point].startswith(("lockgate-helper", "executor"))
+    """Whether the call was made where a cancel leaves it behind: on a helper, or on a thread that left its worker."""
+    return point in outside.left or outside.threads_of[point].startswith(("lockgate-helper", "executor"))
 
 
 def applies(scenario: Scenario, point: Point, fault: Fault) -> bool:

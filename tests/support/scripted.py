@@ -11,6 +11,7 @@ from typing import Any
 
 from channels import CancelToken
 from runtime import Agent, Delta, Message, Permissions, Runtime, TextDelta, ToolCallDelta, ToolDefinition
+from runtime.stream import _at_exit
 
 Step = Delta | Callable[[], Any] | BaseException
 
@@ -87,3 +88,11 @@ class Stall:
 def approving(agent: Agent, **more: Any) -> Runtime:
     """A runtime that makes every tool call without asking anybody: for tests about something else."""
     return Runtime(agent, permissions=Permissions(approve_all=True), **more)
+
+
+def worker_rests() -> bool:
+    """In foreign code: whether the worker of the stream that called it rests, so that another thread could take it over
+    while this stands still. Of the only stream that is live.
+    """
+    [core] = _at_exit.live
+    return core.driver is not None and core.driver.rest is not None

@@ -80,14 +80,14 @@ def test_the_call_of_a_tool_has_its_thread_stack_and_arguments_without_secrets(s
         assert (wait.kind, wait.what) == ("tool", "tool look")
         assert 0 <= wait.seconds <= found.seconds
         (made,) = found.calls
-        assert made.thread_name.startswith("lockgate-helper-")
+        assert made.thread_name == f"lockgate-stream-{found.number}"
         assert made.tool_call_id == "call-1"
         assert made.stack.splitlines()[0].endswith(", in look")  # what called the tool is ours, and the same for all
         assert "stall()" in made.stack
         assert made.arguments.startswith('{"query": "\\u001b[2Jwith <redacted>"')
         (thread,) = found.threads
         assert thread.name == f"lockgate-stream-{found.number}"
-        assert "receiving from <Channel 'tool calls'" in thread.parked
+        assert "in look\n" in thread.stack
         text = str(runtime.dump())
         assert SECRET not in text
         assert "hunter2" not in text

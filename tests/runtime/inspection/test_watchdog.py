@@ -233,7 +233,7 @@ def test_a_tool_that_waits_for_the_end_of_its_own_stream_is_a_circle(reports: Re
         opened.set()
         found = reports.next()
         assert len(found.cycle) == 1
-        assert "tool wait_for_myself on lockgate-helper-" in found.cycle[0]
+        assert f"tool wait_for_myself on lockgate-stream-{found.stream.number}" in found.cycle[0]
         stream.cancel()
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from runtime import Agent, ReasoningDelta, RunError, Runtime, Session, TextDelta
 from runtime.events import AgentChoice, AgentChoiceReasoning, Event, StreamStopped
-from runtime.execution._calls import BATCH
+from runtime.execution._reading import BATCH
 from runtime.loop._model_call import LONG
 from runtime.stream._core import StreamCore
 from support.scripted import AsyncScripted, Scripted, Stall, say
@@ -28,11 +29,11 @@ class Batches:
         self.sent: list[Sequence[Event]] = []
         emit_many = StreamCore.emit_many
 
-        def noting(core: StreamCore, batch: Sequence[Event]) -> None:
+        def noting(core: StreamCore, batch: Sequence[Event], *how: bool) -> None:
             if not self.sent:
                 self.through.wait(10)
             self.sent.append(batch)
-            emit_many(core, batch)
+            emit_many(core, batch, *how)
 
         monkeypatch.setattr(StreamCore, "emit_many", noting)
 
@@ -41,10 +42,13 @@ class Batches:
 def test_deltas_that_have_come_together_are_sent_together(
     kind: type[Scripted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In their order, each as an event of its own, and only so many at once that the first does not wait long."""
+    """In their order, each as an event of its own, and only so many at once that the first does not wait long. So it
+    is with a model that does not run on the thread of the worker.
+    """
     batches = Batches(monkeypatch)
     said = [ReasoningDelta(f"{n} ") if n % 3 == 0 else TextDelta(f"{n} ") for n in range(100)]
-    with Runtime(Agent("a", kind([*said, batches.through.set]))) as runtime:
+    agent = Agent("a", kind([*said, batches.through.set]))
+    with ThreadPoolExecutor(2) as executor, Runtime(agent, executor=executor) as runtime:
         got = [
             e for e in runtime.run_stream(Session.from_user("go")) if isinstance(e, (AgentChoice, AgentChoiceReasoning))
         ]
@@ -60,7 +64,8 @@ def test_a_long_piece_is_not_kept_for_others(kind: type[Scripted], monkeypatch: 
     """What the worker does with one takes its time, and a cancel may come meanwhile."""
     batches = Batches(monkeypatch)
     steps = [TextDelta("x" * (LONG + 1)) for _ in range(10)]
-    with Runtime(Agent("a", kind([*steps, batches.through.set]))) as runtime:
+    agent = Agent("a", kind([*steps, batches.through.set]))
+    with ThreadPoolExecutor(2) as executor, Runtime(agent, executor=executor) as runtime:
         runtime.run_stream(Session.from_user("go")).result()
     assert [len(batch) for batch in batches.sent] == [1] * 10
 
@@ -101,7 +106,9 @@ def test_what_comes_before_an_object_that_is_no_delta_is_sent(monkeypatch: pytes
 
 
 def test_a_consumer_that_waits_for_a_delta_reads_it_before_the_worker_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker gives way to the thread that it has just woken; not to one that is busy."""
+    """The worker gives way to the thread that it has just woken; not to one that is busy, nor where its thread goes on
+    to wait for the model.
+    """
     gave: list[int] = []
     monkeypatch.setattr("runtime.stream._core.give_way", lambda: gave.append(len(told)))
     streams: list[Any] = []
@@ -110,7 +117,8 @@ def test_a_consumer_that_waits_for_a_delta_reads_it_before_the_worker_goes_on(mo
     def awaited() -> None:
         assert eventually(lambda: streams and streams[0]._core.events.statistics().waiting_to_receive == 1)
 
-    with Runtime(Agent("a", Scripted([awaited, TextDelta("1")], [TextDelta("2")]))) as runtime:
+    agent = Agent("a", Scripted([awaited, TextDelta("1")], [TextDelta("2")]))
+    with ThreadPoolExecutor(2) as executor, Runtime(agent, executor=executor) as runtime:
         streams.append(runtime.run_stream(Session.from_user("go")))
         for event in streams[0]:
             told.append(event)

@@ -269,14 +269,12 @@ def test_the_file_is_closed_on_every_path(tmp_path: Path, monkeypatch: pytest.Mo
     record(Agent("a", Scripted([LookupError("no")])), path)
     with Runtime(Agent("a", Scripted(say(*["x"] * 500))), event_capacity=1) as runtime:
         runtime.run_stream(Session.from_user("go"), record=path).close()
-    start = opening._start
 
-    def no_forwarder(core: Any, name: str, *args: Any) -> None:
-        if "observe" in name:
-            raise RuntimeError("can't start new thread")
-        start(core, name, *args)
+    def no_forwarder(function: Any, name: str) -> None:
+        assert "observe" in name
+        raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(opening, "_start", no_forwarder)
+    monkeypatch.setattr(opening, "start", no_forwarder)
     with Runtime(Agent("a", Scripted(say("x")))) as runtime, pytest.raises(RuntimeError, match="can't start"):
         runtime.run_stream(Session.from_user("go"), record=path)
     assert len(made) == 4

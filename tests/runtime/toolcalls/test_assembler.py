@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from channels import CancelToken
-from runtime import Agent, FinishDelta, Message, Runtime, Session, Tool, ToolCall, ToolCallDelta, events, tool
+from runtime import Agent, FinishDelta, Message, Session, ToolCall, ToolCallDelta, events, tool
 from runtime.foreign._arguments import WholeObject
-from runtime.schema._checking import Schema
 from runtime.toolcalls._assembler import Assembler, cut_off
-from runtime.toolcalls._resolve import Read, ReadEarly, Ready, read
-from support.scripted import AsyncScripted, Scripted, approving, call, say
+from support.scripted import Scripted, approving, call, say
 
 TOOLS = ("wipe", "now", "today", "go", "gogo")
 X = '{"pattern":"/tmp/x"}'
@@ -256,84 +251,3 @@ def test_looking_for_the_end_of_an_object_is_linear() -> None:
         assembler.add(ToolCallDelta(0, "a", "wipe", "{},"))
     assert time.process_time() - began < 2
     assert [each.name for each in assembler.calls("length")] == ["wipe"]
-
-
-# -- reading them early ------------------------------------------------------------------------------------------------
-
-STANDARD = ["the protocol", "the protocol, side by side", "in one piece", "numbered from 1, as blocks are", "null"]
-
-
-def read_twice(deltas: list[ToolCallDelta], finish: str | None) -> tuple[Read | None, Read]:
-    """The calls of a reply as they are read behind the model, and as they are read otherwise."""
-    tools = {name: Tool(name, lambda **_: "ok", parameters={"type": "object"}) for name in TOOLS}
-    early, assembler = ReadEarly(tools, CancelToken()), Assembler(set(), TOOLS)
-    for delta in deltas:
-        early.see(delta)
-        assembler.add(delta)
-    early.act()
-    reply = Message("assistant", tool_calls=assembler.calls(finish), finish_reason=finish)
-    again = Message("assistant", tool_calls=tuple(map(replace, reply.tool_calls)), finish_reason=finish)
-    return early.take(reply, CancelToken()), read(again, again.tool_calls, tools, {}, CancelToken())
-
-
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_what_is_read_early_is_what_is_read(dialect: str) -> None:
-    """Of a dialect that only the assembler knows, nothing is read early."""
-    early, late = read_twice(DIALECTS[dialect][0], "tool_calls")
-    assert early == late or early is None
-    assert early is not None or dialect not in STANDARD
-
-
-@settings(deadline=None)  # a machine may be busy
-@given(some_pieces, st.sampled_from([None, "stop", "tool_calls", "length"]))
-def test_what_is_read_early_of_any_pieces_is_what_is_read(deltas: list[ToolCallDelta], finish: str | None) -> None:
-    early, late = read_twice(deltas, finish)
-    assert early == late or early is None
-
-
-def test_calls_that_are_the_same_do_not_share_what_they_get() -> None:
-    """A tool may change its arguments."""
-    early, _ = read_twice(pieces((0, "a", "wipe", '{"x": [1]}'), (1, "b", "wipe", '{"x": [1]}')), "tool_calls")
-    assert early is not None
-    one, other = early.resolved.values()
-    assert isinstance(one, Ready)
-    assert isinstance(other, Ready)
-    assert one.values == other.values
-    assert one.values["x"] is not other.values["x"]
-
-
-def test_pieces_that_are_no_pieces_are_left_to_the_worker() -> None:
-    """It says that the model has failed; here nothing may."""
-    early = ReadEarly({}, CancelToken())
-    bad: Any = None
-    for delta in (ToolCallDelta(bad, bad, bad, bad), ToolCallDelta([0], "a", "wipe", "{}")):  # type: ignore[arg-type]
-        early.see(delta)
-    early.act()
-    reply = Message("assistant", tool_calls=(ToolCall("a", "wipe"),))
-    assert early.take(reply, CancelToken()) is None
-
-
-def test_calls_are_read_on_the_thread_of_their_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it has one: another way to a helper takes as long as all the rest. So read or so, they are made."""
-    read_on: list[str] = []
-    problems = Schema.problems
-
-    def noting(self: Schema, value: Any, **more: Any) -> list[str]:
-        read_on.append(threading.current_thread().name)
-        return problems(self, value, **more)
-
-    monkeypatch.setattr(Schema, "problems", noting)
-    asked_on: list[str] = []
-
-    def note() -> None:
-        asked_on.append(threading.current_thread().name)
-
-    now = tool(name="now", read_only=True)(lambda: "12:00")
-    for kind in (Scripted, AsyncScripted):
-        session = Session.from_user("go")
-        with Runtime(Agent("a", kind([note, call("now")], say("done")), tools=[now])) as runtime:
-            runtime.run(session)
-        assert session.messages[2].content == "12:00"
-    assert read_on[0] == asked_on[0]
-    assert read_on[1].startswith("lockgate-helper")
-    assert read_on[1] != asked_on[1]

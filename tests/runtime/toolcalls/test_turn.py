@@ -250,11 +250,13 @@ def failing(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the worker fail when a message of this kind is there to be read."""
     waits = dispatch._Dispatcher._wait
 
-    def wait(dispatcher: Any) -> None:
+    def wait(dispatcher: Any) -> Any:
+        while dispatcher.turn.held:  # on threads of their own, so that the message is read from the inbox
+            dispatcher.turn.held.pop().start()
         posted = eventually(lambda: any(isinstance(each, kind) for each in list(dispatcher.turn.inbox._buffer)), 0.5)
         if dispatcher.core.parent is None and posted:
             raise MemoryError("injected")
-        waits(dispatcher)
+        yield from waits(dispatcher)
 
     monkeypatch.setattr(dispatch._Dispatcher, "_wait", wait)
 

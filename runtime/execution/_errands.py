@@ -1,0 +1,128 @@
+"""Calls of foreign code that the thread of the worker makes itself, while the worker rests."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+from channels import Channel, ChannelClosed
+from channels._park import NOTHING
+from channels._standby import Standby
+
+from ._calls import NOBODY, Call, Calls, Finished, Outcome, is_coroutine_function
+from ._driver import Carrier, Steps, thrown
+
+
+def call_here(calls: Calls, what: str, function: Callable[..., Any], /, *args: Any) -> Steps[Any]:
+    """Call ``function`` and wait for what it returns or raises, as `Calls.run`. Raises `Cancelled`."""
+    if not calls.may_make_here or is_coroutine_function(function):
+        return calls.run(what, function, *args)
+    errand = _Awaited(calls, what, functools.partial(function, *args))
+    outcome = thrown((yield errand))
+    return (errand.outcome() if outcome is None else outcome).result()
+
+
+class _Awaited:
+    """A call which the worker waits for, and for nothing else. Where it was taken over all the same, the outcome comes
+    through a channel.
+    """
+
+    def __init__(self, calls: Calls, what: str, function: Callable[[], Any]) -> None:
+        self._calls = calls
+        self.call = Call(what, NOBODY)  # what it comes to is returned
+        self._function = function
+        self._late: dict[None, Channel[Outcome]] = {}
+
+    def run(self, carrier: Carrier) -> Outcome | None:
+        calls, call = self._calls, self.call
+        if not call.claim():
+            return None
+        calls._live.add(call)
+        try:
+            carrier.leave()
+            if calls.token.cancelled:  # looked at when the worker rests: who cancels it from now on sees that
+                return None
+            value, error = calls._make(call, calls._context.copy(), self._function)
+            outcome = Outcome(value, error)
+            if carrier.is_back():
+                return None if calls.token.cancelled else outcome
+            self._channel().close(final=outcome)
+            return None
+        finally:
+            calls._live.discard(call)
+            call.end()
+
+    def taken_over(self) -> None:
+        return
+
+    def outcome(self) -> Outcome:
+        """By the worker, after it was taken over. Raises `Cancelled`."""
+        return self._channel().recv(cancel=self._calls.token)
+
+    def _channel(self) -> Channel[Outcome]:
+        return self._late.get(None) or self._late.setdefault(None, Channel(name=self.call.what))
+
+
+class Held:
+    """A call that has not begun, so that the worker can still choose where it is made: on a thread of its own, or as a
+    task (`start`), or as an errand. As an errand it sends the worker the first message in ``inbox``, be it from this
+    call or not; `NOTHING` where there is none yet.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        what: str,
+        inbox: Channel[Any],
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        within: Context | None = None,
+    ) -> None:
+        self.call = Call(what, inbox)
+        self._calls = calls
+        self._inbox = inbox
+        self._function = functools.partial(function, *args)
+        self._within = within
+        self._standby: Standby | None = None
+
+    @property
+    def may_be_errand(self) -> bool:
+        """Whether no other thread, nor a task, has to make it."""
+        return self._calls.may_make_here and not is_coroutine_function(self._function)
+
+    def start(self) -> None:
+        """Begin it on a helper, or as a task."""
+        self._calls.begin_or_withdraw(self.call, self._function, self._within)
+
+    def run(self, carrier: Carrier) -> Any:
+        calls, call = self._calls, self.call
+        standby = self._standby = Standby(carrier.wanted)
+        if not standby.begin(self._inbox) or not call.claim():
+            self.start()
+            return standby.end()
+        calls._live.add(call)
+        try:
+            carrier.leave()
+            if calls.token.cancelled:  # looked at when the worker rests: who cancels it from now on sees that
+                return NOTHING
+            value, error = calls._make(call, (self._within or calls._context).copy(), self._function)
+            if error is not None:
+                calls._told(call, error, call.explain)
+            calls._live.discard(call)
+            finished = Finished(value, error, call)
+            message = standby.end() if carrier.is_back() else None
+            if message is NOTHING:
+                return finished
+            with contextlib.suppress(ChannelClosed):
+                self._inbox.try_send(finished)
+            return message
+        finally:
+            calls._live.discard(call)
+            call.end()
+
+    def taken_over(self) -> Any:
+        return NOTHING if self._standby is None else self._standby.end()
