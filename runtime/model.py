@@ -2,7 +2,7 @@
 
 A model is any object with an ``id`` and a ``stream`` method; nothing needs to be inherited. ``stream`` returns an
 asynchronous iterator (network models: it runs as a task on the event loop's thread) or a plain iterator (in-process
-models: it runs on a helper thread). Neither ever runs on the worker of a stream.
+models: it runs on a thread of its stream, whose worker rests meanwhile).
 """
 
 from __future__ import annotations

@@ -96,11 +96,11 @@ class CallContext(Protocol):
 class Tool:
     """A tool: what the model sees (``definition``), and the function that is called.
 
-    ``function`` takes the arguments by name. A plain function runs on a helper thread, a coroutine function as a task
-    on the event loop's thread. It returns text, an `Image`, a list of both, a `ToolResult`, or any value that can be
-    written as JSON. ``convert`` turns the arguments, after they were checked against ``parameters``, into the values
-    that the function takes. With ``on="consumer"`` the function runs in the thread of the stream's consumer, while that
-    iterates.
+    ``function`` takes the arguments by name. A plain function runs on a thread of the runtime, a coroutine function as
+    a task on the event loop's thread. It returns text, an `Image`, a list of both, a `ToolResult`, or any value that
+    can be written as JSON. ``convert`` turns the arguments, after they were checked against ``parameters``, into the
+    values that the function takes. With ``on="consumer"`` the function runs in the thread of the stream's consumer,
+    while that iterates.
 
     Unless the tool is ``read_only`` or permissions say otherwise, the user has to approve a call. ``destructive`` (its
     effect cannot be undone) and ``open_world`` (it reaches things outside) are shown to the user. A call that takes

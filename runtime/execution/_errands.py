@@ -81,6 +81,7 @@ class Held:
         /,
         *args: Any,
         within: Context | None = None,
+        task: bool = False,
     ) -> None:
         self.call = Call(what, inbox)
         self._calls = calls
@@ -88,11 +89,8 @@ class Held:
         self._function = functools.partial(function, *args)
         self._within = within
         self._standby: Standby | None = None
-
-    @property
-    def may_be_errand(self) -> bool:
-        """Whether no other thread, nor a task, has to make it."""
-        return self._calls.may_make_here and not is_coroutine_function(self._function)
+        #: Whether no other thread, nor a ``task``, has to make it.
+        self.may_be_errand = not task and calls.may_make_here
 
     def start(self) -> None:
         """Begin it on a helper, or as a task."""

@@ -1,4 +1,5 @@
-"""The worker of a stream: the one thread that runs the loop, writes the session and decides how the stream ends.
+"""The worker of a stream: it runs the loop, writes the session and decides how the stream ends. It is a generator,
+which may go on in another thread where it yields (`execution._driver`).
 
 The worker only waits, sends and records. It always leaves through `stream_scope`, so on every path the channel closes
 and the bridge drops the stream's place, without any code in the loop. `_ending` lists the steps of the end.

@@ -1,5 +1,5 @@
 """Resolving a tool call: finding the tool that it names, and reading its arguments. A call and the schema that it is
-checked against may contain anything, so all of this runs on a helper thread.
+checked against may contain anything, so the worker rests while all of this is done.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ def result_of(value: Any) -> ToolResult:
 def run_tool(tool: Tool, values: Mapping[str, Any], context: CallContext) -> Any:
     """Call the tool's function, on a thread for foreign code. Returns its result, or an awaitable of the result."""
     value = tool.function(**tool.bind(values, context))
+    if value.__class__ is str:  # as mostly
+        return ToolResult(value)
     if not inspect.isawaitable(value):
         return result_of(value)
     if tool.on == "consumer":

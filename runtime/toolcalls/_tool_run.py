@@ -148,7 +148,7 @@ def _check(running: Running, arguments: Mapping[str, Any]) -> Call:
 
 
 def _start(running: Running) -> Call:
-    """Start the tool, on a helper, as a task, or in the consumer's thread; the call that it is."""
+    """The call of the tool, which the dispatcher starts; one in the consumer's thread is started here."""
     turn, call, tool, values = running.turn, running.call, running.tool, running.ready.values
     core = turn.core
     trace = running.trace = core.trace.tool_call(call, tool, running.ready.arguments, running.waited)
@@ -163,7 +163,8 @@ def _start(running: Running) -> Call:
         return task
     context = StreamContext(core, call, turn.inbox, running.token, running.state, running.agents)
     run = run_tool_async if tool.is_async else run_tool
-    held = Held(core.calls, f"tool {tool.name}", turn.inbox, run, tool, values, context, within=trace.context)
+    given = run, tool, values, context
+    held = Held(core.calls, f"tool {tool.name}", turn.inbox, *given, within=trace.context, task=tool.is_async)
     turn.held.append(held)
     task = running.task = held.call
     task.tool_call_id = call.id
