@@ -19,14 +19,14 @@ class Fields:
 
     def __init__(self, data: Any, where: str) -> None:
         if not isinstance(data, Mapping):
-            raise ValueError(f"{where} has to be an object, and is {_shown(data)}")
+            raise ValueError(f"{where} must be an object, not {_shown(data)}")
         self.data = data
         self._where = where
 
     def wrong(self, name: str, wanted: str) -> NoReturn:
         """Raise `ValueError`: the field is not what is wanted."""
-        said = _shown(self.data[name]) if name in self.data else "missing"
-        raise ValueError(f"{name} of {self._where} is {said}, and should be {wanted}")
+        said = f", not {_shown(self.data[name])}" if name in self.data else ": it is missing"
+        raise ValueError(f"{name} of {self._where} must be {wanted}{said}")
 
     def text(self, name: str) -> str:
         """The text that has to be there, as valid UTF-8."""

@@ -294,7 +294,7 @@ def test_the_command_writes_a_page_for_its_owner_and_replaces_only_its_own(
         ),
         (["{older}", "--timeline"], "error: {older} was recorded in version 0 of the format, not 1\n"),
         (["{counted}", "--html", "page.html"], "line 2: total_input_tokens of token_usage is not a whole number\n"),
-        (["{said}", "{agent}"], "line 1: title of the session is a list, and should be text"),
+        (["{said}", "{agent}"], "line 1: title of the session must be text of at most 100,000,000 characters"),
     ],
 )
 def test_what_cannot_be_shown_is_told(
