@@ -1,0 +1,209 @@
+"""The thread of a worker: it makes calls of foreign code itself while the worker rests, and another thread takes the
+worker over if that is needed meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+import runtime.execution._driver as driver_module
+from runtime import Agent, Runtime, Session, TextDelta, ToolContext, tool
+from runtime.events import AgentChoice, Event, StreamStopped, ToolCallOutput, ToolCallResponse
+from runtime.execution._threads import Running
+from runtime.stream._core import StreamCore
+from support.scripted import AsyncScripted, Scripted, Stall, call, say
+from support.waiting import eventually
+
+PROMPT = 0.05  # seconds, law 18
+
+
+def here(into: list[str]) -> Any:
+    return lambda: into.append(threading.current_thread().name)
+
+
+def test_a_stream_has_one_thread(cold: None) -> None:
+    """Model and tool are called there, and the arguments read."""
+    ran: list[str] = []
+    note = tool(name="note", read_only=True)(here(ran))
+    before = set(threading.enumerate())
+    with Runtime(Agent("a", Scripted([here(ran), call("note")], [here(ran), *say("x")]), tools=[note])) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        stream.result()
+        new = {each.name for each in set(threading.enumerate()) - before} - {"channels-timer"}
+    assert ran == [f"lockgate-stream-{stream._core.number}"] * 3
+    assert len(new) == 1  # idle by now
+
+
+def test_a_tool_that_asks_has_its_worker_taken_over(cold: None) -> None:
+    """Its thread is a helper from then on; its result is the call's all the same."""
+    ran: list[str] = []
+
+    @tool(read_only=True)
+    def ask(context: ToolContext) -> str:
+        """Asks."""
+        here(ran)()
+        answer = context.elicit("?").action
+        here(ran)()
+        return answer
+
+    with Runtime(Agent("a", Scripted([call("ask")], [here(ran), *say("x")]), tools=[ask])) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        results = []
+        for event in stream:
+            if event.type == "elicitation_request":
+                stream.respond(event, "accept")  # type: ignore[arg-type]
+            elif isinstance(event, ToolCallResponse):
+                results.append(event.response)
+        name = f"lockgate-stream-{stream._core.number}"
+    assert results == ["accept"]
+    assert ran[0] == ran[2] == name
+    assert ran[1].startswith("lockgate-helper-")
+
+
+def test_what_a_tool_says_meanwhile_comes_before_its_result() -> None:
+    @tool(read_only=True)
+    def tell(context: ToolContext) -> str:
+        """Tells how far it is."""
+        for n in range(200):
+            context.progress(str(n))
+        return "done"
+
+    with Runtime(Agent("a", Scripted([call("tell")], say("x")), tools=[tell])) as runtime:
+        events = list(runtime.run_stream(Session.from_user("go")))
+    seen = [event for event in events if isinstance(event, (ToolCallOutput, ToolCallResponse))]
+    told = [int(event.output) for event in seen if isinstance(event, ToolCallOutput)]
+    assert told == sorted(told)
+    assert told[0] == 0
+    assert isinstance(seen[-1], ToolCallResponse)
+
+
+@pytest.mark.parametrize("where", ["model", "tool", "instructions"])
+def test_a_cancel_finds_the_worker_at_rest(where: str) -> None:
+    """It goes on elsewhere; what stands still is left to itself."""
+    with Stall() as stall:
+        stop = tool(name="stop", read_only=True)(lambda: stall())
+        steps = [stall] if where == "model" else [call("stop")]
+        instructions: Any = (lambda: stall() or "") if where == "instructions" else ""
+        with Runtime(Agent("a", Scripted(steps, say("x")), tools=[stop], instructions=instructions)) as runtime:
+            stream = runtime.run_stream(Session.from_user("go"))
+            assert stall.reached.wait(10)
+            began = time.monotonic()
+            stream.cancel()
+            events = list(stream)
+            took = time.monotonic() - began
+            assert isinstance(events[-1], StreamStopped)
+            assert stream.reason == "canceled"
+            assert took < 20 * PROMPT  # test_cancel.py measures it
+            assert eventually(lambda: [t.name for t in threading.enumerate() if t.name.startswith("lockgate-helper")])
+            stall.go_on.set()
+
+
+def test_without_a_thread_the_worker_goes_on_when_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may have none for a while."""
+    launch, tries = driver_module.launch, []
+
+    def launching(running: Running) -> None:
+        if running.name == name[0]:
+            tries.append(running)
+            if len(tries) < 4:
+                raise RuntimeError("can't start new thread")
+        launch(running)
+
+    name = [""]
+    monkeypatch.setattr(driver_module, "launch", launching)
+    monkeypatch.setattr(driver_module, "AGAIN", 0.001)
+    with Stall() as stall, Runtime(Agent("a", Scripted([stall]))) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        assert stall.reached.wait(10)
+        name[0] = f"lockgate-stream-{stream._core.number}"
+        stream.cancel()
+        assert isinstance(list(stream)[-1], StreamStopped)
+        assert len(tries) == 4
+        stall.go_on.set()
+
+
+def test_without_a_thread_the_worker_goes_on_when_its_own_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(running: Running) -> None:
+        tried.set()
+        raise RuntimeError("can't start new thread")
+
+    tried = threading.Event()
+    with Stall() as stall, Runtime(Agent("a", Scripted([stall]))) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        assert stall.reached.wait(10)
+        with monkeypatch.context() as patch:
+            patch.setattr(driver_module, "launch", none)
+            stream.cancel()
+            assert tried.wait(10)
+            stall.go_on.set()
+            assert isinstance(list(stream)[-1], StreamStopped)
+    assert stream.reason == "canceled"
+
+
+def test_a_worker_that_is_taken_over_for_nothing_goes_on() -> None:
+    """Who wanted it may have been served by the time that it rests again."""
+    with Stall() as stall:
+        stop = tool(name="stop", read_only=True)(lambda: stall() or "ok")
+        model = Scripted([*say("a"), stall, *say("b"), call("stop")], say("c"))
+        with Runtime(Agent("a", model, tools=[stop])) as runtime:
+            stream = runtime.run_stream(Session.from_user("go"))
+            for _ in range(2):
+                assert stall.reached.wait(10)
+                stall.reached.clear()
+                first = stream._core.threads[0]
+                assert stream._core.driver is not None
+                stream._core.driver.wanted()
+                assert eventually(lambda first=first: stream._core.threads[0] is not first)  # type: ignore[misc]
+                stall.go_on.set()
+                if stream._core.session.messages[-1].role == "user":
+                    stall.go_on.clear()
+            events = list(stream)
+    assert "".join(event.content for event in events if isinstance(event, AgentChoice)) == "abc"
+    assert stream.reason == "normal"
+
+
+def test_a_delta_that_comes_alone_is_sent_on_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker waits on. With others behind it, and for a consumer that is slow, all comes in order."""
+    sent_on: set[str] = set()
+    try_emit = StreamCore.try_emit
+
+    def noting(core: StreamCore, event: Event) -> bool:
+        sent_on.add(threading.current_thread().name)
+        return try_emit(core, event)
+
+    monkeypatch.setattr(StreamCore, "try_emit", noting)
+    numbers = [str(n) for n in range(300)]
+    steps: list[Any] = []
+    for n in numbers:
+        steps.append(TextDelta(n))
+        if int(n) % 7 == 0:
+            steps.append(lambda: asyncio.sleep(0.001))
+    session, texts = Session.from_user("go"), []
+    with Runtime(Agent("a", AsyncScripted(steps)), event_capacity=8) as runtime:
+        for event in runtime.run_stream(session):
+            if isinstance(event, AgentChoice):
+                texts.append(event.content)
+                if len(texts) % 50 == 0:
+                    time.sleep(0.002)
+    assert texts == numbers
+    assert session.messages[-1].content == "".join(numbers)
+    assert sent_on == {"lockgate-loop"}
+
+
+def test_a_cancel_comes_between_two_deltas_on_the_loop() -> None:
+    """The reply has what the consumer was told."""
+    session, told = Session.from_user("go"), ""
+    steps = [step for n in range(1000) for step in (TextDelta(f"{n} "), lambda: asyncio.sleep(0.0005))]
+    with Runtime(Agent("a", AsyncScripted(steps))) as runtime, runtime.run_stream(session) as stream:
+        for event in stream:
+            if isinstance(event, AgentChoice):
+                told += event.content
+                if event.content == "20 ":
+                    stream.cancel()
+    assert session.messages[-1].content == told
+    assert told.startswith("0 1 2 ")
