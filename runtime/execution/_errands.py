@@ -30,6 +30,8 @@ class _Awaited:
     through a channel.
     """
 
+    __slots__ = ("_calls", "_function", "_late", "call")
+
     def __init__(self, calls: Calls, what: str, function: Callable[[], Any]) -> None:
         self._calls = calls
         self.call = Call(what, NOBODY)  # what it comes to is returned
@@ -71,6 +73,8 @@ class Held:
     task (`start`), or as an errand. As an errand it sends the worker the first message in ``inbox``, be it from this
     call or not; `NOTHING` where there is none yet.
     """
+
+    __slots__ = ("_calls", "_function", "_inbox", "_standby", "_within", "call", "may_be_errand")
 
     def __init__(
         self,

@@ -55,6 +55,8 @@ class Reading:
     waits for another.
     """
 
+    __slots__ = ("batches",)
+
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
 
@@ -72,6 +74,20 @@ class ReadHere(Reading):
     end is noted first, and then told to the pump if there is one; the worker looks for the end after it has made the
     pump. So the end is told to every pump, and where it was noted before there was one, no item is left.
     """
+
+    __slots__ = (
+        "_calls",
+        "_cancelled",
+        "_carrier",
+        "_end",
+        "_failure",
+        "_last",
+        "_pumps",
+        "_source",
+        "_within",
+        "call",
+        "take",
+    )
 
     def __init__(self, calls: Calls, what: str, source: Callable[[], Any], within: Context | None) -> None:
         super().__init__(self._batches())
@@ -203,6 +219,8 @@ class ReadOnLoop(Reading):
     Invariant: the loop counts the items that it puts into the channel, and the worker those that it is through with. So
     where both have counted the same, the worker waits, and takes the lock before it does anything but wait again.
     """
+
+    __slots__ = ("_call", "_calls", "_context", "_lock", "_source", "_through", "put", "take_now")
 
     def __init__(
         self, calls: Calls, what: str, source: Callable[[], AsyncIterator[Any]], within: Context | None

@@ -38,6 +38,8 @@ def _spelt(half: re.Match[str]) -> str:
 class TextPieces:
     """Makes a text valid that comes in pieces: half of a character is kept until the other half arrives."""
 
+    __slots__ = ("half",)
+
     def __init__(self) -> None:
         self.half = ""
 

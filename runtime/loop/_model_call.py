@@ -201,6 +201,8 @@ class _Outgoing:
     Invariant: ``text`` has what the consumer was told and, while events wait to be sent, what these tell.
     """
 
+    __slots__ = ("_core", "events", "gives_way", "text")
+
     def __init__(self, core: StreamCore) -> None:
         self.text: list[str] = []
         self.events: list[events.Event] = []

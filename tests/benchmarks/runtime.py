@@ -227,6 +227,8 @@ def many_streams(model: type[Scripted]) -> tuple[float, float, int]:
         def wait() -> object:
             return asyncio.to_thread(stall) if model is AsyncScripted else stall()
 
+        with Runtime(Agent("a", model([TextDelta("x")]))) as first:  # imports what a stream needs
+            first.run(Session.from_user("go"))
         before, threads = _resident(), threading.active_count()
         start = time.perf_counter()
         step = _until(stall) if model is AsyncScripted else wait
