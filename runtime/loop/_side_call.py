@@ -12,7 +12,8 @@ from ..stream._core import StreamCore
 from ..stream._private_events import ModelAsked, ModelDone, ModelSaid
 from ..stream._tracing import ModelTrace
 from ..usage import Usage
-from ._model_call import highest, is_delta, next_batch, settle_usage
+from ._deltas import highest, is_delta, settle_usage
+from ._model_call import next_batch
 
 
 def ask_aside(core: StreamCore, model: Model, messages: Sequence[Message]) -> str:

@@ -13,7 +13,7 @@ import pytest
 from runtime import Agent, ReasoningDelta, RunError, Runtime, Session, TextDelta
 from runtime.events import AgentChoice, AgentChoiceReasoning, Event, StreamStopped
 from runtime.execution._reading import BATCH
-from runtime.loop._model_call import LONG
+from runtime.loop._reply import LONG
 from runtime.stream._core import StreamCore
 from support.scripted import AsyncScripted, Scripted, Stall, say
 from support.waiting import eventually
