@@ -136,6 +136,10 @@ class Driver:
         self._cancelled.end()
         self._errand = None  # which may hold what holds this
 
+    def forget(self) -> None:
+        """In a forked child, where a call that returns must not go on with the worker: that goes on in the parent."""
+        self._rest.setdefault(None, None)
+
     def wanted(self) -> None:
         """There is something for the worker: if it rests, another thread takes it over. On the timer thread."""
         rest = self._rest

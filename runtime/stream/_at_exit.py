@@ -60,6 +60,8 @@ def _in_child() -> None:
     for core in list(live):
         core.inherited = True
         core.threads.clear()
+        if core.driver is not None:
+            core.driver.forget()
         core.calls.forget()
         core.session._lock = threading.Lock()  # a thread that is not here may have held it
         core.log.outbox.disown()

@@ -368,6 +368,71 @@ def a_reading_that_is_taken_over(world: World, cancels: bool, fails: bool) -> Ca
     return check
 
 
+def a_call_that_stands_still(world: World, kind: str) -> Callable[[], None]:
+    """A cancel finds the worker at rest, or its thread finds the cancel before it leaves: what it calls then stands
+    still until the worker has come to its end.
+    """
+    channels, timer = world.load("channels"), world.load("channels._timer")
+    driver_module, reading_module = world.load("runtime.execution._driver"), world.load("runtime.execution._reading")
+    errands_module = world.load("runtime.execution._errands")
+    calls_module, helpers_module = world.load("runtime.execution._calls"), world.load("runtime.execution._helpers")
+    timer._clock._reset()
+    token, context = channels.CancelToken(), contextvars.copy_context()
+    calls = calls_module.Calls(token, helpers_module.HelperPool(), None, context)
+    gate, inbox = channels.Channel(), channels.Channel(8)
+    ended: list[str] = []
+
+    def stand_still() -> None:
+        with contextlib.suppress(channels.ChannelClosed):
+            gate.recv()
+
+    def items() -> Iterator[int]:
+        yield 1
+        stand_still()
+
+    def call() -> Any:
+        if kind == "reading":
+            reading = reading_module.read(calls, "model", items)
+            reading.take = lambda item: None
+            driver_module.thrown((yield reading))
+            list(reading.batches)
+        elif kind == "awaited":
+            yield from errands_module.call_here(calls, "call", stand_still)
+        else:
+            driver_module.thrown((yield errands_module.Held(calls, "tool", inbox, stand_still)))
+            inbox.recv(cancel=token)
+
+    def worker() -> Any:
+        try:
+            yield from call()
+        except channels.Cancelled:
+            ended.append("cancelled")
+        finally:
+            gate.close()
+
+    class Helpers:
+        def adopt(self, running: Any) -> None: ...
+
+    driver = driver_module.Driver("worker", worker(), context, ["the first"], Helpers(), token)
+
+    def cancel() -> None:
+        token.cancel()
+        rest = driver._rest
+        if not rest:
+            carrier = driver_module.Carrier(driver)
+            carrier.running = "another"
+            carrier.take_over(rest)
+
+    world.spawn("T", driver_module.Carrier(driver).begin)
+    world.spawn("C", cancel)
+
+    def check() -> None:
+        assert not world.stuck
+        assert ended == ["cancelled"]
+
+    return check
+
+
 def idle_threads(world: World, ends: bool) -> Callable[[], None]:
     """What is given to an idle thread is run by it, once, also where it leaves in that moment, is told to end, or is
     hit by an exception that was meant for what it has run; or whoever gives it knows that nobody takes it.
@@ -430,6 +495,12 @@ def test_a_worker_that_is_taken_over() -> None:
 @pytest.mark.parametrize("cancels", [False, True])
 def test_a_reading_that_is_taken_over(cancels: bool, fails: bool) -> None:
     scenario = partial(a_reading_that_is_taken_over, cancels=cancels, fails=fails)
+    assert explore(scenario, preemptions=1, modules=READINGS, schedules=1500).schedules
+
+
+@pytest.mark.parametrize("kind", ["reading", "awaited", "held"])
+def test_a_call_that_stands_still(kind: str) -> None:
+    scenario = partial(a_call_that_stands_still, kind=kind)
     assert explore(scenario, preemptions=1, modules=READINGS, schedules=1500).schedules
 
 

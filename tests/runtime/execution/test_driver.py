@@ -5,15 +5,20 @@ worker over if that is needed meanwhile.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
+from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 import pytest
 
 import runtime.execution._driver as driver_module
+from channels import CancelToken
 from runtime import Agent, Runtime, Session, TextDelta, ToolContext, tool
 from runtime.events import AgentChoice, Event, StreamStopped, ToolCallOutput, ToolCallResponse
+from runtime.execution._helpers import HelperPool
 from runtime.execution._threads import Running
 from runtime.stream._core import StreamCore
 from support.scripted import AsyncScripted, Scripted, Stall, call, say
@@ -167,6 +172,43 @@ def test_a_worker_that_is_taken_over_for_nothing_goes_on() -> None:
     assert stream.reason == "normal"
 
 
+def test_what_is_computed_for_a_worker_that_is_taken_over_for_nothing_comes_all_the_same() -> None:
+    with Stall() as stall:
+
+        def instructions() -> str:
+            stall()
+            return "Be brief."
+
+        model = Scripted(say("x"))
+        with Runtime(Agent("a", model, instructions=instructions)) as runtime:
+            stream = runtime.run_stream(Session.from_user("go"))
+            assert stall.reached.wait(10)
+            first = stream._core.threads[0]
+            assert stream._core.driver is not None
+            stream._core.driver.wanted()
+            assert eventually(lambda: stream._core.threads[0] is not first)
+            stall.go_on.set()
+            assert stream.result().text == "x"
+    assert model.seen[0][0].content == "Be brief."
+
+
+def test_what_is_thrown_into_a_thread_before_the_first_step_of_its_worker_cancels_it() -> None:
+    """The worker cannot raise it yet, and has to come to its end by itself."""
+    went: list[str] = []
+
+    def worker() -> Any:
+        went.append("went")
+        return
+        yield
+
+    token, threads = CancelToken(), [Running(lambda: None, "first")]
+    driver = driver_module.Driver("worker", worker(), copy_context(), threads, HelperPool(), token)
+    error = KeyboardInterrupt()
+    driver_module.Carrier(driver)._carry(driver_module.Thrown(error))
+    assert went == ["went"]
+    assert token.cause is error
+
+
 def test_a_delta_that_comes_alone_is_sent_on_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its worker waits on. With others behind it, and for a consumer that is slow, all comes in order."""
     sent_on: set[str] = set()
@@ -207,3 +249,37 @@ def test_a_cancel_comes_between_two_deltas_on_the_loop() -> None:
                     stream.cancel()
     assert session.messages[-1].content == told
     assert told.startswith("0 1 2 ")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_call_that_returns_in_a_forked_child_does_not_go_on_with_the_run(script: Callable[..., str]) -> None:
+    """There it would ask the model, and call tools, a second time."""
+    said = script(
+        """
+import os, sys, warnings
+sys.path[:0] = ["tests"]
+from runtime import Agent, Runtime, Session, tool
+from runtime.execution import _threads
+from support.scripted import Scripted, call, say
+
+warnings.simplefilter("ignore")  # that a process with threads is forked
+_threads.IDLE = 0.05
+parent = os.getpid()
+
+@tool(read_only=True)
+def fork() -> str:
+    if (child := os.fork()) == 0:
+        return "child"
+    os.waitpid(child, 0)
+    return "parent"
+
+def asked():
+    print("asked by the parent" if os.getpid() == parent else "asked by the child", flush=True)
+
+session = Session.from_user("go")
+with Runtime(Agent("a", Scripted([call("fork")], [asked, *say("x")]), tools=[fork])) as runtime:
+    runtime.run(session)
+print(session.messages[2].content)
+"""
+    )
+    assert said.split("\n")[:2] == ["asked by the parent", "parent"]
