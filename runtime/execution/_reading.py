@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from channels import Channel, ChannelClosed
+from channels import Cancelled, Channel, ChannelClosed
 from channels._lazy import lazy
 from channels._park import handed_over, monotonic
 
@@ -191,6 +191,8 @@ class ReadHere(Reading):
             if end is not None:
                 pump.end(end[0])
             yield from pump.batches(self._calls.token, most=BATCH)
+        elif self._calls.token.cancelled:  # as a wait for the next would say: the end may have come because of that
+            raise Cancelled(self._calls.token.cause)
         elif end[0] is not None:
             try:
                 raise end[0]
