@@ -128,3 +128,15 @@ def test_a_consumer_that_waits_for_a_delta_reads_it_before_the_worker_goes_on(mo
         assert eventually(lambda: other._core.events.closed)
         assert not gave
         assert [event.content for event in other if isinstance(event, AgentChoice)] == ["2"]
+
+
+def test_half_a_character_waits_for_the_other_half_where_the_consumer_is_behind() -> None:
+    """A delta that could not be sent on the event loop is taken by the worker as if for the first time."""
+    session = Session.from_user("go")
+    steps = [TextDelta("\ud83d"), lambda: asyncio.sleep(0.01), TextDelta("\ude00!")]
+    before = 4  # events that the consumer leaves unread
+    with Runtime(Agent("a", AsyncScripted(steps)), event_capacity=before + 1) as runtime:
+        stream = runtime.run_stream(session)
+        assert eventually(lambda: stream._core.events.statistics().waiting_to_send == 1)
+        stream.result()
+    assert session.messages[-1].content == "\U0001f600!"
