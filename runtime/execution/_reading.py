@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from channels import Cancelled, Channel, ChannelClosed
 from channels._lazy import lazy
-from channels._park import handed_over, monotonic
+from channels._park import give_way, handed_over, monotonic
 
 from ._calls import NOBODY, Call, Calls, Finished, plain_function
 from ._driver import Carrier
@@ -243,8 +243,10 @@ class ReadOnLoop(Reading):
         before, calls.heard = calls.heard, now
         if self.put == self._through and now - before > ALONE:
             with self._lock:
-                if self.take_now is not None and self.take_now(item):
-                    return True
+                taken = self.take_now is not None and self.take_now(item)
+            if taken:
+                give_way()  # to the consumer, which was woken, and cannot run while the loop has the GIL
+                return True
         self.put += 1
         return False
 
