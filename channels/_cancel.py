@@ -216,7 +216,8 @@ class CancelToken:
     @property
     def cancelled(self) -> bool:
         """Whether the token is cancelled."""
-        return self._core.closed
+        core = self._core
+        return core._closed or (core._attention and core.closed)
 
     @property
     def cause(self) -> object:

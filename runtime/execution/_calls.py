@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Container, Iterator
 from contextvars import Context
-from types import FunctionType, MethodType
+from types import FunctionType, GeneratorType, MethodType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from channels import Cancelled, CancelToken, Channel, ChannelClosed
@@ -342,7 +342,7 @@ class Calls:
         call.thread = threading.current_thread()
         try:
             value = context.run(function)
-            if value is not None and inspect.isawaitable(value):  # a plain function that returns a coroutine
+            if is_awaitable(value):  # of a plain function that returns a coroutine
                 value = self._loop().call(value, cancel=self.token, context=context)
             return value, None
         except BaseException as error:  # SystemExit too: it ends the call, not the thread
@@ -417,6 +417,12 @@ class Calls:
 
     def __repr__(self) -> str:
         return f"<Calls {len(self._live)} under way>"
+
+
+def is_awaitable(value: Any) -> bool:
+    """`inspect.isawaitable`, which takes its time to find out that a value is not."""
+    kind = value.__class__
+    return (hasattr(kind, "__await__") or kind is GeneratorType) and inspect.isawaitable(value)
 
 
 def is_coroutine_function(function: Any) -> bool:

@@ -65,10 +65,6 @@ class ToolCall:
         """The arguments as text that every JSON parser accepts: an empty object if they are broken."""
         return self._reading.text
 
-    def read_as(self, other: ToolCall) -> None:
-        """Take over what was read of another call with the same arguments."""
-        object.__setattr__(self, "_read", other._reading)
-
     @property
     def _reading(self) -> ReadArguments:
         if self._read is None:  # two threads may both read them: what they say is the same
@@ -177,7 +173,8 @@ class Message:
         if not self.content.isascii():
             object.__setattr__(self, "content", well_formed(self.content))
         if not (  # the common case, in a quarter of the time
-            self.tool_calls == ()
+            self.tool_calls.__class__ is tuple
+            and not [call for call in self.tool_calls if call.__class__ is not ToolCall]
             and self.images == ()
             and (self.tool_call_id is None or self.tool_call_id.__class__ is str)
             and (self.agent_name is None or self.agent_name.__class__ is str)

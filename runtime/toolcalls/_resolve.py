@@ -64,10 +64,17 @@ def read(
     """Read the calls of a reply, of which ``calls`` are to be made. One that was shown to the user before, in another
     process it may be, means what was shown.
     """
-    finish = reply.finish_reason
-    compared = {call.id: _compared(call, call.parsed) for call in reply.tool_calls}
-    made = {call.id: _as_shown(call, states) for call in calls}
-    return Read({id: _resolve(each, each.parsed, finish, tools, cancel) for id, each in made.items()}, compared)
+    to_make = {call.id for call in calls}
+    resolved: dict[str, Resolved] = {}
+    compared: dict[str, str] = {}
+    for call in reply.tool_calls:
+        arguments = call.parsed
+        compared[call.id] = _compared(call, arguments)  # first: what a tool makes of its arguments may change them
+        if call.id in to_make:
+            made = _as_shown(call, states)
+            means = arguments if made is call else made.parsed
+            resolved[call.id] = _resolve(made, means, reply.finish_reason, tools, cancel)
+    return Read(resolved, compared)
 
 
 def _compared(call: ToolCall, arguments: Mapping[str, Any] | None) -> str:
