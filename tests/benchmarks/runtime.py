@@ -47,6 +47,7 @@ TURNS = 100
 PACED = 100
 PACE = 0.002  # seconds
 STREAMS = 100
+MODELS = {"sync": Scripted, "async": AsyncScripted}
 
 
 def floor_events(count: int = DELTAS) -> float:
@@ -105,6 +106,7 @@ def tool_turns(
     instrument: Callable[[Runtime], object] = lambda runtime: None,
     stall_after: float | None = None,
     *,
+    model: type[Scripted] = Scripted,
     reads: bool = True,
 ) -> float:
     """Milliseconds per turn with one tool call. A consumer ``reads`` the events, or waits for the result."""
@@ -115,7 +117,7 @@ def tool_turns(
         return "ok"
 
     turns = [[call("nothing", f'{{"n": {n}}}', id=f"call-{n}")] for n in range(TURNS)]
-    agent = Agent("a", Scripted(*turns, [TextDelta("done")]), tools=[nothing], max_iterations=200)
+    agent = Agent("a", model(*turns, [TextDelta("done")]), tools=[nothing], max_iterations=200)
     with Runtime(agent, stall_after=stall_after) as runtime:
         instrument(runtime)
         start = time.perf_counter()
@@ -242,6 +244,12 @@ def many_streams(model: type[Scripted]) -> tuple[float, float, int]:
         for stream in streams:
             assert any(isinstance(event, StreamStopped) for event in stream)
         return time.perf_counter() - start, added, threads
+
+
+def show_many_streams(kind: str) -> None:
+    """In a process of its own."""
+    wall, added, threads = many_streams(MODELS[kind])
+    print(f"{STREAMS} streams, {kind:5s} {wall * 1e3:6.0f} ms wall, {added:.1f} MiB, {threads} threads")
 
 
 def peer_events(peer: AgentPeer, count: int = DELTAS) -> float:
@@ -382,8 +390,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="the figures, and those that have a floor as ratios: for compare.py")
+    parser.add_argument("--streams", choices=MODELS, help="only what many streams take")
     parser.add_argument("--peers", action="store_true", help="also the other libraries that are installed")
     options = parser.parse_args()
+    if options.streams:
+        show_many_streams(options.streams)
+        return
     peers = list(installed()) if options.peers else []
     rounds = options.rounds
     runs: dict[str, list[float]] = {}
@@ -403,6 +415,7 @@ def main() -> None:
             note("first text ms", text)
             note("tool turn ms", tool_turns())
             note("  with run() ms", tool_turns(reads=False))
+            note("  async model ms", tool_turns(model=AsyncScripted))
             note("  watched ms", tool_turns(stall_after=60.0))
             for name, providers in traced.items():
                 note(f"  {name} ms", tool_turns(functools.partial(instrument, **providers)))
@@ -429,10 +442,9 @@ def main() -> None:
         write(options.json, "runtime", runs)
         ratios = {name: of_floor(runs, name) for name in runs}
         write(options.json, "runtime, of the floor", {name: values for name, values in ratios.items() if values})
-    for model in (Scripted, AsyncScripted):
-        wall, added, threads = many_streams(model)
-        kind = "async" if model is AsyncScripted else "sync"
-        print(f"{STREAMS} streams, {kind:5s} {wall * 1e3:6.0f} ms wall, {added:.1f} MiB, {threads} threads")
+    for kind in MODELS:  # in a process of its own: memory and threads that others have left would be used again
+        program = [sys.executable, __file__, "--streams", kind]
+        print(subprocess.run(program, capture_output=True, text=True, check=True).stdout.rstrip())
     for peer in peers:
         added, threads = peer_many(peer)
         print(f"{STREAMS} streams, {peer.name:14s} {added:.1f} MiB, {threads} threads")
