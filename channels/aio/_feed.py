@@ -40,7 +40,7 @@ class First(Protocol):
 
     put: int  # how many were put into the channel
 
-    def take(self, value: Any, /) -> bool:
+    def take_first(self, value: Any, /) -> bool:
         """Take the value, which would be the only one in the channel, or else count it in ``put``. Never waits."""
 
 
@@ -271,7 +271,7 @@ async def _pump(
             if first is not None:
                 if channel._buffer:
                     first.put += 1
-                elif not channel._closed and first.take(value):
+                elif not channel._closed and first.take_first(value):
                     burst += 1
                     if burst >= BURST:
                         burst = 0

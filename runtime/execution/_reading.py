@@ -52,13 +52,29 @@ def read(
 
 class Reading:
     """Items that come one after the other. In ``batches``, an item comes with those that have come with it, and never
-    waits for another.
+    waits for another. As an errand of the worker, it gives them to ``take``, and the batches have what is left.
     """
 
-    __slots__ = ("batches",)
+    __slots__ = ("_failure", "batches", "call", "take")
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, call: Call, batches: Batches) -> None:
+        self.call = call
         self.batches = batches
+        self.take: Callable[[Any], object] = _nothing
+        self._failure: BaseException | None = None
+
+    def raise_failure(self) -> None:
+        """After the errand: raise what ``take`` has raised."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # it holds this frame
+
+    def next_batch(self) -> Sequence[Any]:
+        """The next of the batches, none at the end. Raises what the source raises, and `Cancelled`."""
+        return next(self.batches, ())
 
     def close(self) -> None:
         """Let go of the source. Harmless when it is said again."""
@@ -67,8 +83,7 @@ class Reading:
 
 class ReadHere(Reading):
     """Items that the thread of the worker can read itself, as an errand: then ``take`` is called with each of them, as
-    by the worker. The batches have what comes after the worker was taken over. Without an errand, a helper reads, and
-    the batches have all items.
+    by the worker. The batches have what comes after the worker was taken over. Without an errand, a helper reads.
 
     Invariant: what the reading thread cannot give to ``take`` goes into a pump, which is made when it is needed. The
     end is noted first, and then told to the pump if there is one; the worker looks for the end after it has made the
@@ -80,25 +95,19 @@ class ReadHere(Reading):
         "_cancelled",
         "_carrier",
         "_end",
-        "_failure",
         "_last",
         "_pumps",
         "_source",
         "_within",
-        "call",
-        "take",
     )
 
     def __init__(self, calls: Calls, what: str, source: Callable[[], Any], within: Context | None) -> None:
-        super().__init__(self._batches())
-        self.take: Callable[[Any], object] = _nothing
+        super().__init__(Call(what, self), self._batches())
         self._calls = calls
         self._within = within
         self._source = reading(source, calls._loop, calls.token)
-        self.call = Call(what, self)
         self._carrier: Carrier | None = None  # while it is that of the worker
         self._cancelled: Channel[None] = calls.token.done._channel  # type: ignore[assignment]  # there is no other
-        self._failure: BaseException | None = None
         self._pumps: dict[None, Pump[Any]] = {}
         self._end: tuple[BaseException | None] | None = None
         self._last = 0.0  # when an item was handed over through the pump
@@ -172,15 +181,6 @@ class ReadHere(Reading):
 
     # -- for the worker ------------------------------------------------------------------------------------------------
 
-    def raise_failure(self) -> None:
-        """After the errand: raise what ``take`` has raised."""
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure  # it holds this frame
-
     def _batches(self) -> Batches:
         if not self.call.claimed:
             self._calls.begin_or_withdraw(self.call, self._read, self._within)
@@ -216,28 +216,52 @@ def _nothing(item: Any) -> None:
 class ReadOnLoop(Reading):
     """Items of an asynchronous source. They come through a channel; but if the worker waits for the next one, and that
     comes alone, ``take_now`` is called with it on the event loop. It never waits: where it cannot take an item, it
-    returns False.
+    returns False. As an errand, ``take`` is called with each batch; the worker does not rest, but the stack of its
+    thread is low while it waits.
 
     Invariant: the loop counts the items that it puts into the channel, and the worker those that it is through with. So
     where both have counted the same, the worker waits, and takes the lock before it does anything but wait again.
     """
 
-    __slots__ = ("_call", "_calls", "_context", "_lock", "_source", "_through", "put", "take_now")
+    __slots__ = ("_broken", "_calls", "_context", "_lock", "_source", "_through", "put", "take_now")
 
     def __init__(
         self, calls: Calls, what: str, source: Callable[[], AsyncIterator[Any]], within: Context | None
     ) -> None:
-        super().__init__(self._batches())
+        super().__init__(Call(what, Channel(name=what)), self._batches())
         self.take_now: Callable[[Any], bool] | None = None
+        self._broken: BaseException | None = None  # what the source has raised
         self._calls = calls
-        self._call = Call(what, Channel(name=what))
         self._source = source
         self._context = (within or calls._context).copy()
         self._lock = threading.Lock()
         self.put = 0
         self._through = 0
 
-    def take(self, item: Any) -> bool:
+    def run(self, carrier: Carrier) -> None:
+        try:
+            while batch := next(self.batches, ()):
+                try:
+                    self.take(batch)
+                except BaseException as error:
+                    self._failure = error
+                    return
+        except BaseException as error:
+            self._broken = error
+
+    def taken_over(self) -> None:
+        return
+
+    def next_batch(self) -> Sequence[Any]:
+        broken, self._broken = self._broken, None
+        if broken is not None:
+            try:
+                raise broken
+            finally:
+                del broken  # it holds this frame
+        return super().next_batch()
+
+    def take_first(self, item: Any) -> bool:
         """On the loop. Whether the item does not have to go through the channel."""
         calls, now = self._calls, monotonic()
         before, calls.heard = calls.heard, now
@@ -253,7 +277,7 @@ class ReadOnLoop(Reading):
     def _batches(self) -> Batches:
         from channels.aio._feed import start_feed  # slow, and loaded by now: there is a loop
 
-        calls, call = self._calls, self._call
+        calls, call = self._calls, self.call
         loop = calls._loop()
         made = self._source, DELTAS, calls.token, self._context, self
         with start_feed(loop, loop._alive_for(self._source), *made) as items:
@@ -268,6 +292,10 @@ class ReadOnLoop(Reading):
                     self.take_now = None
         if call.over:
             calls._live.discard(call)
+
+    def close(self) -> None:
+        super().close()
+        self.take, self.take_now = _nothing, None  # they hold this
 
 
 def _small(batches: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:

@@ -68,9 +68,13 @@ def _hear(core: StreamCore, model: Model, reading: Reading, reply: Reply, trace:
     take = reply.take
     heard = trace.watch(take)
     is_plain = heard is take and reply.is_plain
-    if isinstance(reading, ReadOnLoop) and is_plain:
-        reading.take_now = reply.take_now
-    if isinstance(reading, ReadHere) and reading.may_be_errand:
+    if isinstance(reading, ReadOnLoop):
+        reading.take = heard
+        if is_plain:
+            reading.take_now = reply.take_now
+        thrown((yield reading))
+        reading.raise_failure()
+    elif isinstance(reading, ReadHere) and reading.may_be_errand:
         reading.take = reply.take_one if is_plain else lambda delta: heard((delta,))
         reply.gives_way = False  # its thread goes on to wait for the model
         thrown((yield reading))
@@ -84,6 +88,6 @@ def next_batch(core: StreamCore, model: Model, reading: Reading) -> Sequence[Any
     """The deltas of ``model`` that come next, none at its end. Errors of the model are raised here, apart from errors
     in sending events."""
     try:
-        return next(reading.batches, ())
+        return reading.next_batch()
     except BaseException as error:
         raise failed(core, model, error) from error
