@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from runtime._log import LOGGERS
 from support import figures
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from interleave import reports
+
+
+@pytest.fixture(autouse=True)
+def filters() -> Iterator[None]:
+    """The explored copy of `runtime` logs where the other does: what it adds to the loggers goes with it."""
+    before = {name: logging.getLogger(name).filters[:] for name in LOGGERS}
+    yield
+    for name, filters in before.items():
+        logging.getLogger(name).filters[:] = filters
 
 
 @pytest.hookimpl(tryfirst=True)
