@@ -127,6 +127,10 @@ class Feed(Receiver[T_co]):
         """The next value. Raises `Cancelled` once ``cancel`` is done; a Ctrl-C loses nothing and leaves it usable."""
         if self._over:
             raise StopIteration
+        channel: Any = self._channel
+        if channel._closed and not channel._buffer and channel._error is None and not self._is_cancelled():
+            self._over = True  # without the exception that `recv` would raise, and its text
+            raise StopIteration
         self._run.life.refuse("iterating")
         try:
             return super().recv(None, self._cancel)
@@ -140,6 +144,9 @@ class Feed(Receiver[T_co]):
                 self._over = True
                 insist(self._run.cancel)
             raise
+
+    def _is_cancelled(self) -> bool:
+        return self._cancel is not None and self._cancel.done.closed
 
     def batches(self) -> Iterator[Sequence[T_co]]:
         """Iterate over lists of values: each step waits for one value and returns all values that have arrived.
@@ -225,18 +232,28 @@ def start_feed(
         raise
     ref = weakref.ref(channel)
     ending: list[Callable[[], None]] = []
-    run = _FeedRun(owner, life, _pump, (source, ref, ending, first), functools.partial(_end_feed, ref), context)
+    dropped: list[weakref.finalize[Any, Any]] = []
+    over = functools.partial(_end_feed, ref, dropped)
+    run = _FeedRun(owner, life, _pump, (source, ref, ending, first), over, context)
     ending.append(run.ending)
     run.name = f"feed of {named(source)}"
     _timer.start()
     finalizer = weakref.finalize(channel, _timer.call_soon, run.cancel)
     finalizer.atexit = False
+    dropped.append(finalizer)
     feed: Feed[Any] = Feed(channel, run, cancel)
     run.begin()
     return feed
 
 
-def _end_feed(ref: weakref.ref[_Fed[Any]], result: Any, error: BaseException | None) -> None:
+def _end_feed(
+    ref: weakref.ref[_Fed[Any]],
+    dropped: list[weakref.finalize[Any, Any]],
+    result: Any,
+    error: BaseException | None,
+) -> None:
+    while dropped:  # there is nothing to cancel any more, for which the timer thread would be woken
+        dropped.pop().detach()
     channel = ref()
     if channel is not None and not channel.closed:
         channel.fail(error)

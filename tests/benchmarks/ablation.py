@@ -76,7 +76,10 @@ def turns_on_helpers() -> float:
 
 def turns_without_rest() -> float:
     """The worker never rests while its thread makes a call, so that nobody can take it over."""
-    with mock.patch.object(Carrier, "leave"):
+
+    def stay(carrier: Carrier) -> None: ...
+
+    with mock.patch.object(Carrier, "leave", stay):
         return turns()
 
 
