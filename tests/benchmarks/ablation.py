@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[0:1] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks")]
 
 from channels import CancelToken, Channel  # noqa: E402
+from channels.aio import LoopThread  # noqa: E402
 from runtime import Agent, Runtime, Session, TextDelta, tool  # noqa: E402
 from runtime.events import AgentChoice  # noqa: E402
 from runtime.execution._driver import Carrier  # noqa: E402
@@ -95,6 +96,16 @@ def way_to_a_helper() -> float:
     return processor(go, TURNS)
 
 
+def way_to_the_loop() -> float:
+    """There and back: a coroutine that does nothing, on the thread of an event loop."""
+
+    async def nothing() -> None: ...
+
+    with LoopThread() as loop:
+        loop.call(nothing())
+        return processor(lambda: [loop.call(nothing()) for _ in range(TURNS)], TURNS)
+
+
 TOOL_TURN: Figures = {
     "as it is": turns,
     "with run(), which reads no events": lambda: turns(reads=False),
@@ -102,6 +113,7 @@ TOOL_TURN: Figures = {
     "each call on a helper": turns_on_helpers,
     "one way to a helper and back": way_to_a_helper,
     "with an asynchronous model": lambda: turns(AsyncScripted),
+    "one way to the event loop and back": way_to_the_loop,
 }
 
 
