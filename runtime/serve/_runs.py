@@ -155,18 +155,22 @@ class Runs:
                     self._log.append(run.session, said)
         except BaseException:
             _logger.exception("the events of session %s cannot be kept: its run is ended", id)
+            self._close(run)  # first: as long as it lives, another one on its session would find that changed
         parked = run.stream.reason == "waiting"
         self._end(run)
-        try:
-            run.stream.close()
-        except StreamStuck as stuck:
-            _logger.warning("a run of session %s has ended, but: %s", id, stuck)
+        self._close(run)
         core = run.stream._core
         if core.ending.reason == "error":  # its client may see it, but who looks after the server does not
             what = f"{core.ending.code}: {core.ending.message}"
             _logger.warning("a run of session %s has failed: %s", id, what, extra=core.tags)
         if parked:
             self.go_on(id, run.agent)  # an answer may have come at the same moment
+
+    def _close(self, run: LiveRun) -> None:
+        try:
+            run.stream.close()
+        except StreamStuck as stuck:
+            _logger.warning("a run of session %s has ended, but: %s", run.session.id, stuck)
 
     def _end(self, run: LiveRun) -> None:
         with self._lock:
