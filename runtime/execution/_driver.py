@@ -146,6 +146,7 @@ class Driver:
         if rest:
             return  # the carrier looks by itself before the worker rests again
         carrier = Carrier(self)
+        carrier._rest = rest  # before its thread runs: hit by an exception at once, it does not take itself for the one
         running = carrier.running = Running(functools.partial(carrier.take_over, rest), self._name)
         try:
             launch(running)
