@@ -130,13 +130,13 @@ class Network:
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
         for sock in self._sockets:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
         for thread in self._threads:
             thread.join(5)
+        for sock in (self._listener, *self._sockets):  # not before: a thread would read from a number that is another's
+            sock.close()
 
     def __enter__(self) -> Network:
         return self
