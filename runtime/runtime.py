@@ -7,7 +7,7 @@ import functools
 import os
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from types import NoneType, TracebackType
+from types import EllipsisType, NoneType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from ._checks import check, check_flags, check_number, check_path, is_number
@@ -64,7 +64,8 @@ class Runtime:
       team's after them.
     - ``event_capacity`` is the number of events that a stream buffers for a slow consumer.
     - ``answer_timeout``, in seconds: a question that nobody answers in this time is declined, and a tool call that
-      nobody approves is rejected (None: they wait as long as their stream).
+      nobody approves is rejected (None: they wait as long as their stream). By default they wait for five minutes, or
+      without end if the run is parked or ``park_after`` is given.
     - ``grace`` is the number of seconds that a call which cannot be interrupted may go on after the end of its stream,
       before `StreamStuck` names it.
     - ``prices`` are the prices of your models, by id or by a pattern such as ``openai/gpt-5*``. They take precedence
@@ -95,7 +96,7 @@ class Runtime:
         executor: Executor | None = None,
         permissions: Permissions | None = None,
         event_capacity: int = 128,
-        answer_timeout: float | None = 300.0,
+        answer_timeout: float | EllipsisType | None = ...,
         grace: float = 1.0,
         prices: Mapping[str, Price] | None = None,
         result_limit: int | None = RESULT_CHARACTERS,
@@ -108,7 +109,7 @@ class Runtime:
         on_stall: Callable[[Stall], object] | None = None,
     ) -> None:
         for name, seconds in (("grace", grace), ("answer_timeout", answer_timeout)):
-            if not is_number(seconds, least=0) and not (name == "answer_timeout" and seconds is None):
+            if not is_number(seconds, least=0) and not (name == "answer_timeout" and seconds in (None, ...)):
                 raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r:.200}")
         check_number("stall_after", stall_after, "seconds", above=0, optional=True)
         if on_stall is not None and not callable(on_stall):
@@ -136,6 +137,9 @@ class Runtime:
             )
         check("permissions", permissions, (Permissions, NoneType), "made with Permissions(allow=[...], ...)")
         check("what a runtime runs", agent, (Agent, Team), "an Agent or a Team")
+        patient = isinstance(answer_timeout, EllipsisType)
+        if isinstance(answer_timeout, EllipsisType):
+            answer_timeout = 300.0 if park_after is None else None
         # Not with the others above: a module that declares agents and tools for others to run needs no turns.
         from .loop import _loop
 
@@ -148,6 +152,7 @@ class Runtime:
             loop=_default_loop,
             toolsets=ToolSets(),
             answer_timeout=answer_timeout,
+            patient=patient,
             grace=grace,
             event_capacity=event_capacity,
             observers=checked(observers),

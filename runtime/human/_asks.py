@@ -62,6 +62,7 @@ class Ask(Generic[Q, A]):
         self.retry: Callable[[], object] = _nothing  # delivers what is written down, on the deadline's thread
         self.written: dict[None, list[A]] = {}
         self.parked = False  # its stream has ended, and left it to the store, where it waits on
+        self.patient = False  # nobody has said how long it may wait, once it is parked
         self.keep: Callable[[A], object] = _kept_nowhere  # writes the answer down where it outlives the process
 
     @property
@@ -113,14 +114,14 @@ class Pending(Generic[Q, A]):
             if ask is owner or ask.call is owner or ask.stream is owner:
                 self._settle(ask, self._withdrawn(note))
 
-    def park(self, stream: object) -> list[str]:
-        """Leave the questions of a stream, and their answers, to its store. Returns the ids of the questions."""
+    def park(self, stream: object) -> list[Ask[Q, A]]:
+        """Leave the questions of a stream, and their answers, to its store. Returns the questions."""
         left = [ask for ask in list(self._pending.values()) if ask.stream is stream]
         for ask in left:
             ask.parked = True
             self._pending.pop(ask.id, None)
             ask.deadline, ask.retry = None, _nothing
-        return [ask.id for ask in left]
+        return left
 
     def is_pending(self, ask: Ask[Q, A]) -> bool:
         """Whether ``ask`` is still open."""

@@ -29,6 +29,7 @@ import pytest
 
 from channels import Cancelled, CancelToken, ChannelClosed, Receiver
 
+from .._dataclasses import replace
 from .._errors import (
     InvalidAnswer,
     LeaseLost,
@@ -463,6 +464,15 @@ class StoreConformance:
         assert [(each.id, each.answer) for each in again] == [("a", {"action": "decline"}), ("b", None)]
         assert [request.id for request in store.pending()] == ["b"]
         journal.release("idle")
+
+    def test_a_request_that_is_asked_again_without_an_end_waits_without_end(self, store: Store, held: Any) -> None:
+        session, journal = held(_calling("1"))
+        soon = datetime.now(UTC) + timedelta(minutes=1)
+        asked = _request(session, "q", call_id="1", expires_at=soon)
+        journal.append(Requested(asked))
+        journal.append(Requested(replace(asked, expires_at=None)))
+        journal.release("waiting")
+        assert [(request.id, request.expires_at) for request in store.pending()] == [("q", None)]
 
     def test_more_turns_that_were_granted_are_not_granted_twice(self, store: Store, held: Any) -> None:
         session, journal = held()

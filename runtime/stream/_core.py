@@ -105,6 +105,7 @@ class Shared:
     store: Store | None = None
     listen: bool = False  # to commands of other processes
     park_after: float | None = None
+    patient: bool = False  # nobody has set ``answer_timeout``: what is parked waits without end
     watch: Watch | None = None
 
     bridge: ElicitationBridge = field(default_factory=ElicitationBridge, init=False)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from .. import events
+from .._dataclasses import replace
 from ..agent._tool import Answer
 from ..human._asks import Ask
 from ..human._listener import answer_from, decision_from
@@ -26,6 +27,7 @@ def keep(core: StreamCore, ask: Ask[Any, Any], kind: RequestKind, timeout: float
     expires = None if timeout is None else datetime.now(UTC) + timedelta(seconds=timeout)
     ids = ask.id, core.session.id, core.root.session.id
     request = Request(*ids, kind, ask.event.to_dict(), expires_at=expires, **fields)
+    ask.patient = core.shared.patient and getattr(ask.question, "timeout", None) is None
     core.log.outbox.note(Requested(request))
     keep_answer(core, ask, request)
     core.commit()
@@ -41,6 +43,18 @@ def keep_answer(core: StreamCore, ask: Ask[Any, Any], request: Request) -> None:
             core.calls.run("listening to the store", listener.listen)
         core.requested[ask.id] = request
         ask.keep = lambda answer: store.answer(ask.id, form(answer))
+
+
+def park(core: StreamCore) -> tuple[Request, ...]:
+    """Leave the open questions of the stream to its store, where they wait without end unless somebody has said how
+    long they may. Returns their requests. Does not wait for the store.
+    """
+    left: list[Ask[Any, Any]] = [*core.shared.asks.park(core), *core.shared.confirmations.park(core)]
+    for ask in left:
+        if ask.patient:
+            core.requested[ask.id] = replace(core.requested[ask.id], expires_at=None)
+            core.log.outbox.note(Requested(core.requested[ask.id]))
+    return tuple(core.requested[ask.id] for ask in left)
 
 
 def tell(core: StreamCore, request_id: str, answer: Answer | Decision) -> None:

@@ -23,6 +23,7 @@ from ._core import StreamCore, insist
 from ._end_hooks import Cleanup
 from ._end_reason import StopRun
 from ._ending import give_back, wind_down
+from ._requests import park
 
 _logger = lazy_logger("runtime")
 _UNKNOWN: Final = "interrupted: the run ended in the middle of this call; it is not known whether it took effect"
@@ -73,8 +74,7 @@ def _run(core: StreamCore, cleanup: Cleanup) -> Steps[None]:
     except StopRun as stop:
         reason = stop.reason
         if reason == "waiting":
-            left = core.shared.asks.park(core) + core.shared.confirmations.park(core)
-            core.session._unfinished = Unfinished({}, tuple(core.requested[id] for id in left))
+            core.session._unfinished = Unfinished({}, park(core))
         else:
             log.settle(_INTERRUPTED)
         if stop.note:

@@ -8,6 +8,7 @@ import collections
 import functools
 import threading
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -468,6 +469,64 @@ def test_a_question_that_timed_out_while_it_was_parked_is_declined() -> None:
         runtime.run(loaded)
     assert not till.done
     assert "nobody answered in time" in loaded.messages[2].content
+
+
+@pytest.mark.parametrize("settings", [{}, {"park_after": 0.02}])
+@pytest.mark.parametrize("name", ["pay", "order", "more"])
+def test_what_is_parked_waits_without_end(settings: dict[str, Any], name: str) -> None:
+    """Approvals, questions and requests for more turns: nobody has said how long they may wait."""
+    called, limit = ("pay", 1) if name == "more" else (name, 20)
+    model = Planned(calls(("c1", called, {"to": "ann"} if called == "pay" else {})), done())
+    agent = Agent("a", model, tools=Till().tools(), max_iterations=limit)
+    allowed = Permissions(allow=["pay"] if name == "more" else [])
+    store = MemoryStore()
+    with Runtime(agent, store=store, permissions=allowed, **settings) as runtime:
+        session = Session.from_user("go")
+        with runtime.run_stream(session) as stream:
+            park_when(stream, 0 if settings else 1)
+            assert stream.reason == "waiting"
+        [request] = runtime.waiting()
+        assert request.expires_at is None
+        assert session.waiting == (request,)
+        with runtime.run_stream(store.load(session.id)) as stream:
+            park_when(stream, 0 if settings else 1)
+            assert stream.reason == "waiting"
+        assert [each.expires_at for each in runtime.waiting()] == [None]
+
+
+@pytest.mark.parametrize("settings", [{}, {"park_after": 0.02}])
+def test_a_time_that_somebody_has_set_goes_on_while_the_run_is_parked(settings: dict[str, Any]) -> None:
+    """That of the runtime, also if it is the default, and that of the tool which asks."""
+
+    @tool(resumable=True, read_only=True)
+    def hurried(context: ToolContext) -> str:
+        """Asks for a minute."""
+        return context.elicit("Now?", timeout=60.0).action
+
+    for called, more in (("pay", {"answer_timeout": 300.0}), ("hurried", {}), ("hurried", {"answer_timeout": None})):
+        model = Planned(calls(("c1", called, {"to": "ann"} if called == "pay" else {})), done())
+        agent = Agent("a", model, tools=[*Till().tools(), hurried])
+        with Runtime(agent, store=MemoryStore(), **settings, **more) as runtime:
+            with runtime.run_stream(Session.from_user("go")) as stream:
+                park_when(stream, 0 if settings else 1)
+                assert stream.reason == "waiting"
+            [request] = runtime.waiting()
+            assert request.expires_at is not None
+            left = (request.expires_at - datetime.now(UTC)).total_seconds()
+            assert 0 < left <= (300 if called == "pay" else 60)
+
+
+def test_a_time_that_somebody_has_set_is_kept_by_a_runtime_that_has_set_none() -> None:
+    """It goes on with the run, and parks it again."""
+    store = MemoryStore()
+    agent = Agent("a", Planned(calls(("c1", "pay", {"to": "ann"})), done()), tools=Till().tools())
+    session = Session.from_user("go")
+    with Runtime(agent, store=store, answer_timeout=600) as runtime, runtime.run_stream(session) as stream:
+        park_when(stream, 1)
+    [before] = store.pending()
+    with Runtime(agent, store=store) as runtime, runtime.run_stream(store.load(session.id)) as stream:
+        park_when(stream, 1)
+    assert [each.expires_at for each in store.pending()] == [before.expires_at]
 
 
 def test_what_is_said_to_a_run_that_is_parked_then_is_heard_when_it_goes_on() -> None:
