@@ -46,6 +46,11 @@ class Standby(Waiter):
             self.ticket, self.done = [None], False  # who was about to send to it was served by another
         return not self.done
 
+    @property
+    def served(self) -> bool:
+        """Whether it was handed something, or is about to be. Of one that has ended, always."""
+        return not self.ticket
+
     def end(self) -> Any:
         """Wait no more. Returns the value that it was handed, `NOTHING` where there is none."""
         try:

@@ -229,7 +229,8 @@ class Carrier:
             self._carry(Thrown(error))
 
     def _has_to_go_on(self) -> bool:
-        return self._driver._steps.gi_frame is not None and self.is_back()
+        # In this order: without the GIL, nobody may look at the frame of a generator that runs in another thread.
+        return self.is_back() and self._driver._steps.gi_frame is not None
 
     def _carry(self, sent: Any) -> None:
         """Run the steps until they are over, or another thread carries the worker."""

@@ -111,6 +111,8 @@ class Held:
             carrier.leave()
             if calls.token.cancelled:  # looked at when the worker rests: who cancels it from now on sees that
                 return NOTHING
+            if standby.served:  # before the worker rested, when nobody could take it over
+                carrier.ask_for_relief()
             value, error = calls._make(call, (self._within or calls._context).copy(), self._function)
             if error is not None:
                 calls._told(call, error, call.explain)

@@ -29,7 +29,9 @@ def test_a_value_that_comes_is_handed_over() -> None:
     channel, wanted = Channel[int](1), Wanted()
     standby = Standby(wanted)
     assert standby.begin(channel)
+    assert not standby.served
     channel.send(1)
+    assert standby.served
     assert len(channel) == 0
     assert wanted.called.wait(10)
     assert standby.end() == 1

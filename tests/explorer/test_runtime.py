@@ -432,6 +432,58 @@ def a_call_that_stands_still(world: World, kind: str) -> Callable[[], None]:
     return check
 
 
+def a_message_for_a_tool(world: World) -> Callable[[], None]:
+    """It finds the worker at rest, or its thread finds the message when it has left: the tool stands still until the
+    worker has it.
+    """
+    channels, timer = world.load("channels"), world.load("channels._timer")
+    standby_module, driver_module = world.load("channels._standby"), world.load("runtime.execution._driver")
+    errands_module = world.load("runtime.execution._errands")
+    calls_module, helpers_module = world.load("runtime.execution._calls"), world.load("runtime.execution._helpers")
+    token, context = channels.CancelToken(), contextvars.copy_context()
+    calls = calls_module.Calls(token, helpers_module.HelperPool(), None, context)
+    gate, inbox, bell = channels.Channel(), channels.Channel(8), channels.Channel(8)
+    got: list[Any] = []
+
+    def ring(wanted: Any = None) -> None:
+        with contextlib.suppress(channels.ChannelClosed):
+            bell.try_send(None)
+
+    timer.ringing, timer.call_soon = lambda wanted: ring, ring
+
+    def stand_still() -> None:
+        with contextlib.suppress(channels.ChannelClosed):
+            gate.recv()
+
+    def worker() -> Any:
+        sent = driver_module.thrown((yield errands_module.Held(calls, "tool", inbox, stand_still)))
+        got.append(inbox.recv() if sent is standby_module.NOTHING else sent)
+        gate.close()
+        bell.close()
+
+    class Helpers:
+        def adopt(self, running: Any) -> None: ...
+
+    driver = driver_module.Driver("worker", worker(), context, ["the first"], Helpers(), token)
+
+    def clock() -> None:
+        for _ in bell:
+            if (found := driver.rest) is not None:
+                carrier = driver_module.Carrier(driver)
+                carrier.running = "another"
+                carrier.take_over(found[0])
+
+    world.spawn("T", driver_module.Carrier(driver).begin)
+    world.spawn("K", clock)
+    world.spawn("M", lambda: inbox.try_send("said"))
+
+    def check() -> None:
+        assert not world.stuck
+        assert got == ["said"]
+
+    return check
+
+
 def idle_threads(world: World, ends: bool) -> Callable[[], None]:
     """What is given to an idle thread is run by it, once, also where it leaves in that moment, is told to end, or is
     hit by an exception that was meant for what it has run; or whoever gives it knows that nobody takes it.
@@ -501,6 +553,10 @@ def test_a_reading_that_is_taken_over(cancels: bool, fails: bool) -> None:
 def test_a_call_that_stands_still(kind: str) -> None:
     scenario = partial(a_call_that_stands_still, kind=kind)
     assert explore(scenario, preemptions=1, modules=READINGS, schedules=1500).schedules
+
+
+def test_a_message_for_a_tool() -> None:
+    assert explore(a_message_for_a_tool, preemptions=1, modules=READINGS, schedules=1500).schedules
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2])

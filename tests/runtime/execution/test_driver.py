@@ -15,11 +15,14 @@ from typing import Any
 import pytest
 
 import runtime.execution._driver as driver_module
-from channels import CancelToken
+from channels import CancelToken, _timer
 from runtime import Agent, Runtime, Session, TextDelta, ToolContext, tool
 from runtime.events import AgentChoice, Event, StreamStopped, ToolCallOutput, ToolCallResponse
+from runtime.execution._driver import Carrier
+from runtime.execution._errands import Held
 from runtime.execution._helpers import HelperPool
 from runtime.execution._threads import Running
+from runtime.stores import MemoryStore
 from runtime.stream._core import StreamCore
 from support.scripted import AsyncScripted, Scripted, Stall, call, say
 from support.waiting import eventually
@@ -131,6 +134,29 @@ def test_a_model_that_does_not_close_holds_nobody_up() -> None:
             stall.go_on.set()
 
 
+def test_what_is_said_to_a_worker_as_it_goes_to_rest_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is wanted a moment before it rests, when nobody can take it over yet."""
+
+    def leave(carrier: Carrier) -> None:
+        if isinstance(carrier._driver._errand, Held):
+            rung = threading.Event()
+            stream.park(force=True)
+            _timer.call_soon(rung.set)
+            assert rung.wait(10)
+        plainly(carrier)
+
+    plainly = Carrier.leave
+    monkeypatch.setattr(Carrier, "leave", leave)
+    ended, seen = threading.Event(), []
+    stop = tool(name="stop", read_only=True)(lambda: seen.append(ended.wait(10)))
+    with Runtime(Agent("a", Scripted([call("stop")]), tools=[stop]), store=MemoryStore()) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        assert isinstance(list(stream)[-1], StreamStopped)
+        assert not seen
+        ended.set()
+    assert stream.reason == "waiting"
+
+
 def test_without_a_thread_the_worker_goes_on_when_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system may have none for a while."""
     launch, tries = driver_module.launch, []
@@ -230,6 +256,38 @@ def test_what_is_thrown_into_a_thread_before_the_first_step_of_its_worker_cancel
     driver_module.Carrier(driver)._carry(driver_module.Thrown(error))
     assert went == ["went"]
     assert token.cause is error
+
+
+def test_a_thread_whose_worker_was_taken_over_does_not_touch_it_any_more() -> None:
+    """Not to see whether there is anything left to do, either, where an exception was thrown into it: the worker runs
+    elsewhere, and without the GIL in the same moment.
+    """
+    looked: list[str] = []
+
+    class Taken:
+        call = None
+
+        def run(self, carrier: Carrier) -> None:
+            carrier.leave()
+            driver._rest[None] = "another"
+            raise KeyboardInterrupt
+
+    class Steps:
+        gi_suspended = True
+
+        def send(self, sent: Any) -> Taken:
+            looked.append("sent")
+            return Taken()
+
+        @property
+        def gi_frame(self) -> None:
+            looked.append("gi_frame")
+
+    given: Any = Steps()
+    driver = driver_module.Driver("worker", given, copy_context(), [], HelperPool(), CancelToken())
+    with pytest.raises(KeyboardInterrupt):
+        Carrier(driver).begin()
+    assert looked == ["sent"]
 
 
 def test_a_delta_that_comes_alone_is_sent_on_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
