@@ -170,7 +170,7 @@ class Conversation:
                         raise message.error
                     if (visit := visit_of(message.error)) is not None:
                         raise visit
-                    raise self._failure(call.name, message.error) from message.error
+                    raise self._failure(call, message.error) from message.error
                 if call.heard_at is not None:  # the time that people take is not the server's
                     call.heard_at += time.monotonic() - since
         finally:
@@ -218,8 +218,24 @@ class Conversation:
             )
             raise MCPServerError(self._server, problem) from error
 
-    def _failure(self, tool: str, error: BaseException | None) -> MCPServerError:
-        code = getattr(error, "code", None)
+    def _failure(self, call: ServerCall, error: BaseException | None) -> MCPServerError:
+        code, tool = getattr(error, "code", None), call.name
         if isinstance(code, int):  # the SDK's MCPError: the server's own words
+            if call.state is not None and _refuses_its_state(error):
+                problem = (
+                    f"has not gone on with {tool}: it no longer accepts the answer to its question, as after a restart"
+                    " or when the answer comes too late; call the tool again, and the user is asked again"
+                    f" ({error}, code {code})"
+                )
+                return MCPServerError(self._server, problem)
             return MCPServerError(self._server, f"refused to call {tool}: {error} (code {code})")
         return MCPServerError(self._server, f"failed to call {tool}: {type(error).__name__}: {error}")
+
+
+def _refuses_its_state(error: BaseException | None) -> bool:
+    """Whether a server refuses the state that it had given out. The protocol has no code of its own for this; these
+    are the words of the Python SDK.
+    """
+    data = getattr(error, "data", None)
+    reason = data.get("reason") if isinstance(data, Mapping) else None
+    return reason == "invalid_request_state" or "requeststate" in str(error).lower()

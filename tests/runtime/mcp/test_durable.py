@@ -4,6 +4,7 @@ the server wants back.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,31 @@ def test_the_example_server_goes_on_in_a_process_of_its_own(tmp_path: Path) -> N
         assert goes_on({"confirm": True}) == "normal"
         said = next(message.content for message in store.load(session.id).messages if message.role == "tool")
     assert said == "Booked: Luigi's, 2026-12-24, 2 people (booking 1)"
+
+
+def test_a_server_that_no_longer_accepts_its_state_makes_a_result_that_says_what_to_do(tmp_path: Path) -> None:
+    """By default, a server of the Python SDK has a key that ends with its process."""
+    source = (ROOT / "examples" / "booking_server.py").read_text()
+    (tmp_path / "server.py").write_text(re.sub("request_state_security=.*", "", source))
+    store, session = MemoryStore(), Session.from_user("go")
+    for _ in range(2):  # a process of the server each
+        loaded = store.load(session.id) if store.pending() else session
+        server = MCPToolSet([sys.executable, tmp_path / "server.py"], name="booking")
+        with Runtime(agent(server), store=store) as runtime, runtime.run_stream(loaded) as stream:
+            for event in stream:
+                if isinstance(event, ToolCallConfirmation):
+                    stream.approve(event)
+                elif isinstance(event, ElicitationRequest):
+                    if loaded is session:
+                        stream.park()
+                    else:
+                        stream.respond(event, "accept", {"date": "2026-12-24", "people": 2})
+    said = next(message.content for message in loaded.messages if message.role == "tool")
+    assert said == (
+        "MCPServerError: MCP server 'booking' has not gone on with book_table: it no longer accepts the answer to its"
+        " question, as after a restart or when the answer comes too late; call the tool again, and the user is asked"
+        " again (Invalid or expired requestState, code -32602)"
+    )
 
 
 def steps(store: Store, session: Session) -> list[str]:
