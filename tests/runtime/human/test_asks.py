@@ -460,7 +460,7 @@ def test_an_answer_to_a_question_that_was_parked_is_kept_and_not_refused() -> No
     made.settled = gone
     deadline = made.deadline
     assert deadline is not None
-    assert asks.park("stream") == [made.id]
+    assert asks.park("stream") == [made]
     assert made.deadline is None, "nobody waits for its time here"
     asks.settle(made, Answer("decline"))
     assert kept == [Answer("decline")]
