@@ -14,7 +14,7 @@ from channels import CancelToken
 from .._errors import NotParkable
 from ._end_reason import StopRun
 
-_MODEL: Final = "the model"
+_MODEL: Final = "model"
 
 
 class Parking:
@@ -45,10 +45,12 @@ class Parking:
         """Ask for the outermost stream and its nested streams to be parked. Raises `NotParkable`."""
         busy = self.under_way
         if busy and not force:
-            raise NotParkable(
-                f"the run cannot be parked while {', '.join(busy)} is at work; wait for its end, or leave it to itself"
-                " with force=True"
-            )
+            if len(busy) == 1:
+                said = f"{busy[0]} has not ended; wait until it has, or leave it to itself"
+            else:
+                said = f"{', '.join(busy[:-1])} and {busy[-1]} have not ended; wait until they have, or leave them to"
+                said += " themselves"
+            raise NotParkable(f"the run cannot be parked yet: {said} with force=True")
         self._outermost._forced = force
         self._outermost.wanted.cancel("parked")
 

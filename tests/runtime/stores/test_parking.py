@@ -40,6 +40,7 @@ from runtime.events import (
 )
 from runtime.session._journal import Request
 from runtime.stores import MemoryStore
+from runtime.stream._parking import Parking
 from support.scripted import Stall
 from support.stores import Planned, calls, done
 from support.waiting import eventually
@@ -232,6 +233,25 @@ def test_a_question_of_a_tool_that_cannot_be_called_again_keeps_the_run() -> Non
                     stream.park()
                 stream.respond(event, "accept")
         assert stream.result().text == "done"
+
+
+def test_what_keeps_a_run_from_being_parked_is_named_in_a_sentence() -> None:
+    """One thing or several."""
+    outer = Parking("a", None, None)
+    with pytest.raises(NotParkable) as found:
+        outer.park()
+    assert str(found.value) == (
+        "the run cannot be parked yet: a's model has not ended; wait until it has, or leave it to itself with"
+        " force=True"
+    )
+    inner = Parking("b", outer, None)
+    inner.busy = ("tool read", "hook log")
+    with pytest.raises(NotParkable) as found:
+        inner.park()
+    assert str(found.value) == (
+        "the run cannot be parked yet: a's model, b's tool read and b's hook log have not ended; wait until they have,"
+        " or leave them to themselves with force=True"
+    )
 
 
 def test_a_runtime_without_a_store_parks_nothing() -> None:
