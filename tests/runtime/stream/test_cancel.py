@@ -255,10 +255,12 @@ def test_a_tool_sees_the_cancel() -> None:
     from channels import Cancelled, Channel
 
     seen: Channel[object] = Channel(1)
+    entered = threading.Event()
 
     @tool(read_only=True)
     def patient(context: ToolContext) -> None:
         """Waits for ever, but listens."""
+        entered.set()
         try:
             Channel[None]().recv(cancel=context.cancel)
         except Cancelled as error:
@@ -268,6 +270,7 @@ def test_a_tool_sees_the_cancel() -> None:
         with runtime.run_stream(Session.from_user("go")) as stream:
             for event in stream:
                 if event.type == "tool_call":
+                    assert entered.wait(10)  # cancelled before, it is not called at all
                     stream.cancel("because")
         assert seen.recv(timeout=5) == "because"
 
