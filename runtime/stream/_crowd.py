@@ -8,7 +8,6 @@ long as a crowd is ending, and it ends in a second.
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from typing import Final
@@ -16,28 +15,40 @@ from typing import Final
 CROWD: Final = 32  # streams
 PATIENT: Final = 0.05  # seconds for which a thread may compute while others want to; those of a stream do not
 
-_cancels = itertools.count(1)  # a step of it is atomic, with the lock and without
-_ends = itertools.count(1)
-_cancelled = _ended = 0  # how far they are; where two threads write at once, one less for a moment
+# Each holds one item for each stream. To add or to take one is a single step, and the lengths tell how many there are,
+# however late a thread looks.
+_ending: list[None] = []  # cancelled, and not ended
+_early: list[None] = []  # ended before whoever cancels them has noted it
 _before: list[float] = []  # of one item, while the interval is ours: what it was
 
 
 def enter() -> None:
     """A stream is cancelled. Runs in whichever thread cancels it."""
-    global _cancelled
-    _cancelled = next(_cancels)
-    if _cancelled - _ended > CROWD and not _before and (interval := sys.getswitchinterval()) < PATIENT:
+    try:
+        _early.pop()
+    except IndexError:
+        _ending.append(None)
+    if len(_ending) > CROWD and not _before and (interval := sys.getswitchinterval()) < PATIENT:
         _before.append(interval)
         sys.setswitchinterval(PATIENT)
-        if not _before:  # all have left in between
+        if not _before:  # enough have left in between
             sys.setswitchinterval(interval)
+        else:
+            _restore()
 
 
 def leave() -> None:
     """A stream that was cancelled has ended."""
-    global _ended
-    _ended = next(_ends)
-    if _before and _cancelled - _ended <= CROWD // 2:
+    try:
+        _ending.pop()
+    except IndexError:
+        _early.append(None)
+    _restore()
+
+
+def _restore() -> None:
+    """If the crowd has ended, the interval is as it was."""
+    if _before and len(_ending) - len(_early) <= CROWD // 2:
         try:
             interval = _before.pop()
         except IndexError:  # another thread is at it
@@ -48,10 +59,9 @@ def leave() -> None:
 
 def _in_child() -> None:
     """Its parent's streams do not end here."""
-    global _cancels, _ends, _cancelled, _ended
-    _cancels, _ends = itertools.count(2), itertools.count(1)
-    _cancelled = 1
-    leave()
+    _ending.clear()
+    _early.clear()
+    _restore()
 
 
 if hasattr(os, "register_at_fork"):

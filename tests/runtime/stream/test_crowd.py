@@ -4,11 +4,13 @@ thousand streams end in a second, not in a minute.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -125,6 +127,63 @@ def test_threads_that_come_and_go_at_once_leave_the_interval_as_it_was(threads: 
 
     threads.all(*[come_and_go] * 4)
     assert interval_is(USUAL)
+
+
+def in_between(function: Callable[[], object], at: int, other: Callable[[], object]) -> bool:
+    """Call ``function``, and ``other`` before its step number ``at``, as if another thread came then. Whether there is
+    such a step.
+    """
+    steps, came = itertools.count(), []
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename != _crowd.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(steps) == at:
+            came.append(at)
+            sys.settrace(None)
+            other()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return bool(came)
+
+
+def test_those_who_leave_in_the_middle_of_another_step_leave_the_interval_as_it_was() -> None:
+    """As it was, whoever is the last; and so does one that leaves before whoever cancels it has noted it."""
+
+    def enter(count: int = _crowd.CROWD) -> None:
+        for _ in range(count):
+            _crowd.enter()
+
+    def leave(count: int = _crowd.CROWD) -> None:
+        for _ in range(count):
+            _crowd.leave()
+
+    for at in itertools.count():
+        enter(_crowd.CROWD + 1)
+        left = in_between(_crowd.leave, at, leave)
+        if not left:
+            leave()
+        assert interval_is(USUAL), at
+        enter()
+        entered = in_between(_crowd.enter, at, lambda: leave(_crowd.CROWD + 1))
+        if not entered:
+            leave(_crowd.CROWD + 1)
+        assert interval_is(USUAL), at
+        if not (left or entered):
+            break
+        enter()
+        assert interval_is(USUAL), at  # so many are no crowd
+        enter(1)
+        assert interval_is(_crowd.PATIENT), at
+        leave(_crowd.CROWD + 1)
+    assert at > 10
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
