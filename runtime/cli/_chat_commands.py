@@ -19,6 +19,7 @@ from ..session._message import Message
 from ..session._session import Session
 from ..stores._store import Store
 from ._chat_view import View
+from ._files import why_unwritten
 from ._sessions import line_of, session_id, short
 from ._show import named
 
@@ -217,7 +218,7 @@ def _save(chat: Chat, rest: str) -> None:
     except FileExistsError:
         raise WrongUse(f"{escaped(rest)} is there already: name another file.") from None
     except (OSError, ValueError) as error:
-        raise WrongUse(f"The conversation cannot be written: {error}") from None
+        raise WrongUse(f"The conversation cannot be written: {escaped(why_unwritten(path, error))}") from None
     chat.view.note(f"saved as {escaped(rest)}", "dim")
 
 

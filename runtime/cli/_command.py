@@ -27,6 +27,7 @@ from . import _serve, _sessions, _waiting
 from ._ask import Questions, question_of
 from ._chat import chat, is_installed
 from ._eval import EPILOG, add_arguments, evaluate
+from ._files import why_unwritten
 from ._interrupts import Interrupts
 from ._json import JsonLines, standard_output
 from ._load import CannotLoad, load, replayed
@@ -330,7 +331,7 @@ def _show_timeline(args: argparse.Namespace, recording: Recording, terminal: Ter
         try:
             write_page(line, Path(args.html))
         except (OSError, NotOurs) as error:
-            raise CannotLoad(f"cannot write the page: {error}") from None
+            raise CannotLoad(f"the page cannot be written: {why_unwritten(args.html, error)}") from None
     if args.timeline:
         for text, style in timeline_lines(line, terminal.width):
             terminal.line(text, style)
@@ -359,7 +360,8 @@ def _drive(
         try:
             stream = runtime.run_stream(session, record=record)
         except OSError as error:
-            raise CannotLoad(f"cannot write the record: {error}") from None
+            why = str(error) if record is None else why_unwritten(record, error)
+            raise CannotLoad(f"the record cannot be written: {why}") from None
         try:
             with interrupts.ending(stream):
                 screen = lines or Screen(terminal, team.root.name)

@@ -16,6 +16,7 @@ from ..foreign._printable import escaped
 from ..session._message import Message
 from ..session._session import Session
 from ..stores._store import SessionInfo, Store
+from ._files import why_unwritten
 from ._load import CannotLoad
 from ._place import is_there, opened
 from ._show import arguments, named, result
@@ -148,7 +149,7 @@ def export(args: argparse.Namespace, terminal: Terminal) -> None:
     except FileExistsError:
         raise CannotLoad(f"{args.file} is there already; delete it first, or name another file") from None
     except OSError as error:
-        raise CannotLoad(f"the session cannot be written: {error}") from None
+        raise CannotLoad(f"the session cannot be written: {why_unwritten(args.file, error)}") from None
 
 
 def import_(args: argparse.Namespace, terminal: Terminal) -> None:

@@ -515,7 +515,7 @@ def test_commands(chat: Callable[..., Emulator], place: Path) -> None:
         ("/save talk.md", "saved as talk.md"),
         ("/save talk.md", "talk.md is there already: name another file."),
         ("/save talk.json", "saved as talk.json"),
-        ("/save nowhere/talk.md", "The conversation cannot be written:"),
+        ("/save nowhere/talk.md", "The conversation cannot be written: there is no directory nowhere; make it"),
         ("/new", "A new session begins with your next message."),
         ("afresh", "Number 1: afresh"),
         ("/approve one two", "/approve takes the name of one tool, or all, or ask."),

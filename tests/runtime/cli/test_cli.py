@@ -951,7 +951,7 @@ def test_a_replay_says_where_it_parts(lockgate: Any, place: Path) -> None:
     lost = lockgate("replay", "none.jsonl", status=2)
     assert "cannot replay none.jsonl" in lost.stderr
     unwritable = lockgate("run", "agents.py:talk", "Go", "--record", "none/run.jsonl", status=2)
-    assert "cannot write the record" in unwritable.stderr
+    assert "error: the record cannot be written: there is no directory none; make it first" in unwritable.stderr
 
 
 def test_the_record_of_a_run_that_failed_says_how(lockgate: Any) -> None:

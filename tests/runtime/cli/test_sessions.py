@@ -224,6 +224,8 @@ def test_a_session_is_shown_branched_exported_imported_and_deleted(lockgate: Loc
     assert stat.S_IMODE((tmp_path / "out.json").stat().st_mode) == 0o600
     assert json.loads(lockgate("sessions", "export", id).stdout) == json.loads((tmp_path / "out.json").read_text())
     assert "is there already" in lockgate("sessions", "export", id, "out.json", status=2).stderr
+    nowhere = lockgate("sessions", "export", id, "none/out.json", status=2).stderr
+    assert nowhere == "error: the session cannot be written: there is no directory none; make it first\n"
     assert "there is no terminal to ask on" in lockgate("sessions", "delete", id, status=2).stderr
     assert f"has a session {id} already" in lockgate("sessions", "import", "out.json", status=2).stderr
     lockgate("sessions", "delete", id, branch[:8], "--yes")

@@ -275,7 +275,7 @@ def test_the_command_writes_a_page_for_its_owner_and_replaces_only_its_own(
     assert target.read_text() == "a letter"
     assert main(["replay", str(written.path), "--html", str(written.path)]) == 2
     assert main(["replay", str(written.path), "--html", str(tmp_path / "no" / "page.html")]) == 2
-    assert "cannot write the page" in capsys.readouterr().err
+    assert f"error: the page cannot be written: there is no directory {tmp_path / 'no'}" in capsys.readouterr().err
     assert sorted(each.name for each in tmp_path.iterdir()) == ["page.html", "run.jsonl"]
 
 
