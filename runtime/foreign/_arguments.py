@@ -55,7 +55,7 @@ def read_arguments(written: str) -> ReadArguments:
     except ValueError as error:
         return ReadArguments("{}", f"the arguments cannot be read: {error}")
     if not isinstance(said, dict):
-        return ReadArguments("{}", f"the arguments are a JSON object, not {_KINDS.get(type(said), 'a number')}")
+        return ReadArguments("{}", f"the arguments must be a JSON object, not {_KINDS.get(type(said), 'a number')}")
     if _MAYBE_HALF.search(written) or well_formed(written) is not written:
         return ReadArguments(json.dumps(sound(said), ensure_ascii=False))
     return ReadArguments(written, _said=[said])

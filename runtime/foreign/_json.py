@@ -42,9 +42,9 @@ def parse(text: str) -> Any:
     NaN and numbers that other parsers read as infinite are refused, although `json` accepts them.
     """
     if len(text) > LONGEST:
-        raise ValueError(f"it has {len(text):,} characters, more than {LONGEST:,}")
+        raise ValueError(f"longer than {LONGEST:,} characters")
     if _is_deep(text):
-        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+        raise ValueError(f"nested more than {DEEPEST} levels deep")
     try:
         decoder: Any = _strict
         if _MAYBE_ENDLESS.search(text):  # a look at each number takes several times as long
@@ -57,7 +57,7 @@ def parse(text: str) -> Any:
             decoder.scan_once = vars(scanner)["py_make_scanner"](decoder)  # the one in Python
         return decoder.decode(text)
     except RecursionError:  # this is called near the end of the stack
-        raise ValueError("it is nested too many levels deep") from None
+        raise ValueError("nested too many levels deep") from None
 
 
 def _is_deep(text: str) -> bool:

@@ -166,7 +166,8 @@ def test_what_may_be_left_out_may_be_null() -> None:
 
 @pytest.mark.parametrize(("arguments", "said"), [
     ("{", "the arguments are not JSON"),
-    ("[1]", "the arguments are a JSON object"),
+    ("[1]", "the arguments must be a JSON object, not a list"),
+    ("[" * 101 + "]" * 101, "the arguments cannot be read: nested more than 100 levels deep"),
     ("{}", "wrong arguments for take: point is missing"),
     ('{"point": {"y": 1}}', "wrong arguments for take: point.x is missing"),
     ('{"point": {"x": "one"}}', "wrong arguments for take: point.x must be a whole number, not 'one'"),
