@@ -83,7 +83,7 @@ def test_strangers_hold_up_nobody(said: bytes, threads: Any) -> None:
 def test_more_silent_strangers_than_are_waited_for(monkeypatch: pytest.MonkeyPatch, threads: Any) -> None:
     """Those that have been silent for longest make room; and each only has so long."""
     monkeypatch.setattr(connection_module, "STRANGERS", 4)
-    monkeypatch.setattr(connection_module, "HELLO", 0.2)
+    monkeypatch.setattr(connection_module, "HELLO", 0.5)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(Listener())
         accepting = threads.go(listener.accept, 10)
@@ -96,6 +96,7 @@ def test_more_silent_strangers_than_are_waited_for(monkeypatch: pytest.MonkeyPat
         while crowd[-1].recv(100):
             pass
         assert time.monotonic() - began < 5
+        monkeypatch.undo()  # who knows the key has as long as ever
         with connect(listener.address, listener.key), accepting.result():
             pass
 
@@ -276,10 +277,10 @@ def test_a_peer_that_is_silent_is_lost(raw: Raw) -> None:
 
 
 def test_an_idle_connection_stays(threads: Any) -> None:
-    with Listener(heartbeat=0.2) as listener:
+    with Listener(heartbeat=0.5) as listener:
         accepting = threads.go(listener.accept, 5)
         with connect(listener.address, listener.key) as far, accepting.result() as near:
-            time.sleep(0.7)
+            time.sleep(1.2)  # more than twice as long as a silent peer has: the time is what is tested
             far.sender.send("still there")
             assert near.receiver.recv(timeout=5) == "still there"
 
@@ -292,6 +293,7 @@ def test_time_in_which_this_side_stands_still_is_not_the_silence_of_the_peer(
     monkeypatch.setattr("channels.net._link.monotonic", lambda: time.monotonic() + ahead)
     connection, sock = raw(heartbeat=1.5)
     for _ in range(2):  # wherever its thread is
+        sock.sendall(frame(ALIVE))
         assert sock.recv(6) == frame(ALIVE)
         ahead += 60.0
     assert connection.error is None

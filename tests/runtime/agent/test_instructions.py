@@ -100,7 +100,7 @@ def test_law_18_a_cancel_does_not_wait_for_a_function_of_instructions() -> None:
         gate.set()
         stream.close()
     assert events[-1].reason == "canceled"  # type: ignore[attr-defined]
-    assert took < 0.5
+    assert took < 5  # of 10
 
 
 def test_a_model_that_yields_text_is_told_what_to_yield() -> None:
