@@ -74,7 +74,7 @@ def test_the_bound_holds_end_to_end(pair: Pair, capacity: int, threads: Any) -> 
         near.sender.try_send("one more")
     for number in sent:
         assert far.receiver.recv(timeout=5) == number
-    again = fill(near, capacity)
+    again = fill(near)
     assert len(again) == capacity
     assert [far.receiver.recv(timeout=5) for _ in again] == again
 
@@ -93,12 +93,14 @@ def test_a_send_goes_on_when_one_value_is_received(pair: Pair, threads: Any, cap
             near.sender.try_send("no room")
 
 
-def fill(connection: Connection, at_least: int = 0) -> list[int]:
-    """Send until no more is taken. That there is room for ``at_least`` may have to come from the other end first."""
+def fill(connection: Connection) -> list[int]:
+    """Send until no more is taken. For its capacity there is room, if not at once: each value has to be taken by the
+    thread of the connection first, and may be waited for until the other end has given room back.
+    """
     sent: list[int] = []
     with pytest.raises(TimeoutError):
         while True:
-            connection.sender.send(len(sent), timeout=10 if len(sent) < at_least else 0.1)
+            connection.sender.send(len(sent), timeout=10 if len(sent) < connection.sender.capacity else 0.1)
             sent.append(len(sent))
     return sent
 

@@ -301,7 +301,7 @@ def test_time_in_which_this_side_stands_still_is_not_the_silence_of_the_peer(
 
 def test_what_has_come_counts_before_the_time_does(raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that comes late to a socket may find there what was in time."""
-    connection, sock = raw(heartbeat=0.2)
+    connection, sock = raw(heartbeat=0.5)
     real = selectors.PollSelector.select
 
     def slow(self: Any, timeout: float | None = None) -> Any:
@@ -312,7 +312,7 @@ def test_what_has_come_counts_before_the_time_does(raw: Raw, monkeypatch: pytest
 
     monkeypatch.setattr(selectors.PollSelector, "select", slow)
     with pytest.raises(TimeoutError):
-        connection.receiver.recv(timeout=1)
+        connection.receiver.recv(timeout=1.5)
     assert connection.error is None
 
 
