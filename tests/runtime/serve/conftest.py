@@ -1,7 +1,8 @@
-"""Servers that share a store."""
+"""Servers that share a store, and a port for one that has to be told."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,15 @@ import pytest
 
 from runtime.stores import SQLiteStore
 from support.serving import Client, serving, waiter
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """A port that nobody else is given meanwhile, though a server that is told of it may listen there."""
+    with socket.socket() as keeper:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind(("127.0.0.1", 0))
+        yield keeper.getsockname()[1]
 
 
 class Two(NamedTuple):

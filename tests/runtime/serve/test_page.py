@@ -1071,14 +1071,14 @@ def test_a_run_whose_process_has_died_goes_on(serve: Callable[..., Place]) -> No
     assert tab.run("[...document.querySelectorAll('.note button')].map((button) => button.innerText)") == ["Try again"]
 
 
-def test_the_server_is_killed_and_started_again(browser: Browser, tmp_path: Path) -> None:
+def test_the_server_is_killed_and_started_again(browser: Browser, tmp_path: Path, free_port: int) -> None:
     """The page connects again by itself, shows what there is, and lets the user go on with the run."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-c", KEPT, str(port), str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", KEPT, str(free_port), str(tmp_path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     server = start()
@@ -1086,11 +1086,11 @@ def test_the_server_is_killed_and_started_again(browser: Browser, tmp_path: Path
     try:
         for _ in range(1000):
             try:
-                socket.create_connection(("127.0.0.1", port), 20).close()
+                socket.create_connection(("127.0.0.1", free_port), 20).close()
                 break
             except ConnectionRefusedError:
                 threading.Event().wait(0.01)
-        tab = browser.tab(f"http://127.0.0.1:{port}/", context)
+        tab = browser.tab(f"http://127.0.0.1:{free_port}/", context)
         tab.wait("document.activeElement.id === 'prompt'")
         say(tab, "begin")
         tab.see("one")

@@ -87,12 +87,8 @@ broken = Agent("broken", Calls(), max_iterations=1, tools=[noise])
 if __name__ == "__main__":
     server = serve.mcp([waiter, echo, broken], name="restaurant")
     if len(sys.argv) > 1:
-        import socket
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        print(port, flush=True)
-        server.run_http(port=port, token=sys.argv[1])
+        from urllib.parse import urlsplit
+        server.run_http(port=0, token=sys.argv[1], ready=lambda told: print(urlsplit(told).port, flush=True))
     else:
         server.run()
 '''

@@ -53,14 +53,13 @@ assert threading.active_count() == before  # it may be forked now
 def gunicorn(folder: Path, *options: str, store: str = "None", fails: bool = False) -> Iterator[Any]:
     """A server of its own, and a client of it; with ``fails``, what it says when it does not start."""
     (folder / "served.py").write_text(WSGI.format(tests=str(ROOT / "tests"), store=store))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "gunicorn", "-b", f"127.0.0.1:{port}", "-k", "gthread", *options]
-    process = subprocess.Popen(
-        [*command, "--graceful-timeout", "30", "served:application"],
-        cwd=folder, env=dict(os.environ, PYTHONPATH=str(ROOT)), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # handed down, so that nobody else gets the port
+        port = listening.getsockname()[1]
+        command = [sys.executable, "-m", "gunicorn", "-b", f"fd://{listening.fileno()}", "-k", "gthread", *options]
+        process = subprocess.Popen(
+            [*command, "--graceful-timeout", "30", "served:application"], pass_fds=[listening.fileno()],
+            cwd=folder, env=dict(os.environ, PYTHONPATH=str(ROOT)), stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
     assert process.stderr is not None
     try:
         if fails:
@@ -82,6 +81,7 @@ def gunicorn(folder: Path, *options: str, store: str = "None", fails: bool = Fal
             process.communicate(timeout=20)
         finally:
             process.kill()
+            process.communicate()
 
 
 def test_a_run_of_one_process_is_shown_answered_and_steered_in_another(two: Any) -> None:
@@ -442,26 +442,23 @@ def test_a_head_of_a_stream_has_no_body(desk: tuple[Application, Any, Client]) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_serves_until_a_signal_ends_it(tmp_path: Path, number: signal.Signals) -> None:
+def test_the_command_serves_until_a_signal_ends_it(tmp_path: Path, number: signal.Signals, free_port: int) -> None:
     lines = ("import sys", f"sys.path.insert(0, {str(ROOT / 'tests')!r})", "from support.serving import waiter")
     (tmp_path / "agents.py").write_text("\n".join((*lines, "agent = waiter()\n")))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "runtime.cli", "serve", "agents.py", "--listen", str(port), "--store", "s.db"]
+    command = [sys.executable, "-m", "runtime.cli", "serve", "agents.py", "--listen", str(free_port), "--store", "s.db"]
     environment = dict(os.environ, PYTHONPATH=str(ROOT), LOCKGATE_TOKEN="sesame")
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        assert process.stderr.readline() == f"serving agents.py on http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
-        client = Client(port, Authorization="Bearer sesame")
-        assert Client(port).ask("GET", "/api/sessions")[0] == 401
+        assert process.stderr.readline() == f"serving agents.py on http://127.0.0.1:{free_port}/ (Ctrl-C ends it)\n"
+        client = Client(free_port, Authorization="Bearer sesame")
+        assert Client(free_port).ask("GET", "/api/sessions")[0] == 401
         id = client.session()
         with client.run(id, "!pay") as events:
             events.until("tool_call_confirmation")
             process.send_signal(number)
             assert {event["type"] for _, event in events} <= {"stream_stopped"}
-        assert process.communicate(timeout=10)[1] == ""
+        assert process.communicate(timeout=30)[1] == ""
         assert process.returncode == 0
     finally:
         process.kill()
