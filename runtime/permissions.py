@@ -96,7 +96,10 @@ class Rule:
         if not any(_fits(name, self.tool, ignore_case) for name in names):
             return False
         return all(
-            name in arguments and _fits(as_text(arguments[name]), pattern, ignore_case)
+            any(
+                _is(each, name, ignore_case) and _fits(as_text(value), pattern, ignore_case)
+                for each, value in arguments.items()
+            )
             for name, pattern in self.arguments
         )
 
@@ -104,12 +107,12 @@ class Rule:
         said = self.tool + "".join(f":{name}={pattern}" for name, pattern in self.arguments)
         return f"{said} (of {self.owner})" if self.owner else said
 
-    def check(self, name: str, known: Collection[str]) -> None:
+    def check(self, name: str, known: Collection[str], *, ignore_case: bool) -> None:
         """Raise `ValueError` if the rule is for the tool ``name`` and has a pattern for an argument that the tool does
         not have: it would match no call, and so deny nothing.
         """
         for each, _ in self.arguments:
-            if self.tool == name and each not in known:
+            if _is(self.tool, name, ignore_case) and not any(_is(each, other, ignore_case) for other in known):
                 raise ValueError(
                     f"the permission {str(self)!r} matches no call: {name} has no argument {each!r}; it has:"
                     f" {', '.join(known) or 'none'} (where ':{each}=' is part of a value, write '[:]{each}=')"
@@ -144,9 +147,10 @@ class Permissions:
 
     def check(self, name: str, known: Collection[str]) -> None:
         """Raise `ValueError` for a pattern that matches no call of the tool ``name``, whose arguments are known."""
-        for rule in (*self.allow, *self.ask, *self.deny):
-            assert isinstance(rule, Rule)
-            rule.check(name, known)
+        for rules, ignore_case in ((self.allow, False), (self.ask, True), (self.deny, True)):
+            for rule in rules:
+                assert isinstance(rule, Rule)
+                rule.check(name, known, ignore_case=ignore_case)
 
 
 def decide(
@@ -181,6 +185,10 @@ def decide(
         if level.ask and (rule := first(level.ask)):
             return "ask", rule
     return ("allow" if read_only else "ask"), None
+
+
+def _is(name: str, other: str, ignore_case: bool) -> bool:
+    return name == other or (ignore_case and name.casefold() == other.casefold())
 
 
 def _fits(text: str, pattern: str, ignore_case: bool) -> bool:

@@ -533,6 +533,19 @@ def test_a_pattern_that_can_match_no_call_is_an_error(pattern: str, says: str) -
         runtime.run_stream(Session.from_user("go", permissions=Permissions(deny=[pattern])))
 
 
+def test_deny_and_ask_ignore_case_in_names_too() -> None:
+    """A rule whose names are in another case would deny nothing. ``allow`` has to name things exactly."""
+    for pattern in ("SHELL:CMD=RM *", "Shell:Cmd=rm *"):
+        session = Session.from_user("go", permissions=Permissions(approve_all=True, deny=[pattern]))
+        with runtime_for([call("shell", '{"cmd": "rm -r /"}')]) as runtime:
+            runtime.run(session)
+        assert results(session)[0].startswith("this call was rejected: it is denied by the permission")
+    with pytest.raises(ValueError, match="shell has no argument 'COMMAND'"):
+        runtime_for(permissions=Permissions(deny=["SHELL:COMMAND=rm*"]))
+    with pytest.raises(ValueError, match="shell has no argument 'CMD'"):
+        runtime_for(permissions=Permissions(allow=["shell:CMD=ls*"]))
+
+
 def test_a_value_may_hold_what_looks_like_an_argument() -> None:
     session = Session.from_user("go", permissions=Permissions(approve_all=True, deny=["shell:cmd=*[:]token=*"]))
     with runtime_for([call("shell", '{"cmd": "curl http://h/x:token=1"}')]) as runtime:
