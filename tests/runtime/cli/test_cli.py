@@ -21,6 +21,7 @@ import pytest
 
 from runtime.cli._fields import NotUnderstood, fields_of
 from runtime.foreign._printable import printable
+from support.patience import without_patience
 from support.waiting import in_time
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -142,11 +143,6 @@ def command(*args: str) -> list[str]:
 def open_door(place: Path) -> None:
     """Let go on what waits at the door."""
     (place / "door").write_text("slept")
-
-
-def without_patience(errors: str) -> str:
-    """Standard error, without what is said after a second on a busy machine."""
-    return re.sub(r"^still loading .*\n", "", errors, flags=re.MULTILINE)
 
 
 @pytest.fixture

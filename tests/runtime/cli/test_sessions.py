@@ -18,6 +18,7 @@ import pytest
 from runtime import Message, Session
 from runtime.cli import _place
 from runtime.stores import SQLiteStore
+from support.patience import without_patience
 from support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -104,6 +105,7 @@ def lockgate(tmp_path: Path) -> Lockgate:
         )
         assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
+        done.stderr = without_patience(done.stderr)
         return done
 
     return run
