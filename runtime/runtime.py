@@ -543,7 +543,8 @@ class Runtime:
         Takes no lock and never waits, so it can be called while streams are stuck, and in a signal handler. Secrets are
         removed, as in records.
         """
-        from .inspection._dump import dump_of, snapshot
+        from .inspection._dump import dump_of
+        from .inspection._look import snapshot
 
         return dump_of(snapshot(self._shared.cores))
 

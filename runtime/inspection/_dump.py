@@ -8,14 +8,12 @@ every stream is stuck. So what it says was true a moment ago, and a field may be
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from threading import Thread
-from typing import Any, Final, TypeVar
+from types import FrameType
+from typing import Any, Final
 
-from channels import Channel, Parked, parked
-from channels._park import monotonic
+from channels import Channel, Parked
 
 from ..execution._calls import Call, stack_text
 from ..execution._threads import Running, idle_threads
@@ -25,9 +23,8 @@ from ..session._message import Message, ToolCall
 from ..stream import _at_exit
 from ..stream._core import StreamCore
 from ._data import CallDump, ChannelDump, Dump, QuestionDump, StreamDump, ThreadDump
+from ._look import Look, since, snapshot
 from ._waits import asks_of, waits
-
-T = TypeVar("T")
 
 _READ: Final = 20_000  # characters of a text that is searched for secrets: all that is shown comes from them
 _SHOWN: Final = 300  # characters of a text that are shown
@@ -37,35 +34,20 @@ NOT_SHOWN: Final = "<not shown: its redaction failed>"
 
 def dump_of(cores: Iterable[StreamCore] | None = None) -> Dump:
     """The dump of these streams; of all live streams of the process, where ``cores`` is left out. Any thread."""
-    now = monotonic()
-    all_parked = parked()
-    found = snapshot(_at_exit.live) if cores is None else list(cores)
-    frames = sys._current_frames()
+    found = Look(snapshot(_at_exit.live) if cores is None else cores)
     redaction = Redaction()
-    streams = [
-        _stream(core, now, all_parked, frames, redaction) for core in sorted(found, key=lambda core: core.number)
-    ]
+    streams = [_stream(core, found, redaction) for core in sorted(found.cores, key=lambda core: core.number)]
     return Dump(
         time=datetime.now(UTC).isoformat(timespec="milliseconds"),
         process=os.getpid(),
         streams=tuple(streams),
-        channels=tuple(_channels(all_parked)),
+        channels=tuple(_channels(found.parked)),
         idle_threads=idle_threads(),
     )
 
 
-def snapshot(live: Iterable[T]) -> list[T]:
-    """The elements of a set or a dict that other threads change meanwhile."""
-    while True:
-        try:
-            return list(live)
-        except RuntimeError:  # it changed while it was copied
-            continue
-
-
-def _stream(
-    core: StreamCore, now: float, all_parked: list[Parked], frames: dict[int, Any], usual: Redaction
-) -> StreamDump:
+def _stream(core: StreamCore, look: Look, usual: Redaction) -> StreamDump:
+    seen, now = look.of(core), look.now
     redaction = _redaction(core, usual)
     tool_calls = {call.id: call for call in _open_calls(core.session._messages[-_LAST:])}
     holder = core.session._leases.get(None)
@@ -77,51 +59,44 @@ def _stream(
         parent=None if core.parent is None else core.parent.number,
         interactive=core.interactive,
         turn=core.turn,
-        seconds=round(now - core.began, 3),
+        seconds=since(core.began, now),
         reason=core.ending.reason if core.ending.decided else "",
         events=len(core.out),
         capacity=core.out.capacity,
-        waits=tuple(waits(core, now, all_parked)),
+        waits=tuple(waits(core, look)),
         questions=tuple(_question(ask, now, redaction) for ask in asks_of(core)),
-        calls=tuple(_call(call, now, tool_calls, redaction, frames) for call in calls_of(core)),
-        threads=tuple(_thread(thread, all_parked, frames) for thread in list(core.threads)),
+        calls=tuple(_call(call, thread, look, tool_calls, redaction) for call, thread in seen.calls),
+        threads=tuple(_thread(thread, ident, look) for thread, ident in seen.threads),
     )
 
 
-def calls_of(core: StreamCore) -> list[Call]:
-    """The calls of a stream that are under way, those that run longest first."""
-    calls = snapshot(core.calls._live) + [call for call in snapshot(core.calls._nested) if not call.over]
-    return sorted(calls, key=lambda call: call.began)
-
-
 def _call(
-    call: Call, now: float, tool_calls: dict[str, ToolCall], redaction: Callable[[str], str], frames: dict[int, Any]
+    call: Call, thread_id: int | None, look: Look, tool_calls: dict[str, ToolCall], redaction: Callable[[str], str]
 ) -> CallDump:
     made = tool_calls.get(call.tool_call_id or "")
-    on_loop = call.task is not None or call.feed is not None
+    on_loop, thread = call.task is not None or call.feed is not None, call.thread
     return CallDump(
         what=_short(redaction(call.what[:_READ])),
-        thread_name="event loop" if on_loop else "" if call.thread is None else call.thread.name,
-        seconds=round(now - call.began, 3),
+        thread_name="event loop" if on_loop else "" if thread is None else thread.name,
+        seconds=since(call.began, look.now),
         arguments="" if made is None else _short(redaction(made.arguments[:_READ])),
         tool_call_id=call.tool_call_id or "",
-        stack=call.stack() if on_loop else _stack(call.thread, frames),
+        stack=call.stack() if on_loop else _stack(look.frames.get(thread_id or 0)),
     )
 
 
 def _question(ask: Ask[Any, Any], now: float, redaction: Callable[[str], str]) -> QuestionDump:
     asked = ask.question
     text = f"may {asked.name} be called?" if isinstance(asked, ToolCall) else str(getattr(asked, "message", ""))
-    return QuestionDump(id=ask.id, text=_short(redaction(text[:_READ])), seconds=round(now - ask.began, 3))
+    return QuestionDump(id=ask.id, text=_short(redaction(text[:_READ])), seconds=since(ask.began, now))
 
 
-def _thread(thread: Thread | Running, all_parked: list[Parked], frames: dict[int, Any]) -> ThreadDump:
-    parked = "; ".join(_parked(wait) for wait in all_parked if wait.thread_id == thread.ident and not wait.task_name)
-    return ThreadDump(name=thread.name, parked=parked, stack="" if parked else _stack(thread, frames))
+def _thread(thread: Running, ident: int | None, look: Look) -> ThreadDump:
+    parked = "; ".join(_parked(wait) for wait in look.parked if wait.thread_id == ident and not wait.task_name)
+    return ThreadDump(name=thread.name, parked=parked, stack="" if parked else _stack(look.frames.get(ident or 0)))
 
 
-def _stack(thread: Thread | Running | None, frames: dict[int, Any]) -> str:
-    frame = None if thread is None else frames.get(thread.ident or 0)
+def _stack(frame: FrameType | None) -> str:
     return "" if frame is None else stack_text(frame)
 
 

@@ -1,17 +1,17 @@
 """The watchdog: reports a stream that stands still though nobody is being asked.
 
 There is one timer for a runtime, and it is set only while streams are live: the first stream sets it, and the end of
-the last drops it. It is due when the first of them could have stood still for long enough; so a runtime whose streams
-move pays one look every so often, and nothing for each event: since when a worker waits, its channel has noted anyhow.
+the last drops it. So a runtime whose streams move pays a few looks in the time that one may stand still, and nothing
+for each event: since when a worker waits, its channel has noted anyhow. A look that comes late tells that the process
+itself stood still, stopped or on a computer that was closed: then nothing could go on, and that time does not count.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
-from channels import CancelToken, Parked, parked
+from channels import CancelToken
 from channels._lazy import lazy_logger
 from channels._park import Waiter, monotonic
 
@@ -19,21 +19,25 @@ from .._dataclasses import dataclass
 from ..stream import _at_exit
 from ..stream._core import StreamCore
 from ._data import Stall
-from ._dump import dump_of, snapshot
-from ._waits import asks_of, circle, worker_rest, worker_wait
+from ._dump import dump_of
+from ._look import Look, Worker, snapshot
+from ._waits import asks_of, circle
 
 _logger = lazy_logger("runtime")
-_LOOKS: Final = 5  # at a worker that is not parked: whether it is where it was, each time
-_OFTEN: Final = 20  # looks within the time that a stream may stand still, at most
+_LOOKS: Final = 5  # within the time that a stream may stand still, at the least
+_OFTEN: Final = 20  # and at the most
 
 
 @dataclass(slots=True)
 class _Watched:
     """What was seen of a stream."""
 
-    since: float  # it stands still, as far as is known
+    began: float  # when it came to where it stands, as far as is known: another time if it has moved meanwhile
+    since: float  # when it would have, had this process not stood still meanwhile
     at: object = None  # where its worker was, which was not parked
-    reported: float | None = None  # the ``since`` that was reported
+    reported: float | None = None  # the ``began`` that was reported
+    excused: bool = False  # whether it might stand still
+    not_before: float = 0.0  # when it was no longer excused: what it waited for until then was not late
 
 
 class Watchdog:
@@ -43,13 +47,14 @@ class Watchdog:
         self._cores = cores
         self._stall_after = stall_after
         self._on_stall = on_stall
-        self._timer: dict[None, CancelToken] = {}  # the one there is: who puts it there sets it, in a single step
+        # The one there is, and when it is due: who puts it there sets it, in a single step.
+        self._timer: dict[None, tuple[CancelToken, float]] = {}
         self._watched: dict[StreamCore, _Watched] = {}
 
     def wake(self) -> None:
         """A stream has begun."""
         if not self._timer:
-            self._set(self._stall_after)
+            self._set(self._stall_after / _LOOKS)
 
     def rest(self) -> None:
         """A stream has ended: where it was the last, there is no timer any more."""
@@ -60,53 +65,60 @@ class Watchdog:
                 self.wake()
 
     def _set(self, seconds: float) -> None:
-        token = CancelToken(timeout=seconds)
-        if self._timer.setdefault(None, token) is token:
-            token.on_cancel(self._look)
+        timer = CancelToken(timeout=seconds), monotonic() + seconds
+        if self._timer.setdefault(None, timer) is timer:
+            timer[0].on_cancel(self._look)
 
     def _look(self) -> None:
         """On a thread for callbacks, which ends by itself."""
-        self._timer.pop(None, None)
+        timer = self._timer.pop(None, None)
         cores = [core for core in snapshot(self._cores) if not core.inherited]
         if not cores:
             return
-        now, all_parked = monotonic(), parked()
-        watched = {core: self._watched.get(core) or _Watched(now) for core in cores}
+        asking = {core for core in cores if asks_of(core)}  # first: who has an answer by now has waited for that
+        look = Look(cores)
+        now, often = look.now, self._stall_after / _OFTEN
+        late = 0.0 if timer is None else now - timer[1]
+        stood_still = late if late > often else 0.0  # less is the machine's way to be busy
+        watched = {core: self._watched.get(core) or _Watched(now, now) for core in cores}
         stalled = []
-        due = now + self._stall_after
+        due = now + self._stall_after / _LOOKS
         for core, seen in watched.items():
-            self._note(core, seen, now, cores, all_parked)
+            self._note(core, seen, look, core in asking, stood_still)
             if seen.since + self._stall_after > now:
-                due = min(due, seen.since + self._stall_after if seen.at is None else now + self._stall_after / _LOOKS)
-            elif seen.reported != seen.since:
-                seen.reported = seen.since
+                due = min(due, seen.since + self._stall_after)
+            elif seen.reported != seen.began:
+                seen.reported = seen.began
                 stalled.append((core, now - seen.since))
         self._watched = watched
         # Before the reports: one that takes long, or for ever, keeps nobody from the next look.
-        self._set(max(due - now, self._stall_after / _OFTEN))
+        self._set(max(due - now, often))
         if not self._cores:
             self.rest()
         for core, seconds in stalled:
-            self._report(core, seconds, all_parked)
+            self._report(core, seconds)
 
-    def _note(
-        self, core: StreamCore, seen: _Watched, now: float, cores: Sequence[StreamCore], all_parked: Sequence[Parked]
-    ) -> None:
+    def _note(self, core: StreamCore, seen: _Watched, look: Look, asks: bool, stood_still: float) -> None:
         """Find out since when the stream stands still."""
-        if _may_stand_still(core, cores, all_parked):
-            seen.since, seen.at = now, None
+        worker, now = look.of(core).worker, look.now
+        if asks or _may_stand_still(core, look):
+            seen.began = seen.since = now
+            seen.at, seen.excused = None, True
             return
-        wait = worker_wait(core, all_parked)
-        if wait is not None:
-            seen.since, seen.at = max(wait.since, core.calls.heard), None
-            return
-        at = _place(core)
-        if at is None or at != seen.at:
-            seen.since, seen.at = now, at
+        if seen.excused:
+            seen.excused, seen.not_before = False, now
+        before, seen.at = seen.at, None
+        if worker.wait is not None:
+            began = max(worker.wait.since, core.calls.heard, seen.not_before)
+        else:
+            seen.at = _place(core, worker)
+            began = seen.began if seen.at is not None and seen.at == before else now
+        seen.since = min((seen.since if began == seen.began else began) + stood_still, now)
+        seen.began = began
 
-    def _report(self, core: StreamCore, seconds: float, all_parked: list[Parked]) -> None:
+    def _report(self, core: StreamCore, seconds: float) -> None:
         try:
-            found = circle(core, snapshot(_at_exit.live), all_parked)
+            found = circle(core, Look(snapshot(_at_exit.live)))
             involved = dict.fromkeys((*core.line, *(each for each, _ in found)))
             dump = dump_of(involved)
             stall = Stall(
@@ -126,15 +138,13 @@ class Watchdog:
         return f"<Watchdog of {len(self._cores)} streams, {self._stall_after:g} s>"
 
 
-def _may_stand_still(core: StreamCore, cores: Sequence[StreamCore], all_parked: Sequence[Parked]) -> bool:
-    """Whether the stream waits for the user, or for a stream inside it, which is watched itself."""
-    wait = worker_wait(core, all_parked)
+def _may_stand_still(core: StreamCore, look: Look) -> bool:
+    """Whether the stream is paused, or waits for a stream inside it, which is watched itself."""
+    wait = look.of(core).worker.wait
     if wait is not None and any(case.channel is core.mailbox._resumed for case in wait.cases):
         return True
-    if asks_of(core):
-        return True
     background = [core.calls._nested.get(task.call) for task in snapshot(core.background.values())]
-    return any(child.parent is core and child.calls not in background for child in cores)
+    return any(child.parent is core and child.calls not in background for child in look.cores)
 
 
 class _Same:
@@ -151,13 +161,13 @@ class _Same:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _place(core: StreamCore) -> object:
-    """Where the worker is that is not parked, and how far its stream has come; None where it is about to be served."""
-    rest = worker_rest(core)
-    if rest is not None:
-        return _Same(rest[0])
-    worker = core.threads[0].ident if core.threads else None
-    frame = sys._current_frames().get(worker or 0)
+def _place(core: StreamCore, worker: Worker) -> object:
+    """Where the worker is that is not parked, and how far its stream has come; None where it is about to be served, or
+    went on while it was looked at.
+    """
+    if worker.rest is not None:
+        return _Same(worker.rest[0])
+    frame = worker.frame
     if frame is None or frame.f_code is Waiter.wait.__code__:
         return None
     return id(frame), frame.f_code, frame.f_lasti, core.turn, len(core.session._messages), len(core.out)

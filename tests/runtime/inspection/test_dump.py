@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,18 @@ from typing import Any
 import pytest
 
 import runtime.dump
-from channels import Channel
-from runtime import Agent, HookInput, Runtime, Session, ToolContext, tool
+from channels import Channel, Parked, parked
+from runtime import Agent, EventStream, HookInput, Runtime, Session, ToolContext, tool
 from runtime.dump import Dump, StreamDump
 from runtime.events import ElicitationRequest, ToolCallConfirmation
+from runtime.execution import _driver
+from runtime.execution._threads import Running, idle_threads, start
+from runtime.execution._threads import launch as launch_now
+from runtime.inspection import _look
 from runtime.recording import Recording
 from runtime.stores import MemoryStore
 from runtime.stores._memory import MemoryJournal
+from runtime.stream._core import StreamCore
 from support.scripted import AsyncScripted, Scripted, Stall, approving, call, say
 from support.waiting import eventually
 
@@ -420,6 +425,173 @@ def test_dumps_are_made_while_streams_come_and_go(threads: Any, switching: None)
         while not done.is_set() and task.running:
             str(runtime.dump())
         task.result()
+
+
+class Between:
+    """Does something once, between two steps of a dump: before or when it was read what threads are parked in."""
+
+    def __init__(
+        self, patch: pytest.MonkeyPatch, when: Callable[[], object], before: Callable[[], object] | None = None
+    ) -> None:
+        self._when, self._before = [when], [before] if before is not None else []
+        patch.setattr(_look, "parked", self)
+
+    def __call__(self) -> list[Parked]:
+        while self._before:
+            self._before.pop()()
+        found = parked()
+        while self._when:
+            self._when.pop()()
+        return found
+
+
+@pytest.mark.parametrize("worker", ["rested", "rested and rests again", "came to rest meanwhile"])
+def test_what_a_tool_was_parked_in_is_not_said_of_its_worker(
+    worker: str, stall: Stall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread is the same, and the worker waits for its consumer by now."""
+    inbox: Channel[int] = Channel(name="inbox of a tool")
+
+    @tool(read_only=True)
+    def wait() -> str:
+        return str(inbox.recv())
+
+    def agent() -> Agent:
+        model = Scripted([call("wait")], say(*"many words"))
+        return Agent("a", model, tools=[wait], hooks={"pre_tool_use": [hook]} if worker.startswith("came") else {})
+
+    def hook(_: HookInput) -> None:
+        stall()
+
+    def begin() -> None:
+        stall.go_on.set()
+        assert eventually(lambda: is_parked_in(inbox))
+
+    def go_on() -> None:
+        inbox.send(1)
+        assert eventually(lambda: core.events.statistics().waiting_to_send == 1)
+
+    with approving(agent()) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        begin()
+        capacity = len(stream._core.events)
+        inbox.send(1)
+        stall.go_on.clear()
+    if worker.endswith("again"):
+        capacity += 4
+    with approving(agent(), event_capacity=capacity) as runtime, runtime.run_stream(Session.from_user("go")) as stream:
+        core = stream._core
+        if worker.startswith("came"):
+            until(runtime, "hook")
+            Between(monkeypatch, go_on, begin)
+        else:
+            begin()
+            until(runtime, "tool")
+            Between(monkeypatch, go_on)
+        found = only(runtime.dump())
+        assert [wait.kind for wait in found.waits] == ["running"]
+        left = [("model scripted", "")] if worker.endswith("again") else []
+        assert [(each.what, each.stack) for each in found.calls] == left
+        until(runtime, "consumer")
+
+
+def is_parked_in(channel: Channel[Any]) -> bool:
+    return any(case.channel is channel for wait in parked() for case in wait.cases)
+
+
+def test_what_a_thread_was_parked_in_before_it_had_the_worker_is_not_said_of_it(
+    threads: Any, monkeypatch: pytest.MonkeyPatch, cold: None
+) -> None:
+    inbox: Channel[int] = Channel(name="inbox of a job")
+    looked = threading.Event()
+
+    def launch(running: Running) -> None:
+        assert looked.wait(10)
+        launch_now(running)
+
+    def go_on() -> None:
+        inbox.send(1)
+        assert eventually(lambda: idle_threads() == 1)
+        looked.set()
+        assert eventually(lambda: only_core().events.statistics().waiting_to_send == 1)
+
+    def only_core() -> StreamCore:
+        [core] = runtime._shared.cores
+        return core
+
+    monkeypatch.setattr(_driver, "launch", launch)
+    start(inbox.recv)
+    with Runtime(Agent("a", Scripted(say("x"))), event_capacity=1) as runtime:
+        opening = threads.go(runtime.run_stream, Session.from_user("go"))
+        assert eventually(lambda: is_parked_in(inbox))
+        assert eventually(lambda: runtime._shared.cores and only_core().threads)
+        Between(monkeypatch, go_on)
+        found = only(runtime.dump())
+        assert ([wait.kind for wait in found.waits], found.threads[0].parked) == (["running"], "")
+        until(runtime, "consumer")
+        opening.result().result()
+
+
+def test_a_thread_that_runs_another_stream_by_now_is_not_shown(monkeypatch: pytest.MonkeyPatch, cold: None) -> None:
+    """Nor what it does there: the stream that it has run is over."""
+    with Stall() as one, Stall() as two, Runtime(Agent("a", Scripted([one], [two]))) as runtime:
+        first = runtime.run_stream(Session.from_user("go"))
+        assert one.reached.wait(10)
+
+        def go_on() -> None:
+            one.go_on.set()
+            first.result()
+            assert eventually(lambda: idle_threads() == 1)
+            streams.append(runtime.run_stream(Session.from_user("go")))
+            assert two.reached.wait(10)
+
+        streams: list[EventStream] = []
+        Between(monkeypatch, go_on)
+        (found,) = runtime.dump().streams
+        assert [wait.kind for wait in found.waits] == ["none"]
+        assert not any("__call__" in thread.stack for thread in found.threads)
+        two.go_on.set()
+        streams[0].result()
+
+
+def test_a_stream_that_cannot_be_started_after_all_has_no_worker(monkeypatch: pytest.MonkeyPatch, stall: Stall) -> None:
+    """It has lost its thread while it was looked at."""
+    with Runtime(Agent("a", Scripted([stall]))) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        assert stall.reached.wait(10)
+        worker = list(stream._core.threads)
+        Between(monkeypatch, stream._core.threads.clear)
+        monkeypatch.setattr(stream._core, "driver", None)
+        found = only(runtime.dump())
+        assert ([wait.kind for wait in found.waits], found.threads) == (["none"], ())
+        monkeypatch.undo()
+        stream._core.threads[:] = worker
+        stall.go_on.set()
+        stream.result()
+
+
+def test_a_call_that_has_begun_meanwhile_has_no_stack_yet_and_is_of_no_age(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its thread did something else when that was read."""
+    with Stall() as one, Stall() as two:
+        asked = tool(name="asked", read_only=True)(lambda: two() or "")
+        with approving(Agent("a", Scripted([one, call("asked")], say("x")), tools=[asked])) as runtime:
+            stream = runtime.run_stream(Session.from_user("go"))
+            assert one.reached.wait(10)
+
+            def go_on() -> None:
+                one.go_on.set()
+                assert two.reached.wait(10)
+
+            monkeypatch.setattr(_look, "monotonic", lambda: 0.0)
+            Between(monkeypatch, go_on)
+            (made,) = only(runtime.dump()).calls
+            assert (made.what, made.stack, made.seconds) == ("tool asked", "", 0.0)
+            monkeypatch.undo()
+            (made,) = only(runtime.dump()).calls
+            assert "__call__" in made.stack
+            two.go_on.set()
+            stream.result()
 
 
 # -- other processes ---------------------------------------------------------------------------------------------------

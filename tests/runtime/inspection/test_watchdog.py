@@ -17,6 +17,7 @@ from channels import Channel, _timer
 from runtime import Agent, EventStream, Runtime, Session, ToolContext, tool
 from runtime.dump import Stall as Report
 from runtime.events import ElicitationRequest
+from runtime.inspection import _look, _watchdog
 from support.scripted import Scripted, Stall, approving, call, say
 from support.waiting import eventually
 
@@ -135,6 +136,82 @@ def test_nobody_is_late_while_the_user_is_asked(reports: Reports) -> None:
                 looks(runtime, 3)
                 stream.respond(event, "decline")
     assert reports.empty()
+
+
+class Clock:
+    """The clock of the watchdog, which the test moves on; it looks when it is told to."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.ahead = 0.0
+        patch.setattr(_watchdog, "monotonic", self)
+        patch.setattr(_look, "monotonic", self)
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+    def look(self, runtime: Runtime, after: float) -> None:
+        watch: Any = runtime._shared.watch
+        self.ahead += after
+        watch._look()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_who_was_excused_begins_to_be_late_when_that_is_over(reports: Reports, stall: Stall, clock: Clock) -> None:
+    """The worker waits for the tool all the time: first while that has asked the user, then while it goes on."""
+
+    @tool(read_only=True)
+    def ask(context: ToolContext) -> str:
+        context.elicit("well?")
+        stall()
+        return ""
+
+    model = Scripted([call("ask")], say("x"))
+    with Runtime(Agent("a", model, tools=[ask]), stall_after=60, on_stall=reports) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        question = next(event for event in stream if isinstance(event, ElicitationRequest))
+        for _ in range(8):
+            clock.look(runtime, 12)
+        stream.respond(question, "decline")
+        assert stall.reached.wait(10)
+        for _ in range(5):
+            clock.look(runtime, 12)
+            assert reports.empty()
+        clock.look(runtime, 12)
+        assert 59 < reports.next().seconds < 70
+        stall.go_on.set()
+        stream.result()
+
+
+@pytest.mark.parametrize("where", ["model", "tool that has asked"])
+def test_a_standstill_of_this_process_is_none_of_a_stream(
+    where: str, reports: Reports, stall: Stall, clock: Clock
+) -> None:
+    """It was stopped, for example, or its computer closed: what stood still with it may have been about to go on."""
+
+    @tool(read_only=True)
+    def ask(context: ToolContext) -> str:
+        context.elicit("well?")  # so its worker waits for it in a channel
+        stall()
+        return ""
+
+    model = Scripted([stall] if where == "model" else [call("ask")], say("x"))
+    with Runtime(Agent("a", model, tools=[ask]), stall_after=60, on_stall=reports) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        if where != "model":
+            stream.respond(next(event for event in stream if isinstance(event, ElicitationRequest)), "decline")
+        assert stall.reached.wait(10)
+        for seconds in (12, 3600, 12, 3600):
+            clock.look(runtime, seconds)
+            assert reports.empty()
+        clock.look(runtime, 12)
+        clock.look(runtime, 12)
+        assert 59 < reports.next().seconds < 80
+        stall.go_on.set()
+        stream.close()
 
 
 def test_nor_while_a_run_is_paused(reports: Reports) -> None:
