@@ -31,6 +31,7 @@ from channels import (
 )
 from channels._cancel import _Cancellation
 from channels.aio import LoopThread
+from support.waiting import eventually
 
 
 def test_a_new_token_is_not_cancelled():
@@ -357,15 +358,21 @@ def test_a_callback_of_a_deadline_may_wait_for_a_timer():
 
 
 def test_threads_for_callbacks_are_used_again_and_end_when_idle(monkeypatch):
-    monkeypatch.setattr(_timer, "IDLE", 0.1)
     names = []
-    for _ in range(5):
+
+    def call_back():
         token = CancelToken(timeout=0.001)
         called = Channel(1)
-        token.on_cancel(lambda called=called: (names.append(threading.current_thread()), called.try_send(1)))
+        token.on_cancel(lambda: (names.append(threading.current_thread()), called.try_send(1)))
         called.recv(timeout=5)
-        after(0.01).recv(timeout=5)
+
+    monkeypatch.setattr(_timer, "IDLE", 60)  # none of them ends meanwhile, however busy the machine is
+    for _ in range(5):
+        call_back()
+        assert eventually(lambda: any(caller.thread is names[-1] for caller in _timer._clock._idle.copy()))
     assert len(set(names)) <= 2
+    monkeypatch.setattr(_timer, "IDLE", 0.1)
+    call_back()
     names[-1].join(5)
     assert not names[-1].is_alive()
 
