@@ -25,6 +25,7 @@ from channels import (
     Receiver,
     WorkerGroup,
     WouldBlock,
+    _cancel,
     _timer,
     after,
     select,
@@ -487,6 +488,47 @@ def test_every_callback_runs_however_many_end_the_program(kind, caplog):
     assert calls == ["end"] * 150 + ["last", "child"]
     assert len(caplog.records) == 149  # one is raised, the others are told of
     assert len(token._core.callbacks) == 1  # the child's
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_two_exceptions_between_callbacks_leave_no_round_that_nobody_is_at(monkeypatch, apart):
+    """The second comes while the first is noted. What the thread cancels afterwards has its callbacks run."""
+    thrown = [KeyboardInterrupt(), KeyboardInterrupt()]
+
+    class Raised(list):
+        def append(self, error):
+            if thrown:
+                raise thrown.pop()
+            super().append(error)
+
+    class Round(_cancel._Round):
+        __slots__ = ()
+
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.raised = Raised()
+
+    def run(core, *args):
+        if len(thrown) == 2:
+            raise thrown.pop()
+        run_now(core, *args)
+
+    run_now = _Cancellation.run
+    monkeypatch.setattr(_Cancellation, "run", run)
+    monkeypatch.setattr(_cancel, "_Round", Round)
+    called, later, token, another = [], [], CancelToken(), CancelToken()
+    token.on_cancel(lambda: called.append("first"))
+    token.on_cancel(lambda: called.append("second"))
+    another.on_cancel(lambda: later.append("later"))
+    if apart:
+        with pytest.raises(KeyboardInterrupt):
+            _cancel._Round([token._core], [(token._core, key) for key in token._core.callbacks]).carry_out()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            token.cancel()
+    assert called == ["first", "second"]
+    another.cancel()
+    assert later == ["later"]
 
 
 def test_a_cancel_in_a_callback_says_false_at_once():

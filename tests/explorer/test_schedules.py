@@ -47,7 +47,14 @@ def test_one_preemption_more(scenario: Scenario) -> None:
 
 
 # Where a second exception may still leave a lock held or a close undone, if it comes at the very next point.
-OPEN = ("interrupted_close", "interrupted_select", "interrupted_default", "interrupted_cancel", "interrupted_merge")
+OPEN = (
+    "interrupted_close",
+    "interrupted_select",
+    "interrupted_default",
+    "interrupted_cancel",
+    "interrupted_callbacks",
+    "interrupted_merge",
+)
 TWICE = [
     pytest.param(one, marks=pytest.mark.xfail(reason="known limit", strict=False), id=str(one))
     if one.name.startswith(OPEN) and "cancelled" not in one.name
