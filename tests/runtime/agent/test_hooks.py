@@ -272,8 +272,8 @@ def test_a_hook_has_its_time() -> None:
 
     with Stall() as stall:
         hooks: dict[str, list[Any]] = {
-            "session_start": [Hook(slow, timeout=0.05), Hook("sleep 30", timeout=0.05), Hook(stall, timeout=0.05)],
-            "session_end": [Hook(slow, timeout=0.05)],
+            "session_start": [Hook(slow, timeout=0.5), Hook("sleep 30", timeout=0.5), Hook(stall, timeout=0.5)],
+            "session_end": [Hook(slow, timeout=0.5)],
         }
         with (
             Runtime(Agent("a", Scripted(say("ok")), hooks=hooks)) as runtime,
@@ -283,7 +283,7 @@ def test_a_hook_has_its_time() -> None:
             stall.go_on.set()
     failed = [event.error for event in found if isinstance(event, HookFinished)]
     assert len(failed) == 4
-    assert all("did not end within 0.05 s" in each or "timed out" in each for each in failed)
+    assert all("did not end within 0.5 s" in each or "timed out" in each for each in failed)
     assert ended == ["session_start", "session_end"]
 
 

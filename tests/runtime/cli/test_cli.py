@@ -53,7 +53,7 @@ def visit(ctx: ToolContext) -> str:
     return ctx.elicit("Please sign in", url="https://example.org/sign-in").action
 
 def hurry(ctx: ToolContext) -> str:
-    return ctx.elicit("Quick!", {"type": "object", "properties": {"word": {"type": "string"}}}, timeout=0.5).action
+    return ctx.elicit("Quick!", {"type": "object", "properties": {"word": {"type": "string"}}}, timeout=1.5).action
 
 def agree(ctx: ToolContext) -> str:
     return ctx.elicit("Shall I?").action
@@ -421,7 +421,7 @@ def test_pages_to_visit_and_questions_without_fields(terminal: Any, agent: str, 
 def test_an_answer_that_comes_too_late_is_told_so(terminal: Any) -> None:
     screen = terminal("run", "agents.py:hurrying", "Go")
     screen.expect("? hurry asks: Quick!", "> ")
-    time.sleep(1.0)
+    time.sleep(2.0)
     screen.enter("here")
     screen.expect("Nobody waits for this answer any more.", "<- hurry: decline", "Done.")
     screen.end()

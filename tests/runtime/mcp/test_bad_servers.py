@@ -113,14 +113,14 @@ def test_an_answer_that_is_too_large_ends_the_connection(tmp_path: Path) -> None
 
 def test_a_server_that_reads_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.mcp._connection.PONG", 0.3)  # for so long the next call waits for an old one's end
-    toolset = MCPToolSet(small_server(tmp_path, DEAF), name="deaf", call_timeout=0.5)
+    toolset = MCPToolSet(small_server(tmp_path, DEAF), name="deaf", call_timeout=1)
     with running(toolset):
         assert call(toolset, "echo").content == "heard"
         for size in (10, 10_000_000):  # into its pipe, and more than that takes
-            with pytest.raises(MCPServerError, match=r"has not finished echo after 0\.5 s"):
+            with pytest.raises(MCPServerError, match=r"has not finished echo after 1 s"):
                 call(toolset, "echo", text="x" * size)
         took = seconds(toolset.stop)
-    assert took < 9
+    assert took < 20
 
 
 def test_a_server_that_reads_nothing_from_the_start(tmp_path: Path) -> None:

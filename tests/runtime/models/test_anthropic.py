@@ -483,7 +483,7 @@ def test_nobody_listens():
 def test_a_server_that_goes_silent_is_given_up(server, before):
     with Stall() as stall:
         server.answer(Answer(*before, stall))
-        error = fails(AnthropicModel("m", base_url=server.url, api_key=KEY, timeout=0.05))
+        error = fails(AnthropicModel("m", base_url=server.url, api_key=KEY, timeout=0.3))
     assert (error.code, error.retryable) == ("stalled", True)
 
 

@@ -404,7 +404,7 @@ def test_nobody_listens():
 def test_a_server_that_goes_silent_is_given_up(server):
     with Stall() as stall:
         server.answer(Answer(*HELLO, stall))
-        error = fails(OpenAIModel("m", base_url=server.url, timeout=0.05))
+        error = fails(OpenAIModel("m", base_url=server.url, timeout=0.3))
     assert (error.code, error.retryable) == ("stalled", True)
 
 

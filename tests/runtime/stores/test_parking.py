@@ -477,7 +477,7 @@ def test_a_question_that_timed_out_while_it_was_parked_is_declined() -> None:
     """``answer_timeout`` holds all the same."""
     store, till = MemoryStore(), Till()
     agent = Agent("a", Planned(calls(("c1", "pay", {"to": "ann"})), done()), tools=till.tools())
-    with Runtime(agent, store=store, answer_timeout=0.3) as runtime:
+    with Runtime(agent, store=store, answer_timeout=1.0) as runtime:
         session = Session.from_user("go")
         with runtime.run_stream(session) as stream:
             park_when(stream, 1)

@@ -41,6 +41,7 @@ from support.scripted import Scripted, Stall, approving, call, say
 from support.waiting import eventually
 
 LONG = 10.0  # seconds after which something will never happen
+BEGINS = 0.3  # seconds in which a coroutine has begun: one that has not is never called, and cannot tell its end
 
 
 class Slow:
@@ -72,7 +73,7 @@ def test_a_hook_whose_time_is_up_is_cancelled(point: str) -> None:
     def look() -> None:
         in_time.append(slow.cancelled.wait(LONG))
 
-    hooks = {point: [Hook(slow, timeout=0.05)]}
+    hooks = {point: [Hook(slow, timeout=BEGINS)]}
     agent = Agent("a", Scripted([call("none")], [look, *say("ok")]), tools=[Tool("none", str)], hooks=hooks)
     with approving(agent) as runtime:
         runtime.run(Session.from_user("go"))
@@ -83,7 +84,7 @@ def test_a_tool_whose_time_is_up_is_cancelled() -> None:
     slow = Slow()
     in_time: list[bool] = []
 
-    @tool(timeout=0.05)
+    @tool(timeout=BEGINS)
     async def late() -> None:
         """Does not end."""
         await slow()
