@@ -239,9 +239,9 @@ MUTANTS = [
     Mutant(
         "an exception between the callbacks ends their round",
         CANCEL,
-        "carry_out",
+        "_insist",
         "self.raised.append(error)",
-        "raise error",
+        "self.due.clear()",
         ("interrupted_callbacks",),
     ),
     Mutant(
