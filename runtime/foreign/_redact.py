@@ -249,8 +249,10 @@ class Redaction:
 
     def __init__(self, more: Callable[[str], str] | None = None) -> None:
         self._more = more
+        # Not its `items`, which fail where another thread deletes a variable meanwhile.
+        kept = {os.environ.get(name, "") for name in list(os.environ) if _keeps_a_secret(name)}
         values = sorted(
-            {value for name, value in os.environ.items() if _keeps_a_secret(name) and len(value) >= _SHORTEST},
+            {value for value in kept if len(value) >= _SHORTEST},
             key=len,
             reverse=True,  # one may be a part of another
         )

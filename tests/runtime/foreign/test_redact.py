@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import UserDict
+from collections.abc import Iterator
 
 import pytest
 
@@ -216,3 +218,19 @@ def test_what_only_looks_like_one_stays(text: str) -> None:
 def test_a_key_that_is_written_in_capitals() -> None:
     text = f"AGE-SECRET-KEY-1{SECRET.upper()}"
     assert Redaction().text(text) == REDACTED
+
+
+class Changing(UserDict[str, str]):
+    """An environment which loses a variable while its names are read, as `os.environ` does by another thread."""
+
+    def __iter__(self) -> Iterator[str]:
+        names = list(self.data)
+        del self.data["GOING_TOKEN"]
+        return iter(names)
+
+
+def test_an_environment_that_changes_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = Changing(GOING_TOKEN="gone-by-now", STAYING_TOKEN="correct horse")
+    monkeypatch.setattr("runtime.foreign._redact.os.environ", environment)
+    redaction = Redaction()
+    assert redaction.text("a correct horse, gone-by-now") == f"a {REDACTED}, gone-by-now"
