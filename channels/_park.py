@@ -50,6 +50,7 @@ __all__ = [
     "handed_over",
     "monotonic",
     "parked_waiters",
+    "refuse_greenlets",
     "refuse_patched",
     "yielded",
 ]
@@ -262,6 +263,18 @@ def refuse_patched() -> None:
         raise RuntimeError(
             "gevent or eventlet has patched locks and threads after channels was imported, so that a wait here would "
             "stop every greenlet: patch first (gevent.monkey.patch_all()), then import channels"
+        )
+
+
+def refuse_greenlets(what: str) -> None:
+    """Raise `RuntimeError` if a new thread would be a greenlet, whose wait stops all others: `refuse_patched`, and
+    gevent and eventlet that came before the import.
+    """
+    refuse_patched()
+    if getattr(_thread.allocate_lock, "__module__", "").partition(".")[0] in ("gevent", "eventlet"):
+        raise RuntimeError(
+            f"{what} needs a thread of the system, and gevent or eventlet makes greenlets of threads: it would stop "
+            "every other greenlet while it waits. Operations that wait on a channel work, also with timeout="
         )
 
 

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Final
 from ._channel import Channel
 from ._errors import ChannelClosed, WouldBlock
 from ._lazy import _module, lazy_logger
-from ._park import deadline_after, monotonic, refuse_patched
+from ._park import deadline_after, monotonic, refuse_greenlets
 from ._views import Receiver
 
 THREAD_NAME = "channels-timer"
@@ -104,7 +104,7 @@ class _Clock:
                 if self._over:
                     raise RuntimeError("a timer cannot be started any more: the interpreter is exiting")
                 if self._thread is None:
-                    refuse_patched()  # the thread would be a greenlet, whose wait stops all others
+                    refuse_greenlets("a timer (after, tick, the deadline of a token)")
                     # Before it is started, which takes a while: finalizers may run meanwhile, and have timers too.
                     inbox = self._inbox
                     self._thread = threading.Thread(target=self._run, args=(inbox,), name=THREAD_NAME, daemon=True)

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 from .._channel import Channel
 from .._errors import Cancelled, ChannelClosed
 from .._lazy import lazy_logger
-from .._park import monotonic, refuse_patched
+from .._park import monotonic, refuse_greenlets
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ class Life:
     silent = False  # whether the interpreter is exiting
 
     def __init__(self, name: str) -> None:
-        refuse_patched()  # the thread would be a greenlet, and the loop stop all others
+        refuse_greenlets("an event loop")
         self.name = name
         self.loop = asyncio.new_event_loop()
         self.loop.set_default_executor(_Helpers(name))

@@ -848,3 +848,26 @@ print(channel.recv(), threading.active_count() - before)
 
 def test_locks_that_were_patched_after_the_import_are_refused(script):
     assert script(PATCHED).split() == ["True"] * 6 + ["1", "0"]
+
+
+GREEN = """
+import _thread
+real = _thread.allocate_lock
+def allocate_lock(): return real()
+allocate_lock.__module__ = "gevent.thread"
+_thread.allocate_lock = allocate_lock
+import channels, channels.aio, threading
+for wait in (lambda: channels.after(1), lambda: channels.tick(1), lambda: channels.CancelToken(timeout=1),
+             lambda: channels.aio.LoopThread().loop):
+    try: wait()
+    except RuntimeError as error: print("a thread of the system" in str(error))
+channel = channels.Channel(1)
+try: channel.recv(timeout=0.02)
+except TimeoutError: channel.send(1)
+print(channel.recv(), threading.active_count())
+"""
+
+
+def test_timers_and_event_loops_are_refused_where_threads_are_greenlets(script):
+    """Their thread would be a greenlet, whose wait stops all others: the process would stand still, without a word."""
+    assert script(GREEN).split() == ["True"] * 4 + ["1", "1"]
