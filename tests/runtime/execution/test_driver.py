@@ -21,8 +21,10 @@ from runtime.events import AgentChoice, Event, StreamStopped, ToolCallOutput, To
 from runtime.execution._driver import Carrier
 from runtime.execution._errands import Held
 from runtime.execution._helpers import HelperPool
+from runtime.execution._reading import ALONE
 from runtime.execution._threads import Running
 from runtime.stores import MemoryStore
+from runtime.stream import _at_exit
 from runtime.stream._core import StreamCore
 from support.scripted import AsyncScripted, Scripted, Stall, call, say
 from support.waiting import eventually
@@ -299,24 +301,32 @@ def test_a_delta_that_comes_alone_is_sent_on_the_loop(monkeypatch: pytest.Monkey
         sent_on.append(threading.current_thread().name)
         return try_emit(core, event)
 
+    async def until_the_worker_waits() -> None:
+        [core] = _at_exit.live
+        reading: Any = core.driver and core.driver._errand
+        while reading.put != reading._through:
+            await asyncio.sleep(0.0001)
+        await asyncio.sleep(2 * ALONE)
+
     monkeypatch.setattr(StreamCore, "try_emit", noting)
     numbers = [str(n) for n in range(300)]
     steps: list[Any] = []
     for n in numbers:
         steps.append(TextDelta(n))
         if int(n) % 7 == 0:
-            steps.append(lambda: asyncio.sleep(0.001))
+            steps.append(until_the_worker_waits)
     session, texts = Session.from_user("go"), []
     with Runtime(Agent("a", AsyncScripted(steps)), event_capacity=8) as runtime:
-        for event in runtime.run_stream(session):
+        stream = runtime.run_stream(session)
+        for event in stream:
             if isinstance(event, AgentChoice):
                 texts.append(event.content)
-                if len(texts) % 50 == 0:
-                    time.sleep(0.002)
+                if len(texts) in (50, 100, 150, 200, 250):
+                    assert eventually(lambda: len(stream._core.events) == 8)
     assert texts == numbers
     assert session.messages[-1].content == "".join(numbers)
     assert set(sent_on) == {"lockgate-loop"}
-    assert len(sent_on) > 10  # it is said again that it waits
+    assert len(sent_on) > 40  # it is said again that it waits
 
 
 def test_a_cancel_comes_between_two_deltas_on_the_loop() -> None:
