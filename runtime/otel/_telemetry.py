@@ -46,12 +46,25 @@ SCOPE: Final = "lockgate"
 #: The conventions that the names here are of: the last that were released.
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.41.0"
 _LONGEST: Final = 500  # characters of a description
+_AT_ONCE: Final = 20_000  # nanoseconds in which the clocks are read, unless the thread stood still between them
 #: Reasons for which a stream ends that are no failure: it is done, or parked until the user has answered.
 _NO_FAILURE: Final[Mapping[str, str]] = {"normal": "", "waiting": ""}
 
 # Bounds of the buckets, as the conventions advise them.
 _SECONDS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _TOKENS: Final = tuple(4.0**power for power in range(14))
+
+
+def _now() -> tuple[int, int]:
+    """The time, and the clock that what comes next is measured with, of one moment. A thread that had to wait for a
+    processor between the two would move all that is measured by as long.
+    """
+    for _ in range(5):
+        before = time.perf_counter_ns()
+        wall, now = time.time_ns(), time.perf_counter_ns()
+        if now - before < _AT_ONCE:
+            break
+    return wall, now
 
 
 class Telemetry:
@@ -283,8 +296,7 @@ class _Operation:
     def __init__(self, stream: StreamSpans, agent: str) -> None:
         self._stream = stream
         self._agent_name = agent
-        self._wall = time.time_ns()
-        self._began = time.perf_counter_ns()
+        self._wall, self._began = _now()
         self._ended: int | None = None
         self._failure: tuple[str, str] | None = None  # ``error.type`` and a description, once it is closed
         self._events: list[tuple[str, int, Attributes]] | None = None

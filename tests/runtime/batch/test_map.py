@@ -492,7 +492,7 @@ def test_a_record_that_cannot_be_made_cancels_all_and_is_raised(tmp_path: Path, 
         return tmp_path / "nowhere" / "record.jsonl"
 
     session = Session.from_user("wait")
-    with Stall() as stall, Runtime(Agent("a", Echo(wait=stall)), grace=0.05) as runtime:
+    with Stall() as stall, Runtime(Agent("a", Echo(wait=stall)), grace=1) as runtime:
         with pytest.raises(type(error)):
             list(runtime.map([session, "b"], limit=2, record=record))
         assert eventually(lambda: not streams())

@@ -196,6 +196,31 @@ def test_what_is_owed_at_the_end_is_inside(telemetry: Telemetry) -> None:
     assert inner.end_time <= outer.end_time
 
 
+def test_a_thread_that_stands_still_between_two_clocks_moves_no_end(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a processor was another's for a moment, the operation would seem to have ended before what is inside."""
+
+    class Clocks:
+        perf_counter_ns = staticmethod(time.perf_counter_ns)
+        reads = 0
+
+        @classmethod
+        def time_ns(cls) -> int:
+            now = time.time_ns()
+            cls.reads += 1
+            if cls.reads == 1:  # of the first span, that of the agent
+                time.sleep(0.2)
+            return now
+
+    monkeypatch.setattr("runtime.otel._telemetry.time", Clocks)
+    with telemetry.instrument(Runtime(Agent("a", Scripted(say("x"))))) as runtime:
+        runtime.run(Session.from_user("go"))
+    inner, outer = telemetry.span("chat scripted"), telemetry.span("invoke_agent a")
+    assert Clocks.reads > 1
+    assert outer.start_time <= inner.start_time <= inner.end_time <= outer.end_time
+
+
 def test_sub_agents_are_inside_the_tool_calls_that_run_them(telemetry: Telemetry) -> None:
     """With `run_agent`, `arun_agent`, `transfer_task` and in the background."""
     first, second = Agent("first", Scripted(say("1"))), Agent("second", AsyncScripted(say("2")))
