@@ -27,8 +27,8 @@ _DIGITS: Final = 100  # that a decimal may be written out with
 
 def spelled(value: Any, depth: int = _DEPTH) -> Any:
     """A JSON-ready copy of ``value`` in its one spelling: 5.0 and Decimal("5e0") are 5, a set is a sorted list, a time
-    with a zone is in UTC. A value of an unknown type is spelt by its ``str``. This runs foreign code, so it is for a
-    helper thread. Raises nothing.
+    with a zone is in UTC. A value of an unknown type is spelt by its ``str``. This runs foreign code, so it is not
+    for the worker of a stream. Raises nothing.
     """
     kind = type(value)  # not what it says of itself
     if kind is str or kind is int or value is None or isinstance(value, bool):

@@ -1,7 +1,7 @@
 """The base of models that are made of other models.
 
 A wrapper runs where its models do: as an asynchronous generator on the loop's thread where all of them are, so that a
-reply over the network costs no thread; else as a plain generator on a helper thread, which waits for those on the loop.
+reply over the network costs no thread; else as a plain generator on a thread, which waits for those on the loop.
 What it does is written once, as `Wrapper._steps`, and both forms step it: they cannot differ.
 """
 
