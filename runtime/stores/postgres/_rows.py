@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
@@ -25,8 +24,9 @@ from ...session._journal import (
     Shortened,
     Step,
 )
-from ...session._message import Image, Message
+from ...session._message import Message
 from ...usage import Usage
+from .._images import put_together, taken_apart
 from .._search_terms import words
 from .._snapshot import Asking, Call, Snapshot, allowing
 from .._store import Parent
@@ -187,14 +187,7 @@ class Head:
         """The row of a message, with its images, its calls, or the end of its call."""
         seq, self.messages = self.messages, self.messages + 1
         session = self.session_id
-        data = message.to_dict()
-        blobs: list[tuple[bytes, bytes]] = []
-        if message.images:
-            blobs = [(hashlib.sha256(image.data).digest(), image.data) for image in message.images]
-            data["images"] = [
-                {"media_type": image.media_type, "sha256": digest.hex()}
-                for image, (digest, _) in zip(message.images, blobs, strict=True)
-            ]
+        data, blobs = taken_apart(message)
         yield (
             "INSERT INTO @items (session_id, seq, data, words) VALUES (%s, %s, %s, array_to_tsvector(%s))",
             (session, seq, as_json(data), words(message.content)),
@@ -345,7 +338,7 @@ def snapshot_of(database: Database, connection: Connection, id: str, *, messages
         status=status,
         reason=text_of(reason),
         epoch=epoch,
-        messages=[_message_of(data, images) for (data,) in items],
+        messages=[put_together(data, images) for (data,) in items],
         partial=None if partial is None else Partial(**partial),
         calls=calls,
         requests=requests,
@@ -405,11 +398,3 @@ def _read_unfinished(
         [Asking(request_of(rest), at) for at, *rest in asked],
         [Mailed(text_of(mail_id), point, text_of(text)) for mail_id, point, text in mail],
     )
-
-
-def _message_of(data: dict[str, Any], images: Mapping[str, bytes]) -> Message:
-    shown = data.pop("images", ())
-    message = Message.from_dict(data)
-    if not shown:
-        return message
-    return replace(message, images=tuple(Image(images[each["sha256"]], each["media_type"]) for each in shown))

@@ -5,7 +5,6 @@ An entry is made into JSON by the thread that appends it (`prepared`), so that t
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -30,9 +29,10 @@ from ...session._journal import (
     Shortened,
     Step,
 )
-from ...session._message import Image, Message
+from ...session._message import Message
 from ...session._session import Session
 from ...usage import Usage
+from .._images import put_together, taken_apart
 from .._snapshot import Asking, Call, Snapshot, allowing, permissions_of
 from .._store import Parent
 from ._file import Connection, first
@@ -121,16 +121,7 @@ def prepared(entry: Entry) -> Prepared:
 
 def message_row(message: Message, mail: str | None = None) -> MessageRow:
     """A message, ready to be written."""
-    blobs: tuple[tuple[bytes, bytes], ...] = ()
-    if message.images:
-        blobs = tuple((hashlib.sha256(image.data).digest(), image.data) for image in message.images)
-        data = replace(message, images=()).to_dict()
-        data["images"] = [
-            {"media_type": image.media_type, "sha256": digest.hex()}
-            for image, (digest, _) in zip(message.images, blobs, strict=True)
-        ]
-    else:
-        data = message.to_dict()
+    data, blobs = taken_apart(message)
     return MessageRow(
         data=as_json(data),
         role=message.role,
@@ -454,16 +445,7 @@ def _messages(connection: Connection, number: int) -> list[Message]:
         )
     }
     rows = connection.execute("SELECT data FROM items WHERE number BETWEEN ? AND ? ORDER BY number", items_of(number))
-    return [message_of(_decode(data), images) for (data,) in rows]
-
-
-def message_of(data: dict[str, Any], images: Mapping[str, bytes]) -> Message:
-    """The message that `message_row` wrote."""
-    shown = data.pop("images", ())
-    message = Message.from_dict(data)
-    if not shown:
-        return message
-    return replace(message, images=tuple(Image(images[each["sha256"]], each["media_type"]) for each in shown))
+    return [put_together(_decode(data), images) for (data,) in rows]
 
 
 def _calls(connection: Connection, number: int) -> list[Call]:
