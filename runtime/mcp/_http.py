@@ -31,6 +31,7 @@ from channels._lazy import lazy_logger
 from ._messages import ANSWER, VALUES, failed, has_many_values, refused, unwrap, written
 from ._oauth import NotSignedIn, OAuth
 from ._sound import sound
+from ._streams import Reading
 
 Kind: TypeAlias = Literal["stdio", "http", "sse"]
 
@@ -160,7 +161,7 @@ def shown(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
-class FromServer:
+class FromServer(Reading):
     """The SDK's read stream, with answers made sound. Says when it ends."""
 
     def __init__(self, source: Any, remote: Remote) -> None:
@@ -182,23 +183,8 @@ class FromServer:
             item.message.result = sound(item.message.result)
         return item
 
-    def __aiter__(self) -> FromServer:
-        return self
-
-    async def __anext__(self) -> SessionMessage | Exception:
-        try:
-            return await self.receive()
-        except anyio.EndOfStream:
-            raise StopAsyncIteration from None
-
     async def aclose(self) -> None:
         await self._source.aclose()
-
-    async def __aenter__(self) -> FromServer:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
 
 
 class Client(httpx2.AsyncClient):

@@ -25,6 +25,7 @@ from .._orphans import tied
 from ._child import KILLED, Child
 from ._messages import ANSWER, failed, has_many_values, mended, refused
 from ._sound import sound
+from ._streams import Closing, Reading
 
 TAIL: Final = 8 << 10  # bytes of its standard error that are kept
 
@@ -37,7 +38,7 @@ MUTE: Final = 1.5  # a server has to answer the newer handshake, before it is as
 _logger = logging.getLogger("runtime.mcp")
 
 
-class _FromServer:
+class _FromServer(Reading):
     """The SDK's read stream. Says when it ends: while a question is open, a modern client has no request under way that
     would fail, and the user would be left to think about an answer that nobody is there to take."""
 
@@ -112,26 +113,8 @@ class _FromServer:
         said = answer.error.message if isinstance(answer, JSONRPCError) else ""
         return SessionMessage(failed(waiting, f"{problem}: {said}" if said else problem))
 
-    def __aiter__(self) -> _FromServer:
-        return self
 
-    async def __anext__(self) -> SessionMessage | Exception:
-        try:
-            return await self.receive()
-        except anyio.EndOfStream:
-            raise StopAsyncIteration from None
-
-    async def aclose(self) -> None:
-        pass
-
-    async def __aenter__(self) -> _FromServer:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        pass
-
-
-class _ToServer:
+class _ToServer(Closing):
     """The SDK's write stream, which may be the first to notice that the server has gone."""
 
     def __init__(self, stdin: asyncio.StreamWriter, source: _FromServer, ended: Callable[[], object]) -> None:
@@ -165,12 +148,6 @@ class _ToServer:
 
     async def aclose(self) -> None:
         self._stdin.close()
-
-    async def __aenter__(self) -> _ToServer:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
 
 
 class Process:
