@@ -32,6 +32,8 @@ _logger = lazy_logger("runtime.serve")
 PARK: Final = 30.0  # seconds until a run that waits for its user is parked, where runs without clients go on
 PARKING: Final = 2.0  # seconds that runs have to end with the server
 EXIT: Final = 0.5  # and with the interpreter, which ends them in its own way then
+PIECES: Final = 4  # in which the time is counted that a run has without clients
+LATE: Final = 1.0  # seconds by which a piece has to end too late, and by as much as itself, not to count
 BATCH: Final = 512  # events that are put into the log at once: what comes while a store writes
 
 
@@ -273,18 +275,37 @@ class Runs:
 
     def _set_clock(self, session_id: str) -> None:
         """Nobody may be looking: then the run has some time, until somebody comes back."""
-        clock = CancelToken(timeout=self._time)
+        clock = CancelToken(timeout=self._time / PIECES)
         with self._lock:
             run = self._live.get(session_id)
             if run is None or run._stream is None or run.clock is not None or self._looking.get(session_id):
                 return
             run.clock = clock
-        clock.on_cancel(lambda: self._ring(run, clock))
+        self._await_end(run, clock, PIECES)
 
-    def _ring(self, run: LiveRun, clock: CancelToken) -> None:
-        """The clock has run out, or was stopped. The thread has other callbacks to call, and the store may be slow."""
-        if isinstance(clock.cause, TimeoutError):
+    def _await_end(self, run: LiveRun, clock: CancelToken, left: int) -> None:
+        """Wait for the end of a piece, the first of so many that are ``left``, without a thread."""
+        due = time.monotonic() + self._time / PIECES
+        clock.on_cancel(lambda: self._ring(run, clock, left, due))
+
+    def _ring(self, run: LiveRun, clock: CancelToken, left: int, due: float) -> None:
+        """The clock has run out, or was stopped. The thread has other callbacks to call, and the store may be slow.
+
+        A piece that ends much too late does not count: the process stood still, and nobody could come back.
+        """
+        if not isinstance(clock.cause, TimeoutError):
+            return
+        if time.monotonic() - due < max(self._time / PIECES, LATE):
+            left -= 1
+        if not left:
             _threads.start(lambda: self._time_is_up(run, clock), "lockgate-serve-clock")
+            return
+        again = CancelToken(timeout=self._time / PIECES)
+        with self._lock:
+            if run.clock is not clock:
+                return
+            run.clock = again
+        self._await_end(run, again, left)
 
     def _time_is_up(self, run: LiveRun, clock: CancelToken) -> None:
         with self._lock:

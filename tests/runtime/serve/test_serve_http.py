@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from channels import CancelToken
 from runtime import Agent, StoreError, tool
 from runtime.serve import Application
 from runtime.serve._not_here import NOT_HERE
+from runtime.serve._runs import LiveRun, Runs
 from runtime.stores import MemoryStore, SQLiteStore
 from support.serving import OURS, Client, Events, Waiter, listening, pay, serving, waiter
 from support.waiting import eventually
@@ -227,6 +229,25 @@ def test_a_run_at_which_nobody_looks_is_cancelled(linger: float) -> None:
         id = client.session()
         client.run(id, "one wait two").close()
         assert eventually(lambda: not len(application._backend.runs))  # asking would be looking
+        assert everything(client, id)[-1]["reason"] == "canceled"
+
+
+def test_a_standstill_of_the_server_is_no_absence_of_its_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was stopped, or its computer closed: nobody could come back meanwhile."""
+    left: list[int] = []
+    ring = Runs._ring
+
+    def ringing(runs: Runs, run: LiveRun, clock: CancelToken, pieces: int, due: float) -> None:
+        left.append(pieces)
+        ring(runs, run, clock, pieces, due - 3600 if len(left) in (1, 3) else due)
+
+    monkeypatch.setattr(Runs, "_ring", ringing)
+    application = Application(waiter(), linger=0.1, ping=0.05)
+    with listening(application) as client:
+        id = client.session()
+        client.run(id, "one wait two").close()
+        assert eventually(lambda: not len(application._backend.runs))
+        assert left == [4, 4, 3, 3, 2, 1]
         assert everything(client, id)[-1]["reason"] == "canceled"
 
 
