@@ -54,6 +54,7 @@ from ._commands import Commands, CommandsClosed
 from ._http import Kind, Remote
 from ._messages import unwrap
 from ._oauth import NotSignedIn, SignIn
+from ._patience import PIECES, Patience, counts
 from ._stdio import Process
 
 MODERN: Final = "2026-07-28"  # from here on it is the client that calls again with the answer; revisions are dates
@@ -308,7 +309,7 @@ class Connection:
         self._client: Client | None = None  # once connected
         self._stale = False  # the tools have changed since they were listed
         self._stopping = False
-        self._connecting: asyncio.Timeout | None = None
+        self._connecting: Patience | None = None
         self._background: set[asyncio.Task[None]] = set()
         # An old server does not say which call asks: so it matters which are in flight, and from its first question on
         # there is only ever one.
@@ -332,14 +333,21 @@ class Connection:
         Raises `Lost`, also where that takes more than ``timeout`` seconds, and `Cancelled`.
         """
         self._refuse("waiting for an MCP server")
-        patience = self._startup_timeout + SLACK if timeout is None else timeout
+        patience = (self._startup_timeout + SLACK) / PIECES if timeout is None else timeout
+        left = PIECES
         while True:
+            due = time.monotonic() + patience
             try:
                 asked = select(self.ready, None if ask is None else self.asks, timeout=patience, cancel=cancel)
             except TimeoutError:
                 if timeout is not None:
                     raise Lost("has not started yet") from None
                 if self.signing_in:
+                    left = PIECES
+                    continue
+                if counts(patience, time.monotonic() - due):
+                    left -= 1
+                if left:
                     continue
                 # Its own timeout comes earlier, unless the loop stands still.
                 raise Lost(f"did not start: {self._loop_thread!r} has been stalled by something else") from None
@@ -413,8 +421,7 @@ class Connection:
             return
         # Not by cancelling the task: a second cancel, of the timeout at the same time, would hit it while it cleans up.
         # A timeout cancels once, whoever asks for it.
-        with contextlib.suppress(RuntimeError):  # expired already
-            self._connecting.reschedule(self._loop.time())
+        self._connecting.end()
 
     def _command_end(self) -> None:
         with contextlib.suppress(CommandsClosed):
@@ -458,7 +465,7 @@ class Connection:
         if self._stopping:
             raise TimeoutError
         try:
-            async with asyncio.timeout(self._startup_timeout) as self._connecting:
+            async with Patience(self._startup_timeout) as self._connecting:
                 for way in self._ways[:-1]:
                     try:
                         return await self._enter(stack, way)
@@ -518,15 +525,15 @@ class Connection:
         try:
             if call is None and starting is not None:
                 self.signing_in = True
-                starting.reschedule(None)
+                starting.suspend()
             yield sign_in
         except NotSignedIn as error:
             self._refused = str(error) if call is None else ""  # the older handshake would ask once more
             raise
         finally:
             self.signing_in = False
-            if call is None and starting is not None and not starting.expired():
-                starting.reschedule(self._loop.time() + self._startup_timeout)
+            if call is None and starting is not None and not starting.is_over:
+                starting.begin_anew()
             sign_in.over.cancel("the sign-in is over")
 
     def _on_unseen(self) -> None:
@@ -570,7 +577,7 @@ class Connection:
         try:
             while self._stale:
                 self._stale = False
-                async with asyncio.timeout(self._startup_timeout):
+                async with Patience(self._startup_timeout):
                     self.tools = await self._list(client)
         except Exception as error:
             _logger.warning(

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -23,6 +24,7 @@ from support.waiting import eventually
 
 pytest.importorskip("mcp")
 
+from runtime.mcp._patience import Patience
 from runtime.mcp._stdio import Process
 
 SLEEPER = ["sleep", "60"]
@@ -168,3 +170,55 @@ def test_a_loop_that_is_closed_while_it_starts_a_server_leaves_nothing() -> None
         loop.close()
     gc.collect()
     assert eventually(lambda: children() <= before)
+
+
+class Jumping:
+    """The clock of a loop, which jumps on when the process has stood still."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._now, self.ahead = loop.time, 0.0
+        loop.time = lambda: self._now() + self.ahead  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("times", [1, 6])
+def test_a_standstill_of_this_process_uses_up_no_patience_with_a_server(times: int) -> None:
+    """Its computer was closed, for example, and the server stood still with it."""
+
+    async def main() -> None:
+        clock = Jumping(asyncio.get_running_loop())
+        async with Patience(1.2):
+            for _ in range(times):
+                await asyncio.sleep(0.05)
+                clock.ahead += 3600
+                await asyncio.sleep(0)
+                await asyncio.sleep(0.05)
+        with pytest.raises(TimeoutError):
+            async with Patience(0.1):
+                await asyncio.sleep(60)
+
+    asyncio.run(main())
+
+
+def test_patience_is_suspended_and_begins_anew() -> None:
+    async def main() -> None:
+        async with Patience(0.1) as patience:
+            patience.suspend()
+            await asyncio.sleep(0.2)
+            patience.begin_anew()
+            await asyncio.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        asyncio.run(main())
+    assert time.monotonic() - began > 0.25
+
+
+def test_patience_that_is_ended_has_no_time_left() -> None:
+    async def main() -> None:
+        async with Patience(60) as patience:
+            patience.end()
+            patience.end()
+            await asyncio.sleep(60)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(main())
