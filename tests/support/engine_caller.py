@@ -162,7 +162,7 @@ class Caller:
 
     def threads(self) -> dict[str, Any]:
         """What is left of ours here."""
-        eventually(lambda: not _ours(), 2.0)
+        eventually(lambda: not _ours())
         return {"left": _ours()}
 
     def _own(self, name: str) -> Path:
@@ -219,7 +219,7 @@ def main(name: str, address: str, directory: str, *scenarios: str) -> None:
 
             own = Path(directory) / way
             own.mkdir(exist_ok=True)
-            with Remote(kept, "support.engine_agents:agent") as remote:
+            with Remote(kept, "support.engine_agents:agent", grace=LONG) as remote:
                 caller = Caller([name, address], remote, own, jobs)
                 for scenario in scenarios:
                     if number == 0 or "killed" not in scenario:

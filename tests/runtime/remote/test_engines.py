@@ -49,7 +49,7 @@ def check(found: dict[str, Any], *, elsewhere: bool = True) -> None:
     assert found["question"]["asked"] == "How many?"
     assert found["question"]["text"].startswith("3 in ")
     cancelled = found["cancel"]
-    assert cancelled.pop("seconds") < 1.5, "the worker was cut off, and did not end the run by itself"
+    assert cancelled.pop("seconds") < 15, "the worker was cut off, and did not end the run by itself"  # after 30
     assert cancelled == {"told": True, "errors": [], "reason": "canceled"}
     assert found["map"]["texts"] == ["0 1 2", "0 1 2 3", "0 1 2 3 4"]
     (error,) = found["map"]["errors"]
