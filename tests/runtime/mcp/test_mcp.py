@@ -44,7 +44,7 @@ from runtime.mcp import MCPServerError, MCPToolSet, _conversation
 from runtime.mcp._connection import CallEnded
 from runtime.mcp._conversation import is_page
 from support.mcp import Context, books, call, children, is_alive, running, tasks, use
-from support.waiting import eventually
+from support.waiting import eventually, in_time
 
 pytest.importorskip("mcp")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, ps")
@@ -501,7 +501,7 @@ def waiting(toolset: MCPToolSet) -> int:
 
 def prompt(attempt: Callable[[], float]) -> bool:
     """Whether it takes less than 50 ms, law 18. The machine may be busy with something else, but not each time."""
-    return any(attempt() < 0.05 for _ in range(5))
+    return in_time(attempt, 0.05)
 
 
 def test_cancel_with_a_question_open_is_prompt(booking: MCPToolSet) -> None:

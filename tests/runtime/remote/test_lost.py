@@ -203,7 +203,7 @@ for event in stream:
         timeout=30,
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
     )
-    assert time.monotonic() - float(done.stdout) < 5
+    assert time.monotonic() - float(done.stdout) < 20
     assert done.returncode == (1 if how == "raise" else 0), done.stderr
 
 
