@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ from fnmatch import fnmatchcase
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from channels import Channel
 from channels._exit import exit_seconds
 from channels._lazy import lazy_logger
 from channels.aio import LoopThread, default_loop
@@ -77,9 +79,10 @@ class MCPToolSet:
 
     If the server has ended, the next call, or the next turn that needs its tools, starts it again; calls that it was
     working on fail. If it ends repeatedly, there is a pause before it is started again: one second, then two, up to a
-    minute. With ``required=False`` a run goes on without a server that cannot be started, and tries again at each turn.
-    The server's standard error is logged by the logger ``runtime.mcp`` at level DEBUG; if the server fails, the last of
-    it is part of the error.
+    minute. A run that needs it for its next turn waits for the end of the pause, up to ``startup_timeout`` seconds.
+    With ``required=False`` a run goes on without a server that cannot be started, and tries again at each turn. The
+    server's standard error is logged by the logger ``runtime.mcp`` at level DEBUG; if the server fails, the last of it
+    is part of the error.
 
     ``resource_tools`` and ``prompt_tools`` give the agent tools for the server's resources and prompts. ``sampling``
     lets the server send requests to the model of the agent that calls it, each of which the user has to approve.
@@ -208,6 +211,7 @@ class MCPToolSet:
         untold, self._untold = self._untold, None
         if untold is not None:
             raise untold
+        self._sit_out()
         connection = self._connection()
         connection.wait_listed()
         listed = connection.tools
@@ -339,15 +343,35 @@ class MCPToolSet:
             raise MCPServerError(self.name, str(error)) from None
         return connection
 
-    def _back_off(self, connection: Connection) -> None:
-        """Raise `MCPServerError` where a server that ends again and again has been started too often of late."""
+    def _sit_out(self) -> None:
+        """Wait for the end of a pause that the server has before it is started again, where a stream needs it for its
+        next turn: the stream would end. Not for longer than a start may take.
+        """
+        stream = waiting_stream.get()
+        if stream is None or not self.required:
+            return
+        with self._lock:
+            connection = self._connections[-1] if self._connections else None
+            if self._stopped or connection is None or connection.failure is None:
+                return
+            left = self._pause_left(connection)
+        if 0 < left <= self.startup_timeout:
+            with contextlib.suppress(TimeoutError):
+                Channel[None](name=f"a pause of {self.name}").recv(left, stream.cancel)
+
+    def _pause_left(self, connection: Connection) -> float:
+        """The seconds until a server that has ended may be started again; 0 or less if it may be."""
         if connection is not self._counted:
             self._counted = connection
             steady = connection.ended_at - connection.ready_at > _STEADY if connection.version else False
             self._failures = 1 if steady else self._failures + 1
             pause = 0.0 if self._failures == 1 else min(2.0 ** (self._failures - 2), _LONGEST_PAUSE)
             self._retry_at = connection.ended_at + pause
-        left = self._retry_at - time.monotonic()
+        return self._retry_at - time.monotonic()
+
+    def _back_off(self, connection: Connection) -> None:
+        """Raise `MCPServerError` where a server that ends again and again has been started too often of late."""
+        left = self._pause_left(connection)
         if left > 0:
             times = f"{self._failures} times in a row; it is started again in {left:.0f} s at the earliest"
             raise MCPServerError(self.name, f"has failed {times}. The last time it {connection.failure}")

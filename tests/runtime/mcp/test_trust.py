@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from channels import CancelToken
+from channels import CancelToken, parked
 from runtime import (
     Agent,
     Delta,
@@ -159,6 +159,40 @@ def test_a_server_that_fails_again_and_again_gets_a_pause(tmp_path: Path) -> Non
         assert echo.function().content == "echo"
         assert starts.read_text() == "xxx"
         toolset.start()  # whoever says so himself need not wait
+
+
+def test_a_run_waits_for_the_end_of_a_pause_of_a_server_that_it_needs(tmp_path: Path) -> None:
+    """The model has read that its calls have failed. The run would end with the next turn."""
+    wanted, starts = tmp_path / "wanted", tmp_path / "starts"
+    wanted.touch()
+    (tmp_path / "wanted.crash").touch()
+    needed = MCPToolSet(small_server(tmp_path, UNTIL, str(starts), str(wanted)), name="crashing")
+    model = Calls("echo", "echo")
+    with Runtime(Agent("a", model, toolsets=[needed]), permissions=Permissions(approve_all=True)) as runtime:
+        session = Session.from_user("go")
+        assert runtime.run(session).text == "done"
+    assert [message.is_error for message in session.messages if message.role == "tool"] == [True, True]
+    assert starts.read_text() == "xxx"
+    assert model.seen[-1] == ["echo"]
+
+
+def test_a_cancel_does_not_wait_for_the_end_of_a_pause(tmp_path: Path) -> None:
+    wanted, starts = tmp_path / "wanted", tmp_path / "starts"
+    wanted.touch()
+    needed = MCPToolSet(small_server(tmp_path, UNTIL, str(starts), str(wanted)), name="crashing")
+    with Runtime(Agent("a", Calls(), toolsets=[needed])) as runtime:
+        assert runtime.run(Session.from_user("go")).text == "done"
+        needed._connections[-1].request_stop()
+        assert eventually(lambda: needed._connections[-1].failure is not None)
+        needed._counted, needed._failures = needed._connections[-1], 5
+        needed._retry_at = time.monotonic() + 20
+        with runtime.run_stream(Session.from_user("go")) as stream:
+            assert eventually(lambda: any("a pause of crashing" in str(wait) for wait in parked()))
+            stream.cancel()
+            assert list(stream)
+            assert stream.reason == "canceled"
+        assert time.monotonic() < needed._retry_at - 5
+    assert starts.read_text() == "x"
 
 
 def test_a_start_that_is_asked_for_is_not_put_off(tmp_path: Path) -> None:
