@@ -336,7 +336,8 @@ def forget_messages(connection: Connection, number: int, now: int) -> None:
 def forget_blobs(connection: Connection, digests: Iterable[tuple[bytes]]) -> None:
     """Delete those images that no message shows any more."""
     connection.executemany(
-        "DELETE FROM blobs WHERE sha256 = ?1 AND NOT EXISTS (SELECT 1 FROM images WHERE sha256 = ?1)", digests
+        "DELETE FROM blobs WHERE sha256 = ? AND NOT EXISTS (SELECT 1 FROM images WHERE images.sha256 = blobs.sha256)",
+        digests,
     )
 
 
