@@ -401,7 +401,8 @@ import atexit, sys
 def last():
     try:
         print(eval(sys.argv[1]))
-    except RuntimeError as error:  # from 3.12 on, no thread may be started any more
+    except RuntimeError as error:  # up to 3.12.2, no thread may be started any more
+        assert (3, 12) <= sys.version_info < (3, 12, 3)
         print("no thread" in str(error) or "new thread" in str(error))
 import asyncio, threading, time
 from channels import *
