@@ -56,6 +56,8 @@ def ask_for_more(core: StreamCore, limit: int, before: Request | None = None) ->
             timeout = seconds_left(before)
             keep_answer(core, ask, before)
         core.shared.asks.register(ask, timeout)
+        if core.parking is not None:
+            core.parking.busy = ()  # before the event is seen
         core.emit(ask.event)
         core.fire("on_user_input", reason=reason)
         answer = _awaited(core, answers)
@@ -72,7 +74,6 @@ def _awaited(core: StreamCore, answers: Channel[Answer]) -> Answer:
     parking = core.parking
     if parking is None:
         return answers.recv(cancel=core.token)
-    parking.busy = ()
     either = CancelToken(core.token)
     try:
         with parking.wanted.on_cancel(either.canceller("parked")):

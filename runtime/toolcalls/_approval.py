@@ -122,6 +122,7 @@ def _asked(running: Running, before: Request | None) -> Ask[ToolCall, Decision]:
         timeout = seconds_left(before)
         keep_answer(core, ask, before)
     core.shared.confirmations.register(ask, timeout)
+    running.turn.note_under_way()
     core.shared.bridge.send(ask.event, to=core.events, cancel=core.token)
     return ask
 

@@ -37,7 +37,7 @@ from ._approval import remember_late
 from ._elicitation import elicitation
 from ._messages import Asked, Decided, Fire, Forwarded, Late, NestedParked, Park, Progress, Resumed, posting
 from ._resolve import Read, Resolved, read
-from ._running import OVER, Approval, Steps, Turn
+from ._running import OVER, Approval, Steps, Turn, nothing_to_note
 from ._tool_run import tool_run
 
 
@@ -82,6 +82,7 @@ class _Dispatcher:
 
     def __init__(self, turn: Turn, calls: Sequence[ToolCall]) -> None:
         self.turn = turn
+        turn.note_under_way = self._note_under_way
         self.core = turn.core
         self.calls = calls
         self.to_begin = deque(calls)
@@ -118,9 +119,13 @@ class _Dispatcher:
         """End the stream (`StopRun`) if it is to be parked and only waits for answers of the user."""
         parking = self.core.parking
         if parking is not None:
-            parking.busy = tuple(self._under_way())
+            self._note_under_way()
             if parking.wanted.cancelled and (parking.forced or not parking.busy):
                 raise parked()
+
+    def _note_under_way(self) -> None:
+        if self.core.parking is not None:
+            self.core.parking.busy = tuple(self._under_way())
 
     def _under_way(self) -> Iterator[str]:
         """The names of what keeps the stream from being parked: everything under way, except questions to the user and
@@ -150,6 +155,7 @@ class _Dispatcher:
     def close(self) -> None:
         """Close the inbox, and settle the questions and hooks in it that nobody will answer."""
         turn = self.turn
+        turn.note_under_way = nothing_to_note  # it holds this
         turn.inbox.close()
         for running in turn.running.values():
             if running.errand is not None:
@@ -223,7 +229,7 @@ class _Dispatcher:
         parking = self.core.parking
         if parking is None or parking.after is None or parking.wanted.cancelled:
             return None
-        parking.busy = tuple(self._under_way())
+        self._note_under_way()
         if parking.busy or not self._asks():
             self.asks_since = None
             return None

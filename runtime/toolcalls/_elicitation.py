@@ -63,6 +63,7 @@ def elicitation(turn: Turn, message: Asked) -> Steps[None]:
         keep_answer(core, ask, before)
     running.questions += 1
     asks.register(ask, timeout)
+    turn.note_under_way()
     message.dropped.on_cancel(lambda: asks.withdraw(ask, _DROPPED))
     if asks.is_pending(ask):
         core.shared.bridge.send(ask.event, to=core.events, cancel=core.token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
 from channels import CancelToken, Channel
@@ -50,6 +50,10 @@ Wait: TypeAlias = HookRun | Call | Approval
 Steps: TypeAlias = Generator[Wait, Any, T]
 
 
+def nothing_to_note() -> None:
+    """Before the calls of a turn, and after them."""
+
+
 @dataclass(slots=True, eq=False)
 class Turn:
     """The calls of one turn. Tools, helpers and timers send messages to ``inbox``, which closes when the turn is
@@ -65,6 +69,7 @@ class Turn:
     results: dict[str, ToolResult] = field(default_factory=dict)
     blocked: HookResult = field(default_factory=nothing)  # or what a hook said that ends the run after these calls
     contexts: list[str] = field(default_factory=list)  # what hooks want the model to know next
+    note_under_way: Callable[[], None] = nothing_to_note  # for who wants to park the stream: before a question is seen
     successor: Agent | None = None  # whom the conversation is handed to
 
 

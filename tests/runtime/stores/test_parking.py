@@ -38,8 +38,10 @@ from runtime.events import (
     StreamStopped,
     ToolCallConfirmation,
 )
+from runtime.human._bridge import ElicitationBridge
 from runtime.session._journal import Request
 from runtime.stores import MemoryStore
+from runtime.stream._core import StreamCore
 from runtime.stream._parking import Parking
 from support.scripted import Stall
 from support.stores import Planned, calls, done
@@ -512,6 +514,33 @@ def test_what_is_parked_waits_without_end(settings: dict[str, Any], name: str) -
             park_when(stream, 0 if settings else 1)
             assert stream.reason == "waiting"
         assert [each.expires_at for each in runtime.waiting()] == [None]
+
+
+@pytest.mark.parametrize("name", ["pay", "order", "more"])
+def test_a_run_can_be_parked_as_soon_as_its_question_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The consumer has it before the thread that has sent it goes on. What was under way before is not any more."""
+    shown = ToolCallConfirmation, ElicitationRequest, MaxIterationsReached
+
+    def parking(send: Callable[..., Any]) -> Callable[..., Any]:
+        def sending(where: Any, event: Event, **more: Any) -> Any:
+            sent = send(where, event, **more)
+            if isinstance(event, shown):
+                stream.park()
+            return sent
+
+        return sending
+
+    monkeypatch.setattr(ElicitationBridge, "send", parking(ElicitationBridge.send))
+    monkeypatch.setattr(StreamCore, "emit", parking(StreamCore.emit))
+    called, limit = ("pay", 1) if name == "more" else (name, 20)
+    model = Planned(calls(("c1", called, {"to": "ann"} if called == "pay" else {})), done())
+    hooks: Any = {"pre_tool_use": [lambda given: None]}
+    agent = Agent("a", model, tools=Till().tools(), max_iterations=limit, hooks=hooks)
+    allowed = Permissions(allow=["pay"] if name == "more" else [])
+    with Runtime(agent, store=MemoryStore(), permissions=allowed) as runtime:
+        stream = runtime.run_stream(Session.from_user("go"))
+        list(stream)
+        assert stream.reason == "waiting", stream._core.ending.message
 
 
 @pytest.mark.parametrize("settings", [{}, {"park_after": 0.02}])
