@@ -174,6 +174,7 @@ class Tool:
         #: Without what JSON cannot say, such as a default of infinity: no request could be sent.
         self.parameters: Mapping[str, Any] = sound(parameters) or {"type": "object", "properties": {}}
         self.schema = Schema(self.parameters)
+        self._definition: ToolDefinition | None = None  # made once, and not for every turn
         properties = properties_of(self.parameters).items()
         self._defaults = {name: each["default"] for name, each in properties if "default" in each}
         self.read_only = read_only
@@ -210,7 +211,14 @@ class Tool:
     @property
     def definition(self) -> ToolDefinition:
         """The tool as a model sees it."""
-        return ToolDefinition(self.name, self.description, self.parameters)
+        made = self._definition
+        if (
+            made is None
+            or (made.name, made.description) != (self.name, self.description)
+            or made.parameters is not self.parameters
+        ):
+            made = self._definition = ToolDefinition(self.name, self.description, self.parameters)
+        return made
 
     @property
     def names(self) -> tuple[str, ...]:

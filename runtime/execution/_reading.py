@@ -134,7 +134,11 @@ class ReadHere(Reading):
         try:
             carrier.leave()
             if not self._cancelled._closed:  # looked at when the worker rests: who cancels it from now on sees that
-                calls._done(call, *calls._make(call, (self._within or calls._context).copy(), self._read))
+                value, error = calls._make(call, (self._within or calls._context).copy(), self._read)
+                if error is None:
+                    self._ended(None)
+                else:
+                    calls._done(call, value, error)
         finally:
             calls._live.discard(call)
             call.end()
@@ -172,7 +176,9 @@ class ReadHere(Reading):
 
     def send(self, finished: Finished) -> None:
         """There are no more items. By the call, whose inbox this is."""
-        error = finished.error
+        self._ended(finished.error)
+
+    def _ended(self, error: BaseException | None) -> None:
         if self._end is None:
             self._end = (error,)
         pump = self._pumps.get(None)

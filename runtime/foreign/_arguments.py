@@ -56,7 +56,7 @@ def read_arguments(written: str) -> ReadArguments:
         return ReadArguments("{}", f"the arguments cannot be read: {error}")
     if not isinstance(said, dict):
         return ReadArguments("{}", f"the arguments must be a JSON object, not {_KINDS.get(type(said), 'a number')}")
-    if _MAYBE_HALF.search(written) or well_formed(written) is not written:
+    if ("\\u" in written and _MAYBE_HALF.search(written)) or well_formed(written) is not written:
         return ReadArguments(json.dumps(sound(said), ensure_ascii=False))
     return ReadArguments(written, _said=[said])
 

@@ -43,18 +43,22 @@ def parse(text: str) -> Any:
     """
     if len(text) > LONGEST:
         raise ValueError(f"longer than {LONGEST:,} characters")
-    if _is_deep(text):
+    if len(text) > DEEPEST and _is_deep(text):
         raise ValueError(f"nested more than {DEEPEST} levels deep")
     try:
         decoder: Any = _strict
         if _MAYBE_ENDLESS.search(text):  # a look at each number takes several times as long
             decoder = json.JSONDecoder(parse_constant=_refuse, parse_float=_float, parse_int=_int)
-        if text.count(",") + 5 * (text.count("[") + text.count("{")) > _MANY:
+        if 5 * len(text) > _MANY and text.count(",") + 5 * (text.count("[") + text.count("{")) > _MANY:
             from json import scanner
 
             if decoder is _strict:
                 decoder = json.JSONDecoder(parse_constant=_refuse)  # others may be at that one
             decoder.scan_once = vars(scanner)["py_make_scanner"](decoder)  # the one in Python
+        if text and text[0] in "[{" and text[-1] in "]}":  # no white space to look for, which takes as long as the rest
+            value, end = decoder.raw_decode(text)
+            if end == len(text):
+                return value
         return decoder.decode(text)
     except RecursionError:  # this is called near the end of the stack
         raise ValueError("nested too many levels deep") from None

@@ -31,21 +31,22 @@ class Cleanup:
 
     def __init__(self, core: StreamCore) -> None:
         self._core = core
-        self._owed: list[_Stage] = []
-        self.owe("session_end")
+        self._owed = [_Stage("session_end", core.hooks.at("session_end"), {})]
 
     def owe(self, point: str, **fields: Any) -> None:
         """Register the hooks at ``point``: from here on they will run, in `due` or else in `finish`."""
-        self._owed.append(_Stage(point, self._core.hooks.at(point), fields))
+        if hooks := self._core.hooks.at(point):  # which most turns have none of
+            self._owed.append(_Stage(point, hooks, fields))
 
     def due(self, point: str, reason: str) -> None:
         """The turn or the stream of the hooks at ``point`` has ended: run them, after hooks that are left from before.
         If a cancel prevents this, they run later.
         """
-        for stage in reversed(self._owed):
-            stage.reason = stage.reason or reason
-            if stage.point == point:
-                break
+        if point in [stage.point for stage in self._owed]:
+            for stage in reversed(self._owed):
+                stage.reason = stage.reason or reason
+                if stage.point == point:
+                    break
         self.resume()
 
     def resume(self) -> None:
@@ -83,7 +84,7 @@ class _Stage:
         self.point = point
         self.reason = ""  # until they are due
         self._fields = fields
-        self._commands = commands = CancelToken() if hooks else None  # most turns have none
+        self._commands = commands = CancelToken() if hooks else None
         self.runs = [] if commands is None else [HookRun(hook, commands) for hook in hooks]  # not seen to end
         self._to_start = self.runs[:]
 

@@ -45,7 +45,7 @@ def approval(running: Running) -> Steps[Decision]:
         remember(running, earlier)
         return earlier
     if verdict == "allow":
-        return Decision(True, reason=_why(rule, tool))
+        return _allowed(_why(rule, tool))
 
     hooks = nothing() if asked is not None else (yield from running.fire("permission_request"))  # 6
     if hooks.allow:
@@ -144,6 +144,11 @@ def remember_late(running: Running) -> None:
     decision = None if running.ask is None else running.ask.answer
     if decision is not None:
         remember(running, decision)
+
+
+@functools.lru_cache(64)  # most calls are made for the same few reasons
+def _allowed(reason: str) -> Decision:
+    return Decision(True, reason=reason)
 
 
 def _why(rule: Rule | None, tool: Tool) -> str:
