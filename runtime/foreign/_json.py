@@ -42,7 +42,7 @@ def parse(text: str) -> Any:
     NaN and numbers that other parsers read as infinite are refused, although `json` accepts them.
     """
     if len(text) > LONGEST:
-        raise ValueError(f"longer than {LONGEST:,} characters")
+        raise ValueError(f"{len(text):,} characters, more than {LONGEST:,}")
     if len(text) > DEEPEST and _is_deep(text):
         raise ValueError(f"nested more than {DEEPEST} levels deep")
     try:
