@@ -149,10 +149,12 @@ def test_what_is_said_to_a_worker_as_it_goes_to_rest_is_heard(monkeypatch: pytes
 
     plainly = Carrier.leave
     monkeypatch.setattr(Carrier, "leave", leave)
-    ended, seen = threading.Event(), []
+    known, ended, seen = threading.Event(), threading.Event(), []
     stop = tool(name="stop", read_only=True)(lambda: seen.append(ended.wait(10)))
-    with Runtime(Agent("a", Scripted([call("stop")]), tools=[stop]), store=MemoryStore()) as runtime:
+    model = Scripted([lambda: known.wait(10), call("stop")])
+    with Runtime(Agent("a", model, tools=[stop]), store=MemoryStore()) as runtime:
         stream = runtime.run_stream(Session.from_user("go"))
+        known.set()
         assert isinstance(list(stream)[-1], StreamStopped)
         assert not seen
         ended.set()
