@@ -125,6 +125,8 @@ NEST = '{"a":'
         ("true", "a JSON object, not a truth value"),
         ('{"a": 1', "not JSON"),
         ('{"a": 1}}', "not JSON"),
+        ('{"a": 1} {"a": 1}', "Extra data: line 1 column 10 (char 9)"),
+        ('[1] {"a": 1}', "Extra data"),
     ],
     ids=lambda value: value[:12],
 )
@@ -140,6 +142,7 @@ def test_broken_arguments_say_what_is_wrong(written: str, problem: str) -> None:
     ("written", "value"),
     [
         ("{}", {}),
+        (' \n{"a": 1}\t', {"a": 1}),
         ('{"a": 1.5e300, "b": 12345678901234567890}', {"a": 1.5e300, "b": 12345678901234567890}),
         ('{"a": "\\ud83d\\ude00"}', {"a": "\U0001f600"}),
         ('{"a": "\\ud83d"}', {"a": "\ufffd"}),

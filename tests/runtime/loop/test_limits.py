@@ -390,6 +390,16 @@ def test_what_is_no_loop() -> None:
     assert run_on(calling(*["{}"] * 9), look, max_repeated_calls=None)[0] == "normal"
 
 
+def test_what_is_the_same_in_json() -> None:
+    """The order of keys makes no difference at any depth; the kind of a value does, and so does the order of a list."""
+    taking = Tool("look", lambda **given: "nothing", parameters={"type": "object"})
+    deep = ['{"x": [{"a": 1, "b": null}], "y": {}}', '{"y": {}, "x": [{"b": null, "a": 1}]}']
+    assert run_on(calling(*[deep[n % 2] for n in range(5)]), taking)[0] == "loop_detected"
+    for one, other in ("1", "true"), ("1", "1.0"), ("1", '"1"'), ("null", '"null"'), ("[1, 2]", "[2, 1]"), ("[]", "{}"):
+        said = [f'{{"x": {one if n % 2 else other}}}' for n in range(6)]
+        assert run_on(calling(*said), taking)[0] == "normal", (one, other)
+
+
 def test_calls_that_fail_alike_are_a_loop_too() -> None:
     """A tool that is not there, arguments that are broken."""
     assert run_on(calling(*["{}"] * 5, name="nothing"), look)[0] == "loop_detected"
