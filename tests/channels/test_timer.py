@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from channels import CancelToken, Channel, Receiver, WouldBlock, _timer, after, select, tick
+from channels import CancelToken, Channel, Receiver, WouldBlock, _timer, after, tick
+from support.waiting import eventually
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_after_keeps_its_value_until_it_is_taken():
     timer = after(0.01)
     with pytest.raises(TimeoutError):
         Channel().recv(timeout=0.03)
-    assert len(timer) == 1
+    assert eventually(lambda: len(timer) == 1)
     assert timer.try_recv() > 0
 
 
@@ -81,14 +82,9 @@ def test_tick_takes_more_than_0_seconds():
 
 def test_timers_fire_in_the_order_of_their_deadlines():
     """Go's TestAfterQueuing."""
-    order = [0.06, 0.02, 0.04]
-    timers = [after(seconds) for seconds in order]
-    fired = []
-    while len(fired) < 3:
-        done = select(*timers, timeout=10)
-        fired.append(order[done.index])
-        timers[done.index] = None
-    assert fired == sorted(order)
+    timers = {seconds: after(seconds) for seconds in (0.06, 0.02, 0.04)}
+    fired = {seconds: timer.recv(timeout=10) for seconds, timer in timers.items()}
+    assert sorted(fired, key=lambda seconds: fired[seconds]) == sorted(timers)
 
 
 def test_timers_of_one_deadline_fire_in_the_order_they_were_made():
@@ -125,11 +121,11 @@ def test_ticks_that_nobody_takes_are_dropped():
     ticker = tick(0.01)
     with pytest.raises(TimeoutError):
         Channel().recv(timeout=0.1)
-    assert len(ticker) == 1
+    assert eventually(lambda: len(ticker) == 1)
     first = ticker.recv(timeout=10)
-    rest = [ticker.recv(timeout=10) for _ in range(2)]
+    rest = [ticker.recv(timeout=10) for _ in range(4)]
     assert rest[0] > first
-    assert rest[1] - rest[0] > 0.002
+    assert rest[3] - rest[0] > 0.02  # one may come late, by less than a period, and the next in time
 
 
 def test_tick_ends_when_nobody_holds_the_receiver(heap):
@@ -202,12 +198,12 @@ def test_a_cancelled_timer_lets_go_of_its_function():
 
     function = Function()
     gone = weakref.ref(function)
-    timer = _timer.call_at(time.monotonic() + 0.02, function)
+    timer = _timer.call_at(time.monotonic() + 0.3, function)
     assert "Timer in" in repr(timer)
     del function
     timer.cancel()
     assert gone() is None
-    after(0.04).recv(timeout=10)
+    after(0.32).recv(timeout=10)
     assert "over" in repr(timer)
 
 
