@@ -22,11 +22,11 @@ def parked(channel, n=1):
         time.sleep(0.0005)
 
 def child(function):
-    "Fork; the child prints what the function returns. Killed after 5 seconds."
+    "Fork; the child prints what the function returns. Killed after 20 seconds."
     sys.stdout.flush()
     pid = os.fork()
     if not pid:
-        signal.alarm(5)
+        signal.alarm(20)
         try:
             print(function(), flush=True)
         except BaseException as error:
@@ -214,7 +214,7 @@ class During:
         if self.first:
             self.first = False
             self.pid = os.fork()
-            if not self.pid: signal.alarm(5)
+            if not self.pid: signal.alarm(20)
             try: channel.try_send("nested")
             except WouldBlock: pass
         return done
@@ -292,7 +292,7 @@ with WorkerGroup() as group:
         print(os.waitpid(pid, 0)[1])
         stop.send(1)
     else:
-        signal.alarm(5)
+        signal.alarm(20)
         group.spawn(print, "a thread of the child", flush=True).result()
 if not pid:
     print("left", flush=True)
@@ -331,7 +331,7 @@ while "wait" not in sys._current_frames()[thread.ident].f_code.co_name: time.sle
 atexit.register(print, "exited")
 """,
         wait,
-        timeout=5,
+        timeout=20,
     )
     assert out == "exited\n"
 
@@ -344,7 +344,7 @@ timers = [after(1000), tick(0.0005), tick(1000), CancelToken(timeout=1000)]
 time.sleep(0.01)
 print("exited")
 """,
-        timeout=5,
+        timeout=20,
     )
     assert out == "exited\n"
 
@@ -375,7 +375,7 @@ def last():
     other.send(2); other.close(final=3)
     print(list(other))
 """,
-        timeout=5,
+        timeout=20,
     )
     assert out.splitlines() == ["True exit", "[2, 3]"]
 
