@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from support.scripted import Scripted, Stall, approving, call, say
 from support.waiting import eventually
 
 variable: ContextVar[str] = ContextVar("variable", default="")
-AFTER = 0.1
+AFTER = 0.4  # longer than a thread that could go on has to wait for a processor: that would be reported, too
 LATER = 1.0  # where more than one thread has to come to its wait before that
 
 
@@ -77,7 +78,7 @@ def test_a_stalled_tool_is_reported_once_with_its_dump(reports: Reports, stall: 
         assert found.cycle == ()
         assert [wait.what for wait in found.stream.waits] == ["tool stuck"]
         assert "in stuck\n" in found.stream.calls[0].stack
-        assert str(found).startswith(f"stream {found.stream.number} of agent a stands still for 0.")
+        assert re.match(rf"stream {found.stream.number} of agent a stands still for \d\.\d", str(found))
         assert "waits for tool stuck" in str(found)
         looks(runtime, 3)
         assert reports.empty()
@@ -118,8 +119,8 @@ def test_one_that_moves_slowly_is_not_reported(reports: Reports, stall: Stall) -
     """Each wait is shorter than the limit, all of them together are not."""
     steps: list[Any] = []
     for word in ["many", "words", "that", "come", "slowly", "one", "by", "one"]:
-        steps += [lambda: time.sleep(AFTER), *say(word)]
-    with Runtime(Agent("a", Scripted(steps)), stall_after=8 * AFTER, on_stall=reports) as runtime:
+        steps += [lambda: time.sleep(0.2), *say(word)]
+    with Runtime(Agent("a", Scripted(steps)), stall_after=1.5, on_stall=reports) as runtime:
         runtime.run(Session.from_user("go"))
     assert reports.empty()
 
