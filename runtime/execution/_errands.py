@@ -42,8 +42,8 @@ class _Awaited:
         calls, call = self._calls, self.call
         if not call.claim():
             return None
-        calls._live.add(call)
         try:
+            calls._live.add(call)
             carrier.leave()
             if calls.token.cancelled:  # looked at when the worker rests: who cancels it from now on sees that
                 return None
@@ -106,8 +106,8 @@ class Held:
         if not standby.begin(self._inbox) or not call.claim():
             self.start()
             return standby.end()
-        calls._live.add(call)
         try:
+            calls._live.add(call)
             carrier.leave()
             if calls.token.cancelled:  # looked at when the worker rests: who cancels it from now on sees that
                 return NOTHING
@@ -124,6 +124,9 @@ class Held:
             with contextlib.suppress(ChannelClosed):
                 self._inbox.try_send(finished)
             return message
+        except BaseException:
+            self._inbox.close()  # another thread may have the worker: rather than let it wait for ever
+            raise
         finally:
             calls._live.discard(call)
             call.end()

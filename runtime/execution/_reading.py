@@ -129,9 +129,9 @@ class ReadHere(Reading):
         calls, call = self._calls, self.call
         if not call.claim():
             return
-        calls._live.add(call)
-        self._carrier = carrier
         try:
+            calls._live.add(call)
+            self._carrier = carrier
             carrier.leave()
             if not self._cancelled._closed:  # looked at when the worker rests: who cancels it from now on sees that
                 value, error = calls._make(call, (self._within or calls._context).copy(), self._read)

@@ -484,6 +484,109 @@ def a_message_for_a_tool(world: World) -> Callable[[], None]:
     return check
 
 
+def an_errand_that_is_wanted(
+    world: World, kind: str, wants: str, lost: int = 0, interrupted: bool = False
+) -> Callable[[], None]:
+    """The worker is wanted while its thread makes a call: by messages ("m") and cancels ("c"), with the timer thread
+    and the threads that take it over as they are, where the system has no thread at first (``lost``) too. It comes to
+    its end once, on one thread at a time, and has every message once.
+    """
+    channels, timer = world.load("channels"), world.load("channels._timer")
+    driver_module, reading_module = world.load("runtime.execution._driver"), world.load("runtime.execution._reading")
+    errands_module = world.load("runtime.execution._errands")
+    calls_module, helpers_module = world.load("runtime.execution._calls"), world.load("runtime.execution._helpers")
+    timer._clock._reset()
+    none = [None] * lost
+    launched: list[Any] = []
+
+    def launch(running: Any) -> None:
+        if launched and none:
+            none.pop()
+            raise RuntimeError("can't start new thread")
+        hit = interrupted and not launched
+        launched.append(running)
+        world.spawn(f"T{len(launched)}", running._function, interruptible=hit, daemon=len(launched) > 1)
+
+    class Helpers(helpers_module.HelperPool):  # type: ignore[name-defined, misc]
+        def adopt(self, running: Any) -> None: ...
+
+    driver_module.launch = launch
+    token, helpers = channels.CancelToken(), Helpers()
+    calls = calls_module.Calls(token, helpers, None, contextvars.copy_context())
+    inbox = channels.Channel(8)
+    went = _Went()
+    began: list[str] = []
+    sent: list[str] = []
+    got: list[str] = []
+    ended: list[str] = []
+
+    def take(item: str) -> None:
+        with went:
+            got.append(item)
+
+    def read() -> Any:
+        reading = reading_module.read(calls, "model", lambda: iter("12"))
+        reading.take = take
+        try:
+            driver_module.thrown((yield reading))
+            reading.raise_failure()
+            for batch in reading.batches:
+                got.extend(batch)
+        finally:
+            reading.close()
+
+    def wait() -> Any:
+        take((yield from errands_module.call_here(calls, "call", lambda: "1")))
+
+    def hear() -> Any:
+        message = driver_module.thrown((yield errands_module.Held(calls, "tool", inbox, lambda: "1")))
+        if message is world.load("channels._park").NOTHING:
+            message = inbox.recv(None, token)
+        while isinstance(message, str):
+            take(message)
+            message = inbox.recv(None, token)
+        take(message.value)
+
+    def worker() -> Any:
+        began.append("one")
+        try:
+            yield from {"reading": read, "awaited": wait, "held": hear}[kind]()
+            ended.append("normal")
+        except channels.Cancelled:
+            ended.append("cancelled")
+        except (KeyboardInterrupt, channels.ChannelClosed):
+            assert interrupted
+            ended.append("interrupted")
+        finally:
+            driver.settle()
+
+    driver = driver_module.Driver("worker", worker(), contextvars.copy_context(), [], helpers, token)
+
+    def say() -> None:
+        try:
+            inbox.try_send("said")
+            sent.append("said")
+        except channels.ChannelClosed:
+            assert interrupted
+
+    driver.start()
+    for number, want in enumerate(wants):
+        world.spawn(f"{want}{number}", say if want == "m" else token.cancel)
+
+    def check() -> None:
+        if interrupted and not began:
+            return  # before the first line of its thread
+        assert not world.stuck
+        assert len(ended) == 1
+        assert ended[0] != "cancelled" or token.cancelled
+        if ended == ["normal"]:
+            assert "".join(got).replace("said", "") == {"reading": "12"}.get(kind, "1")
+            assert got.count("said") + sum(inbox.try_recv() == "said" for _ in range(len(inbox))) == len(sent)
+        assert not calls._live
+
+    return check
+
+
 def idle_threads(world: World, ends: bool) -> Callable[[], None]:
     """What is given to an idle thread is run by it, once, also where it leaves in that moment, is told to end, or is
     hit by an exception that was meant for what it has run; or whoever gives it knows that nobody takes it.
@@ -557,6 +660,27 @@ def test_a_call_that_stands_still(kind: str) -> None:
 
 def test_a_message_for_a_tool() -> None:
     assert explore(a_message_for_a_tool, preemptions=1, modules=READINGS, schedules=1500).schedules
+
+
+WANTED = [
+    *(("held", wants, lost) for wants in ("m", "mc", "mm", "cc") for lost in (0, 1)),
+    *((kind, wants, lost) for kind in ("awaited", "reading") for wants in ("c", "cc") for lost in (0, 1)),
+]
+
+
+@pytest.mark.parametrize(("kind", "wants", "lost"), [("held", "mc", 0), ("held", "mm", 1), ("reading", "cc", 1)])
+def test_an_errand_that_is_wanted(kind: str, wants: str, lost: int) -> None:
+    scenario = partial(an_errand_that_is_wanted, kind=kind, wants=wants, lost=lost)
+    assert explore(scenario, preemptions=1, modules=READINGS, schedules=600).schedules
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize(("kind", "wants", "lost"), WANTED)
+def test_all_of_an_errand_that_is_wanted(kind: str, wants: str, lost: int, interrupted: bool) -> None:
+    scenario = partial(an_errand_that_is_wanted, kind=kind, wants=wants, lost=lost, interrupted=interrupted)
+    limits = {"preemptions": 1, "interrupts": 1} if interrupted else {"preemptions": 2}
+    assert explore(scenario, modules=READINGS, seconds=10, **limits).schedules  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2])

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 import runtime.execution._driver as driver_module
-from channels import CancelToken, _timer
+from channels import CancelToken, Channel, _timer
 from runtime import Agent, Runtime, Session, TextDelta, ToolContext, tool
 from runtime.events import AgentChoice, Event, StreamStopped, ToolCallOutput, ToolCallResponse
+from runtime.execution._calls import Calls
 from runtime.execution._driver import Carrier
-from runtime.execution._errands import Held
+from runtime.execution._errands import Held, call_here
 from runtime.execution._helpers import HelperPool
-from runtime.execution._reading import ALONE
+from runtime.execution._reading import ALONE, read
 from runtime.execution._threads import Running
 from runtime.stores import MemoryStore
 from runtime.stream import _at_exit
@@ -377,3 +378,55 @@ print(session.messages[2].content)
 """
     )
     assert said.split("\n")[:2] == ["asked by the parent", "parent"]
+
+
+class Hit(set[Any]):
+    """What is under way. An exception is thrown into who adds to it."""
+
+    def add(self, call: Any) -> None:
+        super().add(call)
+        raise KeyboardInterrupt
+
+
+class Away:
+    """A carrier that finds that the worker was taken over."""
+
+    wanted = ask_for_relief = leave = staticmethod(lambda: None)
+
+    def is_back(self) -> bool:
+        return False
+
+
+def errand(calls: Calls, inbox: Channel[Any], kind: str) -> Any:
+    if kind == "held":
+        return Held(calls, "tool", inbox, str)
+    return read(calls, "model", lambda: iter("x")) if kind == "reading" else next(call_here(calls, "call", str))
+
+
+@pytest.mark.parametrize("kind", ["held", "awaited", "reading"])
+def test_a_call_that_an_exception_keeps_from_being_made_is_not_under_way(kind: str) -> None:
+    """Or whoever closes the stream would wait for it."""
+    calls = Calls(CancelToken(), HelperPool(), lambda: None, copy_context())  # type: ignore[arg-type, return-value]
+    made = errand(calls, Channel(8), kind)
+    calls._live = Hit()
+    with pytest.raises(KeyboardInterrupt):
+        made.run(Away())
+    assert not calls._live
+    assert made.call.over
+
+
+def test_an_exception_that_keeps_a_result_from_its_worker_ends_the_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was thrown at the tool, and comes late; the worker is on another thread by then."""
+
+    def hit(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    calls = Calls(CancelToken(), HelperPool(), lambda: None, copy_context())  # type: ignore[arg-type, return-value]
+    inbox: Channel[Any] = Channel(8)
+    monkeypatch.setattr(inbox.__class__, "try_send", hit)
+    with pytest.raises(KeyboardInterrupt):
+        errand(calls, inbox, "held").run(Away())
+    assert inbox.closed
+    assert not calls._live
