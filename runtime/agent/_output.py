@@ -115,7 +115,7 @@ def _why(text: str) -> str:
         _json.parse(_without_thoughts(text))
     except ValueError as error:
         return str(error)
-    return "it is a text"
+    return "it is text"
 
 
 def output_for(model: Model, wanted: OutputSchema | None) -> dict[str, OutputSchema]:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 VERSION: Final = 1
 #: What the fields of an event have to be, by their annotations.
 _KINDS: Final[Mapping[str, tuple[Any, str]]] = {
-    "str": (str, "a text"),
-    "StopReason": (str, "a text"),
+    "str": (str, "text"),
+    "StopReason": (str, "text"),
     "int": (int, "a whole number"),
     "float": ((int, float), "a number"),
     "float | None": ((int, float, type(None)), "a number"),

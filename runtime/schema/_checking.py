@@ -553,7 +553,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "null": type(None),
 }
 _SAID = {
-    "string": "a text",
+    "string": "text",
     "boolean": "true or false",
     "integer": "a whole number",
     "number": "a number",

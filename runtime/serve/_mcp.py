@@ -320,7 +320,7 @@ class MCPServer:
         arguments = params.arguments or {}
         prompt, conversation = arguments.get("prompt"), arguments.get("conversation")
         if not isinstance(prompt, str) or not prompt.strip():
-            raise _Refused("prompt is what to say to the agent: a text")
+            raise _Refused("prompt is what to say to the agent, as text")
         if self._closed:
             raise _Refused("the server ends")
         if len(self._runs) >= self.max_runs:

@@ -175,6 +175,7 @@ def test_what_may_be_left_out_may_be_null() -> None:
     ('{"point": {"x": 1}, "day": "soon"}', "day must be a date such as 2026-12-24, not 'soon'"),
     ('{"point": {"x": 1}, "id": "7"}', "wrong arguments for take: badly formed hexadecimal UUID string"),
     ('{"point": {"x": 1}, "more": 1}', "more is not asked for"),
+    ('{"point": {"x": 1}, "id": 7}', "wrong arguments for take: id must be text, not 7"),
 ])  # fmt: skip
 def test_bad_arguments_are_an_error_that_the_model_can_mend(arguments: str, said: str) -> None:
     called = []
