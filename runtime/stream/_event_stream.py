@@ -223,8 +223,8 @@ class EventStream(Receiver[Event]):
 
     def park(self, *, force: bool = False) -> None:
         """End the run while it waits for its user, and keep its questions in the store: the last event is
-        `StreamStopped` with the reason "waiting". They can be answered from any process (`Store.answer`), and
-        ``runtime.run_stream(store.load(id))`` goes on with the run.
+        `StreamStopped` with the reason "waiting". They can be answered from any process (`Store.answer`), at any time
+        unless ``answer_timeout`` was set, and ``runtime.run_stream(store.load(id))`` goes on with the run.
 
         Does not wait. Raises `NotParkable` if the runtime has no store, or if something other than a question is under
         way, such as a tool or a model call. With ``force`` such a call is no longer waited for. Whether a tool call
