@@ -484,6 +484,54 @@ def a_message_for_a_tool(world: World) -> Callable[[], None]:
     return check
 
 
+def a_look_at_a_worker(world: World) -> Callable[[], None]:
+    """Whoever looks at a worker while it comes and goes is told of a rest and of the call that is made in that."""
+    driver_module, channels = world.load("runtime.execution._driver"), world.load("channels")
+    world.load("channels._timer")._clock._reset()
+    rests: list[Any] = []
+    looked: list[Any] = []
+
+    class Away:
+        def __init__(self, number: int) -> None:
+            self.call = number
+
+        def run(self, carrier: Any) -> None:
+            carrier.leave()
+            rests.append((carrier._rest, self.call))
+            carrier.is_back()
+
+        def taken_over(self) -> None: ...
+
+    class Helpers:
+        def adopt(self, running: Any) -> None: ...
+
+    def worker() -> Any:
+        for number in (1, 2):
+            yield Away(number)
+        driver.settle()
+
+    context, token = contextvars.copy_context(), channels.CancelToken()
+    driver = driver_module.Driver("worker", worker(), context, ["the first"], Helpers(), token)
+
+    def look() -> None:
+        looked.extend((driver.rest, driver.rest))
+        if (found := driver.rest) is not None:
+            carrier = driver_module.Carrier(driver)
+            carrier.running = "another"
+            carrier.take_over(found[0])
+
+    world.spawn("T", driver_module.Carrier(driver).begin)
+    world.spawn("L", look)
+
+    def check() -> None:
+        assert not world.stuck
+        told = [(id(rest), call) for rest, call in rests]
+        assert all(found is None or (id(found[0]), found[1]) in told for found in looked)
+        assert driver.rest is None
+
+    return check
+
+
 def an_errand_that_is_wanted(
     world: World, kind: str, wants: str, lost: int = 0, interrupted: bool = False
 ) -> Callable[[], None]:
@@ -660,6 +708,10 @@ def test_a_call_that_stands_still(kind: str) -> None:
 
 def test_a_message_for_a_tool() -> None:
     assert explore(a_message_for_a_tool, preemptions=1, modules=READINGS, schedules=1500).schedules
+
+
+def test_a_look_at_a_worker() -> None:
+    assert explore(a_look_at_a_worker, preemptions=3, modules=WORKERS).complete
 
 
 WANTED = [
