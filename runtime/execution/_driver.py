@@ -194,7 +194,10 @@ class Carrier:
 
     def begin(self) -> None:
         """Carry the worker from its first step on."""
-        self._insist(None)
+        try:
+            self._insist(None)
+        except BaseException as error:
+            self._go_on(error)
 
     def take_over(self, rest: dict[None, object]) -> None:
         """Carry the worker on, if nobody else does."""
@@ -208,11 +211,15 @@ class Carrier:
             driver._helpers.adopt(before)
             if driver._errand is not None:
                 sent = driver._errand.taken_over()
+            self._insist(sent)
         except BaseException as error:
-            if not self.is_back():
-                raise
-            sent = Thrown(error)
-        self._insist(sent)
+            self._go_on(error)
+
+    def _go_on(self, error: BaseException) -> None:
+        """It was thrown into this thread outside of `_insist`, or before its first line: the worker gets it."""
+        if not self._has_to_go_on():
+            raise error
+        self._insist(Thrown(error))
 
     def _insist(self, sent: Any) -> None:
         """`_carry`, and again where an exception was thrown into that: the worker comes to its end all the same."""

@@ -533,11 +533,12 @@ def a_look_at_a_worker(world: World) -> Callable[[], None]:
 
 
 def an_errand_that_is_wanted(
-    world: World, kind: str, wants: str, lost: int = 0, interrupted: bool = False
+    world: World, kind: str, wants: str, lost: int = 0, interrupted: int = 0
 ) -> Callable[[], None]:
     """The worker is wanted while its thread makes a call: by messages ("m") and cancels ("c"), with the timer thread
     and the threads that take it over as they are, where the system has no thread at first (``lost``) too. It comes to
-    its end once, on one thread at a time, and has every message once.
+    its end once, on one thread at a time, and has every message once. ``interrupted`` is the number of the thread into
+    which an exception is thrown.
     """
     channels, timer = world.load("channels"), world.load("channels._timer")
     driver_module, reading_module = world.load("runtime.execution._driver"), world.load("runtime.execution._reading")
@@ -551,9 +552,9 @@ def an_errand_that_is_wanted(
         if launched and none:
             none.pop()
             raise RuntimeError("can't start new thread")
-        hit = interrupted and not launched
         launched.append(running)
-        world.spawn(f"T{len(launched)}", running._function, interruptible=hit, daemon=len(launched) > 1)
+        number = len(launched)
+        world.spawn(f"T{number}", running._function, interruptible=number == interrupted, daemon=number > 1)
 
     class Helpers(helpers_module.HelperPool):  # type: ignore[name-defined, misc]
         def adopt(self, running: Any) -> None: ...
@@ -726,10 +727,15 @@ def test_an_errand_that_is_wanted(kind: str, wants: str, lost: int) -> None:
     assert explore(scenario, preemptions=1, modules=READINGS, schedules=600).schedules
 
 
+def test_an_exception_in_a_thread_that_takes_a_worker_over() -> None:
+    scenario = partial(an_errand_that_is_wanted, kind="awaited", wants="c", interrupted=2)
+    assert explore(scenario, preemptions=1, interrupts=1, modules=READINGS, schedules=600).thrown
+
+
 @pytest.mark.stress
-@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("interrupted", [0, 1, 2])
 @pytest.mark.parametrize(("kind", "wants", "lost"), WANTED)
-def test_all_of_an_errand_that_is_wanted(kind: str, wants: str, lost: int, interrupted: bool) -> None:
+def test_all_of_an_errand_that_is_wanted(kind: str, wants: str, lost: int, interrupted: int) -> None:
     scenario = partial(an_errand_that_is_wanted, kind=kind, wants=wants, lost=lost, interrupted=interrupted)
     limits = {"preemptions": 1, "interrupts": 1} if interrupted else {"preemptions": 2}
     assert explore(scenario, modules=READINGS, seconds=10, **limits).schedules  # type: ignore[arg-type]
