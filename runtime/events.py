@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from ._dataclasses import dataclass, field, fields, shown
@@ -20,10 +21,6 @@ StopReason: TypeAlias = Literal[
 ]
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 @dataclass(frozen=True, slots=True)
 class Event:
     """The base of all events, with the fields that all of them have."""
@@ -32,7 +29,7 @@ class Event:
 
     agent_name: str = field(default="", kw_only=True)
     session_id: str = field(default="", kw_only=True)
-    timestamp: datetime = field(default_factory=_now, kw_only=True)
+    timestamp: datetime = field(default_factory=partial(datetime.now, UTC), kw_only=True)
 
     def __init_subclass__(cls) -> None:
         if "__repr__" not in vars(cls):  # a dataclass would show what all events have first, and what it says last

@@ -93,7 +93,6 @@ class ReadHere(Reading):
     __slots__ = (
         "_calls",
         "_cancelled",
-        "_carrier",
         "_end",
         "_last",
         "_pumps",
@@ -106,7 +105,6 @@ class ReadHere(Reading):
         self._calls = calls
         self._within = within
         self._source = reading(source, calls._loop, calls.token)
-        self._carrier: Carrier | None = None  # while it is that of the worker
         self._cancelled: Channel[None] = calls.token.done._channel  # type: ignore[assignment]  # there is no other
         self._pumps: dict[None, Pump[Any]] = {}
         self._end: tuple[BaseException | None] | None = None
@@ -131,10 +129,10 @@ class ReadHere(Reading):
             return
         try:
             calls._live.add(call)
-            self._carrier = carrier
             carrier.leave()
             if not self._cancelled._closed:  # looked at when the worker rests: who cancels it from now on sees that
-                value, error = calls._make(call, (self._within or calls._context).copy(), self._read)
+                context = (self._within or calls._context).copy()
+                value, error = calls._make(call, context, functools.partial(self._read, carrier))
                 if error is None:
                     self._ended(None)
                 else:
@@ -146,29 +144,29 @@ class ReadHere(Reading):
     def taken_over(self) -> None:
         return
 
-    def _read(self) -> None:
-        put = self._put
+    def _read(self, carrier: Carrier | None = None) -> None:
+        """On a ``carrier``, be the worker for each item, until another thread takes it over. From then on the items go
+        through the pump.
+        """
         with self._source as items:
             for item in items:
-                try:
-                    put(item)
-                except ChannelClosed:
-                    return
+                if carrier is not None and carrier.is_back():
+                    try:
+                        self.take(item)
+                    except BaseException as error:
+                        self._failure = error
+                    carrier.leave()
+                    if self._failure is not None or self._cancelled._closed:
+                        carrier.ask_for_relief()  # what is left to do is to close the source, which may take its time
+                        return
+                else:
+                    carrier = None
+                    try:
+                        self._put(item)
+                    except ChannelClosed:  # nobody takes the items any more
+                        return
 
     def _put(self, item: Any) -> None:
-        """Be the worker for this item, unless that was taken over. Raises `ChannelClosed` where nobody takes it."""
-        carrier = self._carrier
-        if carrier is not None and carrier.is_back():
-            try:
-                self.take(item)
-            except BaseException as error:
-                self._failure = error
-            carrier.leave()
-            if self._failure is None and not self._cancelled._closed:
-                return
-            carrier.ask_for_relief()  # what is left to do here is to close the source, which may take its time
-            raise ChannelClosed("nobody takes the items any more")
-        self._carrier = None
         pump = self._pump()
         pump.put(item)
         if not pump.waiting:  # the worker has waited for it, and has it

@@ -127,10 +127,11 @@ class Reply:
 
     def take_one(self, delta: Any) -> None:
         """`take` for a delta that comes alone, if the reply is plain."""
-        if delta.__class__ is not TextDelta or not isinstance(delta.text, str):
+        if delta.__class__ is not TextDelta or not isinstance(said := delta.text, str):
             self.take((delta,))
             return
-        said = self._speaking.add(delta.text)
+        if self._speaking.half or not said.isascii():
+            said = self._speaking.add(said)
         self.text.append(said)
         try:
             self._core.emit(events.AgentChoice(said, **self._tags))

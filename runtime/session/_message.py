@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
@@ -163,7 +164,7 @@ class Message:
     usage: Usage | None = None
     finish_reason: str | None = None
     native: Native | None = None
-    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    created_at: datetime = field(default_factory=partial(datetime.now, UTC))
 
     def __post_init__(self) -> None:
         if self.role not in _ROLES:
