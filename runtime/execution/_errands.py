@@ -12,13 +12,15 @@ from channels import Channel, ChannelClosed
 from channels._park import NOTHING
 from channels._standby import Standby
 
-from ._calls import NOBODY, Call, Calls, Finished, Outcome, is_coroutine_function
+from ._calls import NOBODY, Call, Calls, Finished, Outcome
 from ._driver import Carrier, Steps, thrown
 
 
 def call_here(calls: Calls, what: str, function: Callable[..., Any], /, *args: Any) -> Steps[Any]:
-    """Call ``function`` and wait for what it returns or raises, as `Calls.run`. Raises `Cancelled`."""
-    if not calls.may_make_here or is_coroutine_function(function):
+    """Call ``function``, which is no coroutine function, and wait for what it returns or raises, as `Calls.run`. Raises
+    `Cancelled`.
+    """
+    if not calls.may_make_here:
         return calls.run(what, function, *args)
     errand = _Awaited(calls, what, functools.partial(function, *args))
     outcome = thrown((yield errand))

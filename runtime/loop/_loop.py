@@ -14,6 +14,7 @@ from ..agent._agent import Agent
 from ..agent._instructions import instructions_text
 from ..agent._output import InvalidOutput
 from ..agent._tool import Tool
+from ..execution._calls import is_coroutine_function
 from ..execution._driver import Steps
 from ..execution._errands import call_here
 from ..human._mailbox import Mail
@@ -281,7 +282,11 @@ def _instructions(core: StreamCore) -> Steps[str]:
     if given.function is None:
         return given.text
     try:
-        made = yield from call_here(core.calls, f"instructions of {core.agent.name}", given.function, core.session)
+        what = f"instructions of {core.agent.name}"
+        if is_coroutine_function(given.function):
+            made = core.calls.run(what, given.function, core.session)
+        else:
+            made = yield from call_here(core.calls, what, given.function, core.session)
         return instructions_text(made)
     except BaseException as error:
         if core.token.cancelled:
