@@ -33,6 +33,7 @@ __all__ = ["pooled", "postgres", "postgres_server"]  # fixtures for all tests
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GRACE = 10.0  # seconds that a thread a test has told to end may take
 LONG = 30.0  # seconds after which something will never happen
+PARKS = Waiter.wait.__code__, Waiter._wait_until.__code__, StandingWaiter.collect.__code__
 
 # Threads that belong to the process, not to a test.
 SERVICES = {
@@ -236,14 +237,14 @@ class Threads:
             time.sleep(0.0002)
 
     def asleep(self, task: Task | threading.Thread, timeout: float = LONG) -> None:
-        """Wait until the thread sleeps in its park (a wait without a deadline), beyond the yields before it."""
+        """Wait until the thread sleeps in its park, beyond the yields before it."""
         thread = task.thread if isinstance(task, Task) else task
         deadline = time.monotonic() + timeout
         while True:
             frame = sys._current_frames().get(thread.ident or 0)
-            if frame is not None and frame.f_code in (Waiter.wait.__code__, StandingWaiter.collect.__code__):
+            if frame is not None and frame.f_code in PARKS:
                 line = _source_line(frame.f_code.co_filename, frame.f_lineno)
-                if "park.acquire()" in line and _is_sleeping(thread):
+                if "park.acquire(" in line and _is_sleeping(thread):
                     return
             assert time.monotonic() < deadline, f"not asleep\n{_where([thread])}"
             time.sleep(0.0002)

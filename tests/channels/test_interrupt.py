@@ -570,7 +570,6 @@ def test_ctrl_c_in_a_loop_of_receives_loses_nothing(threads, capacity):
 
 def test_ctrl_c_ends_a_wait_of_the_main_thread(threads):
     """However long: a parked operation can be interrupted, and says so at once."""
-    main = threading.main_thread().ident
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         for wait in (
@@ -580,13 +579,7 @@ def test_ctrl_c_ends_a_wait_of_the_main_thread(threads):
             lambda channel: select(channel, channel.sending(1)),
         ):
             channel = Channel()
-
-            def kill(channel=channel):
-                while "waiting" not in repr(channel):
-                    time.sleep(0.0005)
-                signal.pthread_kill(main, signal.SIGINT)
-
-            killer = threads.go(kill)
+            killer = threads.go(threads.ctrl_c)
             began = time.monotonic()
             with pytest.raises(KeyboardInterrupt):
                 wait(channel)
