@@ -136,7 +136,7 @@ def test_one_that_stalls_is_left_out() -> None:
                 stall()
 
         stalling = Stalling()
-        runtime = Runtime(Agent("a", Scripted(say(*"abc"))), observers=[stalling, watcher], grace=0.05)
+        runtime = Runtime(Agent("a", Scripted(say(*"abc"))), observers=[stalling, watcher], grace=0.5)
         events = list(runtime.run_stream(Session.from_user("go")))
         assert isinstance(events[-1], StreamStopped)
         assert watcher.seen == events
