@@ -16,6 +16,45 @@ from ._dataclasses import dataclass, field, fields, shown
 from ._errors import describe
 from .session._message import Image, Message, ToolCall
 
+__all__ = [
+    "AgentChoice",
+    "AgentChoiceReasoning",
+    "AgentInfo",
+    "AgentSwitching",
+    "AuthorizationEvent",
+    "BudgetExceeded",
+    "ElicitationRequest",
+    "Error",
+    "Event",
+    "HookBlocked",
+    "HookFinished",
+    "HookStarted",
+    "MaxIterationsReached",
+    "McpInitFinished",
+    "McpInitStarted",
+    "MessageAdded",
+    "ModelFallback",
+    "PartialToolCall",
+    "Paused",
+    "RequestSettled",
+    "SessionCompaction",
+    "SessionSummary",
+    "SessionTitle",
+    "StopReason",
+    "StreamStarted",
+    "StreamStopped",
+    "SubSessionCompleted",
+    "TeamInfo",
+    "TokenUsage",
+    "ToolCallConfirmation",
+    "ToolCallOutput",
+    "ToolCallResponse",
+    "ToolCallStarted",
+    "ToolsetInfo",
+    "UserMessage",
+    "Warning",
+]
+
 StopReason: TypeAlias = Literal[
     "normal", "error", "canceled", "hook_blocked", "loop_detected", "max_iterations", "budget_exceeded", "waiting"
 ]

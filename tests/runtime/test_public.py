@@ -51,6 +51,14 @@ def test_public_objects_say_their_public_module(package: typing.Any) -> None:
             assert pickle.loads(pickle.dumps(value)) is value
 
 
+def test_all_events_are_public_and_nothing_else_of_their_module() -> None:
+    """``from runtime.events import *`` gave the program our own ``dataclass`` in the place of the standard one."""
+    kinds = [
+        name for name, value in vars(events).items() if isinstance(value, type) and issubclass(value, events.Event)
+    ]
+    assert events.__all__ == sorted([*kinds, "StopReason"])
+
+
 def test_annotations_of_public_dataclasses_can_still_be_read() -> None:
     """As pydantic does: names are looked up in the module that a class says it is of."""
     for name in runtime.__all__:
