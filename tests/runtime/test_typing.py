@@ -45,6 +45,7 @@ def program(model: Model, session: Session) -> None:
 """
 
 
+@pytest.mark.timeout(180)  # mypy reads everything, on a busy machine and without a cache
 def test_types(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     """mypy --strict agrees, line by line."""
     root = pytestconfig.rootpath
@@ -58,7 +59,7 @@ def test_types(tmp_path: Path, pytestconfig: pytest.Config) -> None:
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=170,
     )
     assert run.stderr == ""
     found = {
