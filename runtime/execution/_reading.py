@@ -203,6 +203,16 @@ class ReadHere(Reading):
             finally:
                 del end  # it holds this frame
 
+    def next_batch(self) -> Sequence[Any]:
+        batch = super().next_batch()
+        if not batch and ((end := self._end) is None or end[0] is not None):
+            # An exception that was thrown into the thread that reads has closed this: what has come is not all.
+            try:
+                raise (end and end[0]) or RuntimeError(f"{self.call.what} was broken off")
+            finally:
+                del end  # it holds this frame
+        return batch
+
     def close(self) -> None:
         super().close()
         if self._end is None or self._pumps:

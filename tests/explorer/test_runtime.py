@@ -573,13 +573,18 @@ def an_errand_that_is_wanted(
         with went:
             got.append(item)
 
+    def items() -> Iterator[str]:
+        yield from "12"
+        if kind == "broken":
+            raise ValueError
+
     def read() -> Any:
-        reading = reading_module.read(calls, "model", lambda: iter("12"))
+        reading = reading_module.read(calls, "model", items)
         reading.take = take
         try:
             driver_module.thrown((yield reading))
             reading.raise_failure()
-            for batch in reading.batches:
+            while batch := reading.next_batch():
                 got.extend(batch)
         finally:
             reading.close()
@@ -599,11 +604,13 @@ def an_errand_that_is_wanted(
     def worker() -> Any:
         began.append("one")
         try:
-            yield from {"reading": read, "awaited": wait, "held": hear}[kind]()
+            yield from {"awaited": wait, "held": hear}.get(kind, read)()
             ended.append("normal")
         except channels.Cancelled:
             ended.append("cancelled")
-        except (KeyboardInterrupt, channels.ChannelClosed):
+        except ValueError:
+            ended.append("failed")
+        except (KeyboardInterrupt, channels.ChannelClosed, RuntimeError):
             assert interrupted
             ended.append("interrupted")
         finally:
@@ -628,6 +635,7 @@ def an_errand_that_is_wanted(
         assert not world.stuck
         assert len(ended) == 1
         assert ended[0] != "cancelled" or token.cancelled
+        assert kind != "broken" or ended != ["normal"]
         if ended == ["normal"]:
             assert "".join(got).replace("said", "") == {"reading": "12"}.get(kind, "1")
             assert got.count("said") + sum(inbox.try_recv() == "said" for _ in range(len(inbox))) == len(sent)
@@ -717,7 +725,7 @@ def test_a_look_at_a_worker() -> None:
 
 WANTED = [
     *(("held", wants, lost) for wants in ("m", "mc", "mm", "cc") for lost in (0, 1)),
-    *((kind, wants, lost) for kind in ("awaited", "reading") for wants in ("c", "cc") for lost in (0, 1)),
+    *((kind, wants, lost) for kind in ("awaited", "reading", "broken") for wants in ("c", "cc") for lost in (0, 1)),
 ]
 
 

@@ -22,7 +22,7 @@ from runtime.execution._calls import Calls
 from runtime.execution._driver import Carrier
 from runtime.execution._errands import Held, call_here
 from runtime.execution._helpers import HelperPool
-from runtime.execution._reading import ALONE, read
+from runtime.execution._reading import ALONE, ReadHere, read
 from runtime.execution._threads import Running
 from runtime.stores import MemoryStore
 from runtime.stream import _at_exit
@@ -430,3 +430,35 @@ def test_an_exception_that_keeps_a_result_from_its_worker_ends_the_wait_for_it(
         errand(calls, inbox, "held").run(Away())
     assert inbox.closed
     assert not calls._live
+
+
+class Here(Away):
+    """One that still has the worker."""
+
+    def is_back(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("noted", [False, True])
+def test_an_exception_that_comes_with_the_end_of_a_model_makes_no_whole_reply_of_a_part(
+    noted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model has failed. What the worker has of it is not taken for all."""
+
+    def items() -> Any:
+        yield "a part"
+        raise ValueError
+
+    def hit(reading: ReadHere, finished: Any) -> None:
+        if noted:
+            reading._end = (finished.error,)
+        raise KeyboardInterrupt
+
+    calls = Calls(CancelToken(), HelperPool(), lambda: None, copy_context())  # type: ignore[arg-type, return-value]
+    reading, got = read(calls, "model", items), []
+    reading.take = got.append
+    monkeypatch.setattr(ReadHere, "send", hit)
+    reading.run(Here())  # type: ignore[arg-type]
+    assert got == ["a part"]
+    with pytest.raises(ValueError if noted else RuntimeError):
+        reading.next_batch()
