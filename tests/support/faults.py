@@ -98,6 +98,10 @@ class Abrupt(BaseException):
     """What nobody expects."""
 
 
+class Thrown(Abrupt):
+    """Thrown into a thread, wherever it was."""
+
+
 Kind = Literal["raise", "cancel", "close", "leave", "drop", "stall", "stuck", "interrupt"]
 
 
@@ -349,7 +353,7 @@ def _throw_into(thread: threading.Thread) -> bool:
     if sys.version_info < (3, 12) and threading._limbo:  # type: ignore[attr-defined]
         return False  # a thread that is about to begin goes by the ident of the one that starts it, and would be hit
     ident = ctypes.c_ulong(thread.ident or 0)
-    return ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(Abrupt)) == 1
+    return ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(Thrown)) == 1
 
 
 class _Model:
