@@ -1449,6 +1449,11 @@ RESISTS = ["sh", "-c", f"trap '' TERM; {sys.executable} {BOOKING[1]}; sleep 60"]
 @pytest.mark.parametrize("command", [BOOKING, RESISTS], ids=["polite", "resists"])
 def test_the_interpreter_exits(command: list[str], state: str) -> None:
     """Within 2 s, and what a busy machine takes to end a Python: no more than it has just taken to start one."""
+    assert in_time(lambda: _late_at_exit(command, state), 0.0, tries=4)
+
+
+def _late_at_exit(command: list[str], state: str) -> float:
+    """How much longer than that it takes, in seconds."""
     began_at = time.time()
     done = python(f"""
         import os, subprocess, sys, threading, time
@@ -1481,8 +1486,8 @@ def test_the_interpreter_exits(command: list[str], state: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     pids, times = done.stdout.splitlines()
     started_at, exit_began_at = map(float, times.split())
-    assert ended_at - exit_began_at < 2 + max(1, 2 * (started_at - began_at))
     assert eventually(lambda: not any(is_alive(int(pid)) for pid in pids.split()))
+    return ended_at - exit_began_at - (2 + max(1, 2 * (started_at - began_at)))
 
 
 def test_the_end_of_a_killed_server_may_be_seen_late() -> None:
