@@ -10,6 +10,8 @@ stands still would hold up a cancel); it is there to show what keeping them cost
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import itertools
 import queue
 import sys
@@ -106,6 +108,16 @@ def way_to_the_loop() -> float:
         return processor(lambda: [loop.call(nothing()) for _ in range(TURNS)], TURNS)
 
 
+def loop_in_this_thread() -> float:
+    """The same where the thread that waits runs the loop itself."""
+
+    async def nothing() -> None: ...
+
+    loop = asyncio.new_event_loop()
+    with contextlib.closing(loop):
+        return processor(lambda: [loop.run_until_complete(nothing()) for _ in range(TURNS)], TURNS)
+
+
 TOOL_TURN: Figures = {
     "as it is": turns,
     "with run(), which reads no events": lambda: turns(reads=False),
@@ -114,6 +126,7 @@ TOOL_TURN: Figures = {
     "one way to a helper and back": way_to_a_helper,
     "with an asynchronous model": lambda: turns(AsyncScripted),
     "one way to the event loop and back": way_to_the_loop,
+    "the same with the loop in the thread that waits": loop_in_this_thread,
 }
 
 
@@ -282,7 +295,7 @@ def show(title: str, figures: Figures, rounds: int, best: Callable[[list[float]]
             found[name].append(measured())
     print(f"\n{title}")
     for name, values in found.items():
-        print(f"  {name:36s} {best(values):8.2f}")
+        print(f"  {name:50s} {best(values):8.2f}")
 
 
 def main() -> None:
