@@ -60,7 +60,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--listen",
         metavar="[HOST:]PORT",
         type=_address,
-        help="serve over HTTP at this address (127.0.0.1:8080); a HOST that others reach needs a token",
+        help="serve over HTTP at this address (127.0.0.1:8080), at port 0 on any that is free; a HOST that others reach"
+        " needs a token",
     )
     parser.add_argument(
         "--token",
@@ -175,7 +176,7 @@ def _serve_mcp(args: argparse.Namespace, teams: Sequence[Team], permissions: Per
 
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
-    if not port.isdecimal() or not 0 < int(port) < 65536:
+    if not port.isdecimal() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"an address must be PORT or HOST:PORT, not {text!r}")
     return host.strip("[]") or "127.0.0.1", int(port)
 

@@ -62,8 +62,8 @@ class Look:
     def _compared(self, core: StreamCore, before: _Reading) -> Seen:
         after = _Reading(core)
         calls = [(call, _same(before.calls.get(call), thread)) for call, thread in after.calls.items()]
-        threads = [(thread, ident if before.threads.get(thread) == ident else None)
-                   for thread, ident in after.threads.items()]  # fmt: skip
+        same = before.threads
+        threads = [(each, ident if same.get(each) == ident else None) for each, ident in after.threads.items()]
         ended = [call for call in before.calls if call not in after.calls]
         return Seen(self._worker(before, after), sorted(calls, key=_began), ended, threads)
 

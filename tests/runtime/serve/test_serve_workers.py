@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import socket
@@ -442,17 +443,20 @@ def test_a_head_of_a_stream_has_no_body(desk: tuple[Application, Any, Client]) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_serves_until_a_signal_ends_it(tmp_path: Path, number: signal.Signals, free_port: int) -> None:
+def test_the_command_serves_until_a_signal_ends_it(tmp_path: Path, number: signal.Signals) -> None:
     lines = ("import sys", f"sys.path.insert(0, {str(ROOT / 'tests')!r})", "from support.serving import waiter")
     (tmp_path / "agents.py").write_text("\n".join((*lines, "agent = waiter()\n")))
-    command = [sys.executable, "-m", "runtime.cli", "serve", "agents.py", "--listen", str(free_port), "--store", "s.db"]
+    command = [sys.executable, "-m", "runtime.cli", "serve", "agents.py", "--listen", "0", "--store", "s.db"]
     environment = dict(os.environ, PYTHONPATH=str(ROOT), LOCKGATE_TOKEN="sesame")
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        assert process.stderr.readline() == f"serving agents.py on http://127.0.0.1:{free_port}/ (Ctrl-C ends it)\n"
-        client = Client(free_port, Authorization="Bearer sesame")
-        assert Client(free_port).ask("GET", "/api/sessions")[0] == 401
+        told = re.fullmatch(
+            r"serving agents\.py on http://127\.0\.0\.1:(\d+)/ \(Ctrl-C ends it\)\n", process.stderr.readline()
+        )
+        assert told is not None
+        client = Client(int(told[1]), Authorization="Bearer sesame")
+        assert Client(int(told[1])).ask("GET", "/api/sessions")[0] == 401
         id = client.session()
         with client.run(id, "!pay") as events:
             events.until("tool_call_confirmation")
