@@ -97,7 +97,7 @@ def ending(_):
     open("ending", "w").close()
     time.sleep(20)
 slow_to_end = team(*[[call("slow", '{"seconds": 20}')]], hooks={"session_end": [ending]})
-pausing = team([*say("Once upon"), lambda: open("door").close(), *say(" a time.")])
+pausing = team([*say("Once upon"), lambda: open("door").read(), *say(" a time.")])
 broken = team([RuntimeError("the wire is cut")])
 endless = team(*[[call("fail", id=f"call-{n}")] for n in range(5)], max_iterations=2)
 no = HookResult(block=True, reason="not on Sundays")
