@@ -491,6 +491,13 @@ class Channel(Rescue, Generic[T]):
         try:
             if not (lock.acquire(False) or lock.acquire(True, PATIENCE)):
                 return False
+            buffer = self._buffer
+            if len(buffer) < self._room:  # the most common case
+                buffer.append(value)
+                lock.release()
+                if self._attention:
+                    self._attend()
+                return True
             closed = self._closed
             if not closed:
                 sent = self._put(value)

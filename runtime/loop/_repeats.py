@@ -32,11 +32,11 @@ class Repeats:
         if self._limit is None:
             return []
         said = {result.tool_call_id: result.content for result in results}
-        made = {
-            (call.name, compared[call.id], said.get(call.id, ""))
-            for call in calls
-            if call.name not in tools or not tools[call.name].polling
-        }
+        made = set()
+        for call in calls:
+            tool = tools.get(call.name)
+            if tool is None or not tool.polling:
+                made.add((call.name, compared[call.id], said.get(call.id, "")))
         if not made:
             return []
         self._times = self._times + 1 if made == self._last else 1

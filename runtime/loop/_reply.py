@@ -81,7 +81,7 @@ class Reply:
 
     def take(self, batch: Sequence[Any]) -> None:
         """Take deltas that have come together. Raises `StopRun` for an object that is none, and `Cancelled`."""
-        core, tags, recorded = self._core, self._tags, self._recorded
+        core, tags, recorded, speaking = self._core, self._tags, self._recorded, self._speaking
         add_text, add_event = self.text.append, self._events.append
         for delta in batch:
             kind = delta.__class__
@@ -93,7 +93,9 @@ class Reply:
             if recorded:
                 add_event(ModelSaid(delta, **tags))
             if kind is TextDelta:
-                said = self._speaking.add(delta.text)
+                said = delta.text
+                if speaking.half or not said.isascii():
+                    said = speaking.add(said)
                 size = len(said)
                 add_text(said)
                 add_event(events.AgentChoice(said, **tags))

@@ -174,18 +174,16 @@ class Message:
         if not self.content.isascii():
             object.__setattr__(self, "content", well_formed(self.content))
         if not (  # the common case, in a quarter of the time
-            self.tool_calls.__class__ is tuple
-            and not [call for call in self.tool_calls if call.__class__ is not ToolCall]
+            (calls := self.tool_calls).__class__ is tuple
+            and not (calls and [call for call in calls if call.__class__ is not ToolCall])
             and self.images == ()
-            and (self.tool_call_id is None or self.tool_call_id.__class__ is str)
-            and (self.agent_name is None or self.agent_name.__class__ is str)
-            and (self.model is None or self.model.__class__ is str)
-            and (self.finish_reason is None or self.finish_reason.__class__ is str)
-            and (self.is_error is False or self.is_error is True)
+            and ((call_id := self.tool_call_id) is None or (call_id.__class__ is str and call_id.isascii()))
+            and ((name := self.agent_name) is None or name.__class__ is str)
+            and ((model := self.model) is None or model.__class__ is str)
+            and ((reason := self.finish_reason) is None or reason.__class__ is str)
+            and ((failed := self.is_error) is False or failed is True)
         ):
             self._check_parts()
-        if self.tool_call_id is not None and not self.tool_call_id.isascii():
-            object.__setattr__(self, "tool_call_id", well_formed(self.tool_call_id))
         if self.usage is not None:
             check("the usage of a message", self.usage, Usage, "a Usage, or None")
         if self.native is not None and not isinstance(self.native, Native):
@@ -193,14 +191,17 @@ class Message:
             if not isinstance(provider, str):
                 raise TypeError(f"native of a message must be a NativeDelta, or None, not {self.native!r:.200}")
             object.__setattr__(self, "native", Native(provider, content))
-        if self.created_at.__class__ is not datetime:
-            check("created_at of a message", self.created_at, datetime, "a datetime with a time zone")
-        if self.created_at.tzinfo is None:  # a session that has one would be refused by `Session.from_dict`
+        at = self.created_at
+        if at.__class__ is not datetime:
+            check("created_at of a message", at, datetime, "a datetime with a time zone")
+        if at.tzinfo is None:  # a session that has one would be refused by `Session.from_dict`
             raise ValueError("created_at of a message must have a time zone, such as datetime.now(UTC)")
 
     def _check_parts(self) -> None:
         for what in ("tool_call_id", "agent_name", "model", "finish_reason"):
             check(f"the {what} of a message", getattr(self, what), (str, NoneType), "text, or None")
+        if self.tool_call_id is not None:
+            object.__setattr__(self, "tool_call_id", well_formed(self.tool_call_id))
         check_flags(is_error=self.is_error)
         for what, kind, wanted in _PARTS:
             items = getattr(self, what)

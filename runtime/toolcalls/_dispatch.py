@@ -65,7 +65,7 @@ def dispatch(
     then are recorded.
     """
     turn = Turn(core, tools, {call.id: i for i, call in enumerate(reply.tool_calls)}, left or {})
-    calls = [call for call in reply.tool_calls if left is None or call.id in left]
+    calls = reply.tool_calls if left is None else [call for call in reply.tool_calls if call.id in left]
     dispatcher = _Dispatcher(turn, calls)
     try:
         compared = yield from dispatcher.run(reply)
@@ -147,10 +147,10 @@ class _Dispatcher:
 
     def _has_room(self, call: ToolCall) -> bool:
         running = self.turn.running
-        if any(not each.tool.parallel for each in running.values()):
-            return False
+        if not running:
+            return True
         tool = self.turn.tools.get(call.name)
-        return not running or tool is None or tool.parallel
+        return (tool is None or tool.parallel) and all(each.tool.parallel for each in running.values())
 
     def close(self) -> None:
         """Close the inbox, and settle the questions and hooks in it that nobody will answer."""
