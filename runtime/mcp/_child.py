@@ -16,8 +16,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, Final
+
+from channels import _timer
 
 if sys.platform == "win32":
     from asyncio.windows_utils import Popen  # whose pipes an event loop can read
@@ -156,6 +159,11 @@ class Child:
             self._given_up = True
             return
         self.signal(_KILL)
+        process = self._process
+        if process is not None and process.returncode is None and os.getpid() == self._parent:
+            # Its loop may stand still, or be closed before it sees the end: the process would stay as a zombie.
+            reaper = threading.Thread(target=process.wait, name="lockgate-reaper", daemon=True)
+            _timer.call_soon(reaper.start)  # not from here: this may be a finalizer
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process and what it started, if it has not ended. Any thread."""

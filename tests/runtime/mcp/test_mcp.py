@@ -1375,6 +1375,7 @@ def test_a_loop_that_is_closed_while_it_stands_still() -> None:
         loop.close(timeout=0)
         assert "lost its event loop, which was closed" in str(caller.end().error)
         assert eventually(lambda: not is_alive(server))
+        assert eventually(lambda: server not in children())  # nor is a zombie left for a loop that never comes to it
         booking.stop()
     finally:
         go_on.set()
