@@ -4,7 +4,8 @@
 this package took went into that, for a hundred classes of which most programs use a few. Here a class gets its slots at
 once, and a `_Later` in the place of each thing that is to be made. Whoever first makes an instance, asks for the fields
 or matches against the class has the standard library make them all, in a class of the same definition, from which they
-are taken over. It is the same class before and after, and afterwards there is no difference.
+are taken over. It is the same class before and after, and afterwards there is no difference, but that a frozen class
+with slots makes its instances faster (`_quick_init`).
 
 To make them twice, in two threads or in a signal handler, is harmless: there is no lock.
 """
@@ -130,7 +131,8 @@ _FACTORY: Final = _Factory()
 
 def _quick_init(cls: Any, fields: tuple[Any, ...]) -> Any:
     """The ``__init__`` of a frozen class with slots. That of the standard library calls ``object.__setattr__`` for each
-    field, which finds the slot by its name and checks who calls it; here the slots are set, in a quarter of the time.
+    field, which looks up the slot by its name and checks who calls it. Here the slots are set, in three fifths of the
+    time.
     """
     missing = _standard().MISSING
     known: dict[str, Any] = {"_FACTORY": _FACTORY}
