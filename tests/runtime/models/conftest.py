@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from channels.aio import default_loop
-from support.replay import Replay
+from runtime import Agent, Runtime, Session
+from runtime.events import StreamStopped
+from support.replay import Answer, Replay
+from support.scripted import Stall
 from support.waiting import eventually
 
 
@@ -35,3 +39,27 @@ def tasks_of_ours() -> Callable[[], set[asyncio.Task[Any]]]:
     gc.collect()
     assert eventually(lambda: not tasks())
     return tasks
+
+
+@pytest.fixture
+def cancelled_while_silent(
+    server: Replay, tasks_of_ours: Callable[[], set[asyncio.Task[Any]]]
+) -> Callable[[Any, Sequence[Any]], float]:
+    """Ask a model whose server says nothing more after ``before``, cancel that, and see how many seconds it takes."""
+
+    def cancelled(model: Any, before: Sequence[Any]) -> float:
+        with Stall() as stall, Runtime(Agent("a", model)) as runtime:
+            server.answer(Answer(*before, stall))
+            stream = runtime.run_stream(Session.from_user("Hi"))
+            assert stall.reached.wait(10)
+            started = time.monotonic()
+            stream.cancel("enough")
+            assert isinstance(list(stream)[-1], StreamStopped)
+            took = time.monotonic() - started
+            stream.close()
+            assert not tasks_of_ours()
+            stall.go_on.set()
+            assert server.wait_for(0)  # the connection of the broken stream is closed, not kept
+            return took
+
+    return cancelled
