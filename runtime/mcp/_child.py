@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -162,8 +163,7 @@ class Child:
         process = self._process
         if process is not None and process.returncode is None and os.getpid() == self._parent:
             # Its loop may stand still, or be closed before it sees the end: the process would stay as a zombie.
-            reaper = threading.Thread(target=process.wait, name="lockgate-reaper", daemon=True)
-            _timer.call_soon(reaper.start)  # not from here: this may be a finalizer
+            _timer.call_soon(functools.partial(_reap, process))  # not from here: this may be a finalizer
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process and what it started, if it has not ended. Any thread."""
@@ -190,6 +190,11 @@ class Child:
 
 
 _KILL: Final = signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL
+
+
+def _reap(process: Popen[bytes]) -> None:
+    with contextlib.suppress(RuntimeError):  # no thread begins while the interpreter exits, and no zombie outlives that
+        threading.Thread(target=process.wait, name="lockgate-reaper", daemon=True).start()
 
 
 def _pipes(process: Popen[bytes]) -> list[Any]:
