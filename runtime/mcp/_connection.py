@@ -50,11 +50,12 @@ from channels._lazy import lazy_logger
 from channels.aio import LoopThread
 
 from .._dataclasses import dataclass
+from .._standstill import PIECES, counts
 from ._commands import Commands, CommandsClosed
 from ._http import Kind, Remote
 from ._messages import unwrap
 from ._oauth import NotSignedIn, SignIn
-from ._patience import PIECES, Patience, counts
+from ._patience import Patience
 from ._stdio import Process
 
 MODERN: Final = "2026-07-28"  # from here on it is the client that calls again with the answer; revisions are dates

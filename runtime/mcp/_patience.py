@@ -5,17 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from types import TracebackType
-from typing import Final
 
-PIECES: Final = 4
-LATE: Final = 1.0  # seconds
-
-
-def counts(piece: float, late: float) -> bool:
-    """Whether a piece of the time counts that has ended so late. Where it is late by as much as itself, this process
-    stood still, stopped or on a computer that was closed: it could hear nothing, and a server there say nothing.
-    """
-    return late < max(piece, LATE)
+from .._standstill import PIECES, counts
 
 
 class Patience:

@@ -21,6 +21,7 @@ from channels._lazy import lazy_logger
 
 from .. import events
 from .._errors import NotParkable, SessionBusy, SessionChanged, SessionNotFound, StoreError, StreamStuck
+from .._standstill import PIECES, counts
 from ..execution import _threads
 from ..runtime import Runtime
 from ..session._session import Session
@@ -32,8 +33,6 @@ _logger = lazy_logger("runtime.serve")
 PARK: Final = 30.0  # seconds until a run that waits for its user is parked, where runs without clients go on
 PARKING: Final = 2.0  # seconds that runs have to end with the server
 EXIT: Final = 0.5  # and with the interpreter, which ends them in its own way then
-PIECES: Final = 4  # in which the time is counted that a run has without clients
-LATE: Final = 1.0  # seconds by which a piece has to end too late, and by as much as itself, not to count
 BATCH: Final = 512  # events that are put into the log at once: what comes while a store writes
 
 
@@ -295,7 +294,7 @@ class Runs:
         """
         if not isinstance(clock.cause, TimeoutError):
             return
-        if time.monotonic() - due < max(self._time / PIECES, LATE):
+        if counts(self._time / PIECES, time.monotonic() - due):
             left -= 1
         if not left:
             _threads.start(lambda: self._time_is_up(run, clock), "lockgate-serve-clock")
